@@ -1,0 +1,72 @@
+"""The vocabulary of the package: what a batch, the network's outputs and one image's result hold.
+
+Shapes use one alphabet: B batch, H W padded image (pixels), N predicted masks, M padded targets,
+K classes, h w original image. Sizes are always (height, width) in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Tree = Any  # nested dicts of arrays
+
+
+class Batch(NamedTuple):
+    """One training batch, padded to a static shape.
+
+    Attributes:
+      images: uint8 [B, H, W, 3], RGB; content at the top left, 0 outside `valid_size`.
+      valid_size: int32 [B, 2], (height, width) of the content in pixels.
+      labels: int32 [B, M], 0..K-1; 0 where `is_target` is False.
+      masks: uint8 [B, M, H/4, W/4], levels 0..4: four times the mean of the inner 2x2 pixels of
+        each 4x4 block of the full-size mask.
+      is_target: bool [B, M], False for padding.
+      image_id: int64 [B], the data set's ids; used on the host only.
+    """
+
+    images: Array
+    valid_size: Array
+    labels: Array
+    masks: Array
+    is_target: Array
+    image_id: Array
+
+
+class Outputs(NamedTuple):
+    """What a model predicts for a batch.
+
+    Attributes:
+      class_logits: float32 [B, N, K].
+      mask_logits: float32 [B, N, H/4, W/4].
+      objectness_logits: float32 [B, N], logit of the predicted IoU.
+    """
+
+    class_logits: Array
+    mask_logits: Array
+    objectness_logits: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """The result for one image, on the host, in query order.
+
+    Attributes:
+      masks: bool [D, h, w] at the original size.
+      scores: float32 [D], 0..1.
+      labels: int32 [D], 0..K-1.
+      query_index: int32 [D], which of the N predictions each one is.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    query_index: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of detections D."""
+        return len(self.scores)
