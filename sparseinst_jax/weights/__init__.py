@@ -1,0 +1,5 @@
+"""Weights of other implementations: reading, renaming and checking them."""
+
+from sparseinst_jax.weights.convert import load_weights, original_to_ours, ours_to_original
+
+__all__ = ["load_weights", "original_to_ours", "ours_to_original"]

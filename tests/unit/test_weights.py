@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+
+from sparseinst_jax.weights import load_weights, original_to_ours, ours_to_original
+
+
+def _model():
+    """A tree with one array of each kind of the real model."""
+    params = {
+        "backbone": {"res2": {"0": {"conv1": {"kernel": np.zeros((1, 1, 3, 4), np.float32)}}}},
+        "encoder": {"ppm": {"stages": {"3": {"bias": np.zeros(2, np.float32)}}}},
+        "decoder": {
+            "inst_branch": {
+                "inst_convs": {"3": {"bias": np.zeros(5, np.float32)}},
+                "iam_conv": {"kernel": np.zeros((3, 3, 2, 8), np.float32)},
+                "fc": {"kernel": np.zeros((6, 7), np.float32)},
+                "softmax_bias": np.zeros(1, np.float32),
+            }
+        },
+    }
+    norm = {leaf: np.zeros(4, np.float32) for leaf in ("scale", "bias", "mean", "var")}
+    return params, {"backbone": {"res2": {"0": {"conv1": {"norm": norm}}}}}
+
+
+def _state_dict():
+    rng = np.random.default_rng(0)
+    shapes = {
+        "backbone.res2.0.conv1.weight": (4, 3, 1, 1),
+        "backbone.res2.0.conv1.norm.weight": (4,),
+        "backbone.res2.0.conv1.norm.bias": (4,),
+        "backbone.res2.0.conv1.norm.running_mean": (4,),
+        "backbone.res2.0.conv1.norm.running_var": (4,),
+        "encoder.ppm.stages.3.1.bias": (2,),
+        "decoder.inst_branch.inst_convs.6.bias": (5,),
+        "decoder.inst_branch.iam_conv.weight": (8, 2, 3, 3),
+        "decoder.inst_branch.fc.weight": (7, 6),
+        "decoder.inst_branch.softmax_bias": (1,),
+    }
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def test_each_array_lands_at_its_place_in_our_layout():
+    state = _state_dict()
+    params, statistics = original_to_ours(state, *_model())
+    block = params["backbone"]["res2"]["0"]["conv1"]
+    np.testing.assert_array_equal(
+        block["kernel"][0, 0], state["backbone.res2.0.conv1.weight"][:, :, 0, 0].T
+    )
+    branch = params["decoder"]["inst_branch"]
+    iam = state["decoder.inst_branch.iam_conv.weight"]
+    assert branch["iam_conv"]["kernel"][2, 1, 0, 5] == iam[5, 0, 2, 1]
+    assert branch["fc"]["kernel"][4, 3] == state["decoder.inst_branch.fc.weight"][3, 4]
+    np.testing.assert_array_equal(
+        branch["inst_convs"]["3"]["bias"], state["decoder.inst_branch.inst_convs.6.bias"]
+    )
+    np.testing.assert_array_equal(
+        params["encoder"]["ppm"]["stages"]["3"]["bias"], state["encoder.ppm.stages.3.1.bias"]
+    )
+    norm = statistics["backbone"]["res2"]["0"]["conv1"]["norm"]
+    for ours, theirs in [("scale", "weight"), ("mean", "running_mean"), ("var", "running_var")]:
+        np.testing.assert_array_equal(norm[ours], state[f"backbone.res2.0.conv1.norm.{theirs}"])
+
+
+def test_there_and_back_gives_the_same_state_dict():
+    state = _state_dict()
+    back = ours_to_original(*original_to_ours(state, *_model()))
+    assert back.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+        assert back[name].flags.c_contiguous
+
+
+def test_every_fault_is_named_in_one_error():
+    state = _state_dict()
+    state["decoder.extra.weight"] = np.zeros((2, 2), np.float32)
+    state["decoder.inst_branch.inst_convs.5.bias"] = np.zeros(5, np.float32)  # a ReLU's place
+    del state["encoder.ppm.stages.3.1.bias"]
+    state["decoder.inst_branch.fc.weight"] = np.zeros((9, 6), np.float32)
+    with pytest.raises(ValueError) as caught:
+        original_to_ours(state, *_model(), source="weights.npz")
+    message = str(caught.value)
+    assert message.startswith("weights.npz does not fit the model: 2 in the file but not")
+    assert "decoder.extra.weight, decoder.inst_branch.inst_convs.5.bias" in message
+    assert "1 in the model but not in the file: encoder/ppm/stages/3/bias (2,)" in message
+    assert "decoder.inst_branch.fc.weight (9, 6) instead of (7, 6)" in message
+
+
+def test_constants_and_counters_of_the_original_are_passed_over():
+    state = _state_dict()
+    state["pixel_mean"] = np.zeros((3, 1, 1), np.float32)
+    state["backbone.res2.0.conv1.norm.num_batches_tracked"] = np.zeros((), np.int64)
+    state["criterion.empty_weight"] = np.zeros(81, np.float32)
+    original_to_ours(state, *_model())
+
+
+def test_half_precision_weights_take_the_dtype_of_the_model():
+    state = {name: array.astype(np.float16) for name, array in _state_dict().items()}
+    params, statistics = original_to_ours(state, *_model())
+    assert params["decoder"]["inst_branch"]["fc"]["kernel"].dtype == np.float32
+    norm = statistics["backbone"]["res2"]["0"]["conv1"]["norm"]
+    np.testing.assert_array_equal(
+        norm["var"], state["backbone.res2.0.conv1.norm.running_var"].astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_both_file_kinds_load(tmp_path, suffix):
+    state = _state_dict()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **state)
+    else:
+        from safetensors.numpy import save_file
+
+        save_file(state, path)
+    params, _ = load_weights(path, *_model())
+    np.testing.assert_array_equal(
+        params["decoder"]["inst_branch"]["fc"]["kernel"], state["decoder.inst_branch.fc.weight"].T
+    )
+
+
+def test_a_pickled_array_is_refused(tmp_path):
+    path = tmp_path / "weights.npz"
+    np.savez(path, odd=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match="plain arrays"):
+        load_weights(path, *_model())
+
+
+def test_a_pytorch_checkpoint_is_refused_with_the_way_to_convert_it(tmp_path):
+    path = tmp_path / "model.pth"
+    path.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"numpy\.savez"):
+        load_weights(path, *_model())
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
+        load_weights(tmp_path / "absent.npz", *_model())
+
+
+def test_a_broken_safetensors_file_is_named(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"not a tensor file at all")
+    with pytest.raises(ValueError, match="safetensors file"):
+        load_weights(path, *_model())
