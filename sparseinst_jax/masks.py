@@ -1,0 +1,216 @@
+"""Bring masks from a quarter of the padded image to the original image, and pack them as RLE.
+
+The way back of a mask has three steps: bilinear x4 from the mask grid to the padded image, a crop
+to the valid part, and a bilinear resize to the original size. Each is linear and works on rows and
+columns separately, so the chain is one small operator for each axis: a few taps per output pixel,
+composed here on the host in float64. The device applies the two operators to the masks that are
+kept, a chunk at a time, so that no more than a chunk of full-size float masks ever exists.
+
+Source: the original's `SparseInst.inference_single` (two `interpolate` calls, `align_corners=False`,
+no antialias, on probabilities).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pycocotools import mask as coco_mask
+
+MASK_STRIDE = 4
+# Two neighbouring rows of the padded image lean on at most three neighbouring rows of the mask.
+NUM_TAPS = 3
+# Floats of one chunk after both operators: bounds the memory of very large photographs.
+MAX_CHUNK_PIXELS = 16 * 1024 * 1024
+MAX_CHUNK = 16
+
+
+class AxisOperator(NamedTuple):
+    """Weighted taps that make each output row (or column) from rows of the mask grid.
+
+    Attributes:
+        index: int32 [P, NUM_TAPS], rows of the mask grid.
+        weight: float32 [P, NUM_TAPS], their weights; the rows past the original size are all zero.
+    """
+
+    index: np.ndarray
+    weight: np.ndarray
+
+
+def bilinear_taps(source_length: int, target_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Place every target pixel between two source pixels (half-pixel centres, edges repeated).
+
+    Args:
+        source_length: number of source pixels.
+        target_length: number of target pixels.
+
+    Returns:
+        index [target_length, 2] of the two source pixels and weight [target_length, 2], float64.
+    """
+    centre = (np.arange(target_length) + 0.5) * (source_length / target_length) - 0.5
+    centre = np.maximum(centre, 0.0)
+    low = np.minimum(centre.astype(np.int64), source_length - 1)
+    high = np.minimum(low + 1, source_length - 1)
+    fraction = centre - low
+    return np.stack([low, high], axis=1), np.stack([1.0 - fraction, fraction], axis=1)
+
+
+@functools.lru_cache(maxsize=1024)
+def upsampling_operator(
+    mask_length: int, valid_length: int, original_length: int, bucket_length: int
+) -> AxisOperator:
+    """Compose x4 upsampling, crop and resize to the original size along one axis.
+
+    Args:
+        mask_length: rows of the mask grid (a quarter of the padded image).
+        valid_length: rows of the padded image that hold the resized image.
+        original_length: rows of the original image.
+        bucket_length: rows of the result, at least `original_length`; the rest is zero.
+
+    Returns:
+        The operator with `bucket_length` output rows.
+    """
+    outer_index, outer_weight = bilinear_taps(valid_length, original_length)
+    inner_index, inner_weight = bilinear_taps(mask_length, mask_length * MASK_STRIDE)
+    # [original, 2 rows of the image, 2 rows of the mask]
+    index = inner_index[outer_index]
+    weight = outer_weight[:, :, None] * inner_weight[outer_index]
+    start = np.minimum(index.min(axis=(1, 2)), max(mask_length - NUM_TAPS, 0))
+    taps = np.zeros((bucket_length, NUM_TAPS))
+    rows = np.broadcast_to(np.arange(original_length)[:, None, None], index.shape)
+    np.add.at(taps, (rows, index - start[:, None, None]), weight)
+    all_start = np.zeros(bucket_length, np.int64)
+    all_start[:original_length] = start
+    all_index = np.minimum(all_start[:, None] + np.arange(NUM_TAPS), mask_length - 1)
+    return AxisOperator(all_index.astype(np.int32), taps.astype(np.float32))
+
+
+def bucket_length(original_length: int) -> int:
+    """Round a side up to the few lengths for which an upsampling function is compiled."""
+    step = 128 if original_length <= 1024 else 512
+    return -(-original_length // step) * step
+
+
+def chunk_length(bucket_size: tuple[int, int], num_masks: int) -> int:
+    """Choose how many masks are upsampled at once: a power of two, fewer for large images."""
+    fitting = max(1, MAX_CHUNK_PIXELS // (bucket_size[0] * bucket_size[1]))
+    return min(
+        MAX_CHUNK, 2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(num_masks, 1)))
+    )
+
+
+def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
+    """Apply an operator along axis 1: [D, h, w] -> [D, P, w]."""
+    terms = [
+        jnp.take(masks, operator.index[:, tap], axis=1) * operator.weight[:, tap][:, None]
+        for tap in range(NUM_TAPS)
+    ]
+    return terms[0] + terms[1] + terms[2]
+
+
+@jax.jit
+def _upsample_chunk(
+    mask_probs: jax.Array,
+    image_index: jax.Array,
+    query_index: jax.Array,
+    row_operator: AxisOperator,
+    column_operator: AxisOperator,
+    threshold: jax.Array,
+) -> jax.Array:
+    """Upsample chosen masks of one image and cut them: uint8 [D, width, height].
+
+    The columns come first in the result because RLE runs down the columns; and both gathers then
+    move whole rows of memory.
+    """
+    masks = mask_probs[image_index, query_index].astype(jnp.float32)
+    rows = _apply_to_rows(masks, row_operator)
+    columns = _apply_to_rows(jnp.swapaxes(rows, 1, 2), column_operator)
+    return (columns > threshold).astype(jnp.uint8)
+
+
+def upsample_masks(
+    mask_probs: jax.Array,
+    image_index: int,
+    query_index: np.ndarray,
+    valid_size: tuple[int, int],
+    original_size: tuple[int, int],
+    mask_threshold: float,
+) -> Iterator[np.ndarray]:
+    """Bring some masks of one image to its original size, a chunk at a time.
+
+    Args:
+        mask_probs: float [B, N, H/4, W/4] mask probabilities on the device.
+        image_index: which image of the batch.
+        query_index: int [D], which of its masks, in the order of the result.
+        valid_size: (height, width) of the resized image inside the padded one.
+        original_size: (height, width) of the original image.
+        mask_threshold: a pixel belongs to the mask where its probability is larger.
+
+    Yields:
+        uint8 [D', width, height] (transposed: the order of COCO's RLE), zeros and ones.
+    """
+    bucket = (bucket_length(original_size[0]), bucket_length(original_size[1]))
+    operators = [
+        upsampling_operator(
+            mask_probs.shape[2 + axis], valid_size[axis], original_size[axis], bucket[axis]
+        )
+        for axis in (0, 1)
+    ]
+    chunk = chunk_length(bucket, len(query_index))
+    waiting: tuple[jax.Array, int] | None = None
+    for start in range(0, len(query_index), chunk):
+        chosen = np.asarray(query_index[start : start + chunk], np.int32)
+        padded = np.zeros(chunk, np.int32)
+        padded[: len(chosen)] = chosen
+        masks = _upsample_chunk(
+            mask_probs, np.int32(image_index), padded, *operators, np.float32(mask_threshold)
+        )
+        # The device works on this chunk while the host handles the one before.
+        if waiting is not None:
+            yield _crop(*waiting, original_size)
+        waiting = (masks, len(chosen))
+    if waiting is not None:
+        yield _crop(*waiting, original_size)
+
+
+def _crop(masks: jax.Array, count: int, original_size: tuple[int, int]) -> np.ndarray:
+    """Fetch a chunk and cut off the padding of its bucket: uint8 [count, width, height]."""
+    height, width = original_size
+    return np.ascontiguousarray(np.asarray(masks)[:count, :width, :height])
+
+
+def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Encode uint8 [D, width, height] as D compressed RLEs with `counts` as text (for json)."""
+    return [
+        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+        for rle in coco_mask.encode(masks.transpose(2, 1, 0))
+    ]
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Encode masks [D, height, width] (bool or 0/1) as compressed RLEs, COCO's format."""
+    return encode_transposed(np.ascontiguousarray(np.asarray(masks).transpose(0, 2, 1), np.uint8))
+
+
+def decode_masks(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+    """Decode compressed RLEs to bool [D, height, width]; `size` is needed when there are none."""
+    if not rles:
+        return np.zeros((0, *size), bool)
+    return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
+
+
+def boxes_of(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Enclose each RLE in a box: float32 [D, 4] as x0, y0, x1, y1 in pixels, ends exclusive.
+
+    An empty mask has the box 0, 0, 0, 0.
+    """
+    if not rles:
+        return np.zeros((0, 4), np.float32)
+    boxes = coco_mask.toBbox(list(rles)).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

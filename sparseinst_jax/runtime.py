@@ -1,0 +1,63 @@
+"""Prepare the process before JAX starts, and run a command so that its errors read well."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+# With as many CPU threads as cores, two cores can hang on collectives that wait for one another,
+# and some JAX versions compute with a single thread. More threads cost nothing measurable.
+_MIN_CPU_THREADS = 32
+
+
+def prepare() -> None:
+    """Set what must be set before JAX starts: CPU threads and the compilation cache.
+
+    Values that the user has set in the environment stay (`PJRT_NPROC`, `NPROC`,
+    `JAX_COMPILATION_CACHE_DIR`). The cache lies in `~/.cache/sparseinst_jax/xla`, so that the
+    second run of a command starts in seconds. Calling it twice changes nothing.
+    """
+    threads = str(max(_MIN_CPU_THREADS, os.cpu_count() or 1))
+    os.environ.setdefault("PJRT_NPROC", threads)
+    os.environ.setdefault("NPROC", threads)
+    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_default_cache()))
+    if "jax" in sys.modules:  # JAX read the environment when it was imported
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", cache)
+
+
+def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Run a command's main and return the exit code.
+
+    A ValueError or FileNotFoundError raised by this package is a message to the user and is
+    printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it); every other error is
+    a fault of the program and passes with its traceback.
+
+    Args:
+      main: takes the arguments, returns the exit code or None for 0.
+      argv: arguments without the program's name.
+
+    Returns:
+      The exit code; 1 after a message to the user.
+    """
+    try:
+        return main(argv) or 0
+    except (ValueError, FileNotFoundError) as error:
+        wants_traceback = os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0")
+        if wants_traceback or not _raised_here(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _default_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "sparseinst_jax" / "xla"
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the innermost frame is ours: libraries raise ValueError for our mistakes too."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parent)

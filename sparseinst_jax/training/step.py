@@ -1,0 +1,201 @@
+"""The training step: two compiled halves with the matching between them on the host.
+
+Half one (`forward`) runs the model under `jax.vjp` and gives the outputs, the match scores and the
+vjp function, which is a pytree of residuals. The host solves the assignment. Half two
+(`accumulate`, or `finish` for the last micro-batch) takes the loss, pulls its gradient through the
+vjp, sums over devices and micro-batches, and updates the parameters. A host callback inside one
+compiled step would hang when it raises, and would keep the step out of the compilation cache.
+
+The per-device functions are pure and know nothing of `pmap`; only `TrainStep` maps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sparseinst_jax import matching
+from sparseinst_jax.layers import DEVICE_AXIS
+from sparseinst_jax.structures import Batch, Tree
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32, the number of finished steps.
+      params: nested dict of float32 arrays, trained.
+      statistics: nested dict of float32 arrays: frozen norms and running statistics.
+      opt_state: the optimizer's.
+    """
+
+    step: Any
+    params: Tree
+    statistics: Tree
+    opt_state: Any
+
+
+class Objective(Protocol):
+    """What a model family gives to be trained; see `sparseinst.objective`."""
+
+    def forward(self, params: Tree, statistics: Tree, batch: Batch) -> tuple[Any, Tree]:
+        """Run the model: outputs and new statistics."""
+        ...
+
+    def count(self, batch: Batch) -> Any:
+        """Count on the host what this part adds to the loss divisors."""
+        ...
+
+    def match_score(self, outputs: Any, batch: Batch) -> jax.Array:
+        """Score [B, N, M] of each prediction for each target, larger is better."""
+        ...
+
+    def loss(
+        self, outputs: Any, batch: Batch, query_index: jax.Array, counts: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return this part's share of the loss and of its terms."""
+        ...
+
+
+class TrainStep:
+    """A data-parallel training step over the local devices (and all hosts).
+
+    Args:
+      objective: the model family's.
+      optimizer: an optax transformation.
+      micro_batches: parts a global batch is cut into, one after the other; the gradient is that of
+        the whole batch (except under trainable batch norm, see `layers.BatchNorm`).
+      devices: local devices to use; all by default.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        *,
+        micro_batches: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.objective, self.optimizer = objective, optimizer
+        self.micro_batches = micro_batches
+        self.devices = list(devices or jax.local_devices())
+
+        def mapped(function, **options):
+            return jax.pmap(function, axis_name=DEVICE_AXIS, devices=devices, **options)
+
+        self._replicate = mapped(lambda _, state: state, in_axes=(0, None))
+        self._forward = mapped(self._forward_on_device)
+        self._accumulate = mapped(self._accumulate_on_device)
+        # Only what is replaced is donated: a donated vjp frees nothing and warns.
+        self._finish = mapped(self._finish_on_device, donate_argnums=(0,))
+
+    # What one device computes.
+
+    def _forward_on_device(self, params, statistics, batch):
+        outputs, pull_back, statistics = jax.vjp(
+            lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
+        )
+        return outputs, pull_back, statistics, self.objective.match_score(outputs, batch)
+
+    def _accumulate_on_device(self, sums, outputs, pull_back, batch, query_index, counts):
+        counts = jax.tree.map(lambda n: jnp.maximum(jax.lax.psum(n, DEVICE_AXIS), 1.0), counts)
+
+        def loss(outputs):
+            return self.objective.loss(outputs, batch, query_index, counts)
+
+        (total, terms), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
+        (gradients,) = pull_back(cotangent)
+        part = gradients, {"total": total, **terms}
+        return part if sums is None else jax.tree.map(jnp.add, sums, part)
+
+    def _finish_on_device(
+        self, state, sums, outputs, pull_back, statistics, batch, query_index, counts
+    ):
+        sums = self._accumulate_on_device(sums, outputs, pull_back, batch, query_index, counts)
+        # Sums, not means: each device's loss is its share of the global batch's.
+        gradients, terms = jax.lax.psum(sums, DEVICE_AXIS)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {f"loss/{name}": value for name, value in terms.items()}
+        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["num_targets"] = jax.lax.psum(counts.targets, DEVICE_AXIS)
+        return TrainState(state.step + 1, params, statistics, opt_state), metrics
+
+    # What the host does.
+
+    def place(self, state: TrainState) -> TrainState:
+        """Copy a host state to every device.
+
+        By `pmap` under the step's own axis name: placed otherwise, the second half would compile
+        again for the second step.
+        """
+        return self._replicate(np.arange(len(self.devices)), state)
+
+    def fetch(self, state: TrainState) -> TrainState:
+        """Return the state as NumPy arrays, from the first local device."""
+        return jax.tree.map(_first_device, state)
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """Cut this host's batch [B, ...] into micro-batches [devices, B / micro / devices, ...].
+
+        Raises:
+          ValueError: if B is no multiple of micro-batches times devices.
+        """
+        size, parts = len(batch.images), self.micro_batches * len(self.devices)
+        if size % parts:
+            raise ValueError(
+                f"a host's batch must be a multiple of micro_batches x local devices = "
+                f"{self.micro_batches} x {len(self.devices)}, got {size}. Change train.batch_size "
+                "or train.micro_batches."
+            )
+        shape = self.micro_batches, len(self.devices), size // parts
+        cut = jax.tree.map(lambda x: np.reshape(x, shape + np.shape(x)[1:]), batch)
+        return [jax.tree.map(lambda x, i=i: x[i], cut) for i in range(self.micro_batches)]
+
+    def counts(self, parts: Sequence[Batch]) -> Any:
+        """Return each device's contribution [devices] to the divisors, over all micro-batches."""
+        per_device = [
+            sum_trees([self.objective.count(jax.tree.map(lambda x: x[d], p)) for p in parts])
+            for d in range(len(self.devices))
+        ]
+        return jax.tree.map(lambda *n: np.stack(n), *per_device)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        """Run one step on this host's batch of NumPy arrays.
+
+        Args:
+          state: placed by `place` or returned by the step before; it is consumed.
+          batch: [B, ...] of this host, in the order of the plan.
+
+        Returns:
+          The new state, and metrics as device arrays [devices], equal on all: `loss/total`, each
+          `loss/<term>`, `grad_norm`, `num_targets`.
+        """
+        parts = self.split(batch)
+        counts = self.counts(parts)
+        sums, statistics = None, state.statistics
+        for number, part in enumerate(parts):
+            part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
+            outputs, pull_back, statistics, score = self._forward(state.params, statistics, part)
+            query_index = matching.match(np.asarray(score), part.is_target)
+            arguments = outputs, pull_back, part, query_index, counts
+            if number + 1 < len(parts):
+                sums = self._accumulate(sums, *arguments)
+                del outputs, pull_back, arguments  # residuals: free them before the next half one
+        metrics: dict[str, Any]
+        state, metrics = self._finish(state, sums, outputs, pull_back, statistics, *arguments[2:])
+        return state, metrics
+
+
+def sum_trees(trees: Sequence[Any]) -> Any:
+    """Return the leafwise sum of equal-shaped trees."""
+    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *trees)
+
+
+def _first_device(leaf: jax.Array) -> np.ndarray:
+    return np.asarray(leaf.addressable_data(0)).reshape(leaf.shape[1:])

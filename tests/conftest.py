@@ -1,0 +1,39 @@
+"""Shared set-up: threads and compilation cache before jax starts, and the `--data` option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparseinst_jax import runtime
+
+runtime.prepare()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--data DIR`, the folder of real data sets that tests marked `data` need."""
+    parser.addoption("--data", type=Path, default=None, help="folder of real data sets")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked `data` out unless `--data` is given."""
+    if config.getoption("--data") is not None:
+        return
+    needs_data = [item for item in items if item.get_closest_marker("data")]
+    if needs_data:
+        config.hook.pytest_deselected(items=needs_data)
+        items[:] = [item for item in items if item not in needs_data]
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """Return the folder given with `--data`."""
+    return request.config.getoption("--data")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Return a generator with a fixed seed."""
+    return np.random.default_rng(0)
