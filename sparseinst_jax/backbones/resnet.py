@@ -100,7 +100,7 @@ class ResNet(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Map normalised images [B, H, W, 3] to res3, res4, res5 at strides 8, 16, 32."""
         named = {} if intermediates is None else intermediates
-        x = named["stem_pool"] = self.stem(images, train)
+        x = named["stem"] = self.stem(images, train)
         for name in ("res2", "res3", "res4", "res5"):
             for block in getattr(self, name):
                 x = block(x, train)
