@@ -1,0 +1,236 @@
+"""Resize, flip and crop images and move their masks with them, exactly as detectron2 does.
+
+Polygons move as coordinates and are rasterised at the final size; run lengths are decoded at the
+original size and move by nearest neighbour. The targets then travel as *quarter levels*: the original
+reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of each 4x4 block, so a level
+0 ... 4 says it all.
+
+Source: detectron2/data/transforms, detectron2/data/detection_utils.py and
+sparseinst/{dataset_mapper,loss}.py of the original.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+from sparseinst_jax.data.coco import Segmentation, encode_segmentation
+
+Size = tuple[int, int]
+PADDING_MULTIPLE = 32
+MASK_STRIDE = 4
+AUGMENTATIONS = ("flip_resize", "flip_resize_crop")
+# The published crop recipe: shortest side of the first resize, and the range of the crop's sides.
+CROP_RESIZE_SIZES = (400, 500, 600)
+CROP_RANGE = (384, 600)
+NUM_DRAWS = 8  # uniform numbers that one transform is drawn from
+
+
+class Transform(NamedTuple):
+    """What happens to one image, in this order; sizes are (height, width) in pixels.
+
+    ``flip``: horizontal. ``first_size`` and ``crop`` (y, x, height, width) are None unless the crop
+    recipe drew them. ``size``: the final one.
+    """
+
+    flip: bool
+    first_size: Size | None
+    crop: tuple[int, int, int, int] | None
+    size: Size
+
+
+def resized_size(size: Size, shortest: int, longest: float = math.inf) -> Size:
+    """Size after a resize to ``shortest``, unless the longer side would pass ``longest``.
+
+    Both sides stay unrounded until the end, then int(x + 0.5).
+    Source: detectron2 ``ResizeShortestEdge.get_output_shape``.
+    """
+    height, width = size
+    scale = shortest / min(height, width)
+    if height < width:
+        new_height, new_width = float(shortest), scale * width
+    else:
+        new_height, new_width = scale * height, float(shortest)
+    if max(new_height, new_width) > longest:
+        scale = longest / max(new_height, new_width)
+        new_height, new_width = new_height * scale, new_width * scale
+    return max(int(new_height + 0.5), 1), max(int(new_width + 0.5), 1)
+
+
+def padded_size(size: Size, multiple: int = PADDING_MULTIPLE) -> Size:
+    """The size rounded up to the next multiple."""
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Resize by Pillow's bilinear filter (antialiased when shrinking, rounded to uint8).
+
+    Args:
+        image: uint8 [h, w, 3].
+        size: (height, width).
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def draw_transform(
+    draws: np.ndarray,
+    original_size: Size,
+    sizes: tuple[int, ...],
+    max_size: int,
+    augmentation: str,
+) -> Transform:
+    """Draw the training transform of one image.
+
+    Flip with probability one half, then a resize to a shortest side chosen from ``sizes``; for
+    ``flip_resize_crop`` one half of the images are first resized to 400, 500 or 600 and cropped.
+
+    Args:
+        draws: float64 [NUM_DRAWS], uniform in [0, 1).
+        original_size: (height, width).
+        sizes: choices of the shortest side.
+        max_size: limit of the longest side.
+        augmentation: one of AUGMENTATIONS.
+    """
+    flip = bool(draws[0] < 0.5)
+    shortest = sizes[int(draws[1] * len(sizes))]
+    if augmentation == "flip_resize" or draws[2] < 0.5:
+        return Transform(flip, None, None, resized_size(original_size, shortest, max_size))
+    first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
+    smallest, largest = CROP_RANGE
+    sides = []
+    for side, draw in zip(first, draws[4:6], strict=True):
+        low, high = min(side, smallest), min(side, largest)
+        sides.append(low + int(draw * (high - low + 1)))
+    y = int(draws[6] * (first[0] - sides[0] + 1))
+    x = int(draws[7] * (first[1] - sides[1] + 1))
+    size = resized_size((sides[0], sides[1]), shortest, max_size)
+    return Transform(flip, first, (y, x, sides[0], sides[1]), size)
+
+
+def transform_image(image: np.ndarray, transform: Transform) -> np.ndarray:
+    """Apply a transform to an image uint8 [h, w, 3]; returns uint8 [*transform.size, 3]."""
+    if transform.flip:
+        image = np.ascontiguousarray(image[:, ::-1])
+    if transform.crop is not None:
+        y, x, height, width = transform.crop
+        image = resize_image(image, transform.first_size)[y : y + height, x : x + width]
+        image = np.ascontiguousarray(image)
+    return resize_image(image, transform.size)
+
+
+def reduce_mask(mask: np.ndarray) -> np.ndarray:
+    """Quarter levels of a mask: the sum of the inner 2x2 pixels of each 4x4 block.
+
+    Args:
+        mask: bool or 0/1 [H, W]; beyond its border it counts as 0.
+
+    Returns:
+        uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times what bilinear ÷4 gives.
+    """
+    height, width = mask.shape
+    rows, columns = -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)
+    mask = mask.view(np.uint8) if mask.dtype == bool else mask
+    levels = np.zeros((rows, columns), np.uint8)
+    for y in (1, 2):
+        for x in (1, 2):
+            part = mask[y::MASK_STRIDE, x::MASK_STRIDE]
+            levels[: part.shape[0], : part.shape[1]] += part
+    return levels
+
+
+def mask_levels(
+    segmentation: Segmentation, original_size: Size, transform: Transform
+) -> np.ndarray | None:
+    """Move a mask with its image and reduce it to quarter levels.
+
+    Returns:
+        uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the object is
+        left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
+    """
+    if isinstance(segmentation, list):
+        polygons = move_polygons(segmentation, original_size, transform)
+        mask = rle.decode(encode_segmentation(polygons, *transform.size))
+    else:
+        mask = rle.decode(encode_segmentation(segmentation, *original_size))
+        rows, columns = source_indices(original_size, transform)
+        # Nearest neighbour takes one source pixel each, so only those that the reduction reads
+        # are gathered; the full mask only when these say nothing about emptiness.
+        inner_rows = np.repeat(np.arange(0, len(rows), 4), 2) + np.tile((1, 2), -(-len(rows) // 4))
+        inner_columns = np.repeat(np.arange(0, len(columns), 4), 2)
+        inner_columns += np.tile((1, 2), -(-len(columns) // 4))
+        levels = _gathered_levels(mask, rows, columns, inner_rows, inner_columns)
+        if levels.any():
+            return levels
+        mask = mask[rows][:, columns]
+    return reduce_mask(mask) if mask.any() else None
+
+
+def _gathered_levels(
+    mask: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    inner_rows: np.ndarray,
+    inner_columns: np.ndarray,
+) -> np.ndarray:
+    """``reduce_mask(mask[rows][:, columns])`` that touches a quarter of the pixels."""
+    num_rows, num_columns = len(inner_rows) // 2, len(inner_columns) // 2
+    row_ok, column_ok = inner_rows < len(rows), inner_columns < len(columns)
+    picked = np.zeros((len(inner_rows), len(inner_columns)), np.uint8)
+    # pycocotools' masks are column-major: take columns first, on the transposed view.
+    part = mask.T[columns[inner_columns[column_ok]]][:, rows[inner_rows[row_ok]]].T
+    picked[: part.shape[0], : part.shape[1]] = part
+    return picked.reshape(num_rows, 2, num_columns, 2).sum((1, 3), dtype=np.uint8)
+
+
+def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the original that each transformed pixel takes by nearest neighbour."""
+    rows, columns = np.arange(original_size[0]), np.arange(original_size[1])
+    if transform.flip:
+        columns = columns[::-1]
+    if transform.crop is not None:
+        y, x, height, width = transform.crop
+        rows = rows[nearest_indices(len(rows), transform.first_size[0])][y : y + height]
+        columns = columns[nearest_indices(len(columns), transform.first_size[1])][x : x + width]
+    rows = rows[nearest_indices(len(rows), transform.size[0])]
+    return rows, columns[nearest_indices(len(columns), transform.size[1])]
+
+
+def nearest_indices(length: int, new_length: int) -> np.ndarray:
+    """Source index of each pixel in Pillow's NEAREST resize of an axis, int64 [new_length]."""
+    # Asked from Pillow itself: it accumulates the position in floating point, so a formula differs
+    # where a position falls on a pixel border.
+    axis = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.asarray(axis.resize((new_length, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
+
+
+def move_polygons(
+    polygons: list[list[float]], original_size: Size, transform: Transform
+) -> list[list[float]]:
+    """Move polygon corners (x, y in pixels) with the image.
+
+    Differs from the reference: detectron2 cuts polygons at the crop's border by shapely before they
+    are rasterised; here pycocotools leaves out what lies outside.
+    """
+    height, width = original_size
+    moved = []
+    for polygon in polygons:
+        points = np.asarray(polygon, np.float64).reshape(-1, 2).copy()
+        if transform.flip:
+            points[:, 0] = width - points[:, 0]
+        size = original_size
+        if transform.crop is not None:
+            y, x, crop_height, crop_width = transform.crop
+            points *= (transform.first_size[1] / width, transform.first_size[0] / height)
+            points -= (x, y)
+            size = (crop_height, crop_width)
+        points *= (transform.size[1] / size[1], transform.size[0] / size[0])
+        moved.append(points.reshape(-1).tolist())
+    return moved
