@@ -1,0 +1,295 @@
+"""The demo data set: drawn shapes on textured backgrounds, as COCO json and PNG files.
+
+Three classes told apart by form and by surface: striped discs, dotted squares, plain triangles. Size,
+place, rotation and colours are random, later shapes cover earlier ones and the annotations are the
+visible masks, about one image in twenty is empty. Backgrounds hold waves, blotches and grain, so
+stripes alone do not mean an object.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle
+
+CLASS_NAMES = ("striped disc", "dotted square", "plain triangle")
+EMPTY_SHARE = 0.05
+PORTRAIT_SHARE = 0.25
+MAX_SHAPES = 8
+# A shape of which less is visible is not drawn at all: nobody could name it.
+MIN_VISIBLE_PIXELS = 40
+MIN_VISIBLE_SHARE = 0.15
+
+
+@dataclass(slots=True)
+class _Shape:
+    """One shape; pixels, radians and RGB levels 0 ... 255."""
+
+    label: int
+    center: tuple[float, float]  # (y, x)
+    radius: float
+    angle: float
+    color: np.ndarray
+    second_color: np.ndarray
+    period: float
+
+
+def draw_shapes_dataset(
+    directory: str | os.PathLike,
+    num_train: int = 1000,
+    num_val: int = 200,
+    seed: int = 0,
+    image_size: tuple[int, int] = (128, 160),
+) -> Path:
+    """Draw the data set unless it is there already; always the same for the same arguments.
+
+    Writes ``images/train/*.png``, ``images/val/*.png``, ``train.json`` and ``val.json``, into a
+    temporary folder that is renamed at the end: a killed run leaves no half data set.
+
+    Args:
+        directory: where the data set goes; parents are made.
+        num_train: training images, drawn from ``seed``.
+        num_val: validation images, drawn from ``seed + 1``.
+        seed: any integer >= 0.
+        image_size: (shorter, longer) side in pixels; a quarter of the images is upright.
+
+    Returns:
+        the directory.
+
+    Raises:
+        ValueError: the directory holds something else, or a data set of other arguments.
+    """
+    directory = Path(directory)
+    settings = {
+        "generator": "shapes",
+        "num_train": num_train,
+        "num_val": num_val,
+        "seed": seed,
+        "image_size": list(image_size),
+    }
+    if _is_drawn(directory, settings):
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
+    try:
+        partial.chmod(0o755)
+        _draw_split(partial, "train", num_train, seed, image_size, settings)
+        _draw_split(partial, "val", num_val, seed + 1, image_size, settings)
+        try:
+            os.replace(partial, directory)
+        except OSError:
+            # Another process may have drawn it meanwhile.
+            if not _is_drawn(directory, settings):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return directory
+
+
+def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
+    if not directory.exists() or not any(directory.iterdir()):
+        return False
+    found = None
+    if (directory / "val.json").is_file():
+        with (directory / "val.json").open() as file:
+            found = json.load(file).get("info", {}).get("settings")
+    if found != settings:
+        raise ValueError(
+            f"{directory} holds {'other files' if found is None else f'shapes drawn with {found}'}; "
+            f"expected nothing or shapes drawn with {settings}; name another folder or remove it"
+        )
+    return True
+
+
+def _draw_split(
+    root: Path,
+    split: str,
+    number: int,
+    seed: int,
+    image_size: tuple[int, int],
+    settings: dict[str, Any],
+) -> None:
+    folder = root / "images" / split
+    folder.mkdir(parents=True)
+    images, annotations = [], []
+    for index in range(number):
+        image, labels, masks = draw_image(seed, index, image_size)
+        file_name = f"{index + 1:06d}.png"
+        Image.fromarray(image).save(folder / file_name, compress_level=1)
+        height, width = image.shape[:2]
+        images.append(
+            {"id": index + 1, "file_name": file_name, "height": height, "width": width}
+        )
+        for label, mask in zip(labels, masks, strict=True):
+            encoded = rle.encode(np.asfortranarray(mask))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": int(label) + 1,
+                    "iscrowd": 0,
+                    "area": int(mask.sum()),
+                    "bbox": rle.toBbox(encoded).tolist(),
+                    "segmentation": {
+                        "size": [height, width],
+                        "counts": encoded["counts"].decode(),
+                    },
+                }
+            )
+    content = {
+        "info": {"description": "drawn shapes", "settings": settings},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASS_NAMES)],
+    }
+    (root / f"{split}.json").write_text(json.dumps(content))
+
+
+def draw_image(
+    seed: int, index: int, image_size: tuple[int, int] = (128, 160)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw one image.
+
+    Args:
+        seed: seed of the split.
+        index: number of the image; each has a generator of its own.
+        image_size: (shorter, longer) side in pixels.
+
+    Returns:
+        image uint8 [h, w, 3], labels int64 [m], visible masks uint8 [m, h, w] (disjoint).
+    """
+    # Only Generator.random is used: its stream has stayed the same over NumPy's releases.
+    rng = np.random.default_rng([seed, index])
+    size = tuple(image_size)[::-1] if rng.random() < PORTRAIT_SHARE else tuple(image_size)
+    is_empty = rng.random() < EMPTY_SHARE
+    number = 0 if is_empty else 1 + int(rng.random() * MAX_SHAPES)
+    image = _background(rng, size)
+    shapes = [_draw_shape(rng, size, image) for _ in range(number)]
+    shapes, masks = _visible(shapes, size)
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float64)
+    for shape, mask in zip(shapes, masks, strict=True):
+        where = mask.nonzero()
+        image[where] = _surface(shape, rows[where], columns[where])
+    # Uneven light and grain over everything, so that no surface is one flat colour.
+    tilt = (rng.random(2) - 0.5) * 60
+    light = tilt[0] * (rows / size[0] - 0.5) + tilt[1] * (columns / size[1] - 0.5)
+    grain = (rng.random((*size, 3)) - 0.5) * (8 + 28 * rng.random())
+    image = image + light[..., None] + grain
+    image = np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
+    labels = np.array([shape.label for shape in shapes], np.int64)
+    return image, labels, masks
+
+
+def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Waves and blotches of random colours, float64 [h, w, 3]."""
+    rows, columns = np.mgrid[: size[0], : size[1]].astype(np.float64)
+    image = np.zeros((*size, 3)) + 60 + 135 * rng.random(3)
+    for _ in range(1 + int(rng.random() * 3)):
+        angle, phase = math.pi * rng.random(), 2 * math.pi * rng.random()
+        period = 5 * (12.0 ** rng.random())  # 5 ... 60 px: as fine as a stripe and much coarser
+        along = rows * math.sin(angle) + columns * math.cos(angle)
+        wave = np.sin(along * (2 * math.pi / period) + phase)
+        image += wave[..., None] * ((rng.random(3) - 0.5) * 50)
+    for _ in range(int(rng.random() * 7)):
+        center, extent = rng.random(2) * size, (0.05 + 0.25 * rng.random(2)) * min(size)
+        distance = ((rows - center[0]) / extent[0]) ** 2 + ((columns - center[1]) / extent[1]) ** 2
+        image += (1 / (1 + distance**2))[..., None] * ((rng.random(3) - 0.5) * 110)
+    return image
+
+
+def _draw_shape(
+    rng: np.random.Generator, size: tuple[int, int], background: np.ndarray
+) -> _Shape:
+    label = int(rng.random() * len(CLASS_NAMES))
+    center = rng.random(2) * size
+    radius = min(size) * 0.07 * (4.2 ** rng.random())  # 9 ... 38 px of 128
+    angle = 2 * math.pi * rng.random()
+    behind = background[int(center[0]), int(center[1])]
+    color = _color_unlike(rng, behind, 60)
+    second_color = _color_unlike(rng, color, 90)
+    # Several stripes or dots fit into the smallest shape, and none is thinner than two pixels.
+    period = max(4.5, radius * (0.35 + 0.25 * rng.random()))
+    return _Shape(label, (center[0], center[1]), radius, angle, color, second_color, period)
+
+
+def _color_unlike(rng: np.random.Generator, other: np.ndarray, distance: float) -> np.ndarray:
+    """A colour at least ``distance`` from another (of 20 drawn, else the last)."""
+    candidates = 20 + 215 * rng.random((20, 3))
+    for candidate in candidates:
+        if np.sqrt(((candidate - other) ** 2).sum()) >= distance:
+            break
+    return candidate
+
+
+def _in_shape(shape: _Shape, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Coordinates turned into the shape's frame, in pixels."""
+    y, x = rows - shape.center[0], columns - shape.center[1]
+    cos, sin = math.cos(shape.angle), math.sin(shape.angle)
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _outline(shape: _Shape, size: tuple[int, int]) -> np.ndarray:
+    """Mask of the whole shape, bool [h, w]."""
+    mask = np.zeros(size, bool)
+    reach = shape.radius * 1.3
+    top, left = (max(int(c - reach), 0) for c in shape.center)
+    bottom, right = (int(c + reach) + 2 for c in shape.center)
+    window = mask[top:bottom, left:right]
+    rows, columns = np.mgrid[top : top + window.shape[0], left : left + window.shape[1]]
+    u, v = _in_shape(shape, rows, columns)
+    if shape.label == 0:
+        window[:] = u * u + v * v < shape.radius**2
+    elif shape.label == 1:
+        window[:] = np.maximum(abs(u), abs(v)) < shape.radius * 0.88
+    else:
+        # Equilateral: each side 0.62 radii from the centre, corners twice as far.
+        inside = np.ones(window.shape, bool)
+        for k in range(3):
+            turn = 2 * math.pi * k / 3
+            inside &= u * math.cos(turn) + v * math.sin(turn) < shape.radius * 0.62
+        window[:] = inside
+    return mask
+
+
+def _visible(shapes: list[_Shape], size: tuple[int, int]) -> tuple[list[_Shape], np.ndarray]:
+    """Visible masks, later shapes in front; shapes hidden almost wholly are taken out."""
+    outlines = [_outline(shape, size) for shape in shapes]
+    shapes = list(shapes)
+    while True:
+        covered = np.zeros(size, bool)
+        masks = []
+        for outline in reversed(outlines):
+            masks.append(outline & ~covered)
+            covered |= outline
+        masks.reverse()
+        # The shape with the smallest visible share goes first: the others then show more.
+        shares = [
+            0.0 if mask.sum() < MIN_VISIBLE_PIXELS else mask.sum() / outline.sum()
+            for mask, outline in zip(masks, outlines, strict=True)
+        ]
+        if not shapes or min(shares) >= MIN_VISIBLE_SHARE:
+            stacked = np.array(masks, np.uint8).reshape(len(shapes), *size)
+            return shapes, stacked
+        worst = int(np.argmin(shares))
+        del shapes[worst], outlines[worst]
+
+
+def _surface(shape: _Shape, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Colours of pixels of a shape, float64 [pixels, 3]."""
+    u, v = _in_shape(shape, rows, columns)
+    if shape.label == 0:
+        second = np.mod(u, shape.period) < shape.period * 0.5
+    elif shape.label == 1:
+        du = np.mod(u, shape.period) - shape.period / 2
+        dv = np.mod(v, shape.period) - shape.period / 2
+        second = du * du + dv * dv < (shape.period * 0.34) ** 2
+    else:
+        second = np.zeros(u.shape, bool)
+    return np.where(second[:, None], shape.second_color, shape.color)
