@@ -1,0 +1,96 @@
+"""The published recipe: G-IAM with a ResNet-50, as in the paper's main table.
+
+Every other configuration starts from this one and replaces a few values. The number and the names
+of the classes come from the annotations, never from here.
+
+Source: SparseInst, arXiv:2203.12827, section 4 and the G-IAM R-50 configuration of its release.
+Differs from the reference: batches are padded to a few fixed shapes (static shapes compile once).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Return the locked configuration."""
+    config = ConfigDict()
+    config.seed = 0  # initial weights, order of images, augmentation
+    config.model = _model()
+    config.objective = _objective()
+    config.data = _data()
+    config.train = _train()
+    config.eval = _eval()
+    config.lock()
+    return config
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.family = "sparseinst"
+    model.backbone = ConfigDict()
+    model.backbone.name = "resnet"
+    model.backbone.stage_depths = (3, 4, 6, 3)  # blocks of res2, res3, res4, res5: ResNet-50
+    model.backbone.width = 64  # channels of the stem; res5 has 32 times as many
+    model.backbone.norm = "frozen_batch_norm"  # or "batch_norm", "group_norm" (from scratch)
+    model.encoder_channels = 256
+    model.decoder_channels = 256
+    model.decoder_convs = 4  # 3x3 convolutions in the instance and in the mask branch
+    model.num_masks = 100  # instance activation maps: at most so many objects in an image
+    model.num_groups = 4  # maps per object; 1 is the plain IAM decoder
+    model.kernel_dim = 128  # channels of mask kernels and mask features
+    model.normalizer = "sigmoid"  # of the activation maps; or "softmax"
+    model.dtype = "float32"  # of computation; "bfloat16" keeps weights and losses in float32
+    return model
+
+
+def _objective() -> ConfigDict:
+    objective = ConfigDict()
+    objective.class_weight = 2.0  # focal loss over the number of objects
+    objective.mask_weight = 5.0  # binary cross entropy, mean over matched pixels
+    objective.dice_weight = 2.0  # over the number of objects
+    objective.objectness_weight = 1.0  # binary cross entropy against the IoU of masks
+    return objective
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.train = ConfigDict()
+    data.train.images = "datasets/coco/train2017"  # folder, relative to where the command runs
+    data.train.annotations = "datasets/coco/annotations/instances_train2017.json"
+    data.val = ConfigDict()
+    data.val.images = "datasets/coco/val2017"
+    data.val.annotations = "datasets/coco/annotations/instances_val2017.json"
+    data.generator = ""  # "shapes" draws the demo's data when it is missing
+    data.keep_empty = False  # train on images without objects too
+    data.augmentation = "flip_resize"  # or "flip_resize_crop", the recipe of the `aug` rows
+    data.train_sizes = tuple(range(416, 641, 32))  # short side in pixels, one is drawn
+    data.train_max_size = 853  # long side in pixels, at most
+    data.eval_size = (640, 853)  # short side, and the most that the long side may have
+    data.num_workers = 8  # processes that read images; 0 reads in the training process
+    return data
+
+
+def _train() -> ConfigDict:
+    train = ConfigDict()
+    train.batch_size = 64  # images per step, over all devices and hosts
+    train.micro_batches = 1  # parts into which a step is cut to fit the memory
+    train.num_steps = 270_000  # about 146 epochs of COCO train2017
+    train.init_weights = ""  # weights to start from: .npz, .safetensors or a run folder
+    train.learning_rate = 5e-5  # AdamW, for a batch of 64
+    train.weight_decay = 0.05  # not on parameters of norms
+    train.warmup_steps = 1000  # linear
+    train.warmup_factor = 0.001  # of the learning rate, at step 0
+    train.milestones = (210_000, 250_000)  # steps at which the learning rate falls
+    train.lr_decay = 0.1  # times which it falls at each
+    train.log_every = 50  # steps
+    train.checkpoint_every = 5000  # steps
+    train.eval_every = 10_000  # steps; 0 is never
+    train.tensorboard = False  # needs the extra `tensorboard`
+    return train
+
+
+def _eval() -> ConfigDict:
+    evaluation = ConfigDict()
+    evaluation.score_threshold = 0.005  # sqrt(class * objectness), before rescoring by the mask
+    evaluation.mask_threshold = 0.45
+    evaluation.batch_size = 1  # images of equal padded size go through together
+    return evaluation

@@ -1,0 +1,20 @@
+"""For tests: seconds on a CPU, learns nothing worth having.
+
+Command: python train.py --config configs/tiny.py
+Hardware: any. Expected AP: none. Table: none.
+"""
+
+from configs import shapes
+
+
+def get_config():
+    """Return the demo's configuration, smaller."""
+    config = shapes.get_config()
+    config.model.backbone.width = 8
+    config.model.update(dict(encoder_channels=16, decoder_channels=16, decoder_convs=1))
+    config.model.update(dict(num_masks=10, kernel_dim=8))
+    config.data.update(dict(train_sizes=(64,), train_max_size=96, eval_size=(64, 96)))
+    config.data.num_workers = 0
+    config.train.update(dict(batch_size=2, num_steps=4, warmup_steps=2, milestones=(3,)))
+    config.train.update(dict(log_every=1, checkpoint_every=2, eval_every=0))
+    return config

@@ -1,0 +1,1 @@
+"""Train any family: optimizer, compiled step, loop, checkpoints and progress."""

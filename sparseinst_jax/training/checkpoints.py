@@ -1,0 +1,357 @@
+"""Save and restore runs with Orbax; the only module that knows its interface.
+
+A checkpoint `<workdir>/checkpoints/<step>/` holds three items: `model` (parameters and statistics,
+which load alone), `optimizer`, and `meta` (JSON: step, configuration, classes, code version). All
+arrays are stored from the host's memory, so that a run continues on any number of devices.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+State = TypeVar("State", bound=NamedTuple)
+_NUM_LATEST = 2  # the one before the last is there if the last cannot be read
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Keeps the last two and the best (by `AP`, among those saved with metrics). Saving happens in
+    the background; `close`, or leaving the `with` block, waits for it.
+
+    Args:
+      path: a run folder, its `checkpoints` folder, or the folder of one step.
+      read_only: refuse to save; the folder must exist then.
+
+    Raises:
+      FileNotFoundError: `read_only`, and there is no checkpoint.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False):
+        self.directory, self._only_step = locate(path) if read_only else _writable(path)
+        if not read_only:
+            broken = [p for p in self.directory.iterdir() if _is_step(p) and _has_bad_metrics(p)]
+            _set_aside(broken)  # Orbax would refuse to open the whole folder
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers={
+                    "model": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+                options=_options(read_only),
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Wait for the save in progress and release the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def wait(self) -> None:
+        """Wait for the save in progress."""
+        self._manager.wait_until_finished()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a complete checkpoint, increasing."""
+        steps = tuple(sorted(self._manager.all_steps()))
+        return steps if self._only_step is None else (self._only_step,)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last step saved, or None."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest AP, the last one where none was evaluated, or None."""
+        scored = [(self._score(step), step) for step in self.steps]
+        return max(scored)[1] if scored else None
+
+    def save(
+        self, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Save a state under its step, in the background.
+
+        Args:
+          state: host state with fields step, params, statistics and opt_state (NumPy leaves);
+            must not be written to afterwards.
+          meta: JSON values; `step` is added.
+          metrics: what an evaluation of this state gave; `AP` ranks the checkpoints.
+        """
+        step = int(state.step)
+        if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
+            metrics = {k: float(v) if np.isfinite(v) else -1.0 for k, v in metrics.items()}
+        model = {"params": state.params, "statistics": state.statistics}
+        with _quiet():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(_storable(model)),
+                    optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
+                    meta=ocp.args.JsonSave({**meta, "step": step, "metrics": metrics or {}}),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+
+    def restore_state(self, abstract: State) -> tuple[State, dict[str, Any]]:
+        """Restore the last state that can be read, to continue training.
+
+        A checkpoint that cannot be read is reported, set aside as `<step>.unreadable`, and the
+        one before it is used.
+
+        Args:
+          abstract: a state whose leaves have the wanted shapes and types.
+
+        Returns:
+          The state with NumPy leaves, and the stored meta.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: none can be read, or the stored arrays have other names or shapes.
+        """
+        restored, step = self._first_readable(
+            self._candidates(None), lambda step: self._restore(step, _target_of(abstract))
+        )
+        _check_like(restored, abstract)  # a whole checkpoint of another network is no damage
+        newer = [self.directory / str(s) for s in self.steps if s > step]
+        if newer:
+            _set_aside(newer)
+            self._manager.reload()
+        state = abstract._replace(
+            step=np.int32(step),
+            params=_thaw(restored["model"]["params"]),
+            statistics=_thaw(restored["model"]["statistics"]),
+            opt_state=_unleaves(restored["optimizer"], abstract.opt_state),
+        )
+        return state, restored["meta"]
+
+    def restore_model(
+        self, step: int | str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Load parameters and statistics without the optimizer's state.
+
+        Args:
+          step: a step, "best" (highest AP) or None for the last. Where the last cannot be read,
+            the one before it is used, with a message.
+
+        Returns:
+          (params, statistics, meta), the first two nested dicts of NumPy arrays.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: the checkpoint cannot be read.
+        """
+
+        def read(candidate: int) -> dict[str, Any]:
+            shapes = self._manager.item_metadata(candidate)["model"]
+            return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
+
+        restored, _ = self._first_readable(self._candidates(step), read)
+        model = restored["model"]
+        return _thaw(model["params"]), _thaw(model["statistics"]), restored["meta"]
+
+    def read_meta(self, step: int | str | None = None) -> dict[str, Any]:
+        """Read the stored meta alone: step, config, class_names, category_ids, code_version.
+
+        Args:
+          step: as in `restore_model`.
+        """
+        restored, _ = self._first_readable(
+            self._candidates(step), lambda candidate: self._restore(candidate, {})
+        )
+        return restored["meta"]
+
+    def _first_readable(
+        self, candidates: Sequence[int], read: Callable[[int], dict[str, Any]]
+    ) -> tuple[dict[str, Any], int]:
+        """Read the first of the candidates that can be read, and report the others."""
+        faults = []
+        for step in candidates:
+            try:
+                return read(step), step
+            # Damage shows as almost any error: KeyError, JSON errors, errors of TensorStore.
+            except Exception as error:
+                faults.append(f"{self.directory / str(step)} cannot be read: {_first_line(error)}")
+                print(faults[-1], file=sys.stderr)
+        raise ValueError("no checkpoint can be read:\n  " + "\n  ".join(faults))
+
+    def _score(self, step: int) -> float:
+        try:
+            return self._restore(step, {})["meta"]["metrics"].get("AP", -np.inf)
+        except Exception:
+            return -np.inf
+
+    def _candidates(self, step: int | str | None) -> list[int]:
+        if not self.steps:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}.")
+        if step is None:
+            return list(reversed(self.steps))
+        wanted = self.best_step if step == "best" else step
+        if wanted not in self.steps:
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {self.directory}; there are {self.steps}."
+            )
+        return [int(wanted)]
+
+    def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
+        )
+        return {name: restored[name] for name in (*targets, "meta")}
+
+
+def locate(path: str | Path) -> tuple[Path, int | None]:
+    """Find the checkpoints below a run folder, a `checkpoints` folder or one step's folder.
+
+    Returns:
+      The folder that holds the steps, and the step if the path names one.
+
+    Raises:
+      FileNotFoundError: the path holds no checkpoint.
+    """
+    path = Path(path).resolve()
+    if path.name.isdigit() and (path / "model").is_dir():
+        return path.parent, int(path.name)
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir() and any(_is_step(child) for child in folder.iterdir()):
+            return folder, None
+    raise FileNotFoundError(
+        f"no checkpoint in {path}: expected a run folder with checkpoints/<step>/, that folder,"
+        " or one step's folder. Train first, or give the right path."
+    )
+
+
+def _writable(path: str | Path) -> tuple[Path, None]:
+    directory = Path(path).resolve() / "checkpoints"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory, None
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdigit() and path.is_dir()
+
+
+def _has_bad_metrics(folder: Path) -> bool:
+    file = folder / "metrics" / "metrics"
+    try:
+        json.loads(file.read_text() if file.exists() else "{}")
+    except (ValueError, OSError):
+        return True
+    return False
+
+
+def _set_aside(folders: Sequence[Path]) -> None:
+    """Rename unreadable checkpoints, so that the continued run can save those steps again."""
+    if folders and jax.process_count() > 1:
+        raise ValueError(
+            f"{[str(folder) for folder in folders]} cannot be read. Several hosts cannot agree to"
+            " rename them: remove them, then start again."
+        )
+    for folder in folders:
+        target = _free_name(folder)
+        folder.rename(target)
+        print(f"{folder} cannot be read and is now {target.name}", file=sys.stderr)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Orbax's warnings about options that are meant as they are."""
+    before = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(before)
+
+
+def _free_name(folder: Path) -> Path:
+    names = [folder.with_name(f"{folder.name}.unreadable{end}") for end in ("", *range(1, 1000))]
+    return next(name for name in names if not name.exists())
+
+
+def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
+    def rank(metrics: Mapping[str, float]) -> float:
+        return metrics["AP"]
+
+    policies = checkpoint_managers
+    return ocp.CheckpointManagerOptions(
+        # The policy decides what is kept, `best_fn` what `best_step` answers: both are needed.
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(_NUM_LATEST),
+                policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        ),
+        best_fn=rank,
+        best_mode="max",
+        read_only=read_only,
+        create=not read_only,
+        lightweight_initialize=read_only,
+        enable_async_checkpointing=not read_only,
+    )
+
+
+def _storable(tree: Any) -> Any:
+    """Copy to NumPy: a background save must not see later changes, nor touch devices."""
+    return jax.tree.map(lambda leaf: np.array(leaf), tree)
+
+
+def _leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Optimizer state by position of the leaf: classes of Optax come and go between versions."""
+    return {f"{i:05d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
+    leaves = [np.asarray(stored[key]) for key in sorted(stored)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _target_of(abstract: Any) -> dict[str, Any]:
+    model = {"params": abstract.params, "statistics": abstract.statistics}
+    optimizer = {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(abstract.opt_state))}
+    return jax.tree.map(_empty, {"model": model, "optimizer": optimizer})
+
+
+def _empty(leaf: Any) -> np.ndarray:
+    """A stand-in of the leaf's shape and type without memory; makes Orbax return NumPy."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), tuple(leaf.shape))
+
+
+def _check_like(restored: Mapping[str, Any], abstract: Any) -> None:
+    want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
+    have = jax.tree_util.tree_leaves_with_path({k: restored[k] for k in ("model", "optimizer")})
+    wrong = [
+        f"{jax.tree_util.keystr(path)}: stored {np.shape(b)}, network {a.shape}"
+        for (path, a), (_, b) in zip(want, have, strict=True)
+        if a.shape != np.shape(b)
+    ]
+    if wrong:
+        raise ValueError("the checkpoint is of another network:\n  " + "\n  ".join(wrong))
+
+
+def _thaw(tree: Any) -> dict[str, Any]:
+    return {k: _thaw(v) if isinstance(v, Mapping) else np.asarray(v) for k, v in tree.items()}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
