@@ -6,8 +6,8 @@ columns separately, so the chain is one small operator for each axis: a few taps
 composed here on the host in float64. The device applies the two operators to the masks that are
 kept, a chunk at a time, so that no more than a chunk of full-size float masks ever exists.
 
-Source: the original's `SparseInst.inference_single` (two `interpolate` calls, `align_corners=False`,
-no antialias, on probabilities).
+Source: the original's `SparseInst.inference_single` (two `interpolate` calls on probabilities,
+`align_corners=False`, no antialias).
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Measure masks on a COCO data set."""

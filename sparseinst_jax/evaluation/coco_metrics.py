@@ -1,0 +1,302 @@
+"""Score instance masks with COCO's average precision and recall.
+
+pycocotools is the reference and does the counting (`COCOeval`, iouType "segm", at most 100
+detections an image). What is done here is to hand it the data in the form that it takes for
+granted, and to keep it quiet:
+
+* a detection's own `bbox` and `area` are dropped: pycocotools would otherwise sort detections into
+  small, medium and large by the area of the box;
+* an annotation without `id`, `area` or `iscrowd` gets one; ids are given anew where one is 0 or
+  used twice, because pycocotools takes a match with the id 0 for no match.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from sparseinst_jax.data.coco import encode_segmentation
+
+METRIC_NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+)
+MEANINGS = {
+    "AP": "average precision, mean over IoU 0.50 to 0.95",
+    "AP50": "average precision at IoU 0.50",
+    "AP75": "average precision at IoU 0.75",
+    "APs": "average precision, objects below 32 x 32 pixels",
+    "APm": "average precision, objects from 32 x 32 to 96 x 96",
+    "APl": "average precision, objects above 96 x 96",
+    "AR1": "average recall, 1 detection an image",
+    "AR10": "average recall, 10 detections an image",
+    "AR100": "average recall, 100 detections an image",
+    "ARs": "average recall, small objects",
+    "ARm": "average recall, medium objects",
+    "ARl": "average recall, large objects",
+}
+# pycocotools' value for "no object of this kind in the annotations".
+UNDEFINED = -1.0
+MAX_SHOWN_FAULTS = 10
+# Numbers of a polygon with three corners. pycocotools takes four numbers for a box and fails on an
+# empty list, so polygons with fewer corners are left out, as they are when the data is read.
+MIN_POLYGON = 6
+
+
+@dataclass(frozen=True)
+class CocoMetrics:
+    """The 12 COCO numbers and each class's own.
+
+    Attributes:
+        values: name (`METRIC_NAMES`) -> 0...1, or -1 where the annotations hold no such object.
+        per_class: class name -> {"AP", "AP50"}, in the order of the categories.
+    """
+
+    values: dict[str, float]
+    per_class: dict[str, dict[str, float]]
+
+    def __getitem__(self, name: str) -> float:
+        """Return one of the 12 numbers."""
+        return self.values[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `metrics.json` holds: the 12 numbers and `per_class`."""
+        return {**self.values, "per_class": self.per_class}
+
+    def table(self) -> str:
+        """Write the 12 numbers and the per-class table as text, in percent."""
+        lines = [f"{'mask metric':<12}{'value':>7}"]
+        lines += [
+            f"{name:<12}{_percent(self.values[name]):>7}  {MEANINGS[name]}" for name in METRIC_NAMES
+        ]
+        width = max([len("class"), *map(len, self.per_class)]) + 2
+        lines += ["", f"{'class':<{width}}{'AP':>7}{'AP50':>7}"]
+        lines += [
+            f"{name:<{width}}{_percent(entry['AP']):>7}{_percent(entry['AP50']):>7}"
+            for name, entry in self.per_class.items()
+        ]
+        return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "-" if value < 0 else f"{100 * value:.2f}"
+
+
+def coco_results(
+    image_id: int,
+    rles: Sequence[Mapping[str, Any]],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    category_ids: Sequence[int | None],
+) -> list[dict[str, Any]]:
+    """Write detections of one image as entries of a COCO results file.
+
+    A label whose category id is None is left out.
+    """
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "segmentation": dict(rle),
+            "score": float(score),
+        }
+        for rle, score, label in zip(rles, scores, labels, strict=True)
+        if category_ids[label] is not None
+    ]
+
+
+def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
+    """Read a json file; anything that is not a path is returned as it is.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not valid json.
+    """
+    if not isinstance(source, (str, Path)):
+        return source
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no json file at {path}: check the path")
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid json: {error}") from error
+
+
+def evaluate(
+    annotations: str | Path | Mapping[str, Any],
+    predictions: str | Path | Sequence[Mapping[str, Any]],
+) -> CocoMetrics:
+    """Score detections against a COCO instance annotation file.
+
+    Args:
+        annotations: a COCO json, or its content.
+        predictions: a COCO results file, or its content: image_id, category_id, score and
+            segmentation (RLE, compressed or not, or polygons) of each detection. May be empty.
+
+    Returns:
+        The metrics. Nothing is printed and the arguments are left as they are.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: the annotations cannot be scored against, or detections do not fit them (all
+            faults are listed at once).
+    """
+    content = load_json(annotations)
+    if not isinstance(content, Mapping) or not content.get("annotations"):
+        raise ValueError(
+            "expected COCO annotations with objects to score against, got none; a list of images "
+            "without annotations can be predicted but not scored"
+        )
+    results = load_json(predictions)
+    if isinstance(results, Mapping) or not isinstance(results, Sequence):
+        raise ValueError(
+            "expected a COCO results file, a list of detections, got "
+            f"{type(results).__name__}: is it an annotation file?"
+        )
+    images = {image["id"]: image for image in content["images"]}
+    truth = _index(content, _prepare_annotations(content, images))
+    detections = _index(content, _prepare_detections(results, images, content["categories"]))
+    evaluation = COCOeval(truth, detections, iouType="segm")
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return _read(evaluation, content["categories"])
+
+
+def _read(evaluation: COCOeval, categories: Sequence[Mapping[str, Any]]) -> CocoMetrics:
+    """Take the numbers out of an accumulated evaluation."""
+    values = {
+        name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
+    }
+    names = {category["id"]: category["name"] for category in categories}
+    # [IoU thresholds, recalls, classes], all areas, 100 detections an image
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_class = {
+        names[category_id]: {
+            "AP": _mean_defined(precision[:, :, column]),
+            "AP50": _mean_defined(precision[0, :, column]),
+        }
+        for column, category_id in enumerate(evaluation.params.catIds)
+    }
+    return CocoMetrics(values, per_class)
+
+
+def _mean_defined(precision: np.ndarray) -> float:
+    defined = precision[precision > UNDEFINED]
+    return float(np.mean(defined)) if defined.size else UNDEFINED
+
+
+def _index(content: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
+    """Build pycocotools' index over our own list of annotations, without a print."""
+    coco = COCO()
+    coco.dataset = {
+        "info": content.get("info", {}),
+        "images": list(content["images"]),
+        "categories": list(content["categories"]),
+        "annotations": annotations,
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _prepare_annotations(
+    content: Mapping[str, Any], images: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Copy the annotations and supply what pycocotools takes for granted."""
+    ids = collections.Counter(entry.get("id") for entry in content["annotations"])
+    renumber = max(ids.values()) > 1 or any(not key for key in ids)
+    prepared = []
+    for number, entry in enumerate(content["annotations"], start=1):
+        annotation = dict(entry)
+        if isinstance(annotation["segmentation"], list):
+            corners = [part for part in annotation["segmentation"] if len(part) >= MIN_POLYGON]
+            if not corners:
+                continue
+            annotation["segmentation"] = corners
+        if renumber:
+            annotation["id"] = number
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            image = images[annotation["image_id"]]
+            rle = encode_segmentation(annotation["segmentation"], image["height"], image["width"])
+            annotation["area"] = float(coco_mask.area(rle))
+        prepared.append(annotation)
+    return prepared
+
+
+def _prepare_detections(
+    results: Sequence[Mapping[str, Any]],
+    images: Mapping[int, Mapping[str, Any]],
+    categories: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Copy the detections with areas measured on their masks; collect every fault."""
+    faults: list[str] = []
+    prepared = []
+    for number, entry in enumerate(results):
+        missing = {"image_id", "category_id", "score", "segmentation"} - entry.keys()
+        if missing:
+            faults.append(f"detection {number} lacks {', '.join(sorted(missing))}")
+            continue
+        image = images.get(entry["image_id"])
+        if image is None:
+            faults.append(f"detection {number} is of image {entry['image_id']}, not in the json")
+            continue
+        size = (image["height"], image["width"])
+        mask = entry["segmentation"]
+        if isinstance(mask, Mapping) and tuple(mask["size"]) != size:
+            faults.append(
+                f"detection {number} has a mask of (height, width) {tuple(mask['size'])}, image "
+                f"{entry['image_id']} has {size}"
+            )
+            continue
+        rle = encode_segmentation(mask, *size)
+        prepared.append(
+            {
+                "id": len(prepared) + 1,
+                "image_id": entry["image_id"],
+                "category_id": entry["category_id"],
+                "score": entry["score"],
+                "segmentation": rle,
+                "area": float(coco_mask.area(rle)),
+                "iscrowd": 0,
+            }
+        )
+    if faults:
+        shown = "\n  ".join(faults[:MAX_SHOWN_FAULTS])
+        raise ValueError(
+            f"{len(faults)} of {len(results)} detections do not fit the annotations; are they of "
+            f"this data set?\n  {shown}"
+        )
+    known = {category["id"] for category in categories}
+    foreign = {entry["category_id"] for entry in prepared} - known
+    if foreign:
+        logging.warning(
+            "detections of the category ids %s are left out: the annotations do not name them",
+            sorted(foreign),
+        )
+    return prepared

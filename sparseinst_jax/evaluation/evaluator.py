@@ -1,0 +1,256 @@
+"""Run a predictor over a COCO data set and score what it finds."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, TextIO, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.transforms import padded_size, resized_size
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, coco_results, evaluate
+from sparseinst_jax.masks import encode_transposed
+
+SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+class ImagePredictor(Protocol):
+    """What is asked of a predictor here; `sparseinst_jax.predictor.Predictor` is one."""
+
+    class_names: tuple[str, ...]
+    eval_size: tuple[int, int]
+    batch_size: int
+
+    def prepare(self, image: np.ndarray) -> Any:
+        """Resize an image on the host."""
+        ...
+
+    def start(self, items: Sequence[Any]) -> Any:
+        """Hand prepared images to the device."""
+        ...
+
+    def finish(self, pending: Any) -> Sequence[Any]:
+        """Fetch what is kept of them."""
+        ...
+
+
+def evaluate_dataset(
+    predictor: ImagePredictor,
+    dataset: CocoDataset,
+    *,
+    num_workers: int = 2,
+    progress: TextIO | None = None,
+) -> tuple[list[dict[str, Any]], CocoMetrics | None]:
+    """Predict every image of a data set and score the result.
+
+    Args:
+        predictor: a `Predictor`.
+        dataset: from `load_coco`, with its image folder.
+        num_workers: threads that read and resize images.
+        progress: where progress is written; None writes nothing.
+
+    Returns:
+        The detections in COCO results format, in the order of the images, and the metrics; None
+        instead of these where the data set has no annotations to score against.
+
+    Raises:
+        FileNotFoundError: image files are missing.
+        ValueError: an image cannot be read or is not of the size that the json says, or no class
+            of the predictor is in the data set.
+    """
+    results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
+    if not any(record.annotations for record in dataset.records):
+        return results, None
+    return results, evaluate(dataset.annotations_path, results)
+
+
+def predict_dataset(
+    predictor: ImagePredictor,
+    dataset: CocoDataset,
+    *,
+    num_workers: int = 2,
+    progress: TextIO | None = None,
+) -> list[dict[str, Any]]:
+    """Predict every image of a data set: COCO results, in the order of the images.
+
+    See `evaluate_dataset` for the arguments and the errors.
+    """
+    category_ids = match_categories(predictor.class_names, dataset)
+    _check_files(dataset)
+    found: dict[int, list[dict[str, Any]]] = {}
+
+    def prepare(record: ImageRecord) -> Any:
+        return predictor.prepare(read_record(record))
+
+    def collect(batch: Sequence[ImageRecord], pending: Any) -> None:
+        for record, kept in zip(batch, predictor.finish(pending), strict=True):
+            rles = [rle for chunk in kept.masks for rle in encode_transposed(chunk)]
+            found[record.image_id] = coco_results(
+                record.image_id, rles, kept.scores, kept.labels, category_ids
+            )
+
+    batches = _batches(dataset.records, predictor.eval_size, predictor.batch_size)
+    order = [record for batch in batches for record in batch]
+    with Progress(len(order), progress) as line, ThreadPoolExecutor(max(1, num_workers)) as pool:
+        prepared = map_ahead(pool, prepare, order, ahead=2 * (num_workers + predictor.batch_size))
+        waiting: tuple[Sequence[ImageRecord], Any] | None = None
+        for batch in batches:
+            pending = predictor.start(list(itertools.islice(prepared, len(batch))))
+            # The device computes this batch while the host packs the masks of the one before.
+            if waiting is not None:
+                collect(*waiting)
+                line.advance(len(waiting[0]))
+            waiting = batch, pending
+        if waiting is not None:
+            collect(*waiting)
+            line.advance(len(waiting[0]))
+    return [entry for record in dataset.records for entry in found[record.image_id]]
+
+
+def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
+    """Find the data set's category id of each class by its name; None where it has none.
+
+    Raises:
+        ValueError: no class is in the data set.
+    """
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    matched = [ids.get(name) for name in class_names]
+    missing = [name for name, match in zip(class_names, matched, strict=True) if match is None]
+    if len(missing) == len(class_names):
+        raise ValueError(
+            f"{dataset.annotations_path} has none of the model's classes: expected some of "
+            f"{_listed(class_names)}, got {_listed(dataset.class_names)}; is it the right json?"
+        )
+    if missing:
+        logging.warning(
+            "%s does not have the classes %s: their detections are left out",
+            dataset.annotations_path,
+            _listed(missing),
+        )
+    unknown = sorted(set(dataset.class_names) - set(class_names))
+    if unknown:
+        logging.warning("the model cannot find the classes %s: AP 0", _listed(unknown))
+    return matched
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:10]))
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _check_files(dataset: CocoDataset) -> None:
+    """Ask for every image before the first is predicted."""
+    missing = [
+        record.path
+        for record in dataset.records
+        if record.path is not None and not os.path.isfile(record.path)
+    ]
+    if missing:
+        shown = "\n  ".join(missing[:10])
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(dataset.records)} images of {dataset.annotations_path} are "
+            f"missing; set config.data.val.images to their folder:\n  {shown}"
+        )
+
+
+def _batches(
+    records: Sequence[ImageRecord], eval_size: tuple[int, int], batch_size: int
+) -> list[list[ImageRecord]]:
+    """Group images of equal padded size, so that few batches have to be filled up."""
+    groups: dict[tuple[int, int], list[ImageRecord]] = collections.defaultdict(list)
+    for record in records:
+        size = padded_size(resized_size((record.height, record.width), *eval_size))
+        groups[size].append(record)
+    return [
+        group[first : first + batch_size]
+        for _, group in sorted(groups.items())
+        for first in range(0, len(group), batch_size)
+    ]
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Value],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Value]:
+    """Map in threads, in order, with at most `ahead` results waiting."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class Progress:
+    """Say how far a run over images is: a bar in a terminal, otherwise a line now and then.
+
+    Args:
+        total: number of images.
+        stream: where to write, or None for silence.
+        what: the word before the count.
+    """
+
+    def __init__(self, total: int, stream: TextIO | None = sys.stderr, what: str = "evaluated"):
+        self.total, self.stream, self.what = total, stream, what
+        self.done = 0
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Progress:
+        self._start = self._last = time.monotonic()
+        if self.stream is not None and self.stream.isatty():
+            self._bar = tqdm(
+                total=self.total, file=self.stream, unit="image", desc=self.what, leave=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """Note `count` more images."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self.stream is not None:
+            now = time.monotonic()
+            if now - self._last >= SECONDS_BETWEEN_LINES or self.done == self.total:
+                self._last = now
+                print(self.line(now - self._start), file=self.stream, flush=True)
+
+    def line(self, seconds: float) -> str:
+        """Write the state after `seconds`: count, speed and time left."""
+        speed = self.done / max(seconds, 1e-9)
+        left = round((self.total - self.done) / max(speed, 1e-9))
+        return (
+            f"{self.what} {self.done}/{self.total} images, {speed:.2f} images/s, "
+            f"ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
+        )
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
+    """Write a json file whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=indent) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,340 @@
+"""Turn images into instances: the one path that evaluation, prediction and notebooks share.
+
+An image is resized by the test rule, padded to the next multiple of 32 and goes through the network
+with images of the same padded size; what is kept is brought back to the original size on the device
+and packed as RLE on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps
+
+from sparseinst_jax import masks, visualize
+from sparseinst_jax.data.coco import read_image
+from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
+from sparseinst_jax.evaluation.coco_metrics import coco_results
+from sparseinst_jax.ops import normalize_images
+from sparseinst_jax.sparseinst import inference
+from sparseinst_jax.structures import Detections, Tree
+
+SHOWN_SCORE = 0.4
+Size = tuple[int, int]
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+class Prepared(NamedTuple):
+    """An image at network size.
+
+    Attributes:
+        image: uint8 [h, w, 3], resized by the test rule, not padded.
+        original_size: (height, width) before the resize.
+    """
+
+    image: np.ndarray
+    original_size: Size
+
+
+class Pending(NamedTuple):
+    """A batch on its way through the device: positions in the caller's list, and the selection."""
+
+    positions: list[int]
+    items: list[Prepared]
+    selection: inference.Selection
+
+
+class Kept(NamedTuple):
+    """What is kept of one image; `masks` are made, a chunk at a time, when they are asked for.
+
+    Attributes:
+        scores: float32 [D].
+        labels: int32 [D] in 0...K-1.
+        query_index: int32 [D], increasing.
+        masks: uint8 [D', width, height] chunks at the original size, in the same order.
+        original_size: (height, width).
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    query_index: np.ndarray
+    masks: Iterator[np.ndarray]
+    original_size: Size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """The instances of one image, in the order of the queries.
+
+    Attributes:
+        image: uint8 [h, w, 3], the original image.
+        rles: D compressed RLEs at the original size (COCO's format, `counts` as text).
+        scores: float32 [D] in 0...1.
+        labels: int32 [D] in 0...K-1.
+        names: names of all K classes.
+        category_ids: the data set's id of each of the K classes.
+    """
+
+    image: np.ndarray
+    rles: list[dict[str, Any]]
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        shown = self.above(SHOWN_SCORE)
+        best = sorted(zip(-shown.scores, shown.class_names, strict=True))[:5]
+        listed = ", ".join(f"{name} {-score:.2f}" for score, name in best)
+        return (
+            f"Prediction({height}x{width} image, {len(self)} instances, {len(shown)} above "
+            f"{SHOWN_SCORE}{': ' + listed if listed else ''})"
+        )
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray:
+        """The masks at the original size: bool [D, h, w]."""
+        return masks.decode_masks(self.rles, self.image.shape[:2])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class name of each instance."""
+        return [self.names[label] for label in self.labels]
+
+    @property
+    def boxes_xyxy(self) -> np.ndarray:
+        """The box around each mask: float32 [D, 4], x0 y0 x1 y1 in pixels, ends exclusive."""
+        return masks.boxes_of(self.rles)
+
+    def above(self, score_threshold: float) -> Prediction:
+        """Return the instances whose score is at least `score_threshold`."""
+        kept = np.flatnonzero(self.scores >= score_threshold)
+        return dataclasses.replace(
+            self,
+            rles=[self.rles[index] for index in kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+        )
+
+    def plot(self, score_threshold: float = SHOWN_SCORE) -> Image.Image:
+        """Draw the instances that score at least `score_threshold`, the surest on top."""
+        shown = self.above(score_threshold)
+        order = np.argsort(-shown.scores, kind="stable")
+        names = shown.class_names
+        captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
+        return visualize.draw_instances(self.image, shown.masks[order], captions)
+
+    def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
+        """Write the picture of `plot`; the suffix of the path names the format."""
+        self.plot(score_threshold).save(path)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return the instances as entries of a COCO results file."""
+        return coco_results(image_id, self.rles, self.scores, self.labels, self.category_ids)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.plot().save(buffer, format="PNG")
+        return buffer.getvalue()
+
+
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """Read or convert an image to uint8 [h, w, 3], RGB.
+
+    Args:
+        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
+            [h, w, 4] (RGBA; transparency is dropped).
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the file cannot be read, or the array is of another kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
+                "it, or give the path of the file"
+            )
+        return np.array(upright.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
+            "scale to 0...255, convert, and put the channels last"
+        )
+    if not array.size:
+        raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
+    return np.ascontiguousarray(
+        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
+    )
+
+
+class Predictor:
+    """Find instances with a trained network.
+
+    The compiled functions live as long as the object, one for each padded size; `set_weights`
+    changes the weights without compiling anew.
+
+    Args:
+        apply: the network's pure function, `(params, statistics, images, train=False)` to
+            (`Outputs`, statistics).
+        params: nested dict of arrays.
+        statistics: nested dict of arrays.
+        class_names: names of the K classes.
+        category_ids: the data set's id of each class.
+        eval_size: (shortest, longest): the short side images are resized to, and the most that the
+            long side may have, in pixels.
+        select: scores a batch of outputs, `Outputs` -> `Selection`.
+        mask_threshold: a pixel belongs to a mask where its probability is larger.
+        batch_size: images that go through the network together; fewer are filled up.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        params: Tree,
+        statistics: Tree,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        eval_size: tuple[int, int],
+        *,
+        select: Callable[..., inference.Selection] = inference.select,
+        mask_threshold: float = inference.MASK_THRESHOLD,
+        batch_size: int = 1,
+    ) -> None:
+        if len(class_names) != len(category_ids):
+            raise ValueError(
+                f"expected one category id for each class, got {len(class_names)} class names and "
+                f"{len(category_ids)} category ids"
+            )
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+        self.eval_size = (int(eval_size[0]), int(eval_size[1]))
+        self.mask_threshold = mask_threshold
+        self.batch_size = batch_size
+
+        def forward(
+            params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
+        ) -> inference.Selection:
+            outputs, _ = apply(
+                params, statistics, normalize_images(images, valid_size), train=False
+            )
+            return select(outputs)
+
+        self._forward = jax.jit(forward)
+        self.set_weights(params, statistics)
+
+    def __repr__(self) -> str:
+        return (
+            f"Predictor({len(self.class_names)} classes, eval_size={self.eval_size}, "
+            f"batch_size={self.batch_size})"
+        )
+
+    def set_weights(self, params: Tree, statistics: Tree) -> None:
+        """Use other weights of the same network; nothing is compiled again."""
+        self._weights = jax.tree.map(jnp.asarray, (params, statistics))
+
+    def __call__(self, image: ImageLike) -> Prediction:
+        """Find the instances of one image: a path, a Pillow image or a uint8 RGB array."""
+        array = as_rgb(image)
+        (kept,) = self.run([self.prepare(array)])
+        rles = [rle for chunk in kept.masks for rle in masks.encode_transposed(chunk)]
+        return Prediction(
+            array, rles, kept.scores, kept.labels, self.class_names, self.category_ids
+        )
+
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Find the instances of uint8 RGB images [h, w, 3] of any sizes, with their masks.
+
+        Every mask is held at the original size; for large images `__call__`, which keeps RLE, needs
+        far less memory.
+        """
+        found = []
+        for kept in self.run([self.prepare(as_rgb(image)) for image in images]):
+            chunks = [chunk.transpose(0, 2, 1).astype(bool) for chunk in kept.masks]
+            empty = np.zeros((0, *kept.original_size), bool)
+            found.append(
+                Detections(
+                    masks=np.concatenate([empty, *chunks]),
+                    scores=kept.scores,
+                    labels=kept.labels,
+                    query_index=kept.query_index,
+                )
+            )
+        return found
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
+        original_size = image.shape[0], image.shape[1]
+        return Prepared(
+            resize_image(image, resized_size(original_size, *self.eval_size)), original_size
+        )
+
+    def run(self, items: Sequence[Prepared]) -> list[Kept]:
+        """Send prepared images through the network; see `start` and `finish`."""
+        return self.finish(self.start(items))
+
+    def start(self, items: Sequence[Prepared]) -> list[Pending]:
+        """Hand images to the device, those of equal padded size together; does not wait."""
+        groups: dict[Size, list[int]] = {}
+        for position, item in enumerate(items):
+            groups.setdefault(padded_size(item.image.shape[:2]), []).append(position)
+        pending = []
+        for size, members in groups.items():
+            for first in range(0, len(members), self.batch_size):
+                positions = members[first : first + self.batch_size]
+                chosen = [items[position] for position in positions]
+                pending.append(Pending(positions, chosen, self._select(chosen, size)))
+        return pending
+
+    def _select(self, items: Sequence[Prepared], size: Size) -> inference.Selection:
+        images = np.zeros((self.batch_size, *size, 3), np.uint8)
+        valid_size = np.zeros((self.batch_size, 2), np.int32)
+        for row, item in enumerate(items):
+            height, width = item.image.shape[:2]
+            images[row, :height, :width] = item.image
+            valid_size[row] = height, width
+        return self._forward(*self._weights, images, valid_size)
+
+    def finish(self, pending: Sequence[Pending]) -> list[Kept]:
+        """Wait for the device and fetch what is kept, in the order of `start`'s images."""
+        found: dict[int, Kept] = {}
+        for positions, items, selection in pending:
+            scores, labels, is_kept = jax.device_get(
+                (selection.scores, selection.labels, selection.is_kept)
+            )
+            for row, (position, item) in enumerate(zip(positions, items, strict=True)):
+                query_index = np.flatnonzero(is_kept[row]).astype(np.int32)
+                chunks = masks.upsample_masks(
+                    selection.mask_probs,
+                    row,
+                    query_index,
+                    (item.image.shape[0], item.image.shape[1]),
+                    item.original_size,
+                    self.mask_threshold,
+                )
+                found[position] = Kept(
+                    scores[row, query_index],
+                    labels[row, query_index],
+                    query_index,
+                    chunks,
+                    item.original_size,
+                )
+        return [found[position] for position in range(len(found))]
