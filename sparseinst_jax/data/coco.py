@@ -50,8 +50,8 @@ class ImageRecord:
 class CocoDataset:
     """The records of a COCO json, in its order.
 
-    ``category_ids[label]`` is the json's id of a label. ``num_without_mask`` counts the objects that
-    were left out because no polygon of theirs has three corners (as detectron2 does).
+    ``category_ids[label]`` is the json's id of a label. ``num_without_mask`` counts the objects
+    that were left out because no polygon of theirs has three corners (as detectron2 does).
     """
 
     records: list[ImageRecord]
@@ -105,7 +105,7 @@ def load_coco(
 
     Args:
         annotations_path: the json; one without ``annotations`` (a test-dev list) is accepted.
-        images_dir: folder that the json's ``file_name`` are relative to; None when no image is read.
+        images_dir: folder that ``file_name`` is relative to; None when no image is read.
         keep_empty: keep images without objects (an image with crowd regions only is empty).
         check_files: also ask for every image file that the json names.
 
@@ -317,9 +317,9 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read any image that Pillow knows as RGB.
 
-    The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does (detectron2
-    too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, of an animation the first
-    frame is taken.
+    The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does
+    (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, of an
+    animation the first frame is taken.
 
     Returns:
         uint8 [h, w, 3].
@@ -359,8 +359,9 @@ def read_record(record: ImageRecord) -> np.ndarray:
     image = read_image(record.path)
     if image.shape[:2] != (record.height, record.width):
         raise ValueError(
-            f"image {record.path} is {image.shape[:2]} (height, width; EXIF orientation applied), the "
-            f"json says {(record.height, record.width)}; correct the json or save the image upright"
+            f"image {record.path} is {image.shape[:2]} (height, width; EXIF orientation applied), "
+            f"the json says {(record.height, record.width)}; correct the json or save the image "
+            "upright"
         )
     return image
 
@@ -402,7 +403,7 @@ def summarize(dataset: CocoDataset, num_masks: int) -> list[str]:
         worst = dataset.records[int(counts.argmax())]
         lines.append(
             f"WARNING: {len(crowded)} images have more objects than the model has masks "
-            f"({num_masks}), {worst.file_name} has {counts.max()}: the best {num_masks} are matched, "
-            "the others are not learnt; raise config.model.num_masks"
+            f"({num_masks}), {worst.file_name} has {counts.max()}: the best {num_masks} are "
+            "matched, the others are not learnt; raise config.model.num_masks"
         )
     return lines

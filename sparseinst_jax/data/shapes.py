@@ -1,9 +1,9 @@
 """The demo data set: drawn shapes on textured backgrounds, as COCO json and PNG files.
 
-Three classes told apart by form and by surface: striped discs, dotted squares, plain triangles. Size,
-place, rotation and colours are random, later shapes cover earlier ones and the annotations are the
-visible masks, about one image in twenty is empty. Backgrounds hold waves, blotches and grain, so
-stripes alone do not mean an object.
+Three classes told apart by form and by surface: striped discs, dotted squares, plain triangles.
+Size, place, rotation and colours are random, later shapes cover earlier ones and the annotations
+are the visible masks, about one image in twenty is empty. Backgrounds hold waves, blotches and
+grain, so stripes alone do not mean an object.
 """
 
 import json
@@ -101,8 +101,9 @@ def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
         with (directory / "val.json").open() as file:
             found = json.load(file).get("info", {}).get("settings")
     if found != settings:
+        content = "other files" if found is None else f"shapes drawn with {found}"
         raise ValueError(
-            f"{directory} holds {'other files' if found is None else f'shapes drawn with {found}'}; "
+            f"{directory} holds {content}; "
             f"expected nothing or shapes drawn with {settings}; name another folder or remove it"
         )
     return True
@@ -124,9 +125,7 @@ def _draw_split(
         file_name = f"{index + 1:06d}.png"
         Image.fromarray(image).save(folder / file_name, compress_level=1)
         height, width = image.shape[:2]
-        images.append(
-            {"id": index + 1, "file_name": file_name, "height": height, "width": width}
-        )
+        images.append({"id": index + 1, "file_name": file_name, "height": height, "width": width})
         for label, mask in zip(labels, masks, strict=True):
             encoded = rle.encode(np.asfortranarray(mask))
             annotations.append(
@@ -204,9 +203,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return image
 
 
-def _draw_shape(
-    rng: np.random.Generator, size: tuple[int, int], background: np.ndarray
-) -> _Shape:
+def _draw_shape(rng: np.random.Generator, size: tuple[int, int], background: np.ndarray) -> _Shape:
     label = int(rng.random() * len(CLASS_NAMES))
     center = rng.random(2) * size
     radius = min(size) * 0.07 * (4.2 ** rng.random())  # 9 ... 38 px of 128

@@ -1,9 +1,9 @@
 """Resize, flip and crop images and move their masks with them, exactly as detectron2 does.
 
 Polygons move as coordinates and are rasterised at the final size; run lengths are decoded at the
-original size and move by nearest neighbour. The targets then travel as *quarter levels*: the original
-reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of each 4x4 block, so a level
-0 ... 4 says it all.
+original size and move by nearest neighbour. The targets then travel as *quarter levels*: the
+original reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of each 4x4 block,
+so a level 0 ... 4 says it all.
 
 Source: detectron2/data/transforms, detectron2/data/detection_utils.py and
 sparseinst/{dataset_mapper,loss}.py of the original.

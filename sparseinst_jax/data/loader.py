@@ -1,0 +1,188 @@
+"""Read, transform and pad the batches that the plan names; Grain runs the workers.
+
+One element is one whole step, so the order is the plan's and a resumed run needs only its step.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
+from sparseinst_jax.data.transforms import (
+    MASK_STRIDE,
+    Size,
+    mask_levels,
+    resize_image,
+    resized_size,
+    transform_image,
+)
+from sparseinst_jax.structures import Batch
+
+NUM_THREADS = 2  # per process; each works on a step of its own
+PREFETCH_STEPS = 4
+
+
+class _Steps:
+    """Grain source: element i is the batch of step ``start + i``."""
+
+    def __init__(
+        self,
+        dataset: CocoDataset,
+        plan: TrainPlan,
+        start: int,
+        number: int,
+        host_index: int,
+        host_count: int,
+    ) -> None:
+        self.records, self.plan = dataset.records, plan
+        self.start, self.number = start, number
+        self.host_index, self.host_count = host_index, host_count
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __getitem__(self, index: int) -> Batch:
+        step = self.plan.batch(self.start + int(index), self.host_index, self.host_count)
+        return make_batch(self.records, step)
+
+    def __repr__(self) -> str:
+        # Grain prints sources; the records would fill the screen.
+        return f"_Steps(start={self.start}, number={self.number})"
+
+
+def train_batches(
+    dataset: CocoDataset,
+    plan: TrainPlan,
+    start_step: int,
+    num_steps: int,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_workers: int = 0,
+) -> Iterator[Batch]:
+    """Iterate over the batches of steps ``start_step ... start_step + num_steps - 1`` in order.
+
+    Args:
+        dataset: the index that the plan was made for.
+        plan: says what each step holds.
+        start_step: first step; all that a resumed run needs.
+        num_steps: number of batches.
+        host_index: this host.
+        host_count: number of hosts.
+        num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
+            start a fresh interpreter: the calling script needs ``if __name__ == "__main__":``.
+
+    Yields:
+        NumPy batches of this host, in order.
+
+    Raises:
+        ValueError: an image cannot be read; names the file.
+    """
+    if num_steps <= 0:
+        return
+    plan.batch(start_step, host_index, host_count)  # refuse an impossible host count here and now
+    source = _Steps(dataset, plan, start_step, num_steps, host_index, host_count)
+    # Without workers the threads read ahead; with them each process holds one step in hand.
+    options = grain.ReadOptions(
+        num_threads=1 if num_workers else NUM_THREADS,
+        prefetch_buffer_size=1 if num_workers else PREFETCH_STEPS,
+    )
+    steps = grain.MapDataset.source(source).to_iter_dataset(options)
+    if num_workers:
+        # Grain reads absl flags in its workers; a program without absl.app has not parsed any.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS(sys.argv[:1])
+        steps = steps.mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(
+                num_workers=min(num_workers, num_steps), per_worker_buffer_size=2
+            )
+        )
+    iterator = iter(steps)
+    try:
+        for batch in iterator:
+            # Worker processes hand over views of shared memory that Grain frees.
+            yield Batch(*(np.asarray(array) for array in batch))
+    finally:
+        close = getattr(iterator, "close", None)
+        if close is not None:
+            close()
+
+
+def make_batch(records: list[ImageRecord], plan: StepPlan) -> Batch:
+    """Read and pad the images of a planned step.
+
+    Args:
+        records: of the data set; the plan's positions index it.
+        plan: the step.
+
+    Returns:
+        NumPy batch with B = number of the plan's images, see ``structures.Batch``.
+    """
+    number, num_targets = len(plan.images), plan.num_targets
+    height, width = plan.padded_size
+    quarter = (height // MASK_STRIDE, width // MASK_STRIDE)
+    batch = Batch(
+        images=np.zeros((number, height, width, 3), np.uint8),
+        valid_size=np.zeros((number, 2), np.int32),
+        labels=np.zeros((number, num_targets), np.int32),
+        masks=np.zeros((number, num_targets, *quarter), np.uint8),
+        is_target=np.zeros((number, num_targets), bool),
+        image_id=np.zeros(number, np.int64),
+    )
+    for index, image_plan in enumerate(plan.images):
+        record = records[image_plan.position]
+        image, labels, masks = load_train_image(record, image_plan)
+        valid_height, valid_width = image.shape[:2]
+        batch.images[index, :valid_height, :valid_width] = image
+        batch.valid_size[index] = valid_height, valid_width
+        batch.labels[index, : len(labels)] = labels
+        batch.is_target[index, : len(labels)] = True
+        batch.image_id[index] = record.image_id
+        for target, mask in enumerate(masks):
+            batch.masks[index, target, : mask.shape[0], : mask.shape[1]] = mask
+    return batch
+
+
+def load_train_image(
+    record: ImageRecord, plan: ImagePlan
+) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
+    """Read one image and its objects and transform them.
+
+    Crowd regions are left out, and objects of which no pixel is left.
+
+    Returns:
+        image uint8 [h, w, 3], labels, and quarter levels uint8 [ceil(h/4), ceil(w/4)] per object.
+    """
+    image = transform_image(read_record(record), plan.transform)
+    labels, masks = [], []
+    for annotation in record.targets:
+        try:
+            levels = mask_levels(
+                annotation.segmentation, (record.height, record.width), plan.transform
+            )
+        except Exception as error:
+            raise ValueError(
+                f"annotation {annotation.id} of image {record.path} has a broken segmentation "
+                f"({error}); correct or remove it"
+            ) from error
+        if levels is not None:
+            labels.append(annotation.label)
+            masks.append(levels)
+    return image, labels, masks
+
+
+def load_eval_image(record: ImageRecord, eval_size: Size) -> np.ndarray:
+    """Read one image and resize it as the original does for evaluation.
+
+    Args:
+        record: the image.
+        eval_size: (shortest, longest) side in pixels.
+
+    Returns:
+        uint8 [h, w, 3].
+    """
+    image = read_record(record)
+    return resize_image(image, resized_size(image.shape[:2], *eval_size))
