@@ -1,0 +1,153 @@
+"""The recorded cases of the original, and the measuring of an error against its tolerance.
+
+Weights and inputs are drawn again from the seeds of a case's manifest (`golden_weights.py`), so a
+case holds only what the original PyTorch code computed from them on a CPU in float32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparseinst_jax import layers, ops
+from sparseinst_jax.builders import build_model
+from sparseinst_jax.config import load_config
+from sparseinst_jax.structures import Batch
+from sparseinst_jax.weights import original_to_ours
+from tests.parity import golden_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG_OF_DECODER = {
+    "BaseIAMDecoder": "iam_r50.py",
+    "GroupIAMDecoder": "giam_r50.py",
+    "GroupIAMSoftDecoder": "giam_softmax_r50.py",
+}
+
+
+class Errors:
+    """Collects the errors of one test, for the parity table, and fails once with all of them."""
+
+    def __init__(self, case: str, record: Callable[[str, object], None]):
+        self.case, self.record, self.faults = case, record, []
+
+    def check(self, group: str, quantity: str, error: float, tolerance: float) -> None:
+        """Note an error that must not exceed its tolerance; `group` is its row in the table."""
+        error = float(error)
+        self.record("parity", [self.case, group, quantity, error, float(tolerance)])
+        if not error <= tolerance:
+            self.faults.append(f"{quantity}: error {error:.3g}, tolerance {tolerance:.3g}")
+
+    def raise_if_any(self) -> None:
+        """Fail with every fault noted."""
+        assert not self.faults, f"{self.case}:\n" + "\n".join(self.faults)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A recorded case: its manifest and its tensors by the original's names."""
+
+    name: str
+    manifest: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the same network."""
+        return load_config(CONFIGS / CONFIG_OF_DECODER[self.manifest["decoder"]])
+
+    @property
+    def padded_size(self) -> tuple[int, int]:
+        """The largest height and width of the batch, rounded up to multiples of 32."""
+        sizes = np.array([image["net_hw"] for image in self.manifest["images"]])
+        height, width = -(-sizes.max(0) // 32) * 32
+        return int(height), int(width)
+
+    def model(self) -> tuple[Any, Any, Any]:
+        """The network as a pure function, with the case's weights: apply, params, statistics."""
+        module = build_model(self.config.model, self.manifest["num_classes"], 0)
+        apply, params, statistics = layers.functional(module)
+        shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
+        state_dict = golden_weights.make(shapes, seed)
+        return apply, *original_to_ours(state_dict, params, statistics, source=self.name)
+
+    def batch(self) -> Batch:
+        """The images with their objects, padded to the batch's largest size."""
+        height, width = self.padded_size
+        entries = self.manifest["images"]
+        count, most = len(entries), max(max(e.get("num_gt", 0) for e in entries), 1)
+        images = np.zeros((count, height, width, 3), np.uint8)
+        labels = np.zeros((count, most), np.int32)
+        masks = np.zeros((count, most, height, width), bool)
+        is_target = np.zeros((count, most), bool)
+        for i, entry in enumerate(entries):
+            h, w = entry["net_hw"]
+            images[i, :h, :w] = golden_weights.image(h, w, entry["image_seed"])
+            n = entry.get("num_gt", 0)
+            if n:
+                labels[i, :n], masks[i, :n, :h, :w] = golden_weights.instances(
+                    h, w, n, self.manifest["num_classes"], entry["gt_seed"]
+                )
+                is_target[i, :n] = True
+        sizes = np.array([entry["net_hw"] for entry in entries], np.int32)
+        ids = np.arange(count, dtype=np.int64)
+        return Batch(images, sizes, labels, quarter(masks), is_target, ids)
+
+
+def quarter(masks: np.ndarray) -> np.ndarray:
+    """Sum the inner 2x2 pixels of every 4x4 block: bool [..., H, W] to uint8 [..., H/4, W/4]."""
+    rows = masks[..., 1::4, :].astype(np.uint8) + masks[..., 2::4, :]
+    return rows[..., 1::4] + rows[..., 2::4]
+
+
+@functools.cache
+def load(name: str) -> Case:
+    """Read a case; nothing is unpickled."""
+    manifest = json.loads((GOLDEN / name / "manifest.json").read_text())
+    with np.load(GOLDEN / name / "tensors.npz", allow_pickle=False) as archive:
+        tensors = {key: archive[key] for key in archive.files}
+    return Case(name, manifest, tensors)
+
+
+@functools.cache
+def forward(name: str) -> dict[str, np.ndarray]:
+    """Run our network on a case: every named tensor in the original's layout and by its name."""
+    case = load(name)
+    apply, params, statistics = case.model()
+    batch = case.batch()
+
+    @jax.jit
+    def run(params, statistics, images, valid_size):
+        named: dict[str, Any] = {}
+        inputs = ops.normalize_images(images, valid_size)
+        outputs, _ = apply(params, statistics, inputs, intermediates=named)
+        return inputs, outputs, named
+
+    inputs, outputs, named = run(params, statistics, batch.images, batch.valid_size)
+    tensors = {name: np.asarray(value) for name, value in named.items()}
+    ours = {ORIGINAL_NAMES.get(key, key): to_nchw(value) for key, value in tensors.items()}
+    ours["input"] = to_nchw(np.asarray(inputs))
+    ours["pred_logits"] = np.asarray(outputs.class_logits)
+    ours["pred_scores"] = np.asarray(outputs.objectness_logits)[..., None]
+    ours["pred_masks"] = np.asarray(outputs.mask_logits)
+    return ours
+
+
+ORIGINAL_NAMES = {
+    "res3": "backbone.res3",
+    "res4": "backbone.res4",
+    "res5": "backbone.res5",
+    "mask_kernels": "pred_kernel",
+}
+
+
+def to_nchw(value: np.ndarray) -> np.ndarray:
+    """Channels before rows, for maps; other arrays stay."""
+    return value.transpose(0, 3, 1, 2) if value.ndim == 4 else value
