@@ -49,7 +49,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 parity: $(STAMP)
-	$(BIN)/python -m pytest tests/parity -q --parity-report
+	$(BIN)/python -m pytest tests/parity -q
 
 lint: $(STAMP)
 	$(BIN)/ruff check
