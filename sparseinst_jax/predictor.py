@@ -11,7 +11,8 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,12 +21,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from sparseinst_jax import masks, visualize
+from sparseinst_jax.builders import build_model
+from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import read_image
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
 from sparseinst_jax.evaluation.coco_metrics import coco_results
+from sparseinst_jax.layers import functional
 from sparseinst_jax.ops import normalize_images
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.weights.convert import load_weights
 
 SHOWN_SCORE = 0.4
 Size = tuple[int, int]
@@ -338,3 +344,93 @@ class Predictor:
                     item.original_size,
                 )
         return [found[position] for position in range(len(found))]
+
+
+def build_predictor(
+    config: Any,
+    apply: Callable[..., Any],
+    params: Tree,
+    statistics: Tree,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> Predictor:
+    """Make a predictor from a network's pure function with the settings of a configuration."""
+    select = functools.partial(
+        inference.select,
+        score_threshold=config.eval.score_threshold,
+        mask_threshold=config.eval.mask_threshold,
+    )
+    return Predictor(
+        apply,
+        params,
+        statistics,
+        class_names,
+        category_ids,
+        config.data.eval_size,
+        select=select,
+        mask_threshold=config.eval.mask_threshold,
+        batch_size=config.eval.batch_size,
+    )
+
+
+def load(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Predictor:
+    """Load a predictor from a run.
+
+    The configuration and the classes are those stored with the checkpoint.
+
+    Args:
+        path: a run folder, its `checkpoints` folder, or the folder of one step.
+        step: a step, "best" (highest AP in training) or None for the last.
+        overrides: dotted key to text, such as `{"data.eval_size": "(320, 427)"}`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint cannot be read, or an override is not valid.
+    """
+    predictor, _, _ = load_run(path, step, overrides)
+    return predictor
+
+
+def load_run(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Predictor, Any, int]:
+    """Load a predictor as `load` does; also returns its configuration and the step."""
+    with Checkpoints(Path(path), read_only=True) as checkpoints:
+        params, statistics, meta = checkpoints.restore_model(step)
+    config = load_config(meta["config"], overrides)
+    class_names = meta["class_names"]
+    apply, _, _ = functional(build_model(config.model, len(class_names), config.seed))
+    predictor = build_predictor(
+        config, apply, params, statistics, class_names, meta["category_ids"]
+    )
+    return predictor, config, int(meta["step"])
+
+
+def load_weights_file(
+    config: Any,
+    weights: str | os.PathLike,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> Predictor:
+    """Load a predictor from a weight file with the original PyTorch release's names.
+
+    Args:
+        config: the whole configuration; it must describe the network of the file.
+        weights: a `.npz` or `.safetensors` file.
+        class_names: the classes, in the order that the network was trained with.
+        category_ids: the data set's id of each class.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not fit the network; lists every difference.
+    """
+    model = build_model(config.model, len(class_names), config.seed)
+    apply, params, statistics = functional(model)
+    params, statistics = load_weights(weights, params, statistics)
+    return build_predictor(config, apply, params, statistics, class_names, category_ids)

@@ -1,0 +1,8 @@
+"""Find objects: `python predict.py --workdir RUN IMAGE_OR_FOLDER`; the same as `sparseinst predict`."""
+
+import sys
+
+from sparseinst_jax import cli
+
+if __name__ == "__main__":
+    sys.exit(cli.run("predict", sys.argv[1:]))

@@ -1,0 +1,291 @@
+"""The command `eval.py`: COCO mask AP of a run, a checkpoint, a weight file or a results file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from sparseinst_jax import visualize
+from sparseinst_jax.config import (
+    add_config_arguments,
+    default_workdir,
+    load_config,
+    parse_command_line,
+)
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, load_coco, read_record
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
+from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.predictor import (
+    Prediction,
+    Predictor,
+    load_run,
+    load_weights_file,
+)
+from sparseinst_jax.training.checkpoints import Checkpoints, locate
+
+NUM_PICTURES = 8
+DESCRIPTION = """\
+Score a model on config.data.val: COCO mask AP, a table for each class, predictions and pictures.
+
+  eval.py --workdir RUN                     the last checkpoint of a run
+  eval.py --checkpoint RUN/checkpoints/600  this checkpoint
+  eval.py --config FILE --weights FILE      weights of the original release, .npz or .safetensors
+  eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
+"""
+
+
+class Source(NamedTuple):
+    """What a command works with.
+
+    Attributes:
+        predictor: the model.
+        config: its configuration, overrides applied.
+        workdir: the run folder, where outputs go by default.
+        title: one line for the user that says what was loaded.
+    """
+
+    predictor: Predictor
+    config: Any
+    workdir: Path
+    title: str
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a model: --config, --workdir, --checkpoint, --weights, --step."""
+    add_config_arguments(parser)
+    parser.add_argument("--checkpoint", metavar="DIR", help="folder of one checkpoint, or of a run")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help=".npz or .safetensors with the original release's names; needs --config",
+    )
+    parser.add_argument(
+        "--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last'
+    )
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse combinations that name no model or two.
+
+    Raises:
+        ValueError: all faults in one message.
+    """
+    faults = []
+    if arguments.weights and not arguments.config:
+        faults.append("--weights needs --config FILE, which describes the network of the file")
+    if arguments.weights and arguments.checkpoint:
+        faults.append("give --weights or --checkpoint, not both")
+    if arguments.checkpoint and arguments.workdir:
+        faults.append("give --checkpoint or --workdir, not both")
+    if arguments.step and arguments.weights:
+        faults.append("--step chooses among the checkpoints of a run, --weights has one state")
+    if arguments.step and arguments.step != "best" and not arguments.step.isdigit():
+        faults.append(f'--step expects a number or "best", got {arguments.step!r}')
+    if not (arguments.config or arguments.workdir or arguments.checkpoint):
+        faults.append(
+            "no model named: give --workdir RUN, --checkpoint DIR or --config and --weights"
+        )
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def workdir_of(arguments: argparse.Namespace) -> Path:
+    """Return the run folder that the arguments mean, where outputs go by default."""
+    if arguments.workdir:
+        return Path(arguments.workdir)
+    if arguments.checkpoint:
+        folder, _ = locate(arguments.checkpoint)
+        return folder.parent if folder.name == "checkpoints" else folder
+    return default_workdir(arguments.config)
+
+
+def open_source(arguments: argparse.Namespace) -> Source:
+    """Load the model that the arguments name.
+
+    Raises:
+        FileNotFoundError: a file or checkpoint is missing.
+        ValueError: the arguments or the files do not fit.
+    """
+    workdir = workdir_of(arguments)
+    if arguments.weights:
+        config = load_config(arguments.config, arguments.overrides)
+        draw_missing_data(config)
+        classes = load_coco(config.data.val.annotations, None)
+        predictor = load_weights_file(
+            config, arguments.weights, classes.class_names, classes.category_ids
+        )
+        return Source(predictor, config, workdir, f"weights {arguments.weights}")
+    path = arguments.checkpoint or workdir
+    step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
+    predictor, config, step = load_run(path, step, arguments.overrides)
+    return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
+
+
+def stored_config(arguments: argparse.Namespace) -> Any:
+    """Load the configuration alone, for a command that needs no model."""
+    if arguments.config:
+        return load_config(arguments.config, arguments.overrides)
+    workdir = workdir_of(arguments)
+    if (workdir / "config.json").is_file():
+        return load_config(workdir / "config.json", arguments.overrides)
+    with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
+        return load_config(checkpoints.read_meta()["config"], arguments.overrides)
+
+
+def draw_missing_data(config: Any) -> None:
+    """Draw the demo's data set where the configuration asks for it and its val.json is missing."""
+    annotations = Path(config.data.val.annotations)
+    folder = Path(config.data.train.annotations).parent
+    is_its_own = annotations.parent == folder  # not a file that an override names
+    if config.data.generator == "shapes" and is_its_own and not annotations.exists():
+        draw_shapes_dataset(folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="eval.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="default: <workdir>/eval")
+    parser.add_argument(
+        "--predictions", metavar="FILE", help="score this COCO results file instead of a model"
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="N",
+        type=int,
+        default=NUM_PICTURES,
+        help=f"pictures to draw, prediction beside annotation; default {NUM_PICTURES}",
+    )
+    arguments = parse_command_line(parser, argv)
+    check_arguments(arguments)
+    output = Path(arguments.output) if arguments.output else workdir_of(arguments) / "eval"
+    if arguments.predictions:
+        _score_file(arguments, output)
+    else:
+        _score_model(arguments, output)
+    return 0
+
+
+def _score_file(arguments: argparse.Namespace, output: Path) -> None:
+    config = stored_config(arguments)
+    metrics = evaluate(config.data.val.annotations, arguments.predictions)
+    print(f"{arguments.predictions} against {config.data.val.annotations}\n")
+    _report(metrics, output)
+
+
+def _score_model(arguments: argparse.Namespace, output: Path) -> None:
+    source = open_source(arguments)
+    config = source.config
+    draw_missing_data(config)
+    dataset = load_coco(config.data.val.annotations, config.data.val.images)
+    print(f"{source.title}, on {config.data.val.annotations} ({len(dataset.records)} images)")
+    results, metrics = evaluate_dataset(
+        source.predictor,
+        dataset,
+        num_workers=max(1, config.data.num_workers),
+        progress=sys.stderr,
+    )
+    write_json(output / "predictions.json", results)
+    print(f"{len(results)} detections: {output / 'predictions.json'}")
+    draw_pictures(source.predictor, dataset, results, output, arguments.pictures)
+    if metrics is None:
+        print("the json has no annotations: predicted, not scored")
+    else:
+        print()
+        _report(metrics, output)
+
+
+def _report(metrics: CocoMetrics, output: Path) -> None:
+    write_json(output / "metrics.json", metrics.as_dict(), indent=2)
+    print(metrics.table())
+    print(f"\nnumbers in percent; as fractions in {output / 'metrics.json'}")
+
+
+def draw_pictures(
+    predictor: Predictor,
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    output: Path,
+    count: int,
+) -> list[Path]:
+    """Draw some images of a data set, spread evenly over it, with what was found in them.
+
+    Args:
+        predictor: gives the classes.
+        dataset: with its image folder.
+        results: detections of the whole data set in COCO results format.
+        output: folder of the pictures, `<name of the image>.png`.
+        count: how many.
+
+    Returns:
+        The paths. An image with annotations has them drawn beside the detections.
+    """
+    count = min(count, len(dataset.records))
+    if count <= 0:
+        return []
+    output.mkdir(parents=True, exist_ok=True)
+    chosen = [dataset.records[index * len(dataset.records) // count] for index in range(count)]
+    wanted = {record.image_id for record in chosen}
+    found: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in wanted}
+    for entry in results:
+        if entry["image_id"] in wanted:
+            found[entry["image_id"]].append(entry)
+    names = unique_names([record.file_name for record in chosen])
+    paths = []
+    for record, name in zip(chosen, names, strict=True):
+        image = read_record(record)
+        picture = _prediction(image, found[record.image_id], dataset).plot()
+        if dataset.has_annotations:
+            truth = _draw_annotations(image, record, dataset)
+            picture = visualize.beside([picture, truth], ["predicted", "annotated"])
+        paths.append(output / f"{name}.png")
+        picture.save(paths[-1])
+    print(f"{len(paths)} pictures: {output / '*.png'}")
+    return paths
+
+
+def _prediction(
+    image: np.ndarray, entries: Sequence[Mapping[str, Any]], dataset: CocoDataset
+) -> Prediction:
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    return Prediction(
+        image,
+        [dict(entry["segmentation"]) for entry in entries],
+        np.array([entry["score"] for entry in entries], np.float32),
+        np.array([label_of[entry["category_id"]] for entry in entries], np.int32),
+        dataset.class_names,
+        dataset.category_ids,
+    )
+
+
+def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDataset) -> Image.Image:
+    targets = record.targets
+    masks = [decode_mask(target.segmentation, record.height, record.width) for target in targets]
+    captions = [dataset.class_names[target.label] for target in targets]
+    return visualize.draw_instances(image, masks, captions)
+
+
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
+    """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = Path(path).stem
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return names
