@@ -17,7 +17,7 @@ def get_config():
     config.data.update(dict(generator="shapes", train_sizes=(128,), train_max_size=213))
     config.data.update(dict(eval_size=(128, 213), keep_empty=True, num_workers=1))
     for split in ("train", "val"):
-        config.data[split].images = f"datasets/shapes/{split}"
+        config.data[split].images = f"datasets/shapes/images/{split}"
         config.data[split].annotations = f"datasets/shapes/{split}.json"
     config.train.update(dict(batch_size=16, num_steps=600, learning_rate=1e-3, warmup_steps=50))
     config.train.update(dict(milestones=(450, 550), log_every=10, checkpoint_every=200))

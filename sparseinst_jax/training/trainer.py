@@ -1,0 +1,232 @@
+"""The training loop: batches in, checkpoints and metrics out. It knows no model family."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparseinst_jax.structures import Batch
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.progress import Progress, RowWriter
+from sparseinst_jax.training.step import TrainState, TrainStep
+
+# Exit codes of a run that was asked to stop, as a shell reports a process ended by the signal.
+_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss or the gradient became NaN or infinite; training on would only spread it."""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """When things happen, in steps; 0 is never (the last step is always logged and saved)."""
+
+    num_steps: int
+    log_every: int
+    checkpoint_every: int
+    eval_every: int
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether something that happens every so many steps happens after `step`."""
+        return every > 0 and (step % every == 0 or step == self.num_steps)
+
+
+@dataclass
+class _Pending:
+    """Steps whose metrics are still on the device."""
+
+    steps: list[int] = field(default_factory=list)
+    metrics: list[Mapping[str, Any]] = field(default_factory=list)
+    image_ids: list[Sequence[int]] = field(default_factory=list)
+
+
+class Trainer:
+    """Runs a training step until the last step, a stop signal or a non-finite loss.
+
+    Args:
+      step: the compiled step.
+      checkpoints: where states are saved.
+      meta: stored with each checkpoint (config, class_names, category_ids, code_version).
+      learning_rate: of a 0-based step, for the metrics.
+      steps_per_epoch: for the metrics.
+      intervals: when to log, save and evaluate.
+      evaluate: takes a host state's params and statistics, returns metrics with `AP`.
+      writers: take one row per step.
+      progress: shows the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: TrainStep,
+        checkpoints: Checkpoints,
+        meta: Mapping[str, Any],
+        learning_rate: Callable[[int], Any],
+        steps_per_epoch: int,
+        intervals: Intervals,
+        evaluate: Callable[[Any, Any], Mapping[str, float]],
+        writers: Sequence[RowWriter],
+        progress: Progress,
+    ):
+        self._step, self._checkpoints, self._meta = step, checkpoints, meta
+        self._learning_rate, self._steps_per_epoch = learning_rate, steps_per_epoch
+        self._intervals, self._evaluate = intervals, evaluate
+        self._writers, self._progress = writers, progress
+        self._pending = _Pending()
+        # Several collectives in flight can hang on virtual CPU devices; there is nothing to gain
+        # from running ahead on a CPU anyway.
+        self._must_block = step.devices[0].platform == "cpu"
+
+    def run(self, state: TrainState, batches: Iterator[Batch]) -> int:
+        """Train from a host state to the last step.
+
+        Args:
+          state: with NumPy leaves; its `step` says how many steps are done.
+          batches: this host's batches, the first one for step `state.step`.
+
+        Returns:
+          The exit code: 0 when the last step is done, 130 or 143 after SIGINT or SIGTERM (the
+          state is saved first; a second SIGINT stops at once).
+
+        Raises:
+          NonFiniteLossError: see `_collect`.
+        """
+        done = int(state.step)
+        placed = self._step.place(state)
+        with _StopSignals() as stop:
+            while done < self._intervals.num_steps:
+                started = time.monotonic()
+                batch = next(batches)
+                waited = time.monotonic() - started
+                placed, metrics = self._step(placed, batch)
+                if self._must_block:
+                    jax.block_until_ready((placed, metrics))
+                done += 1
+                self._pending.steps.append(done)
+                self._pending.metrics.append(metrics)
+                self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
+                self._progress.stepped(done, waited)
+                stopping = stop.received is not None or self._checkpoints.must_stop(done)
+                self._after(done, placed, stopping)
+                if stopping and done < self._intervals.num_steps:
+                    return self._stopped(done, stop.received)
+        self._checkpoints.wait()
+        return 0
+
+    def _after(self, done: int, placed: TrainState, stopping: bool) -> None:
+        """Log, evaluate and save what is due after a step."""
+        every, is_last = self._intervals, done == self._intervals.num_steps
+        wants_eval = every.is_due(every.eval_every, done) and (is_last or not stopping)
+        wants_save = is_last or stopping or wants_eval or every.is_due(every.checkpoint_every, done)
+        wants_log = is_last or every.is_due(every.log_every, done)
+        if not (wants_log or wants_save):
+            return
+        rows = self._collect()
+        rows[-1].update(self._progress.rates())
+        if wants_log:
+            self._progress.report(rows[-1])
+        state = self._step.fetch(placed) if wants_save else None
+        scores = self._score(done, state) if wants_eval and state is not None else None
+        if scores is not None:
+            rows[-1].update(scores)
+        for writer in self._writers:
+            writer.write(rows)
+        if state is not None:
+            started = time.monotonic()
+            self._checkpoints.save(state, self._meta, scores)
+            self._progress.paused(time.monotonic() - started)
+
+    def _collect(self) -> list[dict[str, float | int]]:
+        """Fetch the metrics of the pending steps, one row each.
+
+        Raises:
+          NonFiniteLossError: with the range of steps, the images of the first bad batch and the
+            last good checkpoint.
+        """
+        pending, self._pending = self._pending, _Pending()
+        rows: list[dict[str, float | int]] = []
+        for step, metrics, image_ids in zip(
+            pending.steps, pending.metrics, pending.image_ids, strict=True
+        ):
+            # Compiled functions sort the names; the total reads best in front.
+            names = sorted(metrics, key=lambda name: (name != "loss/total", "/" not in name, name))
+            values = {name: _to_float(metrics[name]) for name in names}
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            if bad:
+                self._checkpoints.wait()
+                last = self._checkpoints.latest_step
+                place = "none yet" if last is None else f"{self._checkpoints.directory / str(last)}"
+                raise NonFiniteLossError(
+                    f"{', '.join(f'{name} became {values[name]}' for name in bad)} at step {step},"
+                    f" checked for steps {pending.steps[0]} to {pending.steps[-1]}."
+                    f" Image ids of the batch: {image_ids}. Last good checkpoint: {place}."
+                    " Look at these images, lower train.learning_rate, or lengthen the warm-up"
+                    " (train.warmup_steps); bfloat16 users: try model.dtype=float32."
+                )
+            rows.append(
+                {
+                    "step": step,
+                    **values,
+                    "learning_rate": float(self._learning_rate(step - 1)),
+                    "epoch": step / self._steps_per_epoch,
+                }
+            )
+        return rows
+
+    def _score(self, done: int, state: TrainState) -> dict[str, float]:
+        started = time.monotonic()
+        self._progress.say(f"evaluating step {done}")
+        scores = dict(self._evaluate(state.params, state.statistics))
+        seconds = time.monotonic() - started
+        self._progress.paused(seconds)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self._progress.say(f"step {done}: {shown}  ({seconds:.0f} s)")
+        return scores
+
+    def _stopped(self, done: int, received: signal.Signals | None) -> int:
+        self._checkpoints.wait()
+        name = received.name if received is not None else "the scheduler's notice"
+        self._progress.say(
+            f"stopped by {name} after step {done}; saved in"
+            f" {self._checkpoints.directory / str(done)}. The same command continues."
+        )
+        return _EXIT_CODES[received or signal.SIGTERM]
+
+
+class _StopSignals:
+    """Notes SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        for number in _EXIT_CODES:
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not in the main thread: signals stay with whoever runs us
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+
+def _to_float(value: Any) -> float:
+    """Read a metric that is equal on all devices; across hosts only local parts can be read."""
+    if isinstance(value, jax.Array):
+        value = value.addressable_data(0)
+    return float(np.asarray(value).ravel()[0])
