@@ -208,6 +208,7 @@ def _read_images(
         image_id, height, width = entry["id"], entry["height"], entry["width"]
         if image_id in records:
             faults.add(f"image id {image_id} occurs more than once")
+            continue
         if not (_is_positive(height) and _is_positive(width)):
             faults.add(f"image {image_id}: height {height!r} and width {width!r} must be > 0")
             continue

@@ -1,0 +1,239 @@
+"""Reading COCO jsons, masks and images."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as rle
+
+from sparseinst_jax.data.coco import decode_mask, load_coco, read_image, read_record, summarize
+
+SQUARE = [[2, 1, 6, 1, 6, 5, 2, 5]]  # x 2..6, y 1..5
+
+
+def _content():
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "height": 10, "width": 12},
+            {"id": 3, "file_name": "sub/b.png", "height": 8, "width": 8},
+        ],
+        "categories": [{"id": 90, "name": "pear"}, {"id": 0, "name": "apple"}],
+        "annotations": [
+            _annotation(1, 7, 90, SQUARE),
+            _annotation(2, 7, 0, {"size": [10, 12], "counts": [20, 5, 95]}, iscrowd=1),
+        ],
+    }
+
+
+def _annotation(annotation_id, image_id, category_id, segmentation, iscrowd=0):
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "segmentation": segmentation,
+        "iscrowd": iscrowd,
+        "area": 16,
+    }
+
+
+def _write(tmp_path, content):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_labels_follow_the_sorted_category_ids_and_names_come_from_the_json(tmp_path):
+    dataset = load_coco(_write(tmp_path, _content()), tmp_path)
+    assert dataset.class_names == ("apple", "pear")
+    assert dataset.category_ids == (0, 90)
+    assert dataset.has_annotations
+    assert [record.image_id for record in dataset.records] == [7, 3]
+    assert dataset.records[1].path == str(tmp_path / "sub/b.png")
+    first = dataset.records[0].annotations
+    assert [(a.label, a.iscrowd, a.area, a.id) for a in first] == [
+        (1, False, 16.0, 1),
+        (0, True, 16.0, 2),
+    ]
+    assert [a.id for a in dataset.records[0].targets] == [1]
+    assert dataset.num_targets.tolist() == [1, 0]
+    assert dataset.image_sizes.tolist() == [[10, 12], [8, 8]]
+
+
+def test_images_without_objects_are_dropped_when_asked(tmp_path):
+    content = _content()
+    content["annotations"].append(
+        _annotation(3, 3, 90, {"size": [8, 8], "counts": [4, 60]}, iscrowd=1)
+    )
+    path = _write(tmp_path, content)
+    assert len(load_coco(path, None).records) == 2
+    # Image 3 has a crowd region only, which nothing is learnt from.
+    assert [r.image_id for r in load_coco(path, None, keep_empty=False).records] == [7]
+
+
+def test_dropping_every_image_is_refused(tmp_path):
+    content = _content()
+    content["annotations"] = []
+    with pytest.raises(ValueError, match="keep_empty"):
+        load_coco(_write(tmp_path, content), None, keep_empty=False)
+
+
+def test_a_list_without_annotations_is_accepted(tmp_path):
+    content = _content()
+    del content["annotations"]
+    dataset = load_coco(_write(tmp_path, content), None, keep_empty=False)
+    assert not dataset.has_annotations
+    assert len(dataset.records) == 2
+    assert "cannot" in summarize(dataset, 100)[-1] or "not trained" in summarize(dataset, 100)[-1]
+
+
+def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
+    content = _content()
+    content["images"].append({"id": 7, "file_name": "c.png", "height": 4, "width": 4})
+    content["images"].append({"id": 11, "file_name": "d.png", "width": 4})
+    content["categories"].append({"id": 90, "name": "plum"})
+    content["annotations"] += [
+        _annotation(1, 3, 90, SQUARE),
+        _annotation(4, 99, 90, SQUARE),
+        _annotation(5, 3, 13, SQUARE),
+        _annotation(6, 3, 90, {"size": [9, 9], "counts": "abc"}),
+        _annotation(8, 3, 90, {"size": [8, 8], "counts": [1, 2]}),
+        {"id": 9, "image_id": 3, "category_id": 90},
+    ]
+    with pytest.raises(ValueError) as error:
+        load_coco(_write(tmp_path, content), None)
+    text = str(error.value)
+    for part in (
+        "train.json",
+        "image id 7 occurs more than once",
+        "images[3] (id 11): no height",
+        "category id 90 occurs more than once",
+        "annotation id 1 occurs more than once",
+        "annotation 4: unknown image_id 99",
+        "annotation 5: unknown category_id 13",
+        "annotation 6: run lengths of size [9, 9]",
+        "annotation 8: run lengths sum to 3",
+        "(id 9): no segmentation",
+        "9 fault(s)",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not a json"), ("[]", "results file"), ('{"images": []}', "categories")],
+)
+def test_a_file_that_is_not_coco_is_refused(tmp_path, content, message):
+    path = tmp_path / "train.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_coco(path, None)
+
+
+def test_missing_files_and_folders_are_named_with_the_cure(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config\.data\.train\.annotations"):
+        load_coco(tmp_path / "none.json", None)
+    path = _write(tmp_path, _content())
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*config\.data\.train\.images"):
+        load_coco(path, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"image 7: the file .*a\.png does not exist"):
+        load_coco(path, tmp_path, check_files=True)
+
+
+def test_polygons_without_three_corners_are_left_out_and_counted(tmp_path):
+    content = _content()
+    content["annotations"] += [
+        _annotation(3, 3, 0, [[1, 1, 2, 2]]),
+        _annotation(4, 3, 0, []),
+        _annotation(5, 3, 0, [[1, 1, 2, 2], SQUARE[0]]),
+    ]
+    dataset = load_coco(_write(tmp_path, content), None)
+    assert [a.id for a in dataset.records[1].annotations] == [5]
+    assert dataset.records[1].annotations[0].segmentation == SQUARE
+    assert dataset.num_without_mask == 2
+    assert any("2 objects have no polygon" in line for line in summarize(dataset, 10))
+
+
+def test_the_three_forms_of_a_mask_decode_to_the_same_pixels():
+    expected = np.zeros((10, 12), bool)
+    expected[1:5, 2:6] = True
+    compressed = rle.encode(np.asfortranarray(expected.astype(np.uint8)))
+    text = {"size": [10, 12], "counts": compressed["counts"].decode()}
+    # Column-major runs: 21 pixels down to (row 1, column 2), then 4 on and 6 off per column.
+    uncompressed = {"size": [10, 12], "counts": [21, 4, 6, 4, 6, 4, 6, 4, 65]}
+    for segmentation in (SQUARE, compressed, text, uncompressed):
+        mask = decode_mask(segmentation, 10, 12)
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_summary_counts_and_warns_of_more_objects_than_masks(tmp_path):
+    content = _content()
+    content["annotations"] += [_annotation(i, 3, 90, SQUARE) for i in range(10, 13)]
+    lines = "\n".join(summarize(load_coco(_write(tmp_path, content), None), 2))
+    assert "2 images, 4 objects, 2 classes" in lines
+    assert "apple 0, pear 4" in lines
+    assert "most 3, images without objects 0, crowd regions left out 1" in lines
+    assert "WARNING: 1 images have more objects than the model has masks (2), sub/b.png has 3" in (
+        lines
+    )
+    assert "best 2 are matched" in lines
+    assert "WARNING: 1 classes have no object: apple" in lines
+
+
+def _pixels():
+    return np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+
+
+def test_orientation_is_applied_when_an_image_is_read(tmp_path):
+    image = Image.fromarray(_pixels())
+    exif = image.getexif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(_pixels(), -1))
+
+
+def test_grey_palette_alpha_and_deep_images_become_rgb(tmp_path):
+    grey = np.array([[0, 100], [200, 255]], np.uint8)
+    as_rgb = np.repeat(grey[..., None], 3, 2)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(grey.astype(np.uint16) * 256 + 17).save(tmp_path / "deep.png")
+    Image.fromarray(as_rgb).convert("P").save(tmp_path / "palette.png")
+    Image.fromarray(np.dstack([as_rgb, 255 - grey])).save(tmp_path / "alpha.png")
+    Image.fromarray(as_rgb).save(
+        tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")]
+    )
+    for name, tolerance in (
+        ("grey.png", 0),
+        ("deep.png", 0),
+        ("alpha.png", 0),
+        ("palette.png", 60),  # Pillow's web palette
+        ("moving.gif", 0),
+    ):
+        image = read_image(tmp_path / name)
+        assert image.dtype == np.uint8
+        np.testing.assert_allclose(image.astype(int), as_rgb.astype(int), atol=tolerance)
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=100)
+    np.testing.assert_allclose(read_image(tmp_path / "red.jpg")[0, 0], [255, 0, 0], atol=3)
+
+
+def test_broken_and_missing_images_are_named(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"broken\.png.*replace the file"):
+        read_image(tmp_path / "broken.png")
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "cut.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"cut\.jpg"):
+        read_image(tmp_path / "cut.jpg")
+    with pytest.raises(FileNotFoundError, match=r"gone\.png"):
+        read_image(tmp_path / "gone.png")
+
+
+def test_an_image_of_another_size_than_the_json_says_is_refused(tmp_path):
+    Image.fromarray(_pixels()).save(tmp_path / "a.png")
+    dataset = load_coco(_write(tmp_path, _content()), tmp_path)
+    with pytest.raises(ValueError, match=r"a\.png is \(2, 3\).*json says \(10, 12\)"):
+        read_record(dataset.records[0])
