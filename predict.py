@@ -1,4 +1,4 @@
-"""Find objects: `python predict.py --workdir RUN IMAGE_OR_FOLDER`; the same as `sparseinst predict`."""
+"""Find objects: `python predict.py --workdir RUN PHOTO`; the same as `sparseinst predict`."""
 
 import sys
 

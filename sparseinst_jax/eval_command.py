@@ -22,8 +22,8 @@ from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, load
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.predictor import (
-    Prediction,
     Predictor,
     load_run,
     load_weights_file,

@@ -19,7 +19,8 @@ from sparseinst_jax.eval_command import (
     workdir_of,
 )
 from sparseinst_jax.evaluation.evaluator import Progress, write_json
-from sparseinst_jax.predictor import SHOWN_SCORE, Predictor, as_rgb
+from sparseinst_jax.prediction import SHOWN_SCORE
+from sparseinst_jax.predictor import Predictor, as_rgb
 
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json.

@@ -7,9 +7,7 @@ and packed as RLE on the host.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,22 +18,57 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from sparseinst_jax import masks, visualize
+from sparseinst_jax import masks
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import read_image
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
-from sparseinst_jax.evaluation.coco_metrics import coco_results
 from sparseinst_jax.layers import functional
 from sparseinst_jax.ops import normalize_images
+from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.weights.convert import load_weights
 
-SHOWN_SCORE = 0.4
 Size = tuple[int, int]
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """Read or convert an image to uint8 [h, w, 3], RGB.
+
+    Args:
+        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
+            [h, w, 4] (RGBA; transparency is dropped).
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the file cannot be read, or the array is of another kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
+                "it, or give the path of the file"
+            )
+        return np.array(upright.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
+            "scale to 0...255, convert, and put the channels last"
+        )
+    if not array.size:
+        raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
+    return np.ascontiguousarray(
+        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
+    )
 
 
 class Prepared(NamedTuple):
@@ -74,122 +107,6 @@ class Kept(NamedTuple):
     query_index: np.ndarray
     masks: Iterator[np.ndarray]
     original_size: Size
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """The instances of one image, in the order of the queries.
-
-    Attributes:
-        image: uint8 [h, w, 3], the original image.
-        rles: D compressed RLEs at the original size (COCO's format, `counts` as text).
-        scores: float32 [D] in 0...1.
-        labels: int32 [D] in 0...K-1.
-        names: names of all K classes.
-        category_ids: the data set's id of each of the K classes.
-    """
-
-    image: np.ndarray
-    rles: list[dict[str, Any]]
-    scores: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return len(self.rles)
-
-    def __repr__(self) -> str:
-        height, width = self.image.shape[:2]
-        shown = self.above(SHOWN_SCORE)
-        best = sorted(zip(-shown.scores, shown.class_names, strict=True))[:5]
-        listed = ", ".join(f"{name} {-score:.2f}" for score, name in best)
-        return (
-            f"Prediction({height}x{width} image, {len(self)} instances, {len(shown)} above "
-            f"{SHOWN_SCORE}{': ' + listed if listed else ''})"
-        )
-
-    @functools.cached_property
-    def masks(self) -> np.ndarray:
-        """The masks at the original size: bool [D, h, w]."""
-        return masks.decode_masks(self.rles, self.image.shape[:2])
-
-    @property
-    def class_names(self) -> list[str]:
-        """The class name of each instance."""
-        return [self.names[label] for label in self.labels]
-
-    @property
-    def boxes_xyxy(self) -> np.ndarray:
-        """The box around each mask: float32 [D, 4], x0 y0 x1 y1 in pixels, ends exclusive."""
-        return masks.boxes_of(self.rles)
-
-    def above(self, score_threshold: float) -> Prediction:
-        """Return the instances whose score is at least `score_threshold`."""
-        kept = np.flatnonzero(self.scores >= score_threshold)
-        return dataclasses.replace(
-            self,
-            rles=[self.rles[index] for index in kept],
-            scores=self.scores[kept],
-            labels=self.labels[kept],
-        )
-
-    def plot(self, score_threshold: float = SHOWN_SCORE) -> Image.Image:
-        """Draw the instances that score at least `score_threshold`, the surest on top."""
-        shown = self.above(score_threshold)
-        order = np.argsort(-shown.scores, kind="stable")
-        names = shown.class_names
-        captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
-        return visualize.draw_instances(self.image, shown.masks[order], captions)
-
-    def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
-        """Write the picture of `plot`; the suffix of the path names the format."""
-        self.plot(score_threshold).save(path)
-
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the instances as entries of a COCO results file."""
-        return coco_results(image_id, self.rles, self.scores, self.labels, self.category_ids)
-
-    def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.plot().save(buffer, format="PNG")
-        return buffer.getvalue()
-
-
-def as_rgb(image: ImageLike) -> np.ndarray:
-    """Read or convert an image to uint8 [h, w, 3], RGB.
-
-    Args:
-        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
-            [h, w, 4] (RGBA; transparency is dropped).
-
-    Raises:
-        FileNotFoundError: the path does not exist.
-        ValueError: the file cannot be read, or the array is of another kind.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
-                "it, or give the path of the file"
-            )
-        return np.array(upright.convert("RGB"))
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
-            "scale to 0...255, convert, and put the channels last"
-        )
-    if not array.size:
-        raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
-    return np.ascontiguousarray(
-        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
-    )
 
 
 class Predictor:
