@@ -172,14 +172,20 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _lacks(entry: Any, keys: tuple[str, ...], what: str, faults: _Faults) -> bool:
-    """Note the keys that an entry lacks."""
+    """Note the keys that an entry lacks, and ids that are no integers."""
     if not isinstance(entry, dict):
         faults.add(f"{what}: expected an object, got {entry!r}"[:200])
         return True
     missing = [key for key in keys if entry.get(key) is None]
     if missing:
         faults.add(f"{what} (id {entry.get('id')}): no {', '.join(missing)}")
-    return bool(missing)
+        return True
+    for key in keys:
+        kind = int if key.endswith("id") else str if key == "file_name" else object
+        if not isinstance(entry[key], kind):
+            faults.add(f"{what}: {key} must be of type {kind.__name__}, got {entry[key]!r}")
+            return True
+    return False
 
 
 def _read_categories(entries: list, faults: _Faults) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -10,6 +10,7 @@ sparseinst/{dataset_mapper,loss}.py of the original.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -161,35 +162,27 @@ def mask_levels(
     else:
         mask = rle.decode(encode_segmentation(segmentation, *original_size))
         rows, columns = source_indices(original_size, transform)
-        # Nearest neighbour takes one source pixel each, so only those that the reduction reads
-        # are gathered; the full mask only when these say nothing about emptiness.
-        inner_rows = np.repeat(np.arange(0, len(rows), 4), 2) + np.tile((1, 2), -(-len(rows) // 4))
-        inner_columns = np.repeat(np.arange(0, len(columns), 4), 2)
-        inner_columns += np.tile((1, 2), -(-len(columns) // 4))
-        levels = _gathered_levels(mask, rows, columns, inner_rows, inner_columns)
+        levels = _gathered_levels(mask, rows, columns)
         if levels.any():
             return levels
+        # The levels say nothing about the other three quarters of the pixels.
         mask = mask[rows][:, columns]
     return reduce_mask(mask) if mask.any() else None
 
 
-def _gathered_levels(
-    mask: np.ndarray,
-    rows: np.ndarray,
-    columns: np.ndarray,
-    inner_rows: np.ndarray,
-    inner_columns: np.ndarray,
-) -> np.ndarray:
+def _gathered_levels(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """``reduce_mask(mask[rows][:, columns])`` that touches a quarter of the pixels."""
-    num_rows, num_columns = len(inner_rows) // 2, len(inner_columns) // 2
-    row_ok, column_ok = inner_rows < len(rows), inner_columns < len(columns)
-    picked = np.zeros((len(inner_rows), len(inner_columns)), np.uint8)
-    # pycocotools' masks are column-major: take columns first, on the transposed view.
-    part = mask.T[columns[inner_columns[column_ok]]][:, rows[inner_rows[row_ok]]].T
-    picked[: part.shape[0], : part.shape[1]] = part
-    return picked.reshape(num_rows, 2, num_columns, 2).sum((1, 3), dtype=np.uint8)
+    levels = np.zeros((-(-len(rows) // MASK_STRIDE), -(-len(columns) // MASK_STRIDE)), np.uint8)
+    for x in (1, 2):
+        # pycocotools' masks are column-major, so whole columns are picked first.
+        picked = mask.T[columns[x::MASK_STRIDE]]
+        for y in (1, 2):
+            part = picked[:, rows[y::MASK_STRIDE]].T
+            levels[: part.shape[0], : part.shape[1]] += part
+    return levels
 
 
+@lru_cache(maxsize=16)  # asked for once per object of an image
 def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the original that each transformed pixel takes by nearest neighbour."""
     rows, columns = np.arange(original_size[0]), np.arange(original_size[1])

@@ -99,6 +99,7 @@ def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
         _annotation(6, 3, 90, {"size": [9, 9], "counts": "abc"}),
         _annotation(8, 3, 90, {"size": [8, 8], "counts": [1, 2]}),
         {"id": 9, "image_id": 3, "category_id": 90},
+        _annotation("10", 3, 90, SQUARE),
     ]
     with pytest.raises(ValueError) as error:
         load_coco(_write(tmp_path, content), None)
@@ -114,7 +115,8 @@ def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
         "annotation 6: run lengths of size [9, 9]",
         "annotation 8: run lengths sum to 3",
         "(id 9): no segmentation",
-        "9 fault(s)",
+        "annotations[8]: id must be of type int, got '10'",
+        "10 fault(s)",
     ):
         assert part in text
 
