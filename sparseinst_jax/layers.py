@@ -210,8 +210,7 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]."""
-        batch, height, width, channels = x.shape
-        grouped = x.astype(jnp.float32).reshape(batch, height, width, self.num_groups, -1)
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.num_groups, -1)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
         normalized = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)

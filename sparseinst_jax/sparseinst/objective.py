@@ -1,6 +1,6 @@
 """SparseInst's training objective: match score and the four losses.
 
-Source: SparseInst (arXiv:2203.12827), "Label assignment" and "Training losses"; reference `loss.py`.
+Source: SparseInst (arXiv:2203.12827), label assignment and training losses; reference `loss.py`.
 Differs from the reference: all four losses are divided by counts of the global batch (all devices,
 all micro-batches); its mask and objectness losses are means per GPU. Equal on one device. A batch
 without objects is ordinary (the reference raises): only the class loss remains, divided by 1.

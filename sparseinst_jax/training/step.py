@@ -122,7 +122,7 @@ class TrainStep:
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["num_targets"] = jax.lax.psum(counts.targets, DEVICE_AXIS)
         return TrainState(state.step + 1, params, statistics, opt_state), metrics
 
@@ -160,7 +160,7 @@ class TrainStep:
     def counts(self, parts: Sequence[Batch]) -> Any:
         """Return each device's contribution [devices] to the divisors, over all micro-batches."""
         per_device = [
-            sum_trees([self.objective.count(jax.tree.map(lambda x: x[d], p)) for p in parts])
+            sum_trees([self.objective.count(jax.tree.map(lambda x, d=d: x[d], p)) for p in parts])
             for d in range(len(self.devices))
         ]
         return jax.tree.map(lambda *n: np.stack(n), *per_device)

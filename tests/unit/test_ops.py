@@ -1,0 +1,76 @@
+"""Operations against values worked out by hand and against plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparseinst_jax import ops
+
+
+def test_padding_is_zero_after_normalisation_whatever_its_pixels_are():
+    images = np.full((1, 2, 3, 3), 200, np.uint8)
+    normalized = np.asarray(ops.normalize_images(images, np.array([[1, 2]], np.int32)))
+    expected = (200 - ops.PIXEL_MEAN) / ops.PIXEL_STD
+    np.testing.assert_allclose(normalized[0, 0, :2], [expected, expected], rtol=1e-6)
+    assert not normalized[0, 1].any()
+    assert not normalized[0, 0, 2].any()
+
+
+def test_bilinear_upsampling_by_two_blends_quarters_and_clamps_at_the_border():
+    x = jnp.asarray([0.0, 4.0, 8.0]).reshape(1, 1, 3, 1)
+    y = ops.resize_bilinear(x, (1, 6))
+    np.testing.assert_allclose(np.asarray(y).ravel(), [0, 1, 3, 5, 7, 8], atol=1e-6)
+
+
+def test_bilinear_shrinking_does_not_antialias():
+    x = jnp.arange(8.0).reshape(1, 1, 8, 1)
+    y = ops.resize_bilinear(x, (1, 2))  # centres at 1.5 and 5.5
+    np.testing.assert_allclose(np.asarray(y).ravel(), [1.5, 5.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("source, target", [(3, 7), (7, 3), (1, 5), (6, 6), (5, 11)])
+def test_gather_and_matrix_forms_of_bilinear_resizing_agree(source, target, rng):
+    x = rng.standard_normal((2, source, 4, 3), np.float32)
+    gathered = ops.resize_bilinear(jnp.asarray(x), (target, 4))
+    product = np.einsum("ts,bswc->btwc", ops.bilinear_matrix(source, target), x)
+    np.testing.assert_allclose(gathered, product, atol=1e-6)
+
+
+def test_resize_gradient_is_the_transpose_of_the_resize(rng):
+    x = rng.standard_normal((2, 5, 4, 3), np.float32)
+    y = rng.standard_normal((2, 9, 11, 3), np.float32)
+    resized, pull_back = jax.vjp(lambda x: ops.resize_bilinear(x, (9, 11)), jnp.asarray(x))
+    (gradient,) = pull_back(jnp.asarray(y))
+    assert np.vdot(resized, y) == pytest.approx(np.vdot(x, gradient), rel=1e-4)
+
+
+def test_adaptive_pooling_windows_overlap_when_sizes_do_not_divide():
+    x = jnp.arange(5.0).reshape(1, 5, 1, 1)
+    pooled = ops.adaptive_average_pool(x, 3)  # windows [0, 2), [1, 4), [3, 5)
+    np.testing.assert_allclose(np.asarray(pooled)[0, :, 0, 0], [0.5, 2.0, 3.5], atol=1e-6)
+
+
+def test_adaptive_pooling_repeats_pixels_of_maps_smaller_than_the_grid():
+    x = jnp.asarray([2.0, 6.0]).reshape(1, 2, 1, 1)
+    pooled = ops.adaptive_average_pool(x, 6)
+    np.testing.assert_allclose(np.asarray(pooled)[0, :, 0, 0], [2, 2, 2, 6, 6, 6])
+
+
+def test_coordinates_run_from_minus_one_to_one_with_x_first():
+    grid = ops.coordinates(2, 3)
+    np.testing.assert_array_equal(grid[..., 0], [[-1, 0, 1], [-1, 0, 1]])
+    np.testing.assert_array_equal(grid[..., 1], [[-1, -1, -1], [1, 1, 1]])
+
+
+def test_max_pool_sees_a_border_that_never_wins():
+    x = -jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1)
+    pooled = np.asarray(ops.max_pool_3x3_stride_2(x))[0, :, :, 0]
+    np.testing.assert_array_equal(pooled, [[-1, -2], [-5, -6]])
+
+
+def test_nearest_upsampling_repeats_every_pixel():
+    x = jnp.asarray([[1.0, 2.0]]).reshape(1, 1, 2, 1)
+    np.testing.assert_array_equal(
+        np.asarray(ops.upsample_nearest_x2(x))[0, :, :, 0], [[1, 1, 2, 2], [1, 1, 2, 2]]
+    )
