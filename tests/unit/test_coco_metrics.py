@@ -1,0 +1,177 @@
+"""COCO numbers of small cases worked out by hand."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES, coco_results, evaluate
+from sparseinst_jax.masks import encode_masks
+
+HEIGHT, WIDTH = 200, 220
+
+
+def rectangle(x, y, width, height):
+    mask = np.zeros((1, HEIGHT, WIDTH), bool)
+    mask[0, y : y + height, x : x + width] = True
+    return encode_masks(mask)[0]
+
+
+def polygon(x, y, width, height):
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def annotations_of(*boxes, first_id=1):
+    """Give a json of one image with one rectangle for each (category id, x, y, width, height)."""
+    return {
+        "images": [{"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}],
+        "categories": [{"id": 3, "name": "square"}, {"id": 90, "name": "bar"}],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": 7,
+                "category_id": category_id,
+                "segmentation": polygon(*box),
+                "area": box[2] * box[3],
+                "bbox": list(box),
+                "iscrowd": 0,
+            }
+            for number, (category_id, *box) in enumerate(boxes, start=first_id)
+        ],
+    }
+
+
+def detection(category_id, score, *box, image_id=7):
+    return {
+        "image_id": image_id,
+        "category_id": category_id,
+        "score": score,
+        "segmentation": rectangle(*box),
+    }
+
+
+def test_truth_given_back_as_detections_scores_one():
+    truth = annotations_of((3, 10, 10, 40, 40), (90, 100, 20, 100, 120))
+    metrics = evaluate(
+        truth, [detection(3, 0.9, 10, 10, 40, 40), detection(90, 0.8, 100, 20, 100, 120)]
+    )
+    for name in ("AP", "AP50", "AP75", "APm", "APl", "AR1", "AR100"):
+        assert metrics[name] == pytest.approx(1.0)
+    assert metrics["APs"] == -1.0  # no such object
+    assert metrics.per_class["bar"] == pytest.approx({"AP": 1.0, "AP50": 1.0})
+
+
+def test_one_found_one_missed_and_one_false_detection():
+    # Two squares. Scores: false 0.9, right 0.8, so the precision is 1/2 up to recall 1/2 (51 of
+    # the 101 recalls) and 0 beyond.
+    truth = annotations_of((3, 10, 10, 40, 40), (3, 100, 100, 40, 40))
+    false, right = detection(3, 0.9, 60, 10, 30, 30), detection(3, 0.8, 10, 10, 40, 40)
+    metrics = evaluate(truth, [false, right])
+    assert metrics["AP"] == pytest.approx(0.5 * 51 / 101)
+    assert metrics["AP50"] == pytest.approx(0.5 * 51 / 101)
+    assert metrics["AR1"] == 0.0  # the surest detection is the false one
+    assert metrics["AR100"] == pytest.approx(0.5)
+    right_first = evaluate(truth, [false, {**right, "score": 0.95}])
+    assert right_first["AP"] == pytest.approx(51 / 101)
+    assert right_first["AR1"] == pytest.approx(0.5)
+
+
+def test_average_over_ten_overlaps():
+    # 31 of 50 columns: IoU 0.62 counts at 0.50, 0.55 and 0.60.
+    metrics = evaluate(annotations_of((3, 0, 0, 50, 40)), [detection(3, 0.5, 0, 0, 31, 40)])
+    assert metrics["AP"] == pytest.approx(0.3)
+    assert metrics["AP50"] == pytest.approx(1.0)
+    assert metrics["AP75"] == 0.0
+    assert metrics.per_class["square"] == pytest.approx({"AP": 0.3, "AP50": 1.0})
+    assert metrics.per_class["bar"] == {"AP": -1.0, "AP50": -1.0}
+
+
+def test_no_detections_score_zero():
+    metrics = evaluate(annotations_of((3, 10, 10, 40, 40)), [])
+    assert metrics["AP"] == metrics["AP50"] == metrics["AR100"] == 0.0
+    assert metrics.per_class["square"]["AP"] == 0.0
+
+
+def test_areas_are_those_of_the_masks_not_of_given_boxes():
+    # A false detection of medium size: with the area of its own box it would count as large and
+    # be left out of APm.
+    truth = annotations_of((3, 10, 10, 40, 40))
+    false = detection(3, 0.9, 100, 100, 40, 40) | {"bbox": [0, 0, 120, 120], "area": 14400.0}
+    metrics = evaluate(truth, [false, detection(3, 0.8, 10, 10, 40, 40)])
+    assert metrics["APm"] == pytest.approx(0.5)
+
+
+def test_an_annotation_with_the_id_zero_is_matched():
+    truth = annotations_of((3, 10, 10, 40, 40), first_id=0)
+    assert evaluate(truth, [detection(3, 0.9, 10, 10, 40, 40)])["AP"] == pytest.approx(1.0)
+
+
+def test_annotations_without_area_and_crowd_flag_are_scored():
+    truth = annotations_of((3, 10, 10, 40, 40))
+    del truth["annotations"][0]["area"], truth["annotations"][0]["iscrowd"]
+    assert evaluate(truth, [detection(3, 0.9, 10, 10, 40, 40)])["APm"] == pytest.approx(1.0)
+
+
+def test_polygons_and_uncompressed_runs_are_read_as_detections():
+    truth = annotations_of((3, 10, 10, 40, 40), (90, 0, 0, 1, 50))
+    runs = {"size": [HEIGHT, WIDTH], "counts": [0, 50, HEIGHT * WIDTH - 50]}
+    found = [
+        detection(3, 0.9, 0, 0, 1, 1) | {"segmentation": polygon(10, 10, 40, 40)},
+        detection(90, 0.9, 0, 0, 1, 1) | {"segmentation": runs},
+    ]
+    assert evaluate(truth, found)["AP"] == pytest.approx(1.0)
+
+
+def test_files_are_read_arguments_are_left_alone_and_nothing_is_printed(tmp_path, capfd):
+    truth, found = annotations_of((3, 10, 10, 40, 40)), [detection(3, 0.9, 10, 10, 40, 40)]
+    before = copy.deepcopy((truth, found))
+    metrics = evaluate(truth, found)
+    assert (truth, found) == before
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    from_files = evaluate(tmp_path / "truth.json", str(tmp_path / "found.json"))
+    assert from_files == metrics
+    assert capfd.readouterr().out == ""
+    content = json.loads(json.dumps(metrics.as_dict()))
+    assert list(content) == [*METRIC_NAMES, "per_class"]
+
+
+def test_table_shows_percent_and_a_dash_for_what_is_not_defined():
+    metrics = evaluate(annotations_of((3, 0, 0, 50, 40)), [detection(3, 0.5, 0, 0, 31, 40)])
+    lines = [line.split() for line in metrics.table().splitlines()]
+    assert ["AP", "30.00"] in [line[:2] for line in lines]
+    assert ["APs", "-"] in [line[:2] for line in lines]
+    assert ["square", "30.00", "100.00"] in lines
+    assert ["bar", "-", "-"] in lines
+
+
+def test_every_detection_that_does_not_fit_is_named_at_once():
+    found = [
+        detection(3, 0.5, 0, 0, 9, 9, image_id=8),
+        detection(3, 0.5, 0, 0, 9, 9) | {"segmentation": {"size": [5, 5], "counts": "0T1"}},
+        {"image_id": 7, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.1},
+    ]
+    with pytest.raises(ValueError, match="3 of 3 detections") as error:
+        evaluate(annotations_of((3, 10, 10, 40, 40)), found)
+    for part in ("image 8, not in the json", "(5, 5)", "lacks segmentation"):
+        assert part in str(error.value)
+
+
+def test_lists_without_annotations_and_wrong_files_are_refused(tmp_path):
+    truth = annotations_of((3, 10, 10, 40, 40))
+    with pytest.raises(ValueError, match="can be predicted but not scored"):
+        evaluate({**truth, "annotations": []}, [])
+    with pytest.raises(ValueError, match="is it an annotation file"):
+        evaluate(truth, truth)
+    with pytest.raises(FileNotFoundError, match="no json file"):
+        evaluate(tmp_path / "missing.json", [])
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid json"):
+        evaluate(tmp_path / "broken.json", [])
+
+
+def test_results_leave_out_classes_without_a_category():
+    rles = [rectangle(0, 0, 5, 5), rectangle(1, 1, 5, 5)]
+    entries = coco_results(7, rles, np.float32([0.5, 0.25]), np.array([1, 0]), [None, 90])
+    assert entries == [{"image_id": 7, "category_id": 90, "segmentation": rles[0], "score": 0.5}]

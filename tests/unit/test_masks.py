@@ -1,0 +1,115 @@
+"""The composed upsampling against the plain steps, and RLE."""
+
+import numpy as np
+import pytest
+
+from sparseinst_jax import masks
+
+SIZES = [
+    # mask grid, valid size, original size: enlarged, shrunk, equal, thin, tiny
+    ((160, 216), (640, 853), (480, 640)),
+    ((24, 32), (91, 122), (200, 131)),
+    ((8, 8), (32, 32), (32, 32)),
+    ((8, 40), (31, 155), (7, 311)),
+    ((8, 8), (5, 3), (1, 2)),
+    ((8, 8), (1, 32), (1, 300)),
+]
+
+
+def interpolate(values, length):
+    """Resize the first axis with half-pixel centres and repeated edges, float64."""
+    centre = (np.arange(length) + 0.5) * (len(values) / length) - 0.5
+    centre = np.clip(centre, 0, len(values) - 1)
+    columns = values.reshape(len(values), -1).T
+    resized = [np.interp(centre, np.arange(len(values)), column) for column in columns]
+    return np.stack(resized, axis=1).reshape(length, *values.shape[1:])
+
+
+def plain_upsampling(probs, valid_size, original_size):
+    """Bilinear x4, crop, bilinear to the original size: [h, w] -> [height, width], float64."""
+    padded = interpolate(probs.astype(np.float64), 4 * probs.shape[0])
+    padded = interpolate(padded.T, 4 * probs.shape[1]).T
+    valid = padded[: valid_size[0], : valid_size[1]]
+    return interpolate(interpolate(valid, original_size[0]).T, original_size[1]).T
+
+
+@pytest.mark.parametrize(("grid", "valid", "original"), SIZES)
+def test_composed_operator_equals_enlarging_cropping_and_resizing(grid, valid, original):
+    for axis in (0, 1):
+        index, weight = masks.upsampling_operator(
+            grid[axis], valid[axis], original[axis], original[axis]
+        )
+        dense = np.zeros((original[axis], grid[axis]))
+        np.add.at(dense, (np.arange(original[axis])[:, None], index), weight)
+        identity = np.eye(grid[axis])
+        expected = interpolate(interpolate(identity, 4 * grid[axis])[: valid[axis]], original[axis])
+        np.testing.assert_allclose(dense, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("grid", "valid", "original"), SIZES)
+def test_upsampled_masks_equal_the_plain_steps_away_from_the_threshold(rng, grid, valid, original):
+    probs = rng.random((2, 5, *grid), dtype=np.float32)
+    chosen = np.array([4, 0, 2])
+    (found,) = masks.upsample_masks(probs, 1, chosen, valid, original, 0.45)
+    assert found.dtype == np.uint8
+    for mask, query in zip(found, chosen, strict=True):
+        expected = plain_upsampling(probs[1, query], valid, original)
+        sure = np.abs(expected - 0.45) > 1e-6
+        np.testing.assert_array_equal(mask.T[sure], (expected > 0.45)[sure])
+
+
+def test_many_masks_come_in_chunks_and_in_order(rng):
+    probs = rng.random((1, 40, 8, 8), dtype=np.float32)
+    chosen = np.arange(39)[::-1]
+    chunks = list(masks.upsample_masks(probs, 0, chosen, (32, 30), (50, 40), 0.45))
+    assert [len(chunk) for chunk in chunks] == [16, 16, 7]
+    single = [
+        next(masks.upsample_masks(probs, 0, np.array([query]), (32, 30), (50, 40), 0.45))
+        for query in chosen
+    ]
+    np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(single))
+
+
+def test_no_masks_give_no_chunks():
+    none = np.zeros(0, np.int32)
+    assert not list(masks.upsample_masks(np.zeros((1, 2, 8, 8)), 0, none, (32, 32), (9, 9), 0.45))
+
+
+def test_one_compiled_function_serves_every_original_size_of_a_bucket(rng):
+    probs = rng.random((1, 3, 8, 9), dtype=np.float32)
+    counts = []
+    for original in [(100, 90), (128, 1), (33, 128)]:
+        list(masks.upsample_masks(probs, 0, np.arange(3), (32, 36), original, 0.45))
+        counts.append(masks._upsample_chunk._cache_size())
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_chunks_shrink_for_large_images():
+    assert masks.chunk_length((640, 640), 100) == 16
+    assert masks.chunk_length((640, 640), 3) == 4
+    assert masks.chunk_length((4096, 4096), 100) == 1
+    assert masks.chunk_length((2048, 2048), 100) == 4
+    assert masks.chunk_length((8192, 8192), 100) == 1
+
+
+def test_rle_runs_down_the_columns():
+    mask = np.array([[[0, 1, 1], [0, 1, 0]]], bool)
+    (rle,) = masks.encode_masks(mask)
+    assert rle["size"] == [2, 3]
+    # runs of zeros and ones: 2 zeros, 3 ones, 1 zero, written as COCO's text
+    assert rle["counts"] == "231"
+    np.testing.assert_array_equal(masks.decode_masks([rle], (2, 3)), mask)
+
+
+def test_encoding_and_decoding_change_nothing(rng):
+    drawn = rng.random((4, 17, 23)) < [[[0.0]], [[0.2]], [[0.9]], [[1.0]]]
+    np.testing.assert_array_equal(masks.decode_masks(masks.encode_masks(drawn), (17, 23)), drawn)
+    np.testing.assert_array_equal(masks.decode_masks([], (17, 23)), np.zeros((0, 17, 23), bool))
+
+
+def test_boxes_enclose_masks_with_exclusive_ends():
+    drawn = np.zeros((2, 10, 12), bool)
+    drawn[0, 2:5, 3:11] = True
+    boxes = masks.boxes_of(masks.encode_masks(drawn))
+    np.testing.assert_array_equal(boxes, [[3, 2, 11, 5], [0, 0, 0, 0]])
+    assert masks.boxes_of([]).shape == (0, 4)
