@@ -143,7 +143,7 @@ class Linear(nnx.Module):
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch norm whose four vectors are constants: y = (x - mean) / sqrt(var + 1e-5) * scale + bias."""
+    """Batch norm of four constant vectors: y = (x - mean) / sqrt(var + 1e-5) * scale + bias."""
 
     def __init__(self, channels: int):
         for name, value in dict(scale=1.0, bias=0.0, mean=0.0, var=1.0).items():
