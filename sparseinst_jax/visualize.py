@@ -18,8 +18,9 @@ MASK_OPACITY = 0.45
 READABLE_SIDE = 512
 MAX_ENLARGEMENT = 6
 GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
-# Lightness and saturation change every few colours, so that near hues still differ.
-TONES = ((0.55, 0.95), (0.45, 0.80), (0.68, 0.90))
+# (lightness, saturation). Five of them: hues come near after 8, 13, 21 or 34 colours, none of which
+# is a multiple of five, so that near hues always differ in tone.
+TONES = ((0.55, 0.95), (0.40, 0.85), (0.72, 0.90), (0.48, 0.70), (0.62, 0.80))
 Box = tuple[int, int, int, int]
 
 

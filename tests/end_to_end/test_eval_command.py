@@ -1,0 +1,220 @@
+"""`eval.py` and `predict.py` from their arguments to the files that they write."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparseinst_jax import builders, eval_command, layers, predict_command, predictor
+from sparseinst_jax.config import load_config
+from sparseinst_jax.data.coco import encode_segmentation, load_coco
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.weights.convert import ours_to_original
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+
+
+class Run(NamedTuple):
+    """A run folder with one checkpoint of random weights, and its data."""
+
+    workdir: Path
+    data: Path
+    config: Any
+    params: Any
+    statistics: Any
+
+
+class State(NamedTuple):
+    """What a checkpoint stores."""
+
+    step: int
+    params: Any
+    statistics: Any
+    opt_state: Any
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    data = draw_shapes_dataset(folder / "shapes", num_train=1, num_val=3)
+    config = load_config(
+        TINY,
+        {
+            f"data.{split}.{key}": str(data / name)
+            for split in ("train", "val")
+            for key, name in (("annotations", f"{split}.json"), ("images", f"images/{split}"))
+        }
+        | {"data.generator": ""},
+    )
+    classes = load_coco(data / "val.json", None)
+    model = builders.build_model(config.model, len(classes.class_names), seed=3)
+    _, params, statistics = layers.functional(model)
+    # Random weights find little: lift the class scores so that there are detections to compare.
+    branch = params["decoder"]["inst_branch"]
+    branch["cls_score"]["bias"] = branch["cls_score"]["bias"] + np.float32(4)
+    meta = {
+        "config": config.to_dict(),
+        "class_names": list(classes.class_names),
+        "category_ids": list(classes.category_ids),
+        "code_version": "0",
+    }
+    with Checkpoints(folder / "work") as checkpoints:
+        checkpoints.save(State(7, params, statistics, {"count": np.int32(0)}), meta)
+    (folder / "work" / "config.json").write_text(json.dumps(config.to_dict()))
+    return Run(folder / "work", data, config, params, statistics)
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+@pytest.fixture(scope="module")
+def evaluated(run):
+    assert eval_command.main(["--workdir", str(run.workdir), "--pictures", "2"]) == 0
+    return run.workdir / "eval"
+
+
+def test_eval_writes_metrics_predictions_and_pictures(run, evaluated):
+    metrics = read(evaluated / "metrics.json")
+    assert list(metrics) == [*METRIC_NAMES, "per_class"]
+    truth = read(run.data / "val.json")
+    assert list(metrics["per_class"]) == [entry["name"] for entry in truth["categories"]]
+    results = read(evaluated / "predictions.json")
+    assert {entry["image_id"] for entry in results} == {e["id"] for e in truth["images"]}
+    assert {entry["category_id"] for entry in results} <= {e["id"] for e in truth["categories"]}
+    sizes = {e["id"]: [e["height"], e["width"]] for e in truth["images"]}
+    assert all(e["segmentation"]["size"] == sizes[e["image_id"]] for e in results)
+    assert len(list(evaluated.glob("*.png"))) == 2
+    assert not list(evaluated.glob("*.tmp")) and not list(evaluated.glob(".*"))
+
+
+def test_checkpoint_folder_and_original_weights_give_the_same_detections(run, evaluated, tmp_path):
+    expected = read(evaluated / "predictions.json")
+    step = str(run.workdir / "checkpoints" / "7")
+    arguments = ["--pictures", "0", "--output"]
+    assert eval_command.main(["--checkpoint", step, *arguments, str(tmp_path / "a")]) == 0
+    assert read(tmp_path / "a" / "predictions.json") == expected
+    np.savez(tmp_path / "weights.npz", **ours_to_original(run.params, run.statistics))
+    overrides = [
+        f"--config.data.val.annotations={run.data / 'val.json'}",
+        f"--config.data.val.images={run.data / 'images' / 'val'}",
+        f"--config.data.train.annotations={run.data / 'train.json'}",
+    ]
+    weights = ["--config", str(TINY), "--weights", str(tmp_path / "weights.npz"), *overrides]
+    assert eval_command.main([*weights, *arguments, str(tmp_path / "b")]) == 0
+    assert read(tmp_path / "b" / "predictions.json") == expected
+
+
+def test_a_results_file_is_scored_without_model_and_images(run, tmp_path, capsys):
+    """The truth as results scores 1, in a run without checkpoint and images."""
+    truth = read(run.data / "val.json")
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
+    results = []
+    for entry in truth["annotations"]:
+        mask = encode_segmentation(entry["segmentation"], *sizes[entry["image_id"]])
+        counts = mask["counts"]
+        mask["counts"] = counts.decode() if isinstance(counts, bytes) else counts
+        results.append(
+            {"image_id": entry["image_id"], "category_id": entry["category_id"]}
+            | {"score": 1.0, "segmentation": mask}
+        )
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run.workdir / "config.json", bare)
+    arguments = ["--predictions", str(tmp_path / "results.json")]
+    no_images = f"--config.data.val.images={tmp_path / 'nowhere'}"
+    assert eval_command.main(["--workdir", str(bare), *arguments, no_images]) == 0
+    metrics = read(bare / "eval" / "metrics.json")
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert not (bare / "eval" / "predictions.json").exists()
+    assert "100.00" in capsys.readouterr().out
+    annotations = f"--config.data.val.annotations={run.data / 'val.json'}"
+    output = ["--output", str(tmp_path / "out")]
+    assert eval_command.main(["--config", str(TINY), *arguments, annotations, *output]) == 0
+    assert read(tmp_path / "out" / "metrics.json") == metrics
+
+
+def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, tmp_path, capsys):
+    truth = read(run.data / "val.json")
+    del truth["annotations"]
+    (tmp_path / "list.json").write_text(json.dumps(truth))
+    override = f"--config.data.val.annotations={tmp_path / 'list.json'}"
+    output = ["--output", str(tmp_path / "out"), "--pictures", "1"]
+    assert eval_command.main(["--workdir", str(run.workdir), override, *output]) == 0
+    expected = read(evaluated / "predictions.json")
+    assert read(tmp_path / "out" / "predictions.json") == expected
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert "not scored" in capsys.readouterr().out
+
+
+def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
+    run, evaluated, tmp_path, capsys
+):
+    photos = tmp_path / "photos"
+    (photos / "below").mkdir(parents=True)
+    records = read(run.data / "val.json")["images"]
+    for number, record in enumerate(records):
+        target = photos / "below" / f"{number}.png" if number else photos / f"{number}.png"
+        shutil.copy(run.data / "images" / "val" / record["file_name"], target)
+    (photos / "broken.jpg").write_text("no image")
+    (photos / "notes.txt").write_text("not an image")
+    output = photos / "out"
+    arguments = ["--workdir", str(run.workdir), str(photos), "--output", str(output)]
+    assert predict_command.main(arguments) == 1
+    assert "broken.jpg" in capsys.readouterr().err
+    assert sorted(path.name for path in output.glob("*.png")) == ["0.png", "1.png", "2.png"]
+    ids = {str(n): record["id"] for n, record in enumerate(records)}
+    found = read(output / "predictions.json")
+    for entry in found:
+        entry["image_id"] = ids[Path(entry.pop("file_name")).stem]
+
+    def key(entry):
+        return entry["image_id"], entry["score"], entry["segmentation"]["counts"]
+
+    expected = read(evaluated / "predictions.json")
+    assert sorted(found, key=key) == sorted(expected, key=key)
+    # Once more: the pictures of the first time are not predicted.
+    (photos / "broken.jpg").unlink()
+    assert predict_command.main(arguments) == 0
+    assert len(list(output.glob("*.png"))) == 3
+
+
+def test_score_threshold_is_for_showing_only(run, tmp_path):
+    record = read(run.data / "val.json")["images"][0]
+    photo = run.data / "images" / "val" / record["file_name"]
+    texts, pictures = [], []
+    for threshold in ("0", "1.1"):
+        output = tmp_path / threshold
+        arguments = ["--workdir", str(run.workdir), str(photo), "--output", str(output)]
+        assert predict_command.main([*arguments, "--score-threshold", threshold]) == 0
+        texts.append((output / "predictions.json").read_text())
+        pictures.append(np.asarray(Image.open(output / f"{photo.stem}.png")))
+    assert texts[0] == texts[1]
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_load_reads_a_run_with_its_classes_and_takes_overrides(run, evaluated):
+    found = predictor.load(run.workdir, overrides={"data.eval_size": "(96, 128)"})
+    assert found.eval_size == (96, 128)
+    assert found.class_names == tuple(read(evaluated / "metrics.json")["per_class"])
+    assert predictor.load(run.workdir / "checkpoints" / "7").eval_size == (64, 96)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):
+        predictor.load(run.workdir, step=5)
+
+
+def test_faults_of_the_command_line_are_all_named(run):
+    with pytest.raises(ValueError, match=r"--weights needs --config[\s\S]*--step"):
+        eval_command.main(["--weights", "a.npz", "--step", "best", "--workdir", "x"])
+    with pytest.raises(ValueError, match="no model"):
+        eval_command.main([])
+    with pytest.raises(ValueError, match=r"data\.val\.annotations"):
+        eval_command.main(["--workdir", str(run.workdir), "--config.data.val.nonsense=1"])
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        eval_command.main(["--workdir", str(run.data)])
