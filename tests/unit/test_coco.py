@@ -115,7 +115,7 @@ def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
         "annotation 6: run lengths of size [9, 9]",
         "annotation 8: run lengths sum to 3",
         "(id 9): no segmentation",
-        "annotations[8]: id must be of type int, got '10'",
+        "annotations[8]: id must be an integer, got '10'",
         "10 fault(s)",
     ):
         assert part in text
