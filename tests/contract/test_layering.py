@@ -1,0 +1,126 @@
+"""Imports go strictly down; families do not know each other; importing starts no backend."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "sparseinst_jax"
+
+# From the top: a module may import from rows below its own, and from its own subpackage.
+LAYERS = (
+    ("train", "eval", "predict"),
+    ("__init__",),
+    ("cli",),
+    ("train_command", "predict_command"),
+    ("eval_command",),  # `predict` shares how a model is named on the command line
+    ("predictor", "export", "benchmark"),
+    ("prediction", "builders"),
+    ("visualize",),
+    ("training",),
+    ("evaluation",),
+    ("sparseinst", "fastinst"),
+    ("weights",),
+    ("backbones",),
+    ("data",),
+    ("losses", "matching", "masks"),
+    ("layers", "ops"),
+    ("structures", "config", "runtime"),
+)
+FAMILIES = ("sparseinst", "fastinst")
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+
+
+def _sources() -> list[Path]:
+    return [*sorted((ROOT / PACKAGE).rglob("*.py")), *sorted(ROOT.glob("*.py"))]
+
+
+def _module(path: Path) -> str:
+    """Row name of a file: its first component inside the package, or a script's name."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if parts[0] == PACKAGE else parts[0]
+
+
+def _imported(path: Path) -> set[str]:
+    """Row names of the package's modules that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{PACKAGE}.relative.import"]  # fails below: imports are absolute
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == PACKAGE and len(parts) > 1:
+                found.add(parts[1])
+    return found
+
+
+def test_every_module_has_a_place_in_the_layers():
+    assert {_module(path) for path in _sources()} <= RANK.keys()
+
+
+def test_imports_go_strictly_down():
+    wrong = [
+        f"{path.relative_to(ROOT)} (row {RANK[_module(path)]}) imports {name} (row {RANK[name]})"
+        for path in _sources()
+        for name in sorted(_imported(path) & RANK.keys())
+        if RANK[name] <= RANK[_module(path)] and name != _module(path)
+    ]
+    assert wrong == []
+
+
+def test_what_is_imported_from_the_package_exists():
+    modules = {_module(path) for path in _sources()}
+    public = {"load", "Predictor", "Prediction"}  # names that the package itself gives
+    wrong = [
+        (str(path.relative_to(ROOT)), name)
+        for path in _sources()
+        for name in _imported(path) - modules - public
+    ]
+    assert wrong == []
+
+
+def test_only_the_entry_layer_names_a_model_family():
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in _sources()
+        if _module(path) in ("training", "evaluation", "data", "weights", *FAMILIES)
+        and _imported(path) & (set(FAMILIES) - {_module(path)})
+    ]
+    assert wrong == []
+
+
+def test_the_config_object_stays_in_the_entry_layer():
+    entry = RANK["builders"]
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in _sources()
+        if RANK[_module(path)] > entry
+        and _module(path) != "config"
+        and ("config" in _imported(path) or "ml_collections" in path.read_text())
+    ]
+    assert wrong == []
+
+
+def test_importing_every_module_starts_no_jax_backend():
+    names = [
+        str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__")
+        for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+    ]
+    code = (
+        f"import importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge.backends_are_initialized(), 'an import started a backend'\n"
+        "import sys\n"
+        "assert not {'torch', 'tensorflow'} & sys.modules.keys(), 'an import needs torch or TF'\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
