@@ -54,4 +54,4 @@ def _read(path: Path) -> dict[str, Any]:
         with Checkpoints(path, read_only=True) as checkpoints:
             params, statistics, _ = checkpoints.restore_model()
         return convert.ours_to_original(params, statistics)
-    return convert._read(path)
+    return convert.read_state_dict(path)

@@ -34,7 +34,40 @@ def load_weights(path: str | Path, params: Tree, statistics: Tree) -> tuple[Tree
       FileNotFoundError: if there is no such file.
       ValueError: if the file is of another kind or does not fit; the message lists every fault.
     """
-    return original_to_ours(_read(Path(path)), params, statistics, source=str(path))
+    return original_to_ours(read_state_dict(path), params, statistics, source=str(path))
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a `.npz` or `.safetensors` file; nothing is unpickled.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is of another kind or cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}. Give a .npz or .safetensors file.")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} is not a readable .npz file of plain arrays: {error}"
+            ) from error
+    raise ValueError(
+        f"weights must be a .npz or .safetensors file, got {path}. A PyTorch checkpoint is turned "
+        "into one where torch is installed: numpy.savez('weights.npz', **{name: tensor.numpy() "
+        "for name, tensor in torch.load(FILE, weights_only=True)['model'].items()})"
+    )
 
 
 def original_to_ours(
@@ -89,32 +122,6 @@ def ours_to_original(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
     """
     leaves = {**_flatten(params), **_flatten(statistics)}
     return dict(_to_original(path, np.asarray(array)) for path, array in leaves.items())
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}. Give a .npz or .safetensors file.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a readable .npz file of plain arrays: {error}"
-            ) from error
-    raise ValueError(
-        f"weights must be a .npz or .safetensors file, got {path}. A PyTorch checkpoint is turned "
-        "into one where torch is installed: numpy.savez('weights.npz', **{name: tensor.numpy() "
-        "for name, tensor in torch.load(FILE, weights_only=True)['model'].items()})"
-    )
 
 
 def _is_ignored(name: str) -> bool:
