@@ -115,7 +115,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     """
     workdir = workdir_of(arguments)
     if arguments.weights:
-        config = load_config(arguments.config, arguments.overrides)
+        config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
         classes = load_coco(config.data.val.annotations, None)
         predictor = load_weights_file(
@@ -179,6 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     config = stored_config(arguments)
+    load_coco(config.data.val.annotations, None)  # names every fault of the json
     metrics = evaluate(config.data.val.annotations, arguments.predictions)
     print(f"{arguments.predictions} against {config.data.val.annotations}\n")
     _report(metrics, output)

@@ -186,9 +186,10 @@ def _crop(masks: jax.Array, count: int, original_size: tuple[int, int]) -> np.nd
 
 def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:
     """Encode uint8 [D, width, height] as D compressed RLEs with `counts` as text (for json)."""
+    rles: Any = coco_mask.encode(masks.transpose(2, 1, 0))
     return [
         {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in coco_mask.encode(masks.transpose(2, 1, 0))
+        for rle in rles
     ]
 
 
@@ -197,20 +198,26 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
     return encode_transposed(np.ascontiguousarray(np.asarray(masks).transpose(0, 2, 1), np.uint8))
 
 
-def decode_masks(rles: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
+def decode_masks(rles: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
     """Decode compressed RLEs to bool [D, height, width]; `size` is needed when there are none."""
     if not rles:
         return np.zeros((0, *size), bool)
-    return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
+    masks = coco_mask.decode(_own(rles))  # [height, width, D]
+    return np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool)
 
 
-def boxes_of(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+def _own(rles: Sequence[Any]) -> Any:
+    """Make the list that pycocotools asks for; its type stubs know single RLEs only."""
+    return list(rles)
+
+
+def boxes_of(rles: Sequence[Any]) -> np.ndarray:
     """Enclose each RLE in a box: float32 [D, 4] as x0, y0, x1, y1 in pixels, ends exclusive.
 
     An empty mask has the box 0, 0, 0, 0.
     """
     if not rles:
         return np.zeros((0, 4), np.float32)
-    boxes = coco_mask.toBbox(list(rles)).astype(np.float32)
+    boxes = coco_mask.toBbox(_own(rles)).astype(np.float32)
     boxes[:, 2:] += boxes[:, :2]
     return boxes

@@ -320,7 +320,7 @@ def load_run(
     """Load a predictor as `load` does; also returns its configuration and the step."""
     with Checkpoints(Path(path), read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model(step)
-    config = load_config(meta["config"], overrides)
+    config: Any = load_config(meta["config"], overrides)
     class_names = meta["class_names"]
     apply, _, _ = functional(build_model(config.model, len(class_names), config.seed))
     predictor = build_predictor(
@@ -349,5 +349,5 @@ def load_weights_file(
     """
     model = build_model(config.model, len(class_names), config.seed)
     apply, params, statistics = functional(model)
-    params, statistics = load_weights(weights, params, statistics)
+    params, statistics = load_weights(Path(weights), params, statistics)
     return build_predictor(config, apply, params, statistics, class_names, category_ids)

@@ -212,7 +212,7 @@ def _mean_defined(precision: np.ndarray) -> float:
 
 def _index(content: Mapping[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     """Build pycocotools' index over our own list of annotations, without a print."""
-    coco = COCO()
+    coco: Any = COCO()
     coco.dataset = {
         "info": content.get("info", {}),
         "images": list(content["images"]),
@@ -240,10 +240,11 @@ def _prepare_annotations(
             annotation["segmentation"] = corners
         if renumber:
             annotation["id"] = number
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
+        annotation["iscrowd"] = int(annotation.get("iscrowd") or 0)
+        if annotation.get("area") is None:
             image = images[annotation["image_id"]]
-            rle = encode_segmentation(annotation["segmentation"], image["height"], image["width"])
+            size = image["height"], image["width"]
+            rle: Any = encode_segmentation(annotation["segmentation"], *size)
             annotation["area"] = float(coco_mask.area(rle))
         prepared.append(annotation)
     return prepared
@@ -267,14 +268,15 @@ def _prepare_detections(
             faults.append(f"detection {number} is of image {entry['image_id']}, not in the json")
             continue
         size = (image["height"], image["width"])
-        mask = entry["segmentation"]
-        if isinstance(mask, Mapping) and tuple(mask["size"]) != size:
+        mask: Any = entry["segmentation"]
+        got = tuple(mask.get("size", ())) if isinstance(mask, Mapping) else size
+        if got != size:
             faults.append(
-                f"detection {number} has a mask of (height, width) {tuple(mask['size'])}, image "
+                f"detection {number} has a mask of (height, width) {got}, image "
                 f"{entry['image_id']} has {size}"
             )
             continue
-        rle = encode_segmentation(mask, *size)
+        rle: Any = encode_segmentation(mask, *size)
         prepared.append(
             {
                 "id": len(prepared) + 1,
