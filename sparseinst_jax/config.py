@@ -168,7 +168,7 @@ def parse_command_line(
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
-    namespace = parser.parse_args(rest)
+    namespace = parser.parse_intermixed_args(rest)  # images may stand between the options
     namespace.overrides = overrides
     return namespace
 

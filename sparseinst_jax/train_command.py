@@ -18,8 +18,7 @@ from sparseinst_jax import config as configs
 from sparseinst_jax.data import coco, loader, shapes
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.predictor import Predictor
-from sparseinst_jax.sparseinst import inference
+from sparseinst_jax.predictor import build_predictor
 from sparseinst_jax.structures import Tree
 from sparseinst_jax.training import curves, initial_weights, optimizer, progress
 from sparseinst_jax.training.checkpoints import Checkpoints
@@ -164,8 +163,11 @@ def _prepare(config: ConfigDict) -> _Run:
 
 def prepare_data(config: ConfigDict) -> None:
     """Draw the generated data set where it is missing; every host but the first waits."""
+    annotations = Path(config.data.train.annotations)
     if config.data.generator == "shapes" and jax.process_index() == 0:
-        shapes.draw_shapes_dataset(Path(config.data.train.annotations).parent)
+        if not annotations.exists():  # else it was drawn, or an override names other data
+            print(f"drawing the shapes data set in {annotations.parent}", flush=True)
+            shapes.draw_shapes_dataset(annotations.parent)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -188,20 +190,8 @@ def make_evaluation(
             f"{config.data.val.annotations} has no annotations to score against: give a json with"
             " them, or set --config.train.eval_every=0."
         )
-    predictor = Predictor(
-        apply,
-        params,
-        statistics,
-        train_dataset.class_names,
-        train_dataset.category_ids,
-        config.data.eval_size,
-        select=functools.partial(
-            inference.select,
-            score_threshold=config.eval.score_threshold,
-            mask_threshold=config.eval.mask_threshold,
-        ),
-        mask_threshold=config.eval.mask_threshold,
-        batch_size=config.eval.batch_size,
+    predictor = build_predictor(
+        config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
 
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
@@ -265,6 +255,7 @@ def _loop(
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:
+            batches.close()  # ends the processes that read images
             for writer in writers:
                 writer.close()
             if is_first_host:

@@ -1,0 +1,238 @@
+"""The train command on a small drawn data set, in this process."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sparseinst_jax import train_command
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.progress import read_metrics
+from sparseinst_jax.training.step import TrainStep
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return draw_shapes_dataset(folder, num_train=6, num_val=2, seed=3, image_size=(48, 64))
+
+
+def arguments(data: Path, workdir: Path, **values: object) -> list[str]:
+    parts = [f"--config={TINY}", f"--workdir={workdir}"]
+    for split in ("train", "val"):
+        parts.append(f"--config.data.{split}.images={data / 'images' / split}")
+        parts.append(f"--config.data.{split}.annotations={data / split}.json")
+    return parts + [f"--config.{key.replace('__', '.')}={value}" for key, value in values.items()]
+
+
+def train(data: Path, workdir: Path, **values: object) -> int:
+    return train_command.main(arguments(data, workdir, **values))
+
+
+def weights(workdir: Path, step: int) -> dict:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        params, statistics, _ = checkpoints.restore_model(step)
+    return {"params": params, "statistics": statistics}
+
+
+def assert_identical(a: dict, b: dict) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    return {int(r["step"]): r["loss/total"] for r in read_metrics(workdir / "metrics.csv")}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert train(data, workdir) == 0
+    return workdir
+
+
+def test_a_run_leaves_its_configuration_metrics_curves_and_checkpoints(uninterrupted, data):
+    stored = json.loads((uninterrupted / "config.json").read_text())
+    assert stored["data"]["train"]["images"] == str(data / "images" / "train")
+    assert list(losses(uninterrupted)) == [1, 2, 3, 4]
+    header = (uninterrupted / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert header[:2] == ["step", "loss/total"]
+    assert (uninterrupted / "curves.png").stat().st_size > 1000
+    with Checkpoints(uninterrupted, read_only=True) as checkpoints:
+        assert checkpoints.steps == (2, 4)
+        meta = checkpoints.read_meta()
+    assert meta["config"] == stored
+    assert len(meta["class_names"]) == len(meta["category_ids"]) == 3
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data, uninterrupted, tmp_path):
+    # The schedule is fixed by its milestones, so a shorter num_steps stops the same run earlier.
+    assert train(data, tmp_path, train__num_steps=3) == 0
+    assert train(data, tmp_path, train__log_every=2) == 0
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
+
+
+def test_steps_after_the_last_checkpoint_are_done_again_and_counted_once(
+    data, uninterrupted, tmp_path, monkeypatch
+):
+    real, calls = TrainStep.__call__, []
+
+    def crash_in_the_fourth_step(self, state, batch):
+        calls.append(0)
+        if len(calls) == 4:
+            raise RuntimeError("power cut")
+        return real(self, state, batch)
+
+    monkeypatch.setattr(TrainStep, "__call__", crash_in_the_fourth_step)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(data, tmp_path)
+    monkeypatch.setattr(TrainStep, "__call__", real)
+    assert list(losses(tmp_path)) == [1, 2, 3]  # the checkpoint is of step 2
+    assert train(data, tmp_path) == 0
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
+
+
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
+def test_a_signal_finishes_the_step_saves_and_says_where(
+    data, uninterrupted, tmp_path, monkeypatch, capsys, number, code
+):
+    real, calls = TrainStep.__call__, []
+
+    def signal_in_the_third_step(self, state, batch):
+        calls.append(0)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, state, batch)
+
+    monkeypatch.setattr(TrainStep, "__call__", signal_in_the_third_step)
+    assert train(data, tmp_path) == code
+    text = capsys.readouterr().out
+    assert f"stopped by {number.name} after step 3; saved in {tmp_path}/checkpoints/3" in text
+    assert train(data, tmp_path) == 0
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
+
+
+def test_a_finished_run_says_so_and_trains_nothing(data, uninterrupted, capsys):
+    before = (uninterrupted / "metrics.csv").read_bytes()
+    assert train(data, uninterrupted) == 0
+    assert "is finished: step 4 of 4" in capsys.readouterr().out
+    assert (uninterrupted / "metrics.csv").read_bytes() == before
+
+
+def test_a_changed_configuration_is_refused_with_the_differing_keys(data, uninterrupted):
+    with pytest.raises(ValueError) as caught:
+        train(data, uninterrupted, train__learning_rate=0.5, train__num_steps=9, seed=7)
+    message = str(caught.value)
+    assert "seed: 0 in the run, 7 now" in message
+    assert "train.learning_rate: 0.001 in the run, 0.5 now" in message
+    assert "train.num_steps: " not in message
+
+
+def test_other_classes_than_the_runs_are_refused(data, uninterrupted, tmp_path):
+    # Another json under the same name, as when the annotations were edited between two starts.
+    annotations = data / "train.json"
+    original = annotations.read_text()
+    content = json.loads(original)
+    content["categories"][0]["name"] = "renamed"
+    try:
+        annotations.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"learned the classes .* now have .*'renamed'"):
+            train(data, uninterrupted, train__num_steps=6)
+    finally:
+        annotations.write_text(original)
+
+
+def test_a_non_finite_loss_stops_with_step_images_and_last_good_checkpoint(
+    data, tmp_path, monkeypatch, capsys
+):
+    real, calls, batches = TrainStep.__call__, [], []
+
+    def nan_in_the_third_step(self, state, batch):
+        state, metrics = real(self, state, batch)
+        calls.append(0)
+        batches.append(batch.image_id.tolist())
+        if len(calls) == 3:
+            metrics["loss/mask"] = metrics["loss/mask"] * np.nan
+        return state, metrics
+
+    monkeypatch.setattr(TrainStep, "__call__", nan_in_the_third_step)
+    assert train(data, tmp_path, train__log_every=4) == 1
+    message = capsys.readouterr().err
+    assert "loss/mask became nan at step 3, checked for steps 3 to 4" in message
+    assert f"Image ids of the batch: {batches[2]}" in message
+    assert f"Last good checkpoint: {tmp_path}/checkpoints/2" in message
+    assert list(losses(tmp_path)) == [1, 2]
+
+
+def test_evaluation_writes_ap_and_starts_from_the_weights_of_another_run(
+    data, uninterrupted, tmp_path, capsys
+):
+    values = {"train__init_weights": uninterrupted, "train__num_steps": 1, "train__eval_every": 1}
+    # A learning rate of zero: the weights after the step are those that it started from.
+    assert train(data, tmp_path, train__learning_rate=0, **values) == 0
+    assert_identical(weights(tmp_path, 1)["params"], weights(uninterrupted, 4)["params"])
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    assert 0 <= row["AP"] <= row["AP50"] <= 1
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.read_meta()["metrics"]["AP"] == pytest.approx(row["AP"])
+    assert "step 1: AP " in capsys.readouterr().out
+
+
+def test_two_images_are_learned_by_heart(data, tmp_path):
+    content = json.loads((data / "train.json").read_text())
+    objects = [a["image_id"] for a in content["annotations"]]
+    kept = [i for i in content["images"] if i["id"] in objects][:2]
+    ids = {image["id"] for image in kept}
+    content["images"] = kept
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    (tmp_path / "two.json").write_text(json.dumps(content))
+    values = {
+        "data__train__annotations": tmp_path / "two.json",
+        "train__num_steps": 60,
+        "train__learning_rate": 0.01,
+        "train__milestones": "(50,)",
+        "train__log_every": 10,
+        "train__checkpoint_every": 0,
+        "train__weight_decay": 0,
+        "model__normalizer": "softmax",
+    }
+    assert train(data, tmp_path / "run", **values) == 0
+    history = losses(tmp_path / "run")
+    first = np.mean([history[step] for step in range(1, 6)])
+    last = np.mean([history[step] for step in range(56, 61)])
+    assert last < 0.35 * first
+
+
+def test_values_that_no_run_can_have_are_listed_together(data, tmp_path):
+    with pytest.raises(ValueError) as caught:
+        train(data, tmp_path, train__num_steps=0, train__log_every=0, data__generator="x")
+    message = str(caught.value)
+    for key in ("train.num_steps", "train.log_every", "data.generator"):
+        assert key in message
+    assert (
+        not list((tmp_path / "checkpoints").iterdir())
+        if (tmp_path / "checkpoints").exists()
+        else True
+    )
+
+
+def test_a_missing_config_argument_is_a_usage_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    with pytest.raises(SystemExit) as caught:
+        train_command.main()
+    assert caught.value.code == 2
+    assert "--config FILE is needed" in capsys.readouterr().err

@@ -1,0 +1,139 @@
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from sparseinst_jax.training.checkpoints import Checkpoints, locate
+from sparseinst_jax.training.step import TrainState
+
+META = {"config": {"a": 1}, "class_names": ["x"], "category_ids": [7], "code_version": "0"}
+
+
+def make_state(step: int, width: int = 3) -> TrainState:
+    rng = np.random.default_rng(step)
+    params = {"conv": {"kernel": rng.normal(size=(2, width)).astype(np.float32)}, "b": np.ones(1)}
+    optimizer = optax.adamw(1e-3, mask={"conv": {"kernel": True}, "b": False})
+    opt_state = jax.tree.map(np.asarray, optimizer.init(params))
+    opt_state = jax.tree.map(lambda x: x + np.asarray(step, x.dtype), opt_state)
+    return TrainState(np.int32(step), params, {"mean": np.full(2, step, np.float32)}, opt_state)
+
+
+def save(workdir: Path, *steps: tuple[int, float | None]) -> None:
+    with Checkpoints(workdir) as checkpoints:
+        for step, ap in steps:
+            checkpoints.save(make_state(step), META, None if ap is None else {"AP": ap})
+
+
+def assert_same(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert x.dtype == y.dtype
+
+
+def test_a_state_comes_back_exactly_with_its_meta(tmp_path):
+    save(tmp_path, (4, None))
+    with Checkpoints(tmp_path) as checkpoints:
+        state, meta = checkpoints.restore_state(make_state(0))
+    assert_same(state, make_state(4))
+    assert meta == {**META, "step": 4, "metrics": {}}
+
+
+def test_the_last_two_and_the_best_are_kept(tmp_path):
+    save(tmp_path, (1, 0.2), (2, 0.5), (3, 0.1), (4, None), (5, float("nan")))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == (2, 4, 5)
+        assert checkpoints.latest_step == 5
+        assert checkpoints.best_step == 2
+        assert checkpoints.read_meta("best")["metrics"] == {"AP": 0.5}
+
+
+def test_without_evaluation_the_last_is_the_best(tmp_path):
+    save(tmp_path, (1, None), (2, None))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.best_step == 2
+
+
+def test_the_model_loads_without_the_optimizer_from_each_kind_of_path(tmp_path):
+    save(tmp_path, (1, None), (2, None))
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "optimizer")
+    for path, step in [("", 2), ("checkpoints", 2), ("checkpoints/1", 1)]:
+        with Checkpoints(tmp_path / path, read_only=True) as checkpoints:
+            params, statistics, meta = checkpoints.restore_model()
+        assert_same(params, make_state(step).params)
+        assert_same(statistics, make_state(step).statistics)
+        assert meta["step"] == step and meta["class_names"] == ["x"]
+
+
+def truncate_everything(folder: Path) -> None:
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def truncate_arrays(folder: Path) -> None:
+    for file in folder.glob("model/**/d/*"):
+        file.write_bytes(file.read_bytes()[:20])
+
+
+def remove_optimizer(folder: Path) -> None:
+    shutil.rmtree(folder / "optimizer")
+
+
+@pytest.mark.parametrize("damage", [truncate_everything, truncate_arrays, remove_optimizer])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, damage, capsys):
+    save(tmp_path, (1, 0.1), (2, 0.2))
+    damage(tmp_path / "checkpoints" / "2")
+    if damage is not remove_optimizer:
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert_same(checkpoints.restore_model()[0], make_state(1).params)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore_state(make_state(0))
+        assert_same(state, make_state(1))
+        assert "2 cannot be read" in capsys.readouterr().err
+        checkpoints.save(make_state(2), META)  # the step can be saved again
+        checkpoints.wait()
+        assert checkpoints.steps == (1, 2)
+    assert (tmp_path / "checkpoints" / "2.unreadable").is_dir()
+
+
+def test_nothing_readable_lists_what_is_wrong(tmp_path):
+    save(tmp_path, (1, None))
+    truncate_arrays(tmp_path / "checkpoints" / "1")
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(ValueError, match=r"no checkpoint can be read:\n.*checkpoints/1"),
+    ):
+        checkpoints.restore_model()
+
+
+def test_a_checkpoint_of_another_network_is_refused_and_left_alone(tmp_path):
+    save(tmp_path, (1, None))
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(ValueError, match=r"stored \(2, 3\), network \(2, 4\)"),
+    ):
+        checkpoints.restore_state(make_state(0, width=4))
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_missing_checkpoints_and_steps_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
+        locate(tmp_path)
+    save(tmp_path, (3, None))
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(FileNotFoundError, match=r"no checkpoint of step 9 .* there are \(3,\)"),
+    ):
+        checkpoints.restore_model(9)
+
+
+def test_a_saved_state_does_not_see_later_changes(tmp_path):
+    state = make_state(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, META)
+        state.params["conv"]["kernel"][:] = 0
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert_same(checkpoints.restore_model()[0], make_state(1).params)

@@ -1,0 +1,172 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from sparseinst_jax import config as configs
+
+ROOT = Path(__file__).parents[2]
+SHAPES = ROOT / "configs" / "shapes.py"
+
+PLAIN = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        rate=0.5, count=3, name="a", flag=False, size=(640, 853), part=dict(weights=(1.0, 2.0))
+    ))
+"""
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    path = tmp_path / "plain.py"
+    path.write_text(PLAIN)
+    return path
+
+
+def test_overrides_take_the_type_of_the_value_they_replace(plain):
+    overrides = {
+        "rate": "2",
+        "count": "7",
+        "name": "7",
+        "flag": "true",
+        "size": "(352, 469)",
+        "part.weights": "[3, 0.5, 1]",
+    }
+    config = configs.load_config(plain, overrides)
+    assert configs.flatten(config) == {
+        "rate": 2.0,
+        "count": 7,
+        "name": "7",
+        "flag": True,
+        "size": (352, 469),
+        "part.weights": (3.0, 0.5, 1.0),
+    }
+    assert type(config.rate) is float
+    assert [type(x) for x in config.part.weights] == [float] * 3
+
+
+@pytest.mark.parametrize(
+    "text, expected", [("352,469", (352, 469)), ("416", (416,)), ("(1,)", (1,))]
+)
+def test_tuples_are_read_without_brackets_too(plain, text, expected):
+    assert configs.load_config(plain, {"size": text}).size == expected
+
+
+def test_every_fault_of_the_overrides_is_reported_at_once(plain):
+    with pytest.raises(ValueError) as caught:
+        configs.load_config(
+            plain, {"count": "1.5", "flag": "maybe", "size": "(1.5, 2)", "cuont": "1", "part": "1"}
+        )
+    message = str(caught.value)
+    assert "--config.count=1.5: expected an integer" in message
+    assert "--config.flag=maybe: expected true or false" in message
+    assert "[1.5] must be of type int" in message
+    assert (
+        "--config.cuont is not a key of the configuration. Did you mean --config.count?" in message
+    )
+    assert "Keys: count, flag, name, part.weights, rate, size." in message
+    assert "--config.part is a group: set one of part.weights" in message
+
+
+def test_a_key_in_the_wrong_group_is_found(plain):
+    with pytest.raises(ValueError, match=r"Did you mean --config\.part\.weights\?"):
+        configs.load_config(plain, {"weights": "1"})
+
+
+def test_unknown_keys_in_a_variant_are_refused_with_the_valid_ones(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import base\n\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.train.batchsize = 8\n"
+        "    return config\n"
+    )
+    with pytest.raises(ValueError, match=r'(?s)mine\.py.*batchsize.*Did you mean "batch_size"'):
+        configs.load_config(path)
+
+
+def test_a_file_without_get_config_or_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ValueError, match=r"must define get_config\(\)"):
+        configs.load_config(tmp_path / "empty.py")
+    (tmp_path / "c.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"must name a \.py or a stored \.json"):
+        configs.load_config(tmp_path / "c.yaml")
+    with pytest.raises(FileNotFoundError, match=r"did you mean .*empty\.py"):
+        configs.load_config(tmp_path / "emty.py")
+
+
+def test_json_round_trip_keeps_values_types_and_tuples():
+    config = configs.load_config(SHAPES)
+    again = configs.from_json(configs.to_json(config))
+    assert configs.flatten(again) == configs.flatten(config)
+    assert again.data.eval_size == (128, 213)
+    assert type(again.data.eval_size) is tuple
+    assert configs.diff(config, again) == {}
+
+
+def test_stored_json_is_read_without_running_a_file_beside_it(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(configs.load_config(SHAPES)))
+    (tmp_path / "config.py").write_text("raise RuntimeError('must not run')")
+    config = configs.load_config(tmp_path / "config.json", {"train.num_steps": "7"})
+    assert config.train.num_steps == 7
+
+
+def test_diff_names_the_keys_with_both_values_and_the_free_ones_are_let_through():
+    first = configs.load_config(SHAPES)
+    second = configs.load_config(
+        SHAPES, {"train.learning_rate": "1", "train.num_steps": "5", "train.log_every": "3"}
+    )
+    changed = configs.diff(first, second)
+    assert set(changed) == {"train.learning_rate", "train.num_steps", "train.log_every"}
+    assert changed["train.learning_rate"] == (first.train.learning_rate, 1.0)
+    assert set(configs.forbidden_changes(first, second)) == {"train.learning_rate"}
+
+
+def test_a_loaded_configuration_is_locked(plain):
+    with pytest.raises(AttributeError):
+        configs.load_config(plain).part.unknown = 1
+
+
+def test_command_line_splits_overrides_from_other_arguments():
+    parser = argparse.ArgumentParser()
+    configs.add_config_arguments(parser)
+    parser.add_argument("images", nargs="*")
+    arguments = configs.parse_command_line(
+        parser,
+        [
+            "a.png",
+            "--config.x.y=(1, 2)",
+            "--config=c.py",
+            "--config.z",
+            "-3",
+            "--workdir",
+            "w",
+            "b",
+        ],
+    )
+    assert arguments.overrides == {"x.y": "(1, 2)", "z": "-3"}
+    assert (arguments.config, arguments.workdir) == ("c.py", "w")
+    assert arguments.images == ["a.png", "b"]
+
+
+def test_an_override_without_a_value_is_refused():
+    with pytest.raises(ValueError, match=r"--config\.x needs a value"):
+        configs.split_overrides(["--config.x"])
+
+
+def test_run_folder_is_named_after_the_configuration_file():
+    assert configs.default_workdir("some/where/giam_r50.py") == Path("runs/giam_r50")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+def test_variants_have_the_keys_and_types_of_the_base_and_fifteen_lines_of_code(path):
+    base = configs.flatten(configs.load_config(ROOT / "configs" / "base.py"))
+    flat = configs.flatten(configs.load_config(path))
+    assert {k: type(v) for k, v in flat.items()} == {k: type(v) for k, v in base.items()}
+    if path.stem != "base":
+        body = path.read_text().split('"""', 2)[2].split("def get_config", 1)[1]
+        assert len([line for line in body.splitlines() if line.strip()]) <= 15

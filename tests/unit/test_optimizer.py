@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparseinst_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+
+
+def test_update_is_torch_adamw_computed_by_hand():
+    # Two steps of torch.optim.AdamW(lr=0.1, weight_decay=0.05) written out in float64.
+    gradients = [np.array([0.5, -2.0]), np.array([1.0, 0.25])]
+    value = np.array([1.0, -3.0])
+    first = second = np.zeros(2)
+    for t, g in enumerate(gradients, start=1):
+        value = value * (1 - 0.1 * 0.05)
+        first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g**2
+        value = value - 0.1 * (first / (1 - 0.9**t)) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+    params = {"conv": {"kernel": jnp.array([1.0, -3.0])}}
+    optimizer = make_optimizer(params, 0.1, 0.05)
+    state = optimizer.init(params)
+    for g in gradients:
+        updates, state = optimizer.update({"conv": {"kernel": jnp.asarray(g)}}, state, params)
+        params = optax.apply_updates(params, updates)
+    # Optax computes 1 - 0.999^t in float32: 3e-5 of the first updates, which are 0.1 here.
+    np.testing.assert_allclose(params["conv"]["kernel"], value, rtol=0, atol=5e-6)
+
+
+def test_only_names_with_the_originals_words_are_exempt_from_decay():
+    params = {
+        "backbone": {
+            "res2": {"0": {"conv1": {"kernel": 0.0, "norm": {"scale": 0.0, "bias": 0.0}}}},
+            "patch_embed1": {"proj": {"kernel": 0.0}},
+            "cls_token": 0.0,
+        },
+        "decoder": {"fc": {"kernel": 0.0, "bias": 0.0}, "softmax_bias": 0.0},
+    }
+    assert decay_mask(params) == {
+        "backbone": {
+            "res2": {"0": {"conv1": {"kernel": True, "norm": {"scale": False, "bias": False}}}},
+            "patch_embed1": {"proj": {"kernel": False}},
+            "cls_token": False,
+        },
+        "decoder": {"fc": {"kernel": True, "bias": True}, "softmax_bias": True},
+    }
+
+
+def test_weight_decay_alone_shrinks_only_what_decays():
+    params = {"fc": {"bias": jnp.ones(2)}, "norm": {"bias": jnp.ones(2)}}
+    optimizer = make_optimizer(params, 0.5, 0.1)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    np.testing.assert_allclose(updates["fc"]["bias"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(updates["norm"]["bias"], 0.0)
+
+
+def test_first_update_uses_the_learning_rate_of_step_zero():
+    schedule = make_schedule(1.0, 10, 0.001, (), 0.1)
+    params = {"w": jnp.ones(1)}
+    optimizer = make_optimizer(params, schedule, 0.0)
+    updates, state = optimizer.update({"w": jnp.ones(1)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.001, rtol=1e-5)
+    updates, _ = optimizer.update({"w": jnp.ones(1)}, state, params)
+    np.testing.assert_allclose(updates["w"], -(0.001 * 0.9 + 0.1), rtol=1e-4)
+
+
+def test_schedule_without_warmup_and_milestones_is_constant():
+    schedule = make_schedule(0.25, 0, 0.001, (), 0.1)
+    assert [float(schedule(step)) for step in (0, 7, 10**6)] == [0.25] * 3
+
+
+def test_milestones_that_do_not_increase_are_refused():
+    with pytest.raises(ValueError, match=r"increasing steps, got \(20, 10\)"):
+        make_schedule(0.1, 0, 0.1, (20, 10), 0.1)

@@ -1,0 +1,134 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparseinst_jax.training import curves, progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_rows_are_appended_and_read_back_exactly(tmp_path):
+    file = progress.MetricsFile(tmp_path / "metrics.csv", 0)
+    loss = float(np.float32(1) / np.float32(3))
+    file.write([{"step": 1, "loss/total": loss}, {"step": 2, "loss/total": 0.5}])
+    file.write([{"step": 3, "loss/total": 0.25}])
+    rows = progress.read_metrics(tmp_path / "metrics.csv")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert np.float32(rows[0]["loss/total"]) == np.float32(loss)
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[0] == "step,loss/total"
+
+
+def test_rows_after_the_resumed_step_and_cut_off_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss/total\n1,4\n2,3\n3,2\n4,1.2")
+    assert [row["step"] for row in progress.read_metrics(path)] == [1, 2, 3]
+    file = progress.MetricsFile(path, 2)
+    file.write([{"step": 3, "loss/total": 2.5}])
+    assert path.read_text() == "step,loss/total\n1,4\n2,3\n3,2.5\n"
+
+
+def test_a_new_metric_becomes_a_column_and_older_rows_stay(tmp_path):
+    path = tmp_path / "metrics.csv"
+    file = progress.MetricsFile(path, 0)
+    file.write([{"step": 1, "loss/total": 2.0}])
+    file.write([{"step": 2, "loss/total": 1.0, "AP": 0.5}, {"step": 3, "loss/total": 0.5}])
+    assert path.read_text() == "step,loss/total,AP\n1,2,\n2,1,0.5\n3,0.5,\n"
+
+
+def test_a_run_started_anew_drops_old_rows(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss/total\n1,4\n")
+    progress.MetricsFile(path, 0)
+    assert progress.read_metrics(path) == []
+
+
+ROW = {"step": 10, "loss/total": 1.5, "loss/class": 0.5, "learning_rate": 0.001}
+
+
+def test_off_a_terminal_there_is_one_whole_line_per_report():
+    stream = io.StringIO()
+    line = progress.Progress(100, 20, 4, stream=stream)
+    for step in range(1, 11):
+        line.stepped(step, 0.0)
+    line.report({**ROW, **line.rates()})
+    (text,) = stream.getvalue().splitlines()
+    assert text.startswith("step 10/100  epoch 0.5  total 1.5000  class 0.5000  lr 0.001  ")
+    for word in ("images/s", "data wait 0%", "GiB", "ETA"):
+        assert word in text
+    assert "\r" not in text
+
+
+def test_on_a_terminal_the_line_is_drawn_over():
+    stream = Terminal()
+    line = progress.Progress(100, 20, 4, stream=stream)
+    line.stepped(1, 0.0)
+    line.report(ROW)
+    assert stream.getvalue().count("\r") == 2
+    assert "\n" not in stream.getvalue()
+    line.say("evaluating")
+    assert stream.getvalue().endswith("\nevaluating\n")
+
+
+def test_rates_count_images_waiting_and_leave_out_pauses(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    line = progress.Progress(100, 20, 4, first_step=50, stream=io.StringIO())
+    now[0] = 110.0
+    line.paused(8.0)
+    line.stepped(53, 0.5)
+    rates = line.rates()
+    assert rates["images_per_second"] == pytest.approx(3 * 4 / 2)
+    assert rates["data_wait"] == pytest.approx(0.25)
+    assert rates["memory_gib"] > 0.01
+    line.report({**ROW, **rates})
+    now[0] = 111.0
+    line.stepped(54, 0.0)
+    assert line.rates()["images_per_second"] == pytest.approx(4.0)
+
+
+def test_durations_are_written_for_people():
+    assert [progress.format_seconds(s) for s in (5, 65, 3723, float("inf"))] == [
+        "0:05",
+        "1:05",
+        "1:02:03",
+        "?",
+    ]
+
+
+def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(progress.sys.modules, "tensorboardX", None)
+    with pytest.raises(ValueError, match=r"pip install .*tensorboard"):
+        progress.TensorBoard(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 270, [0, 100, 200]), (3, 3, [3])],
+)
+def test_ticks_are_round_numbers(low, high, expected):
+    np.testing.assert_allclose(curves.nice_ticks(low, high), expected)
+
+
+def test_curves_draw_a_falling_loss_from_top_left_to_bottom_right(tmp_path):
+    rows = [{"step": i, "loss/total": 10.0 - i / 10} for i in range(1, 101)]
+    rows[-1]["AP"] = 0.5
+    curves.draw_curves(rows, tmp_path / "curves.png")
+    image = np.asarray(Image.open(tmp_path / "curves.png")).astype(int)
+    assert image.shape == (680, 900, 3)  # a panel of losses and one of AP
+    is_line = np.abs(image[:340, :730] - [0x1F, 0x77, 0xB4]).sum(-1) == 0
+    ys, xs = np.nonzero(is_line)
+    assert np.corrcoef(xs, ys)[0, 1] > 0.99
+    marker = np.abs(image[340:, :740] - [0x1F, 0x77, 0xB4]).sum(-1) == 0
+    y, x = (axis.mean() for axis in np.nonzero(marker))
+    assert y == pytest.approx(34 + (340 - 34 - 44) / 2, abs=2)  # AP 0.5 of an axis from 0 to 1
+    assert x == pytest.approx(730, abs=4)
+
+
+def test_curves_without_rows_are_still_a_picture(tmp_path):
+    curves.draw_curves([], tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size == (900, 340)
