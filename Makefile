@@ -56,7 +56,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 
 types: $(STAMP)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

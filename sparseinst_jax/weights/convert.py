@@ -171,19 +171,19 @@ def _invert(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return _to_original(path, np.broadcast_to(np.float32(0), shape))[1].shape
 
 
-def _flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return dict(_leaves(tree, prefix))
 
 
-def _leaves(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _leaves(dict(value), f"{prefix}{key}/")
+            yield from _leaves(value, f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", value
 
 
-def _fill(tree: Tree, found: Mapping[str, np.ndarray], prefix: str = "") -> Tree:
+def _fill(tree: Mapping[str, Any], found: Mapping[str, np.ndarray], prefix: str = "") -> Tree:
     return {
         key: _fill(value, found, f"{prefix}{key}/")
         if isinstance(value, Mapping)
