@@ -269,7 +269,7 @@ def _prepare_detections(
             continue
         size = (image["height"], image["width"])
         mask: Any = entry["segmentation"]
-        got = tuple(mask.get("size", ())) if isinstance(mask, Mapping) else size
+        got = tuple(mask.get("size", ())) if isinstance(mask, dict) else size
         if got != size:
             faults.append(
                 f"detection {number} has a mask of (height, width) {got}, image "
