@@ -3,6 +3,7 @@
 One element is one whole step, so the order is the plan's and a resumed run needs only its step.
 """
 
+import gc
 import os
 import pickle
 import sys
@@ -115,7 +116,9 @@ def train_batches(
     """
     if num_steps <= 0:
         return
-    plan.batch(start_step, host_index, host_count)  # refuse an impossible host count here and now
+    plan.batch(
+        start_step, host_index, host_count
+    )  # refuse an impossible host count before workers start
     with tempfile.TemporaryDirectory(prefix="sparseinst-records-") as directory:
         records = _StoredRecords(dataset.records, directory) if num_workers else dataset.records
         source = _Steps(records, plan, start_step, num_steps, host_index, host_count)
@@ -142,12 +145,18 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
     iterator = iter(steps)
     try:
         for batch in iterator:
-            # Worker processes hand over views of shared memory that Grain frees.
-            yield Batch(*(np.asarray(array) for array in batch))
+            # Worker processes hand over shared memory; copied, it can be freed at once, and none is
+            # left over when the program ends.
+            yield Batch(*(np.array(array) for array in batch)) if num_workers else batch
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
             close()
+        if num_workers:
+            # Grain keeps the last batches in reference cycles; their shared memory would be told as
+            # leaked when the program ends.
+            iterator = steps = batch = None
+            gc.collect()
 
 
 def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
