@@ -1,4 +1,4 @@
-"""Index a COCO instance json and read its images and masks.
+"""Index a COCO instance json, read its masks and images.
 
 Labels are 0 ... K-1 in the order of the sorted category ids, so any category ids will do; the names
 come from the json. Faults of the file are collected and raised once.
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pycocotools import mask as rle
+
+from sparseinst_jax.data.images import read_image
 
 MAX_FAULTS_SHOWN = 20
 Segmentation = list | dict
@@ -337,44 +338,6 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
         bool [height, width].
     """
     return rle.decode(encode_segmentation(segmentation, height, width)).astype(bool)
-
-
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Read any image that Pillow knows as RGB.
-
-    The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does
-    (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, of an
-    animation the first frame is taken.
-
-    Returns:
-        uint8 [h, w, 3].
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file cannot be read as an image; names it.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(image))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"image {path} does not exist; check the image folder and the json's file_name"
-        ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
-        raise ValueError(
-            f"image {path} cannot be read ({error}); replace the file or take it out of the json"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        # convert("RGB") would clip everything above 255 to white.
-        values = np.asarray(image).astype(np.float64)
-        if image.mode != "F" and values.max(initial=0) > 255:
-            values = values // 256
-        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def read_record(record: ImageRecord) -> np.ndarray:

@@ -67,6 +67,7 @@ with registered.skip_registration():
         def _generate_examples(self, dataset: CocoDataset) -> Iterator[tuple[int, dict[str, Any]]]:
             for record in dataset.records:
                 read_record(record)  # refuse a broken image now, with its name
+                assert record.path is not None  # or it could not be read
                 with open(record.path, "rb") as file:
                     encoded = file.read()
                 yield (

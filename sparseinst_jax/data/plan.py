@@ -236,7 +236,7 @@ class TrainPlan:
         width = max(transform.size[1] for transform in transforms)
         for bucket in self.buckets:
             if upright:
-                bucket = bucket[::-1]
+                bucket = bucket[1], bucket[0]
             if height <= bucket[0] and width <= bucket[1]:
                 return transforms, bucket
         raise AssertionError(f"no bucket of {self.buckets} holds {(height, width)}")

@@ -166,7 +166,8 @@ def draw_image(
     """
     # Only Generator.random is used: its stream has stayed the same over NumPy's releases.
     rng = np.random.default_rng([seed, index])
-    size = tuple(image_size)[::-1] if rng.random() < PORTRAIT_SHARE else tuple(image_size)
+    short, long = image_size
+    size = (long, short) if rng.random() < PORTRAIT_SHARE else (short, long)
     is_empty = rng.random() < EMPTY_SHARE
     number = 0 if is_empty else 1 + int(rng.random() * MAX_SHAPES)
     image = _background(rng, size)

@@ -120,7 +120,7 @@ def transform_image(image: np.ndarray, transform: Transform) -> np.ndarray:
     """Apply a transform to an image uint8 [h, w, 3]; returns uint8 [*transform.size, 3]."""
     if transform.flip:
         image = np.ascontiguousarray(image[:, ::-1])
-    if transform.crop is not None:
+    if transform.crop is not None and transform.first_size is not None:
         y, x, height, width = transform.crop
         image = resize_image(image, transform.first_size)[y : y + height, x : x + width]
         image = np.ascontiguousarray(image)
@@ -188,7 +188,7 @@ def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarra
     rows, columns = np.arange(original_size[0]), np.arange(original_size[1])
     if transform.flip:
         columns = columns[::-1]
-    if transform.crop is not None:
+    if transform.crop is not None and transform.first_size is not None:
         y, x, height, width = transform.crop
         rows = rows[nearest_indices(len(rows), transform.first_size[0])][y : y + height]
         columns = columns[nearest_indices(len(columns), transform.first_size[1])][x : x + width]
@@ -219,7 +219,7 @@ def move_polygons(
         if transform.flip:
             points[:, 0] = width - points[:, 0]
         size = original_size
-        if transform.crop is not None:
+        if transform.crop is not None and transform.first_size is not None:
             y, x, crop_height, crop_width = transform.crop
             points *= (transform.first_size[1] / width, transform.first_size[0] / height)
             points -= (x, y)
