@@ -104,18 +104,28 @@ class Conv(nnx.Module):
             x = x[:, :: self.stride, :: self.stride]
             y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
         else:
-            border = (self.kernel_size - 1) // 2
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                window_strides=(self.stride, self.stride),
-                padding=((border, border), (border, border)),
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                feature_group_count=self.groups,
-            )
+            y = _convolve(x, kernel, self.stride, self.groups)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    if groups > 1 and jax.default_backend() == "cpu":
+        # XLA:CPU takes 65 times as long for the kernel gradient of a grouped convolution as for
+        # those of its parts.
+        inputs, kernels = jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1)
+        parts = [_convolve(i, k, stride, 1) for i, k in zip(inputs, kernels, strict=True)]
+        return jnp.concatenate(parts, axis=-1)
+    border = (kernel.shape[0] - 1) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((border, border), (border, border)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 class Linear(nnx.Module):
