@@ -93,7 +93,7 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     """Dotted key to value, in the order of the file."""
     flat: dict[str, Any] = {}
 
-    def visit(node: Mapping[str, Any], prefix: str) -> None:
+    def visit(node: Any, prefix: str) -> None:
         for key, value in node.items():
             if isinstance(value, Mapping | ConfigDict):
                 visit(value, f"{prefix}{key}.")
@@ -240,7 +240,7 @@ def _parse_tuple(text: str, current: tuple) -> tuple:
     if kind is float:
         items = tuple(float(x) if type(x) is int else x for x in items)
     wrong = [x for x in items if kind is not None and type(x) is not kind]
-    if wrong:
+    if kind is not None and wrong:
         raise ValueError(f"expected {expected}: {wrong} must be of type {kind.__name__}.")
     return items
 

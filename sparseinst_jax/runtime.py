@@ -28,6 +28,22 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
+def join_hosts() -> None:
+    """Join the other hosts of a job, before anything else uses JAX.
+
+    On TPU pods and under Slurm or Open MPI everything is found out; elsewhere the environment
+    says it: `JAX_COORDINATOR_ADDRESS` (host:port of the first), `JAX_NUM_PROCESSES` and
+    `JAX_PROCESS_ID`.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+        num_processes=int(number) if number else None, process_id=int(index) if index else None
+    )
+
+
 def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Run a command's main and return the exit code.
 

@@ -5,7 +5,7 @@ import functools
 import importlib.metadata
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparseinst_jax import builders, layers
+from sparseinst_jax import builders, layers, runtime
 from sparseinst_jax import config as configs
 from sparseinst_jax.data import coco, loader, shapes
 from sparseinst_jax.data.plan import TrainPlan
@@ -37,10 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
     configs.add_config_arguments(parser)
+    parser.add_argument(
+        "--several-hosts",
+        action="store_true",
+        help="join the other hosts of the job: start the same command on each; outside of TPU"
+        " pods, Slurm and Open MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
+    )
     arguments = configs.parse_command_line(parser, argv)
     if arguments.config is None:
         parser.error("--config FILE is needed, such as --config configs/shapes.py")
     config = configs.load_config(arguments.config, arguments.overrides)
+    if arguments.several_hosts:
+        runtime.join_hosts()
     return train(config, arguments.workdir or configs.default_workdir(arguments.config))
 
 
@@ -48,7 +56,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     """Train as the configuration says, or continue the run in `workdir`.
 
     Writes `config.json`, `metrics.csv`, `checkpoints/` and `curves.png` into the folder. On
-    several hosts all of them call this; `jax.distributed.initialize()` comes first.
+    several hosts all of them call this, after `runtime.join_hosts()`.
 
     Args:
       config: resolved configuration.
@@ -255,7 +263,8 @@ def _loop(
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:
-            batches.close()  # ends the processes that read images
+            if isinstance(batches, Generator):
+                batches.close()  # ends the processes that read images
             for writer in writers:
                 writer.close()
             if is_first_host:

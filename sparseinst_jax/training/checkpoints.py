@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import absl.logging
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-State = TypeVar("State", bound=NamedTuple)
+from sparseinst_jax.training.step import TrainState
+
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
 
 
@@ -89,7 +90,7 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def save(
-        self, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+        self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
     ) -> None:
         """Save a state under its step, in the background.
 
@@ -115,7 +116,7 @@ class Checkpoints:
                 force=True,
             )
 
-    def restore_state(self, abstract: State) -> tuple[State, dict[str, Any]]:
+    def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restore the last state that can be read, to continue training.
 
         A checkpoint that cannot be read is reported, set aside as `<step>.unreadable`, and the
@@ -329,7 +330,7 @@ def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _target_of(abstract: Any) -> dict[str, Any]:
+def _target_of(abstract: TrainState) -> dict[str, Any]:
     model = {"params": abstract.params, "statistics": abstract.statistics}
     optimizer = {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(abstract.opt_state))}
     return jax.tree.map(_empty, {"model": model, "optimizer": optimizer})
@@ -340,7 +341,7 @@ def _empty(leaf: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), tuple(leaf.shape))
 
 
-def _check_like(restored: Mapping[str, Any], abstract: Any) -> None:
+def _check_like(restored: Mapping[str, Any], abstract: TrainState) -> None:
     want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
     have = jax.tree_util.tree_leaves_with_path({k: restored[k] for k in ("model", "optimizer")})
     wrong = [

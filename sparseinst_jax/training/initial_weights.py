@@ -39,10 +39,10 @@ def load_initial_weights(
     parts = {name.partition(".")[0] for name in given}
     fresh = []
     for name, array in state.items():
-        is_class_layer = _CLASS_LAYER in name
-        if name not in given and name.partition(".")[0] not in parts:
-            fresh.append(name)
-        elif is_class_layer and np.shape(given.get(name)) != array.shape:
+        if name not in given:
+            if name.partition(".")[0] not in parts or _CLASS_LAYER in name:
+                fresh.append(name)
+        elif _CLASS_LAYER in name and np.shape(given[name]) != array.shape:
             fresh.append(name)
     merged = {**given, **{name: state[name] for name in fresh}}
     # Strict conversion: what is left over, missing or of another shape is refused there.

@@ -113,7 +113,7 @@ class Progress:
     def __init__(
         self,
         num_steps: int,
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         batch_size: int,
         first_step: int = 0,
         stream: TextIO | None = None,

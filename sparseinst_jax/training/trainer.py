@@ -69,7 +69,7 @@ class Trainer:
         checkpoints: Checkpoints,
         meta: Mapping[str, Any],
         learning_rate: Callable[[int], Any],
-        steps_per_epoch: int,
+        steps_per_epoch: float,
         intervals: Intervals,
         evaluate: Callable[[Any, Any], Mapping[str, float]],
         writers: Sequence[RowWriter],

@@ -222,19 +222,18 @@ def test_two_images_are_learned_by_heart(data, tmp_path):
     (tmp_path / "two.json").write_text(json.dumps(content))
     values = {
         "data__train__annotations": tmp_path / "two.json",
-        "train__num_steps": 60,
-        "train__learning_rate": 0.01,
-        "train__milestones": "(50,)",
-        "train__log_every": 10,
+        "train__num_steps": 120,
+        "train__learning_rate": 0.003,
+        "train__milestones": "(100,)",
+        "train__log_every": 20,
         "train__checkpoint_every": 0,
         "train__weight_decay": 0,
-        "model__normalizer": "softmax",
     }
     assert train(data, tmp_path / "run", **values) == 0
     history = losses(tmp_path / "run")
     first = np.mean([history[step] for step in range(1, 6)])
-    last = np.mean([history[step] for step in range(56, 61)])
-    assert last < 0.35 * first
+    last = np.mean([history[step] for step in range(111, 121)])
+    assert first > 5 and last < 1.2  # 7.0 and 0.7 to 0.8 were seen
 
 
 def test_values_that_no_run_can_have_are_listed_together(data, tmp_path):

@@ -1,0 +1,50 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from sparseinst_jax import cli, config, runtime
+
+
+def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp_path):
+    for name in ("PJRT_NPROC", "NPROC", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("NPROC", "3")
+    monkeypatch.delitem(runtime.sys.modules, "jax")  # as before JAX is imported
+    runtime.prepare()
+    assert int(os.environ["PJRT_NPROC"]) >= 32
+    assert os.environ["NPROC"] == "3"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "sparseinst_jax" / "xla")
+
+
+def test_a_users_error_is_a_message_and_an_exit_code(capsys):
+    assert runtime.call(lambda _: config.load_config("no/such.py"), []) == 1
+    assert capsys.readouterr().err.startswith("error: --config must name a file, got no/such.py")
+
+
+def test_errors_of_the_program_keep_their_traceback(monkeypatch):
+    with pytest.raises(ValueError, match="invalid literal"):
+        runtime.call(lambda _: int("x"), [])
+    monkeypatch.setenv("SPARSEINST_TRACEBACK", "1")
+    with pytest.raises(FileNotFoundError):
+        runtime.call(lambda _: config.load_config("no/such.py"), [])
+
+
+@pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (143, 143)])
+def test_the_exit_code_is_the_commands(result, code):
+    assert runtime.call(lambda _: result, []) == code
+
+
+def test_the_cli_lists_its_commands_and_refuses_others(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {name} " in text for name in ("train", "eval", "predict"))
+    assert cli.main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+def test_the_cli_passes_the_arguments_on(capsys):
+    assert cli.main(["train", "--config", "missing.py"]) == 1
+    assert "got missing.py" in capsys.readouterr().err
+    assert not Path("runs/missing").exists()
