@@ -1,0 +1,1 @@
+"""The SparseInst family: network, training objective, scoring of its raw outputs."""
