@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 DEMO_CONFIG ?= configs/shapes.py
 DEMO_RUN ?= runs/shapes
 DEMO_FLAGS ?=
-TEST_FLAGS ?= -n 2 --dist loadscope
+TEST_FLAGS ?= -n 2 --dist loadscope --durations=15
 
 # Two cores serve both workers well; jax wants more pool threads than cores (see CONTRIBUTING.md).
 export NPROC ?= 32
