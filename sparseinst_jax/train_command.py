@@ -164,7 +164,7 @@ def _prepare(config: ConfigDict) -> _Run:
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
             "category_ids": list(dataset.category_ids),
-            "code_version": importlib.metadata.version("sparseinst_jax"),
+            "code_version": _code_version(),
         },
     )
 
@@ -269,6 +269,13 @@ def _loop(
                 writer.close()
             if is_first_host:
                 curves.draw_curves(progress.read_metrics(metrics_path), workdir / "curves.png")
+
+
+def _code_version() -> str:
+    try:
+        return importlib.metadata.version("sparseinst_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a clone
 
 
 def _stored_meta(checkpoints: Checkpoints) -> dict[str, Any] | None:
