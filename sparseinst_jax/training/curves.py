@@ -43,7 +43,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** np.floor(np.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
     first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
-    return [float(i * step) for i in np.arange(first, last + 1)]
+    return [float(i * step) + 0.0 for i in np.arange(first, last + 1)]  # + 0.0: never -0
 
 
 def _series(rows: Sequence[Mapping[str, float | int]], wanted) -> Series:
