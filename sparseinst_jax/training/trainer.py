@@ -4,6 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -98,12 +99,21 @@ class Trainer:
         Raises:
           NonFiniteLossError: see `_collect`.
         """
-        done = int(state.step)
+        first = done = int(state.step)
         placed = self._step.place(state)
         with _StopSignals() as stop:
             while done < self._intervals.num_steps:
                 started = time.monotonic()
-                batch = next(batches)
+                try:
+                    with stop.children_ignore_sigint(done == first):
+                        batch = next(batches)
+                except Exception:
+                    if stop.received is None or done == first:
+                        raise
+                    # The signal went to the whole group and ended the processes that read images.
+                    if done != self._checkpoints.latest_step:
+                        self._after(done, placed, stopping=True)
+                    return self._stopped(done, stop.received)
                 waited = time.monotonic() - started
                 placed, metrics = self._step(placed, batch)
                 if self._must_block:
@@ -129,8 +139,9 @@ class Trainer:
         if not (wants_log or wants_save):
             return
         rows = self._collect()
-        rows[-1].update(self._progress.rates())
-        if wants_log:
+        if rows:
+            rows[-1].update(self._progress.rates())
+        if rows and wants_log:
             self._progress.report(rows[-1])
         state = self._step.fetch(placed) if wants_save else None
         scores = self._score(done, state) if wants_eval and state is not None else None
@@ -218,6 +229,18 @@ class _StopSignals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def children_ignore_sigint(self, is_active: bool) -> Iterator[None]:
+        """Start processes deaf to SIGINT: a terminal sends it to them too, in mid-sentence."""
+        if not is_active or signal.SIGINT not in self._before:
+            yield
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, self._note)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

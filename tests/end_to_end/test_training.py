@@ -146,6 +146,26 @@ def test_a_signal_finishes_the_step_saves_and_says_where(
     assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
 
 
+def test_readers_ended_by_the_signal_do_not_keep_the_state_from_being_saved(
+    data, tmp_path, monkeypatch, capsys
+):
+    real = train_command.loader.train_batches
+
+    def end_after_three(*args, **kwargs):
+        for number, batch in enumerate(real(*args, **kwargs)):
+            if number == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise RuntimeError("a reading process died")
+            yield batch
+
+    monkeypatch.setattr(train_command.loader, "train_batches", end_after_three)
+    assert train(data, tmp_path, train__log_every=4) == 143
+    assert "stopped by SIGTERM after step 3" in capsys.readouterr().out
+    assert list(losses(tmp_path)) == [1, 2, 3]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 3
+
+
 def test_a_finished_run_says_so_and_trains_nothing(data, uninterrupted, capsys):
     before = (uninterrupted / "metrics.csv").read_bytes()
     assert train(data, uninterrupted) == 0
