@@ -212,7 +212,7 @@ def test_a_batch_without_objects_trains_the_class_loss_alone():
     def loss(outputs):
         return objective.loss(outputs, batch, query_index, counts)
 
-    (_, terms), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
+    (_, terms), cotangent = jax.jit(jax.value_and_grad(loss, has_aux=True))(outputs)
     # The original raises here; recorded is what it computes with well-typed empty indices.
     recorded = case.manifest["with_int64_indices_and_num_instances_1_unweighted"]
     weights = case.config.objective
