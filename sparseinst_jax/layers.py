@@ -156,8 +156,10 @@ class FrozenBatchNorm(nnx.Module):
     """Batch norm of four constant vectors: y = (x - mean) / sqrt(var + 1e-5) * scale + bias."""
 
     def __init__(self, channels: int):
-        for name, value in dict(scale=1.0, bias=0.0, mean=0.0, var=1.0).items():
-            setattr(self, name, FrozenStatistic(np.full((channels,), value, np.float32)))
+        self.scale = FrozenStatistic(np.ones((channels,), np.float32))
+        self.bias = FrozenStatistic(np.zeros((channels,), np.float32))
+        self.mean = FrozenStatistic(np.zeros((channels,), np.float32))
+        self.var = FrozenStatistic(np.ones((channels,), np.float32))
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]; `train` changes nothing."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax.Array on a device, np.ndarray on the host
 Tree = Any  # nested dicts of arrays
 
 

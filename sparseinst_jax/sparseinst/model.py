@@ -231,7 +231,7 @@ class IAMDecoder(nnx.Module):
         rng: np.random.Generator,
         **instance_options: Any,
     ):
-        shared = dict(
+        shared: dict[str, Any] = dict(
             channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
         )
         self.inst_branch = InstanceBranch(in_channels + 2, **shared, **instance_options)
@@ -278,7 +278,7 @@ class SparseInst(nnx.Module):
 
     def __init__(
         self,
-        backbone: nnx.Module,
+        backbone: Any,
         *,
         num_classes: int,
         encoder_channels: int = 256,

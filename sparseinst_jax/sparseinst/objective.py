@@ -117,7 +117,7 @@ class SparseInstObjective:
             "dice": self.dice_weight * dice / counts.targets,
             "objectness": self.objectness_weight * objectness / counts.matched,
         }
-        return sum(terms.values(), start=jnp.float32(0)), terms
+        return sum(terms.values(), start=jnp.zeros((), jnp.float32)), terms
 
 
 def _target_masks(batch: Batch) -> jax.Array:

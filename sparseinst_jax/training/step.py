@@ -79,7 +79,7 @@ class TrainStep:
         optimizer: optax.GradientTransformation,
         *,
         micro_batches: int = 1,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         self.objective, self.optimizer = objective, optimizer
         self.micro_batches = micro_batches
