@@ -85,7 +85,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                 " anew, give another --workdir."
             )
             return 0
-        run = _prepare(config)
+        run = _prepare(config, say)
         _refuse_classes(stored, run.meta, workdir)
         if is_first_host:
             evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
@@ -111,8 +111,8 @@ class _Run(NamedTuple):
     meta: dict[str, Any]
 
 
-def _prepare(config: ConfigDict) -> _Run:
-    """Load the data, build the model and the step."""
+def _prepare(config: ConfigDict, say: Callable[[str], None]) -> _Run:
+    """Load the data and say what they are, build the model and the step."""
     prepare_data(config)
     dataset = coco.load_coco(
         config.data.train.annotations,
@@ -120,6 +120,8 @@ def _prepare(config: ConfigDict) -> _Run:
         keep_empty=config.data.keep_empty,
         check_files=True,
     )
+    for line in coco.summarize(dataset, config.model.num_masks):
+        say(line)
     plan = TrainPlan(
         dataset.image_sizes,
         dataset.num_targets,
@@ -135,10 +137,9 @@ def _prepare(config: ConfigDict) -> _Run:
         params, statistics, fresh = initial_weights.load_initial_weights(
             config.train.init_weights, params, statistics
         )
-        print(
+        say(
             f"weights of {config.train.init_weights}"
-            + (f"; not in it, started afresh: {', '.join(fresh)}" if fresh else ""),
-            flush=True,
+            + (f"; not in it, started afresh: {', '.join(fresh)}" if fresh else "")
         )
     settings = config.train
     learning_rate = optimizer.make_schedule(
