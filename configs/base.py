@@ -77,6 +77,7 @@ def _train() -> ConfigDict:
     train.init_weights = ""  # weights to start from: .npz, .safetensors or a run folder
     train.learning_rate = 5e-5  # AdamW, for a batch of 64
     train.weight_decay = 0.05  # not on parameters of norms
+    train.gradient_clip_norm = 0.0  # longest gradient, over all parameters; 0 clips nothing
     train.warmup_steps = 1000  # linear
     train.warmup_factor = 0.001  # of the learning rate, at step 0
     train.milestones = (210_000, 250_000)  # steps at which the learning rate falls

@@ -149,7 +149,9 @@ def _prepare(config: ConfigDict, say: Callable[[str], None]) -> _Run:
         settings.milestones,
         settings.lr_decay,
     )
-    adamw = optimizer.make_optimizer(params, learning_rate, settings.weight_decay)
+    adamw = optimizer.make_optimizer(
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm
+    )
     step = TrainStep(
         builders.build_objective(config, apply), adamw, micro_batches=settings.micro_batches
     )

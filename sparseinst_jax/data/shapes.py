@@ -43,7 +43,7 @@ class _Shape:
 
 def draw_shapes_dataset(
     directory: str | os.PathLike,
-    num_train: int = 1000,
+    num_train: int = 2000,
     num_val: int = 200,
     seed: int = 0,
     image_size: tuple[int, int] = (128, 160),
@@ -207,7 +207,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 def _draw_shape(rng: np.random.Generator, size: tuple[int, int], background: np.ndarray) -> _Shape:
     label = int(rng.random() * len(CLASS_NAMES))
     center = rng.random(2) * size
-    radius = min(size) * 0.07 * (4.2 ** rng.random())  # 9 ... 38 px of 128
+    radius = min(size) * 0.1 * (3.0 ** rng.random())  # 13 ... 38 px of 128
     angle = 2 * math.pi * rng.random()
     behind = background[int(center[0]), int(center[1])]
     color = _color_unlike(rng, behind, 60)

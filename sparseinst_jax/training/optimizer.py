@@ -77,18 +77,21 @@ def make_optimizer(
     params: Mapping[str, Any],
     learning_rate: Callable[[jax.typing.ArrayLike], jax.Array] | float,
     weight_decay: float,
+    gradient_clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """Make PyTorch's AdamW (betas 0.9 and 0.999, epsilon 1e-8) with the original's groups.
 
     p <- p - lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p), the last term only where
-    `decay_mask` says so. Gradients are not clipped, as in the original.
+    `decay_mask` says so.
 
     Args:
       params: nested dict of arrays; only its names are used.
       learning_rate: a number, or a function of the 0-based step.
       weight_decay: per unit of learning rate.
+      gradient_clip_norm: a gradient with a longer norm over all parameters is scaled down to it
+        before it reaches the moments; 0 (the original's recipes) clips nothing.
     """
-    return optax.adamw(
+    adamw = optax.adamw(
         learning_rate,
         b1=0.9,
         b2=0.999,
@@ -96,3 +99,6 @@ def make_optimizer(
         weight_decay=weight_decay,
         mask=decay_mask(params),
     )
+    if gradient_clip_norm == 0:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(gradient_clip_norm), adamw)

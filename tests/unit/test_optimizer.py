@@ -73,3 +73,22 @@ def test_schedule_without_warmup_and_milestones_is_constant():
 def test_milestones_that_do_not_increase_are_refused():
     with pytest.raises(ValueError, match=r"increasing steps, got \(20, 10\)"):
         make_schedule(0.1, 0, 0.1, (20, 10), 0.1)
+
+
+def test_a_long_gradient_is_scaled_to_the_clip_norm_before_it_reaches_the_moments():
+    params = {"w": jnp.zeros(2)}
+    first, then = jnp.asarray([30.0, 40.0]), jnp.asarray([0.3, 0.4])  # norms 50 and 0.5
+
+    def second_update(clip_norm):
+        optimizer = make_optimizer(params, 1.0, 0.0, clip_norm)
+        _, state = optimizer.update({"w": first}, optimizer.init(params), params)
+        updates, _ = optimizer.update({"w": then}, state, params)
+        return np.asarray(updates["w"])
+
+    def by_hand(first):
+        mean = 0.9 * 0.1 * first + 0.1 * np.asarray(then)
+        square = 0.999 * 0.001 * first**2 + 0.001 * np.asarray(then) ** 2
+        return -(mean / (1 - 0.9**2)) / np.sqrt(square / (1 - 0.999**2))
+
+    np.testing.assert_allclose(second_update(0.0), by_hand(np.asarray(first)), rtol=1e-3)
+    np.testing.assert_allclose(second_update(5.0), by_hand(np.asarray(first) / 10), rtol=1e-3)
