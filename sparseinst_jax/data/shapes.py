@@ -211,7 +211,7 @@ def _draw_shape(rng: np.random.Generator, size: tuple[int, int], background: np.
     angle = 2 * math.pi * rng.random()
     behind = background[int(center[0]), int(center[1])]
     color = _color_unlike(rng, behind, 60)
-    second_color = _color_unlike(rng, color, 90)
+    second_color = _shade(rng, color)
     # Several stripes or dots fit into the smallest shape, and none is thinner than two pixels.
     period = max(4.5, radius * (0.35 + 0.25 * rng.random()))
     return _Shape(label, (center[0], center[1]), radius, angle, color, second_color, period)
@@ -224,6 +224,12 @@ def _color_unlike(rng: np.random.Generator, other: np.ndarray, distance: float) 
         if np.sqrt(((candidate - other) ** 2).sum()) >= distance:
             break
     return candidate
+
+
+def _shade(rng: np.random.Generator, color: np.ndarray) -> np.ndarray:
+    """A darker shade of a bright colour, a lighter one of a dark colour."""
+    share = 0.25 + 0.2 * rng.random()
+    return color * share if color.mean() > 110 else 255 - (255 - color) * share
 
 
 def _in_shape(shape: _Shape, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
