@@ -49,9 +49,10 @@ def make_outputs(size, seed=1):
 
 
 def weigh(objective, outputs, batch):
-    query_index = matching.match(objective.match_score(outputs, batch), batch.is_target)
+    score = jax.jit(objective.match_score)(outputs, batch)
+    query_index = matching.match(np.asarray(score), batch.is_target)
     counts = jax.tree.map(lambda n: np.maximum(n, 1), objective.count(batch))
-    return objective.loss(outputs, batch, query_index, counts), query_index
+    return jax.jit(objective.loss)(outputs, batch, query_index, counts), query_index
 
 
 @pytest.fixture
@@ -99,8 +100,10 @@ def test_padded_targets_change_neither_loss_nor_gradient(objective):
         batch = make_batch([3, 1], padded_targets)
         _, query_index = weigh(objective, outputs, batch)
         results.append(
-            jax.value_and_grad(
-                lambda o, b=batch, q=query_index: objective.loss(o, b, q, Counts(4.0, 4.0))[0]
+            jax.jit(
+                jax.value_and_grad(
+                    lambda o, b=batch, q=query_index: objective.loss(o, b, q, Counts(4.0, 4.0))[0]
+                )
             )(outputs)
         )
     for left, right in zip(*map(jax.tree.leaves, results), strict=True):
@@ -113,7 +116,8 @@ def test_a_batch_without_objects_gives_only_the_class_loss_and_finite_gradients(
     expected = 2.0 * losses.focal_loss(outputs.class_logits, jnp.zeros((2, MASKS, CLASSES))).sum()
     assert float(total) == pytest.approx(float(expected), rel=1e-5)
     assert float(terms["mask"]) == float(terms["dice"]) == float(terms["objectness"]) == 0.0
-    gradient = jax.grad(lambda o: objective.loss(o, batch, query_index, Counts(1.0, 1.0))[0])(
+    counts = Counts(1.0, 1.0)
+    gradient = jax.jit(jax.grad(lambda o: objective.loss(o, batch, query_index, counts)[0]))(
         outputs
     )
     assert all(np.isfinite(leaf).all() for leaf in gradient)
