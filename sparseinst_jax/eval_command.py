@@ -19,7 +19,7 @@ from sparseinst_jax.config import (
     parse_command_line,
 )
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, load_coco, read_record
-from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
 from sparseinst_jax.prediction import Prediction
@@ -64,7 +64,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help=".npz or .safetensors with the original release's names; needs --config",
+        help=".npz or .safetensors with the original release's names; needs --config; the class "
+        "names come from config.data.val.annotations",
     )
     parser.add_argument(
         "--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last'
@@ -84,6 +85,13 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         faults.append("give --weights or --checkpoint, not both")
     if arguments.checkpoint and arguments.workdir:
         faults.append("give --checkpoint or --workdir, not both")
+    # Only `eval` has --predictions.
+    only_config_is_read = arguments.weights or getattr(arguments, "predictions", None)
+    if arguments.config and (arguments.workdir or arguments.checkpoint) and not only_config_is_read:
+        faults.append(
+            "give --config without --workdir and --checkpoint: a run has its own configuration; "
+            "override its keys with --config.KEY=VALUE"
+        )
     if arguments.step and arguments.weights:
         faults.append("--step chooses among the checkpoints of a run, --weights has one state")
     if arguments.step and arguments.step != "best" and not arguments.step.isdigit():
@@ -140,12 +148,9 @@ def stored_config(arguments: argparse.Namespace) -> Any:
 
 
 def draw_missing_data(config: Any) -> None:
-    """Draw the demo's data set where the configuration asks for it and its val.json is missing."""
-    annotations = Path(config.data.val.annotations)
-    folder = Path(config.data.train.annotations).parent
-    is_its_own = annotations.parent == folder  # not a file that an override names
-    if config.data.generator == "shapes" and is_its_own and not annotations.exists():
-        draw_shapes_dataset(folder)
+    """Draw the demo's data set where the configuration asks for it and it is missing."""
+    if config.data.generator == "shapes":
+        draw_if_missing(config.data.train.annotations, config.data.val.annotations)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,7 +161,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
-    parser.add_argument("--output", metavar="DIR", help="default: <workdir>/eval")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="default: <workdir>/eval; with --predictions <workdir>/eval/<name of the file>",
+    )
     parser.add_argument(
         "--predictions", metavar="FILE", help="score this COCO results file instead of a model"
     )
@@ -171,6 +180,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     output = Path(arguments.output) if arguments.output else workdir_of(arguments) / "eval"
     if arguments.predictions:
+        if not arguments.output:
+            # The folder itself holds what the run's own model reaches.
+            output /= Path(arguments.predictions).stem
         _score_file(arguments, output)
     else:
         _score_model(arguments, output)
@@ -179,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     config = stored_config(arguments)
+    draw_missing_data(config)
     load_coco(config.data.val.annotations, None)  # names every fault of the json
     metrics = evaluate(config.data.val.annotations, arguments.predictions)
     print(f"{arguments.predictions} against {config.data.val.annotations}\n")
@@ -201,6 +214,8 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     print(f"{len(results)} detections: {output / 'predictions.json'}")
     draw_pictures(source.predictor, dataset, results, output, arguments.pictures)
     if metrics is None:
+        # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
+        (output / "metrics.json").unlink(missing_ok=True)
         print("the json has no annotations: predicted, not scored")
     else:
         print()

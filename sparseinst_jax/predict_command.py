@@ -86,7 +86,7 @@ def predict_files(
             try:
                 image = as_rgb(path)
             except (FileNotFoundError, ValueError) as error:
-                faults.append(f"{path}: {error}")
+                faults.append(str(error))  # names the file
             else:
                 prediction = predictor(image)
                 prediction.save(output / f"{name}.png", score_threshold)

@@ -174,11 +174,8 @@ def _prepare(config: ConfigDict, say: Callable[[str], None]) -> _Run:
 
 def prepare_data(config: ConfigDict) -> None:
     """Draw the generated data set where it is missing; every host but the first waits."""
-    annotations = Path(config.data.train.annotations)
     if config.data.generator == "shapes" and jax.process_index() == 0:
-        if not annotations.exists():  # else it was drawn, or an override names other data
-            print(f"drawing the shapes data set in {annotations.parent}", flush=True)
-            shapes.draw_shapes_dataset(annotations.parent)
+        shapes.draw_if_missing(config.data.train.annotations, config.data.val.annotations)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -20,6 +20,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 CLASS_NAMES = ("striped disc", "dotted square", "plain triangle")
+# Raise it when a pixel or a mask of the drawing changes: data drawn before is then refused.
+DRAWING_VERSION = 1
 EMPTY_SHARE = 0.05
 PORTRAIT_SHARE = 0.25
 MAX_SHAPES = 8
@@ -30,15 +32,54 @@ MIN_VISIBLE_SHARE = 0.15
 
 @dataclass(slots=True)
 class _Shape:
-    """One shape; pixels, radians and RGB levels 0 ... 255."""
+    """One shape.
+
+    Attributes:
+        label: index of its class in `CLASS_NAMES`.
+        center: (y, x) in pixels.
+        radius: of the disc; the square and the triangle follow from it; pixels.
+        angle: by which it is turned, radians.
+        color: of the surface, RGB levels 0 ... 255, float64 [3].
+        second_color: of the stripes or dots, likewise.
+        period: from one stripe or dot to the next, pixels.
+    """
 
     label: int
-    center: tuple[float, float]  # (y, x)
+    center: tuple[float, float]
     radius: float
     angle: float
     color: np.ndarray
     second_color: np.ndarray
     period: float
+
+
+def draw_if_missing(
+    train_annotations: str | os.PathLike, val_annotations: str | os.PathLike
+) -> None:
+    """Draw the data set that a configuration names, with the default arguments, where it is due.
+
+    That is where both files are ``train.json`` and ``val.json`` of one folder and this folder is
+    missing or empty. Any other path is the user's own, or mistyped: nothing is done, and reading
+    it says what is missing.
+
+    Args:
+        train_annotations: the training json of the configuration.
+        val_annotations: its validation json.
+
+    Raises:
+        ValueError: the folder holds drawn shapes, but as another version drew them.
+    """
+    train, val = Path(train_annotations), Path(val_annotations)
+    folder = train.parent
+    if val.parent != folder or (train.name, val.name) != ("train.json", "val.json"):
+        return
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        print(f"drawing the shapes data set in {folder}", flush=True)
+        draw_shapes_dataset(folder)
+        return
+    found = _stored_settings(folder)
+    if found is not None:
+        _check_version(folder, found)
 
 
 def draw_shapes_dataset(
@@ -64,11 +105,13 @@ def draw_shapes_dataset(
         the directory.
 
     Raises:
-        ValueError: the directory holds something else, or a data set of other arguments.
+        ValueError: the directory holds something else, or a data set of other arguments or drawn
+            by another version.
     """
     directory = Path(directory)
     settings = {
         "generator": "shapes",
+        "version": DRAWING_VERSION,
         "num_train": num_train,
         "num_val": num_val,
         "seed": seed,
@@ -96,10 +139,9 @@ def draw_shapes_dataset(
 def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
     if not directory.exists() or not any(directory.iterdir()):
         return False
-    found = None
-    if (directory / "val.json").is_file():
-        with (directory / "val.json").open() as file:
-            found = json.load(file).get("info", {}).get("settings")
+    found = _stored_settings(directory)
+    if found is not None:
+        _check_version(directory, found)
     if found != settings:
         content = "other files" if found is None else f"shapes drawn with {found}"
         raise ValueError(
@@ -107,6 +149,26 @@ def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
             f"expected nothing or shapes drawn with {settings}; name another folder or remove it"
         )
     return True
+
+
+def _stored_settings(directory: Path) -> dict[str, Any] | None:
+    """The settings that a folder was drawn with; None if this module did not draw it."""
+    try:
+        content = json.loads((directory / "val.json").read_bytes())
+        settings = content["info"]["settings"]
+        return settings if settings["generator"] == "shapes" else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # no such file, no json, or one of another origin
+
+
+def _check_version(directory: Path, found: dict[str, Any]) -> None:
+    version = found.get("version")
+    if version != DRAWING_VERSION:
+        drawn_by = "an earlier version" if version is None else f"version {version}"
+        raise ValueError(
+            f"{directory} holds shapes as {drawn_by} of the drawing made them, expected version "
+            f"{DRAWING_VERSION}: remove the folder, and the same command draws it anew"
+        )
 
 
 def _draw_split(

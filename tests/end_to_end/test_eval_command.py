@@ -131,14 +131,19 @@ def test_a_results_file_is_scored_without_model_and_images(run, tmp_path, capsys
     arguments = ["--predictions", str(tmp_path / "results.json")]
     no_images = f"--config.data.val.images={tmp_path / 'nowhere'}"
     assert eval_command.main(["--workdir", str(bare), *arguments, no_images]) == 0
-    metrics = read(bare / "eval" / "metrics.json")
+    # The folder `eval` itself is for what the run's own model reaches.
+    assert [path.name for path in (bare / "eval").iterdir()] == ["results"]
+    metrics = read(bare / "eval" / "results" / "metrics.json")
     assert metrics["AP"] == pytest.approx(1.0)
-    assert not (bare / "eval" / "predictions.json").exists()
+    assert not (bare / "eval" / "results" / "predictions.json").exists()
     assert "100.00" in capsys.readouterr().out
     annotations = f"--config.data.val.annotations={run.data / 'val.json'}"
     output = ["--output", str(tmp_path / "out")]
     assert eval_command.main(["--config", str(TINY), *arguments, annotations, *output]) == 0
     assert read(tmp_path / "out" / "metrics.json") == metrics
+    both = ["--config", str(TINY), "--workdir", str(tmp_path / "both")]
+    assert eval_command.main([*both, *arguments, annotations]) == 0
+    assert read(tmp_path / "both" / "eval" / "results" / "metrics.json") == metrics
 
 
 def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, tmp_path, capsys):
@@ -147,6 +152,8 @@ def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, 
     (tmp_path / "list.json").write_text(json.dumps(truth))
     override = f"--config.data.val.annotations={tmp_path / 'list.json'}"
     output = ["--output", str(tmp_path / "out"), "--pictures", "1"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text("{}")  # of an earlier evaluation
     assert eval_command.main(["--workdir", str(run.workdir), override, *output]) == 0
     expected = read(evaluated / "predictions.json")
     assert read(tmp_path / "out" / "predictions.json") == expected
@@ -168,7 +175,10 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
     output = photos / "out"
     arguments = ["--workdir", str(run.workdir), str(photos), "--output", str(output)]
     assert predict_command.main(arguments) == 1
-    assert "broken.jpg" in capsys.readouterr().err
+    failed = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert len(failed) == 1
+    assert failed[0].startswith(f"failed: image {photos / 'broken.jpg'} cannot be read")
+    assert failed[0].endswith("replace the file or leave it out")
     assert sorted(path.name for path in output.glob("*.png")) == ["0.png", "1.png", "2.png"]
     ids = {str(n): record["id"] for n, record in enumerate(records)}
     found = read(output / "predictions.json")
@@ -214,6 +224,10 @@ def test_faults_of_the_command_line_are_all_named(run):
         eval_command.main(["--weights", "a.npz", "--step", "best", "--workdir", "x"])
     with pytest.raises(ValueError, match="no model"):
         eval_command.main([])
+    for command in (eval_command.main, lambda given: predict_command.main([*given, "a.png"])):
+        for option in ("--workdir", "--checkpoint"):
+            with pytest.raises(ValueError, match=r"its own configuration.*--config\.KEY=VALUE"):
+                command(["--config", str(TINY), option, str(run.workdir)])
     with pytest.raises(ValueError, match=r"data\.val\.annotations"):
         eval_command.main(["--workdir", str(run.workdir), "--config.data.val.nonsense=1"])
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):

@@ -1,10 +1,13 @@
 """The drawn demo data set."""
 
+import json
+
 import numpy as np
 import pytest
 
+from sparseinst_jax.data import shapes
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
-from sparseinst_jax.data.shapes import draw_image, draw_shapes_dataset
+from sparseinst_jax.data.shapes import draw_if_missing, draw_image, draw_shapes_dataset
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +82,6 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
 
 
 def test_a_killed_run_leaves_no_half_data_set(tmp_path, monkeypatch):
-    from sparseinst_jax.data import shapes
-
     def fail(*args):
         raise KeyboardInterrupt
 
@@ -90,7 +91,72 @@ def test_a_killed_run_leaves_no_half_data_set(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def _draw_little(monkeypatch):
+    """Let `draw_if_missing` draw one image of each split."""
+    monkeypatch.setattr(
+        shapes, "draw_shapes_dataset", lambda folder: draw_shapes_dataset(folder, 1, 1)
+    )
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_missing_or_empty_folder_is_drawn_into_once(tmp_path, monkeypatch, capsys, exists):
+    _draw_little(monkeypatch)
+    folder = tmp_path / "shapes"
+    if exists:
+        folder.mkdir()
+    draw_if_missing(folder / "train.json", folder / "val.json")
+    assert sorted(p.name for p in folder.iterdir()) == ["images", "train.json", "val.json"]
+    assert capsys.readouterr().out == f"drawing the shapes data set in {folder}\n"
+    before = (folder / "val.json").stat().st_mtime_ns
+    draw_if_missing(str(folder / "train.json"), str(folder / "val.json"))
+    assert (folder / "val.json").stat().st_mtime_ns == before
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("shapes/train.json", "other/val.json"),
+        ("shapes/train.json", "shapes/vall.json"),
+        ("shapes/mine.json", "shapes/val.json"),
+        ("full/train.json", "full/val.json"),
+        ("full/mine.txt/train.json", "full/mine.txt/val.json"),
+    ],
+)
+def test_mistyped_paths_are_left_to_the_reader_of_the_json(tmp_path, train, val):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    draw_if_missing(tmp_path / train, tmp_path / val)
+    assert [p.name for p in tmp_path.iterdir()] == ["full"]
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        load_coco(tmp_path / train, None)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"info": {"settings": "mine"}}', "{}"])
+def test_data_of_another_origin_is_not_spoken_about(tmp_path, content):
+    (tmp_path / "val.json").write_text(content)
+    draw_if_missing(tmp_path / "train.json", tmp_path / "val.json")
+    assert (tmp_path / "val.json").read_text() == content
+
+
+@pytest.mark.parametrize(("version", "named"), [(None, "an earlier version"), (99, "version 99")])
+def test_shapes_of_another_version_are_refused_with_the_cure(tmp_path, version, named):
+    folder = draw_shapes_dataset(tmp_path / "shapes", 1, 1)
+    content = json.loads((folder / "val.json").read_text())
+    assert content["info"]["settings"].pop("version") == shapes.DRAWING_VERSION
+    if version is not None:
+        content["info"]["settings"]["version"] = version
+    (folder / "val.json").write_text(json.dumps(content))
+    message = rf"shapes as {named} of the drawing.*remove the folder"
+    with pytest.raises(ValueError, match=message):
+        draw_if_missing(folder / "train.json", folder / "val.json")
+    with pytest.raises(ValueError, match=message):
+        draw_shapes_dataset(folder, 1, 1)
+
+
 def test_the_drawing_stays_the_same_over_releases():
+    # A new value here needs a new DRAWING_VERSION.
     # Recorded values; arithmetic may differ in the last bit, so pixels are compared by their mean.
     image, labels, masks = draw_image(0, 3)
     content = {"labels": [1, 2, 1], "areas": [891, 946, 1277], "mean": [99.741, 95.886, 154.355]}
