@@ -1,9 +1,20 @@
 """Read image files of any kind as RGB."""
 
 import os
+import struct
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+
+# What Pillow raises, depending on the format, for a file that is broken, cut off or far too large.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    EOFError,
+    ValueError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -26,11 +37,12 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             return np.array(_to_rgb(image))
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"image {path} does not exist; check the image folder and the json's file_name"
+            f"image {path} does not exist; check the path (of a data set: the image folder and the "
+            "json's file_name)"
         ) from None
-    except (UnidentifiedImageError, OSError, SyntaxError, EOFError) as error:
+    except _DECODING_ERRORS as error:
         raise ValueError(
-            f"image {path} cannot be read ({error}); replace the file or take it out of the json"
+            f"image {path} cannot be read ({error}); replace the file or leave it out"
         ) from error
 
 

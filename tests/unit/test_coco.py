@@ -1,6 +1,7 @@
 """Reading COCO jsons, masks and images."""
 
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -232,6 +233,25 @@ def test_broken_and_missing_images_are_named(tmp_path):
         read_image(tmp_path / "cut.jpg")
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize(
+    "error", [Image.DecompressionBombError("too large"), struct.error("cut"), SyntaxError("bad")]
+)
+def test_whatever_pillow_raises_names_the_image(tmp_path, monkeypatch, error):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(ValueError, match=rf"odd\.png cannot be read \({error}\)"):
+        read_image(tmp_path / "odd.png")
+
+
+def test_an_image_of_far_too_many_pixels_is_refused(tmp_path, monkeypatch):
+    Image.fromarray(_pixels()).save(tmp_path / "vast.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(ValueError, match=r"vast\.png cannot be read .*decompression bomb"):
+        read_image(tmp_path / "vast.png")
 
 
 def test_an_image_of_another_size_than_the_json_says_is_refused(tmp_path):
