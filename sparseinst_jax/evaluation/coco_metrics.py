@@ -6,13 +6,13 @@ granted, and to keep it quiet:
 
 * a detection's own `bbox` and `area` are dropped: pycocotools would otherwise sort detections into
   small, medium and large by the area of the box;
-* an annotation without `id`, `area` or `iscrowd` gets one; ids are given anew where one is 0 or
-  used twice, because pycocotools takes a match with the id 0 for no match.
+* an annotation without `area` or `iscrowd` gets one;
+* annotations are numbered anew where one has the id 0, because pycocotools takes a match with the
+  id 0 for no match.
 """
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import io
 import json
@@ -152,7 +152,7 @@ def evaluate(
     """Score detections against a COCO instance annotation file.
 
     Args:
-        annotations: a COCO json, or its content.
+        annotations: a COCO json that `load_coco` accepts, or its content.
         predictions: a COCO results file, or its content: image_id, category_id, score and
             segmentation (RLE, compressed or not, or polygons) of each detection. May be empty.
 
@@ -228,8 +228,7 @@ def _prepare_annotations(
     content: Mapping[str, Any], images: Mapping[int, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Copy the annotations and supply what pycocotools takes for granted."""
-    ids = collections.Counter(entry.get("id") for entry in content["annotations"])
-    renumber = max(ids.values()) > 1 or any(not key for key in ids)
+    renumber = any(entry["id"] == 0 for entry in content["annotations"])
     prepared = []
     for number, entry in enumerate(content["annotations"], start=1):
         annotation = dict(entry)
