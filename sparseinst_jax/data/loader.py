@@ -116,9 +116,8 @@ def train_batches(
     """
     if num_steps <= 0:
         return
-    plan.batch(
-        start_step, host_index, host_count
-    )  # refuse an impossible host count before workers start
+    # Refuse an impossible host count before workers start.
+    plan.batch(start_step, host_index, host_count)
     with tempfile.TemporaryDirectory(prefix="sparseinst-records-") as directory:
         records = _StoredRecords(dataset.records, directory) if num_workers else dataset.records
         source = _Steps(records, plan, start_step, num_steps, host_index, host_count)
