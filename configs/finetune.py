@@ -3,11 +3,11 @@
 Command: python train.py --config configs/finetune.py --config.train.init_weights=WEIGHTS
   --config.data.train.images=DIR --config.data.train.annotations=train.json
   --config.data.val.images=DIR --config.data.val.annotations=val.json
-Without weights: --config.model.backbone.norm=group_norm, and ten times the steps.
+Without weights: --config.model.backbone.norm=group_norm and many more steps.
 Less memory: --config.train.batch_size=8 with learning_rate and num_steps to suit, or keep the batch
   and cut it: --config.train.micro_batches=4 (the same result for frozen and group norm).
 Smaller objects: raise data.train_sizes, train_max_size and eval_size together.
-Hardware: one GPU, about two hours for some thousand images. Expected AP: depends on the data.
+Hardware: one GPU; hours not measured. Expected AP: depends on the data.
 Table: none.
 """
 

@@ -1,7 +1,7 @@
 """Plain IAM, ResNet-50: one map per object (32.8 AP on val2017 at 640, 33.2 on test-dev).
 
 Command: python train.py --config configs/iam_r50.py --config.train.init_weights=r50.npz
-Hardware: 8 GPUs of 11 GiB or more, about 65 hours there by the original's 0.87 s a step.
+Hardware: as giam_r50; not run to the end with this code.
 Table: SparseInst model zoo, row "IAM R-50".
 """
 

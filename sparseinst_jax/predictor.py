@@ -306,7 +306,8 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint cannot be read, or an override is not valid.
+        ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
+            network than the checkpoint's.
     """
     predictor, _, _ = load_run(path, step, overrides)
     return predictor
@@ -322,11 +323,35 @@ def load_run(
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
     class_names = meta["class_names"]
-    apply, _, _ = functional(build_model(config.model, len(class_names), config.seed))
+    apply, *fresh = functional(build_model(config.model, len(class_names), config.seed))
+    _refuse_other_network(fresh, [params, statistics], path)
     predictor = build_predictor(
         config, apply, params, statistics, class_names, meta["category_ids"]
     )
     return predictor, config, int(meta["step"])
+
+
+def _refuse_other_network(fresh: Any, restored: Any, path: str | os.PathLike) -> None:
+    """Compare names and shapes of (params, statistics): here a fault is still easy to explain."""
+    wanted, stored = (
+        {
+            jax.tree_util.keystr(keys[1:], simple=True, separator="/"): np.shape(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (fresh, restored)
+    )
+    wrong = [
+        f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
+        for name in sorted(wanted.keys() | stored.keys())
+        if wanted.get(name) != stored.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the configuration asks for another network than the checkpoint in {path} holds:\n  "
+            + "\n  ".join(wrong)
+            + "\nOf a checkpoint only data.*, eval.* and model.dtype can be overridden: leave the"
+            " other overrides out, or give another checkpoint."
+        )
 
 
 def load_weights_file(

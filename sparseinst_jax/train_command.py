@@ -120,7 +120,8 @@ def _prepare(config: ConfigDict, say: Callable[[str], None]) -> _Run:
         keep_empty=config.data.keep_empty,
         check_files=True,
     )
-    for line in coco.summarize(dataset, config.model.num_masks):
+    _refuse_nothing_to_learn(dataset)
+    for line in [*coco.summarize(dataset, config.model.num_masks), *_warnings(config)]:
         say(line)
     plan = TrainPlan(
         dataset.image_sizes,
@@ -193,10 +194,10 @@ def make_evaluation(
     if config.train.eval_every == 0:
         return lambda *_: {}
     dataset = coco.load_coco(config.data.val.annotations, config.data.val.images, check_files=True)
-    if not dataset.has_annotations:
+    if not any(record.annotations for record in dataset.records):
         raise ValueError(
             f"{config.data.val.annotations} has no annotations to score against: give a json with"
-            " them, or set --config.train.eval_every=0."
+            " them by --config.data.val.annotations, or set --config.train.eval_every=0."
         )
     predictor = build_predictor(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
@@ -307,6 +308,24 @@ def _refuse_classes(
             f" {stored['category_ids']}, the annotations now have {meta['class_names']} with ids"
             f" {meta['category_ids']}. Restore the annotations, or give another --workdir."
         )
+
+
+def _refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
+    if not dataset.num_targets.sum():
+        raise ValueError(
+            f"nothing to learn: {dataset.annotations_path} has {len(dataset.records)} images and no"
+            " object, expected at least one (crowd regions and objects without a mask do not"
+            " count). Annotate some, or give another json by --config.data.train.annotations."
+        )
+
+
+def _warnings(config: ConfigDict) -> list[str]:
+    if config.model.backbone.norm != "frozen_batch_norm" or config.train.init_weights:
+        return []
+    return [
+        "WARNING: frozen batch norms do not adapt to random weights: give trained ones by"
+        " --config.train.init_weights, or set --config.model.backbone.norm=group_norm"
+    ]
 
 
 def _check(config: ConfigDict) -> None:

@@ -135,7 +135,8 @@ class Checkpoints:
         restored, step = self._first_readable(
             self._candidates(None), lambda step: self._restore(step, _target_of(abstract))
         )
-        _check_like(restored, abstract)  # a whole checkpoint of another network is no damage
+        # A whole checkpoint of another network is no damage: it is refused and left alone.
+        _check_like(restored, abstract, self.directory)
         newer = [self.directory / str(s) for s in self.steps if s > step]
         if newer:
             _set_aside(newer)
@@ -196,7 +197,12 @@ class Checkpoints:
             except Exception as error:
                 faults.append(f"{self.directory / str(step)} cannot be read: {_first_line(error)}")
                 print(faults[-1], file=sys.stderr)
-        raise ValueError("no checkpoint can be read:\n  " + "\n  ".join(faults))
+        raise ValueError(
+            "no checkpoint can be read:\n  "
+            + "\n  ".join(faults)
+            + f"\nGive another checkpoint; to train anew, delete {self.directory} or give another"
+            " --workdir."
+        )
 
     def _score(self, step: int) -> float:
         try:
@@ -206,13 +212,16 @@ class Checkpoints:
 
     def _candidates(self, step: int | str | None) -> list[int]:
         if not self.steps:
-            raise FileNotFoundError(f"no checkpoint in {self.directory}.")
+            raise FileNotFoundError(
+                f"no checkpoint in {self.directory}. Train first, or give the right path."
+            )
         if step is None:
             return list(reversed(self.steps))
         wanted = self.best_step if step == "best" else step
         if wanted not in self.steps:
             raise FileNotFoundError(
                 f"no checkpoint of step {step} in {self.directory}; there are {self.steps}."
+                " Give one of these, train first, or give the right path."
             )
         return [int(wanted)]
 
@@ -341,7 +350,7 @@ def _empty(leaf: Any) -> np.ndarray:
     return np.broadcast_to(np.zeros((), leaf.dtype), tuple(leaf.shape))
 
 
-def _check_like(restored: Mapping[str, Any], abstract: TrainState) -> None:
+def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Path) -> None:
     want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
     have = jax.tree_util.tree_leaves_with_path({k: restored[k] for k in ("model", "optimizer")})
     wrong = [
@@ -350,7 +359,11 @@ def _check_like(restored: Mapping[str, Any], abstract: TrainState) -> None:
         if a.shape != np.shape(b)
     ]
     if wrong:
-        raise ValueError("the checkpoint is of another network:\n  " + "\n  ".join(wrong))
+        raise ValueError(
+            "the checkpoint is of another network:\n  "
+            + "\n  ".join(wrong)
+            + f"\nDelete {directory} to train anew, or give another --workdir."
+        )
 
 
 def _thaw(tree: Any) -> dict[str, Any]:

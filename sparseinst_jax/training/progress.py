@@ -166,10 +166,14 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a message of its own line."""
-        if self._line_open:
-            print(file=self._stream)
-            self._line_open = False
+        self.close()
         print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End the live line, so that what others print starts on a line of its own."""
+        if self._line_open:
+            print(file=self._stream, flush=True)
+            self._line_open = False
 
     def _draw(self) -> None:
         # The live line is cut to the terminal: one that wraps could not be drawn over.

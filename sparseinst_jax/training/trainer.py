@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -101,7 +101,7 @@ class Trainer:
         """
         first = done = int(state.step)
         placed = self._step.place(state)
-        with _StopSignals() as stop:
+        with _StopSignals() as stop, closing(self._progress):
             while done < self._intervals.num_steps:
                 started = time.monotonic()
                 try:
@@ -159,7 +159,7 @@ class Trainer:
 
         Raises:
           NonFiniteLossError: with the range of steps, the images of the first bad batch and the
-            last good checkpoint.
+            last good checkpoint. The rows before the bad one are written first.
         """
         pending, self._pending = self._pending, _Pending()
         rows: list[dict[str, float | int]] = []
@@ -171,6 +171,8 @@ class Trainer:
             values = {name: _to_float(metrics[name]) for name in names}
             bad = [name for name, value in values.items() if not math.isfinite(value)]
             if bad:
+                for writer in self._writers:
+                    writer.write(rows)
                 self._checkpoints.wait()
                 last = self._checkpoints.latest_step
                 place = "none yet" if last is None else f"{self._checkpoints.directory / str(last)}"

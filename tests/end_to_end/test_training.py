@@ -1,5 +1,6 @@
 """The train command on a small drawn data set, in this process."""
 
+import io
 import json
 import os
 import signal
@@ -201,21 +202,21 @@ def test_a_non_finite_loss_stops_with_step_images_and_last_good_checkpoint(
 ):
     real, calls, batches = TrainStep.__call__, [], []
 
-    def nan_in_the_third_step(self, state, batch):
+    def nan_in_the_fourth_step(self, state, batch):
         state, metrics = real(self, state, batch)
         calls.append(0)
         batches.append(batch.image_id.tolist())
-        if len(calls) == 3:
+        if len(calls) == 4:
             metrics["loss/mask"] = metrics["loss/mask"] * np.nan
         return state, metrics
 
-    monkeypatch.setattr(TrainStep, "__call__", nan_in_the_third_step)
+    monkeypatch.setattr(TrainStep, "__call__", nan_in_the_fourth_step)
     assert train(data, tmp_path, train__log_every=4) == 1
     message = capsys.readouterr().err
-    assert "loss/mask became nan at step 3, checked for steps 3 to 4" in message
-    assert f"Image ids of the batch: {batches[2]}" in message
+    assert "loss/mask became nan at step 4, checked for steps 3 to 4" in message
+    assert f"Image ids of the batch: {batches[3]}" in message
     assert f"Last good checkpoint: {tmp_path}/checkpoints/2" in message
-    assert list(losses(tmp_path)) == [1, 2]
+    assert list(losses(tmp_path)) == [1, 2, 3]  # with the good steps before the bad one
 
 
 def test_evaluation_writes_ap_and_starts_from_the_weights_of_another_run(
@@ -267,6 +268,59 @@ def test_values_that_no_run_can_have_are_listed_together(data, tmp_path):
         if (tmp_path / "checkpoints").exists()
         else True
     )
+
+
+@pytest.mark.parametrize("content", ["no key", "empty list", "crowd only"])
+def test_a_json_with_nothing_to_learn_is_refused_at_the_start(data, tmp_path, content):
+    annotations = json.loads((data / "train.json").read_text())
+    if content == "no key":
+        del annotations["annotations"]
+    else:
+        kept = annotations["annotations"] if content == "crowd only" else []
+        annotations["annotations"] = [{**entry, "iscrowd": 1} for entry in kept]
+    (tmp_path / "bare.json").write_text(json.dumps(annotations))
+    values = {"data__train__annotations": tmp_path / "bare.json", "data__keep_empty": True}
+    with pytest.raises(ValueError) as caught:
+        train(data, tmp_path / "run", **values)
+    message = str(caught.value)
+    assert "bare.json has 6 images and no object, expected at least one" in message
+    assert "--config.data.train.annotations" in message
+
+
+@pytest.mark.parametrize("has_key", [True, False])
+def test_validation_data_without_annotations_are_refused_at_the_start(data, tmp_path, has_key):
+    content = json.loads((data / "val.json").read_text())
+    content["annotations"] = []
+    if not has_key:
+        del content["annotations"]
+    (tmp_path / "bare.json").write_text(json.dumps(content))
+    values = {"data__val__annotations": tmp_path / "bare.json", "train__eval_every": 2}
+    with pytest.raises(ValueError, match=r"bare\.json has no annotations .*train.eval_every=0"):
+        train(data, tmp_path / "run", **values)
+
+
+def test_frozen_norms_over_random_weights_are_warned_of(
+    data, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train_command, "_loop", lambda *_: 0)
+    frozen = {"model__backbone__norm": "frozen_batch_norm"}
+    assert train(data, tmp_path / "a", **frozen) == 0
+    (warning,) = [x for x in capsys.readouterr().out.splitlines() if "frozen batch norms" in x]
+    assert warning.startswith("WARNING: ")
+    assert "--config.train.init_weights" in warning
+    assert warning.endswith("--config.model.backbone.norm=group_norm")
+    assert train(data, tmp_path / "b") == 0
+    assert train(data, tmp_path / "c", train__init_weights=uninterrupted) == 0
+    assert "frozen batch norms" not in capsys.readouterr().out
+
+
+def test_the_live_line_ends_before_anything_else_is_printed(data, tmp_path, monkeypatch):
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert train(data, tmp_path, train__num_steps=1) == 0
+    *_, live, finished = stream.getvalue().splitlines()
+    assert live.startswith("step 1/1") and finished.startswith("finished: step 1")
 
 
 def test_a_missing_config_argument_is_a_usage_error(monkeypatch, capsys):

@@ -1,18 +1,22 @@
 """The predictor around a small made-up network, against a plain NumPy version of each step."""
 
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax import masks
+from sparseinst_jax import builders, layers, masks
+from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
-from sparseinst_jax.predictor import Predictor, as_rgb
+from sparseinst_jax.predictor import Predictor, as_rgb, load_run
 from sparseinst_jax.structures import Outputs
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.step import TrainState
 
 NUM_MASKS = 6
 EVAL_SIZE = (64, 96)
@@ -234,3 +238,23 @@ def test_missing_images_are_all_named_before_the_first_is_predicted(tmp_path, pr
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(FileNotFoundError, match=r"2 of 2 images[\s\S]*1\.png[\s\S]*2\.png"):
         evaluate_dataset(predictor, load_coco(tmp_path / "val.json", tmp_path))
+
+
+def test_overrides_that_ask_for_another_network_are_refused_with_every_difference(tmp_path):
+    config = load_config(Path(__file__).parents[2] / "configs" / "tiny.py")
+    _, params, statistics = layers.functional(builders.build_model(config.model, 3, config.seed))
+    meta = {"config": config.to_dict(), "class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(TrainState(np.int32(1), params, statistics, {"count": np.int32(1)}), meta)
+    overrides = {"model.kernel_dim": "4", "model.backbone.norm": "frozen_batch_norm"}
+    with pytest.raises(ValueError) as caught:
+        load_run(tmp_path, overrides=overrides)
+    lines = str(caught.value).splitlines()
+    assert "  decoder/inst_branch/mask_kernel/bias: stored (8,), network (4,)" in lines
+    moved = "backbone/stem/conv1/norm/scale: stored (8,), network nothing"
+    assert any(line.endswith(moved.partition("/")[2]) for line in lines), lines
+    assert not any("encoder/" in line for line in lines)
+    assert "only data.*, eval.* and model.dtype can be overridden" in lines[-1]
+    overrides = {"data.eval_size": "(32, 64)", "model.dtype": "bfloat16", "eval.batch_size": "2"}
+    predictor, _, step = load_run(tmp_path, overrides=overrides)
+    assert (predictor.eval_size, predictor.batch_size, step) == ((32, 64), 2, 1)

@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -74,6 +75,20 @@ def test_on_a_terminal_the_line_is_drawn_over():
     assert stream.getvalue().endswith("\nevaluating\n")
 
 
+def test_closing_ends_the_live_line_once():
+    stream = Terminal()
+    line = progress.Progress(100, 20, 4, stream=stream)
+    line.close()  # nothing is open yet
+    assert stream.getvalue() == ""
+    line.report(ROW)
+    line.close()
+    line.close()
+    print("error: told by another", file=stream)
+    *_, drawn, told = stream.getvalue().splitlines()
+    assert drawn.startswith("step 0/100") and told == "error: told by another"
+    assert stream.getvalue().count("\n") == 2
+
+
 def test_rates_count_images_waiting_and_leave_out_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
@@ -104,6 +119,22 @@ def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(progress.sys.modules, "tensorboardX", None)
     with pytest.raises(ValueError, match=r"pip install .*tensorboard"):
         progress.TensorBoard(tmp_path, 0)
+
+
+def test_tensorboard_gets_each_value_at_its_step(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    board = progress.TensorBoard(tmp_path, 0)
+    board.write([{"step": 3, "loss/total": 1.5, "AP": 0.25}, {"step": 4, "loss/total": 1.25}])
+    board.close()
+    (file,) = tmp_path.iterdir()
+    content, found = file.read_bytes(), []
+    while content:  # records: length (8 bytes), its checksum (4), an event, its checksum (4)
+        (length,) = struct.unpack("<Q", content[:8])
+        event = Event.FromString(content[12 : 12 + length])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        content = content[16 + length :]
+    assert found == [(3, "loss/total", 1.5), (3, "AP", 0.25), (4, "loss/total", 1.25)]
 
 
 @pytest.mark.parametrize(
