@@ -324,21 +324,25 @@ def load_run(
     config: Any = load_config(meta["config"], overrides)
     class_names = meta["class_names"]
     apply, *fresh = functional(build_model(config.model, len(class_names), config.seed))
-    _refuse_other_network(fresh, [params, statistics], path)
+    _refuse_other_network(fresh, (params, statistics), path)
     predictor = build_predictor(
         config, apply, params, statistics, class_names, meta["category_ids"]
     )
     return predictor, config, int(meta["step"])
 
 
-def _refuse_other_network(fresh: Any, restored: Any, path: str | os.PathLike) -> None:
+def _refuse_other_network(
+    fresh: Sequence[Tree], restored: Sequence[Tree], path: str | os.PathLike
+) -> None:
     """Compare names and shapes of (params, statistics): here a fault is still easy to explain."""
     wanted, stored = (
         {
-            jax.tree_util.keystr(keys[1:], simple=True, separator="/"): np.shape(leaf)
+            jax.tree_util.keystr(keys, simple=True, separator="/"): np.shape(leaf)
             for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
         }
-        for tree in (fresh, restored)
+        for tree in (
+            dict(zip(("params", "statistics"), trees, strict=True)) for trees in (fresh, restored)
+        )
     )
     wrong = [
         f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
