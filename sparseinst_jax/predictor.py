@@ -338,11 +338,11 @@ def _refuse_other_network(
     wanted, stored = (
         {
             jax.tree_util.keystr(keys, simple=True, separator="/"): np.shape(leaf)
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(
+                {"params": params, "statistics": statistics}
+            )
         }
-        for tree in (
-            dict(zip(("params", "statistics"), trees, strict=True)) for trees in (fresh, restored)
-        )
+        for params, statistics in (fresh, restored)
     )
     wrong = [
         f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
