@@ -21,6 +21,5 @@ def get_config():
         config.data[split].images = f"datasets/shapes/images/{split}"
         config.data[split].annotations = f"datasets/shapes/{split}.json"
     config.train.update(dict(batch_size=8, num_steps=4200, learning_rate=1.5e-3, warmup_steps=100))
-    config.train.update(dict(milestones=(3400, 3900), gradient_clip_norm=5.0, eval_every=1400))
-    config.train.update(dict(log_every=50, checkpoint_every=700))
+    config.train.update(dict(milestones=(3400, 3900), gradient_clip_norm=5.0, eval_every=700))
     return config
