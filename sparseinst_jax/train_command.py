@@ -199,6 +199,7 @@ def make_evaluation(
             f"{config.data.val.annotations} has no annotations to score against: give a json with"
             " them by --config.data.val.annotations, or set --config.train.eval_every=0."
         )
+    evaluator.match_categories(train_dataset.class_names, dataset)  # refuses strangers now
     predictor = build_predictor(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
