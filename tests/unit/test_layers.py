@@ -58,20 +58,25 @@ def test_initial_weights_follow_their_distributions(rng):
     assert uniform.std() == pytest.approx(np.sqrt(1 / (3 * fan_in)), rel=0.01)
 
 
-def test_decoder_starts_with_the_originals_priors():
-    rng = np.random.default_rng(0)
-    branch = InstanceBranch(
-        10,
-        channels=8,
+def small_branch(
+    channels=2, num_masks=3, num_groups=2, num_classes=1, kernel_dim=1, normalizer="sigmoid"
+):
+    return InstanceBranch(
+        4,
+        channels=channels,
         num_convs=1,
-        num_masks=5,
-        num_groups=2,
-        num_classes=3,
-        kernel_dim=4,
-        normalizer="sigmoid",
+        num_masks=num_masks,
+        num_groups=num_groups,
+        num_classes=num_classes,
+        kernel_dim=kernel_dim,
+        normalizer=normalizer,
         dtype=jnp.float32,
-        rng=rng,
+        rng=np.random.default_rng(0),
     )
+
+
+def test_decoder_starts_with_the_originals_priors():
+    branch = small_branch(channels=8, num_masks=5, num_classes=3, kernel_dim=4)
     for bias in (branch.iam_conv.bias, branch.cls_score.bias):
         np.testing.assert_allclose(jax.nn.sigmoid(bias[...]), 0.01, rtol=1e-5)
     assert not np.asarray(branch.mask_kernel.bias[...]).any()
@@ -111,18 +116,7 @@ def test_group_norm_normalises_each_image_by_itself(rng):
 
 
 def test_groups_regroup_from_group_mask_to_mask_group_channel():
-    branch = InstanceBranch(
-        4,
-        channels=2,
-        num_convs=1,
-        num_masks=3,
-        num_groups=2,
-        num_classes=1,
-        kernel_dim=1,
-        normalizer="sigmoid",
-        dtype=jnp.float32,
-        rng=np.random.default_rng(0),
-    )
+    branch = small_branch()
     # Map (g, n) lights up only pixel 3 g + n of six, so its feature is that pixel's.
     logits = np.full((1, 1, 6, 6), -1e4, np.float32)
     logits[0, 0, np.arange(6), np.arange(6)] = 1e4
@@ -132,18 +126,7 @@ def test_groups_regroup_from_group_mask_to_mask_group_channel():
 
 
 def test_softmax_maps_do_not_depend_on_the_softmax_bias(rng):
-    branch = InstanceBranch(
-        4,
-        channels=2,
-        num_convs=1,
-        num_masks=3,
-        num_groups=1,
-        num_classes=1,
-        kernel_dim=1,
-        normalizer="softmax",
-        dtype=jnp.float32,
-        rng=np.random.default_rng(0),
-    )
+    branch = small_branch(num_groups=1, normalizer="softmax")
     logits = jnp.asarray(rng.standard_normal((1, 4, 5, 3), np.float32))
     features = jnp.asarray(rng.standard_normal((1, 4, 5, 2), np.float32))
     pooled = branch.pool(logits, features)
