@@ -179,7 +179,7 @@ def test_a_changed_configuration_is_refused_with_the_differing_keys(data, uninte
         train(data, uninterrupted, train__learning_rate=0.5, train__num_steps=9, seed=7)
     message = str(caught.value)
     assert "seed: 0 in the run, 7 now" in message
-    assert "train.learning_rate: 0.001 in the run, 0.5 now" in message
+    assert "train.learning_rate: 0.0015 in the run, 0.5 now" in message
     assert "train.num_steps: " not in message
 
 
