@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparseinst_jax import runtime
+from sparseinst_jax import pytest_data, runtime
 
 runtime.prepare()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--data DIR`, the folder of real data sets that tests marked `data` need."""
-    parser.addoption("--data", type=Path, default=None, help="folder of real data sets")
+    """Add `--data` where the installation has not; then only `--data=DIR` works."""
+    with contextlib.suppress(ValueError):  # it is there
+        pytest_data.add_data_option(parser)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -28,7 +28,7 @@ LAYERS = (
     ("data",),
     ("losses", "matching", "masks"),
     ("layers", "ops"),
-    ("structures", "config", "runtime"),
+    ("structures", "config", "runtime", "pytest_data"),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
