@@ -1,7 +1,7 @@
 """The `--data DIR` option of this repository's tests, registered with pytest by the installation.
 
-A `conftest.py` would come too late: until the option is known, pytest takes DIR for a folder of tests
-and looks for its configuration there. Outside a checkout of this repository nothing is added.
+A `conftest.py` would come too late: until the option is known, pytest takes DIR for a folder of
+tests and looks for its configuration there. Outside a checkout of this repository nothing is added.
 """
 
 from pathlib import Path
