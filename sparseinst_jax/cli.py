@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: str, argv: Sequence[str]) -> int:
-    """Prepare the process, then import and call `sparseinst_jax.<command>_command.main`."""
+    """Prepare the process, then import and call `sparseinst_jax.commands.<command>.main`."""
     runtime.prepare()
-    module = importlib.import_module(f"sparseinst_jax.{command}_command")
+    module = importlib.import_module(f"sparseinst_jax.commands.{command.replace('-', '_')}")
     return runtime.call(module.main, argv)

@@ -15,8 +15,7 @@ LAYERS = (
     ("train", "eval", "predict"),
     ("__init__",),
     ("cli",),
-    ("train_command", "predict_command"),
-    ("eval_command",),  # `predict` shares how a model is named on the command line
+    ("commands",),
     ("predictor", "export", "benchmark"),
     ("prediction", "builders"),
     ("visualize",),

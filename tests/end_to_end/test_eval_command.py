@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax import builders, eval_command, layers, predict_command, predictor
+from sparseinst_jax import builders, layers, predictor
+from sparseinst_jax.commands import eval as eval_command
+from sparseinst_jax.commands import predict as predict_command
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import encode_segmentation, load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from sparseinst_jax import train_command
+from sparseinst_jax.commands import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.progress import read_metrics

@@ -10,14 +10,14 @@ from typing import Any
 
 from PIL import Image
 
-from sparseinst_jax.config import parse_command_line
-from sparseinst_jax.eval_command import (
+from sparseinst_jax.commands.eval import (
     add_model_arguments,
     check_arguments,
     open_source,
     unique_names,
     workdir_of,
 )
+from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.evaluation.evaluator import Progress, write_json
 from sparseinst_jax.prediction import SHOWN_SCORE
 from sparseinst_jax.predictor import Predictor, as_rgb
