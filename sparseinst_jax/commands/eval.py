@@ -6,29 +6,27 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sparseinst_jax import visualize
-from sparseinst_jax.config import (
-    add_config_arguments,
-    default_workdir,
-    load_config,
-    parse_command_line,
+from sparseinst_jax.commands.model_source import (
+    add_model_arguments,
+    check_arguments,
+    draw_missing_data,
+    open_source,
+    stored_config,
+    unique_names,
+    workdir_of,
 )
+from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, load_coco, read_record
-from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
 from sparseinst_jax.prediction import Prediction
-from sparseinst_jax.predictor import (
-    Predictor,
-    load_run,
-    load_weights_file,
-)
-from sparseinst_jax.training.checkpoints import Checkpoints, locate
+from sparseinst_jax.predictor import Predictor
 
 NUM_PICTURES = 8
 DESCRIPTION = """\
@@ -39,118 +37,6 @@ Score a model on config.data.val: COCO mask AP, a table for each class, predicti
   eval.py --config FILE --weights FILE      weights of the original release, .npz or .safetensors
   eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
 """
-
-
-class Source(NamedTuple):
-    """What a command works with.
-
-    Attributes:
-        predictor: the model.
-        config: its configuration, overrides applied.
-        workdir: the run folder, where outputs go by default.
-        title: one line for the user that says what was loaded.
-    """
-
-    predictor: Predictor
-    config: Any
-    workdir: Path
-    title: str
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a model: --config, --workdir, --checkpoint, --weights, --step."""
-    add_config_arguments(parser)
-    parser.add_argument("--checkpoint", metavar="DIR", help="folder of one checkpoint, or of a run")
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help=".npz or .safetensors with the original release's names; needs --config; the class "
-        "names come from config.data.val.annotations",
-    )
-    parser.add_argument(
-        "--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last'
-    )
-
-
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse combinations that name no model or two.
-
-    Raises:
-        ValueError: all faults in one message.
-    """
-    faults = []
-    if arguments.weights and not arguments.config:
-        faults.append("--weights needs --config FILE, which describes the network of the file")
-    if arguments.weights and arguments.checkpoint:
-        faults.append("give --weights or --checkpoint, not both")
-    if arguments.checkpoint and arguments.workdir:
-        faults.append("give --checkpoint or --workdir, not both")
-    # Only `eval` has --predictions.
-    only_config_is_read = arguments.weights or getattr(arguments, "predictions", None)
-    if arguments.config and (arguments.workdir or arguments.checkpoint) and not only_config_is_read:
-        faults.append(
-            "give --config without --workdir and --checkpoint: a run has its own configuration; "
-            "override its keys with --config.KEY=VALUE"
-        )
-    if arguments.step and arguments.weights:
-        faults.append("--step chooses among the checkpoints of a run, --weights has one state")
-    if arguments.step and arguments.step != "best" and not arguments.step.isdigit():
-        faults.append(f'--step expects a number or "best", got {arguments.step!r}')
-    if not (arguments.config or arguments.workdir or arguments.checkpoint):
-        faults.append(
-            "no model named: give --workdir RUN, --checkpoint DIR or --config and --weights"
-        )
-    if faults:
-        raise ValueError("\n".join(faults))
-
-
-def workdir_of(arguments: argparse.Namespace) -> Path:
-    """Return the run folder that the arguments mean, where outputs go by default."""
-    if arguments.workdir:
-        return Path(arguments.workdir)
-    if arguments.checkpoint:
-        folder, _ = locate(arguments.checkpoint)
-        return folder.parent if folder.name == "checkpoints" else folder
-    return default_workdir(arguments.config)
-
-
-def open_source(arguments: argparse.Namespace) -> Source:
-    """Load the model that the arguments name.
-
-    Raises:
-        FileNotFoundError: a file or checkpoint is missing.
-        ValueError: the arguments or the files do not fit.
-    """
-    workdir = workdir_of(arguments)
-    if arguments.weights:
-        config: Any = load_config(arguments.config, arguments.overrides)
-        draw_missing_data(config)
-        classes = load_coco(config.data.val.annotations, None)
-        predictor = load_weights_file(
-            config, arguments.weights, classes.class_names, classes.category_ids
-        )
-        return Source(predictor, config, workdir, f"weights {arguments.weights}")
-    path = arguments.checkpoint or workdir
-    step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
-    predictor, config, step = load_run(path, step, arguments.overrides)
-    return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
-
-
-def stored_config(arguments: argparse.Namespace) -> Any:
-    """Load the configuration alone, for a command that needs no model."""
-    if arguments.config:
-        return load_config(arguments.config, arguments.overrides)
-    workdir = workdir_of(arguments)
-    if (workdir / "config.json").is_file():
-        return load_config(workdir / "config.json", arguments.overrides)
-    with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
-        return load_config(checkpoints.read_meta()["config"], arguments.overrides)
-
-
-def draw_missing_data(config: Any) -> None:
-    """Draw the demo's data set where the configuration asks for it and it is missing."""
-    if config.data.generator == "shapes":
-        draw_if_missing(config.data.train.annotations, config.data.val.annotations)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,18 +176,3 @@ def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDatas
     masks = [decode_mask(target.segmentation, record.height, record.width) for target in targets]
     captions = [dataset.class_names[target.label] for target in targets]
     return visualize.draw_instances(image, masks, captions)
-
-
-def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        stem = Path(path).stem
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names

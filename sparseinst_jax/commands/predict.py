@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from sparseinst_jax.commands.eval import (
+from sparseinst_jax.commands.model_source import (
     add_model_arguments,
     check_arguments,
     open_source,
