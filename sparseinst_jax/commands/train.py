@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
 from sparseinst_jax import runtime
-from sparseinst_jax.commands import train_checks, train_setup
+from sparseinst_jax.commands import train_checks
+from sparseinst_jax.commands.train_setup import Run, prepare
 from sparseinst_jax.data import loader
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.training import curves, progress
@@ -23,6 +24,7 @@ from sparseinst_jax.training.trainer import Intervals, NonFiniteLossError, Train
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.
 Exit codes: 0 done, 1 error or non-finite loss, 130 and 143 saved and stopped by a signal."""
+_METRICS_FILE = "metrics.csv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +83,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                 " anew, give another --workdir."
             )
             return 0
-        run = train_setup.prepare(config, say)
+        run = prepare(config, say)
         train_checks.refuse_classes(stored, run.meta, workdir)
         if is_first_host:
             evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
@@ -96,21 +98,12 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
 
 
 def _loop(
-    config: ConfigDict,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    run: train_setup.Run,
-    state: TrainState,
+    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, run: Run, state: TrainState
 ) -> int:
     """Run the trainer between open files, and draw the curves at the end."""
     settings, done = config.train, int(state.step)
     is_first_host = jax.process_index() == 0
-    metrics_path = workdir / "metrics.csv"
-    writers: list[progress.RowWriter] = []
-    if is_first_host:
-        writers.append(progress.MetricsFile(metrics_path, done))
-        if settings.tensorboard:
-            writers.append(progress.TensorBoard(workdir / "tensorboard", done))
+    writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
     steps_per_epoch = run.plan.steps_per_epoch
     with open(os.devnull, "w") as nowhere:
         trainer = Trainer(
@@ -155,7 +148,16 @@ def _loop(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                curves.draw_curves(progress.read_metrics(metrics_path), workdir / "curves.png")
+                curves.draw_curves(
+                    progress.read_metrics(workdir / _METRICS_FILE), workdir / "curves.png"
+                )
+
+
+def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:
+    writers: list[progress.RowWriter] = [progress.MetricsFile(workdir / _METRICS_FILE, done)]
+    if tensorboard:
+        writers.append(progress.TensorBoard(workdir / "tensorboard", done))
+    return writers
 
 
 def _stored_meta(checkpoints: Checkpoints) -> dict[str, Any] | None:

@@ -1,0 +1,90 @@
+"""What no run can have, refused before it starts: values, other data, another configuration."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from sparseinst_jax import config as configs
+from sparseinst_jax.data import coco
+
+
+def refuse_changes(stored: Mapping[str, Any] | None, config: ConfigDict, workdir: Path) -> None:
+    """Refuse to continue a run with another configuration."""
+    if stored is None:
+        return
+    changes = configs.forbidden_changes(configs.load_config(stored["config"]), config)
+    if changes:
+        lines = [f"  {key}: {a!r} in the run, {b!r} now" for key, (a, b) in changes.items()]
+        raise ValueError(
+            f"the run in {workdir} was started with another configuration:\n"
+            + "\n".join(lines)
+            + "\nGive another --workdir for the new one, or the old values to continue. Only "
+            + ", ".join(configs.FREE_KEYS)
+            + " may change."
+        )
+
+
+def refuse_classes(stored: Mapping[str, Any] | None, meta: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue a run with other classes."""
+    keys = ("class_names", "category_ids")
+    if stored is not None and any(stored[key] != meta[key] for key in keys):
+        raise ValueError(
+            f"the run in {folder} learned the classes {stored['class_names']} with ids"
+            f" {stored['category_ids']}, the annotations now have {meta['class_names']} with ids"
+            f" {meta['category_ids']}. Restore the annotations, or give another --workdir."
+        )
+
+
+def refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
+    """Refuse data without a single object."""
+    if not dataset.num_targets.sum():
+        raise ValueError(
+            f"nothing to learn: {dataset.annotations_path} has {len(dataset.records)} images and no"
+            " object, expected at least one (crowd regions and objects without a mask do not"
+            " count). Annotate some, or give another json by --config.data.train.annotations."
+        )
+
+
+def warnings(config: ConfigDict) -> list[str]:
+    """What is allowed and probably not meant, one line each."""
+    if config.model.backbone.norm != "frozen_batch_norm" or config.train.init_weights:
+        return []
+    return [
+        "WARNING: frozen batch norms do not adapt to random weights: give trained ones by"
+        " --config.train.init_weights, or set --config.model.backbone.norm=group_norm"
+    ]
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse values that no run can have, all in one message."""
+    faults = [
+        f"train.{key} must be at least {least}, got {config.train[key]}"
+        for key, least in {
+            "batch_size": 1,
+            "micro_batches": 1,
+            "num_steps": 1,
+            "log_every": 1,
+            "checkpoint_every": 0,
+            "eval_every": 0,
+            "warmup_steps": 0,
+        }.items()
+        if config.train[key] < least
+    ]
+    if config.data.generator not in ("", "shapes"):
+        faults.append(f'data.generator must be "" or "shapes", got {config.data.generator!r}')
+    if len(config.data.eval_size) != 2:
+        faults.append(
+            f"data.eval_size must be (shortest, longest) in pixels, got {config.data.eval_size}"
+        )
+    parts = config.train.micro_batches * jax.local_device_count() * jax.process_count()
+    if not faults and config.train.batch_size % parts:
+        faults.append(
+            f"train.batch_size must be a multiple of micro_batches x devices ="
+            f" {config.train.micro_batches} x {parts // config.train.micro_batches} = {parts}, got"
+            f" {config.train.batch_size}"
+        )
+    if faults:
+        raise ValueError("this configuration cannot be trained:\n  " + "\n  ".join(faults))

@@ -1,0 +1,161 @@
+"""From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sparseinst_jax import builders, layers
+from sparseinst_jax.commands import train_checks
+from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.evaluation import evaluator
+from sparseinst_jax.predictor import build_predictor
+from sparseinst_jax.structures import Tree
+from sparseinst_jax.training import initial_weights, optimizer
+from sparseinst_jax.training.step import TrainState, TrainStep
+
+
+class Run(NamedTuple):
+    """What a configuration and its data come to."""
+
+    dataset: coco.CocoDataset
+    plan: TrainPlan
+    step: TrainStep
+    learning_rate: Callable[[int], Any]
+    evaluate: Callable[[Tree, Tree], Mapping[str, float]]
+    first_state: TrainState
+    meta: dict[str, Any]
+
+
+def prepare(config: ConfigDict, say: Callable[[str], None]) -> Run:
+    """Load the data and say what they are, build the model and the step."""
+    dataset = load_train_data(config, say)
+    model = builders.build_model(config.model, len(dataset.class_names), config.seed)
+    apply, params, statistics = layers.functional(model)
+    if config.train.init_weights:
+        params, statistics, fresh = initial_weights.load_initial_weights(
+            config.train.init_weights, params, statistics
+        )
+        say(
+            f"weights of {config.train.init_weights}"
+            + (f"; not in it, started afresh: {', '.join(fresh)}" if fresh else "")
+        )
+    step, learning_rate = _make_step(config, apply, params)
+    opt_state = jax.tree.map(np.asarray, step.optimizer.init(params))
+    return Run(
+        dataset,
+        make_plan(config, dataset),
+        step,
+        learning_rate,
+        make_evaluation(config, apply, params, statistics, dataset),
+        TrainState(np.int32(0), params, statistics, opt_state),
+        {
+            "config": config.to_dict(),
+            "class_names": list(dataset.class_names),
+            "category_ids": list(dataset.category_ids),
+            "code_version": _code_version(),
+        },
+    )
+
+
+def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
+    """Load the training data and say what they are.
+
+    Raises:
+      ValueError: there is nothing to learn in them.
+    """
+    prepare_data(config)
+    dataset = coco.load_coco(
+        config.data.train.annotations,
+        config.data.train.images,
+        keep_empty=config.data.keep_empty,
+        check_files=True,
+    )
+    train_checks.refuse_nothing_to_learn(dataset)
+    for line in [*coco.summarize(dataset, config.model.num_masks), *train_checks.warnings(config)]:
+        say(line)
+    return dataset
+
+
+def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
+    """Make the plan of batches that the configuration asks for."""
+    return TrainPlan(
+        dataset.image_sizes,
+        dataset.num_targets,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        train_sizes=config.data.train_sizes,
+        train_max_size=config.data.train_max_size,
+        augmentation=config.data.augmentation,
+    )
+
+
+def _make_step(
+    config: ConfigDict, apply: Callable[..., Any], params: Tree
+) -> tuple[TrainStep, Callable[[int], Any]]:
+    """Make the step and, for the metrics, its learning rate."""
+    settings = config.train
+    learning_rate = optimizer.make_schedule(
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.warmup_factor,
+        settings.milestones,
+        settings.lr_decay,
+    )
+    adamw = optimizer.make_optimizer(
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm
+    )
+    objective = builders.build_objective(config, apply)
+    return TrainStep(objective, adamw, micro_batches=settings.micro_batches), learning_rate
+
+
+def prepare_data(config: ConfigDict) -> None:
+    """Draw the generated data set where it is missing; every host but the first waits."""
+    if config.data.generator == "shapes" and jax.process_index() == 0:
+        shapes.draw_if_missing(config.data.train.annotations, config.data.val.annotations)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("data are there")
+
+
+def make_evaluation(
+    config: ConfigDict,
+    apply: Callable[..., Any],
+    params: Tree,
+    statistics: Tree,
+    train_dataset: coco.CocoDataset,
+) -> Callable[[Tree, Tree], dict[str, float]]:
+    """Make the function that scores weights on the validation data; compiled shapes are kept."""
+    if config.train.eval_every == 0:
+        return lambda *_: {}
+    dataset = coco.load_coco(config.data.val.annotations, config.data.val.images, check_files=True)
+    if not any(record.annotations for record in dataset.records):
+        raise ValueError(
+            f"{config.data.val.annotations} has no annotations to score against: give a json with"
+            " them by --config.data.val.annotations, or set --config.train.eval_every=0."
+        )
+    evaluator.match_categories(train_dataset.class_names, dataset)  # refuses strangers now
+    predictor = build_predictor(
+        config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
+    )
+
+    def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
+        predictor.set_weights(params, statistics)
+        workers = max(config.data.num_workers, 1)
+        _, metrics = evaluator.evaluate_dataset(predictor, dataset, num_workers=workers)
+        assert metrics is not None, "annotations were asked for above"
+        return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+
+    return evaluate
+
+
+def _code_version() -> str:
+    try:
+        return importlib.metadata.version("sparseinst_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a clone
