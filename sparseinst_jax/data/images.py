@@ -2,6 +2,9 @@
 
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,18 +34,27 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: the file cannot be read as an image; names it.
     """
+    with _upright(path) as image:
+        return np.array(_to_rgb(image))
+
+
+@contextmanager
+def _upright(
+    file: str | os.PathLike | BinaryIO, name: str | os.PathLike | None = None
+) -> Iterator[Image.Image]:
+    """Open an image with its EXIF orientation applied; errors name it."""
+    name = file if name is None else name
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            return np.array(_to_rgb(image))
+        with Image.open(file) as image:
+            yield ImageOps.exif_transpose(image)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"image {path} does not exist; check the path (of a data set: the image folder and the "
+            f"image {name} does not exist; check the path (of a data set: the image folder and the "
             "json's file_name)"
         ) from None
     except _DECODING_ERRORS as error:
         raise ValueError(
-            f"image {path} cannot be read ({error}); replace the file or leave it out"
+            f"image {name} cannot be read ({error}); replace the file or leave it out"
         ) from error
 
 
@@ -54,3 +66,35 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             values = values // 256
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     return image.convert("RGB")
+
+
+def read_size(path: str | os.PathLike) -> tuple[int, int]:
+    """The (height, width) that `read_image` would give; decodes the file, so a broken one fails.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    with _upright(path) as image:
+        return image.height, image.width
+
+
+def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
+    """Read pixel values as they are stored: palette indices, 16 bit, no conversion of colours.
+
+    Args:
+        file: path, or an open file.
+        name: what a message calls it.
+
+    Returns:
+        integers [h, w], or [h, w, c] where the image has several channels; upright.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    with _upright(file, name) as image:
+        values = np.array(image)
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    if values.dtype.kind == "f":
+        raise ValueError(f"image {name} holds fractions; save the values as 8 or 16 bit integers")
+    return values
