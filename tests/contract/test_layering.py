@@ -26,8 +26,8 @@ LAYERS = (
     ("backbones",),
     ("data",),
     ("losses", "matching", "masks"),
-    ("layers", "ops"),
-    ("structures", "config", "runtime", "pytest_data"),
+    ("layers", "ops", "charts"),
+    ("structures", "config", "runtime", "pytest_data", "fonts"),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -137,14 +137,6 @@ def test_tensorboard_gets_each_value_at_its_step(tmp_path):
     assert found == [(3, "loss/total", 1.5), (3, "AP", 0.25), (4, "loss/total", 1.25)]
 
 
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 270, [0, 100, 200]), (3, 3, [3])],
-)
-def test_ticks_are_round_numbers(low, high, expected):
-    np.testing.assert_allclose(curves.nice_ticks(low, high), expected)
-
-
 def test_curves_draw_a_falling_loss_from_top_left_to_bottom_right(tmp_path):
     rows = [{"step": i, "loss/total": 10.0 - i / 10} for i in range(1, 101)]
     rows[-1]["AP"] = 0.5
