@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from sparseinst_jax import fonts
 
 MASK_OPACITY = 0.45
 # Pictures with a long side below this are enlarged by a whole factor.
@@ -22,6 +24,7 @@ GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 # is a multiple of five, so that near hues always differ in tone.
 TONES = ((0.55, 0.95), (0.40, 0.85), (0.72, 0.90), (0.48, 0.70), (0.62, 0.80))
 Box = tuple[int, int, int, int]
+Colour = tuple[int, int, int]
 
 
 def instance_colour(index: int) -> tuple[int, int, int]:
@@ -62,6 +65,7 @@ def draw_instances(
     image: np.ndarray,
     masks: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
+    colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """Draw instances over an image.
 
@@ -69,6 +73,7 @@ def draw_instances(
         image: uint8 [h, w, 3], RGB.
         masks: bool [D, h, w]; the first is drawn on top. Empty masks are left out.
         captions: D texts; an empty one draws no label.
+        colours: D colours, RGB 0...255; by default each instance has one of its own.
 
     Returns:
         The picture, RGB; larger than the image by a whole factor where the image is small.
@@ -78,6 +83,7 @@ def draw_instances(
     base = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     canvas = np.asarray(base, np.float32).copy()
     line = max(1, round(min(height, width) / 320))
+    colours = colours or [instance_colour(index) for index in range(len(masks))]
     bounds: list[Box | None] = []
     for mask in masks:
         box = mask_bounds(mask)
@@ -89,35 +95,38 @@ def draw_instances(
         left, top, right, bottom = box
         part = masks[index][top // factor : bottom // factor, left // factor : right // factor]
         part = part.repeat(factor, axis=0).repeat(factor, axis=1)
-        colour = np.asarray(instance_colour(index), np.float32)
+        colour = np.asarray(colours[index], np.float32)
         view = canvas[top:bottom, left:right]
         view[part] = (1.0 - MASK_OPACITY) * view[part] + MASK_OPACITY * colour
         view[contour(part, line)] = colour
     picture = Image.fromarray(np.rint(canvas).astype(np.uint8))
-    _draw_captions(picture, bounds, captions)
+    _draw_captions(picture, bounds, captions, colours)
     return picture
 
 
-def font_of(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Load Pillow's own font at a size fitting a picture of (height, width)."""
-    return ImageFont.load_default(size=max(12, round(min(size) / 36)))
+def font_of(size: tuple[int, int], texts: Sequence[str] = ()) -> fonts.Font:
+    """Load a font with the letters of the texts, fitting a picture of (height, width)."""
+    return fonts.font_for(texts, max(12, round(min(size) / 36)))
 
 
 def _draw_captions(
-    picture: Image.Image, bounds: Sequence[Box | None], captions: Sequence[str]
+    picture: Image.Image,
+    bounds: Sequence[Box | None],
+    captions: Sequence[str],
+    colours: Sequence[Colour],
 ) -> None:
     """Write each caption beside its box, on its colour, away from the captions before it."""
     draw = ImageDraw.Draw(picture)
-    font = font_of((picture.height, picture.width))
+    font = font_of((picture.height, picture.width), captions)
     taken: list[Box] = []
-    for index, (box, caption) in enumerate(zip(bounds, captions, strict=True)):
+    for box, caption, colour in zip(bounds, captions, colours, strict=True):
         if box is None or not caption:
             continue
+        caption = fonts.shorten(fonts.drawable(caption, font), font, picture.width - 6)
         left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
         size = (math.ceil(right - left) + 6, math.ceil(bottom - top) + 6)
         place = _free_place(box, size, (picture.width, picture.height), taken)
         taken.append(place)
-        colour = instance_colour(index)
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         draw.text(
@@ -169,7 +178,7 @@ def _overlap(first: Box, second: Box) -> bool:
 def beside(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:
     """Put pictures of equal size in a row, each under its title."""
     height, width = pictures[0].height, pictures[0].width
-    font = font_of((height, width))
+    font = font_of((height, width), titles)
     bar = round(font.getbbox("Ag")[3]) + 8
     gap = 6
     row = Image.new(
@@ -178,6 +187,37 @@ def beside(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Imag
     draw = ImageDraw.Draw(row)
     for number, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
         left = number * (width + gap)
-        draw.text((left + 4, 3), title, fill=(0, 0, 0), font=font)
+        shown = fonts.shorten(fonts.drawable(title, font), font, width - 8)
+        draw.text((left + 4, 3), shown, fill=(0, 0, 0), font=font)
         row.paste(picture, (left, bar))
     return row
+
+
+def colour_key(
+    entries: Sequence[tuple[Colour, str]], size: tuple[int, int], title: str = ""
+) -> Image.Image:
+    """Draw a title and, below, colours with what they mean, in as many rows as they need.
+
+    Args:
+        entries: colours and their meanings.
+        size: (height, width) of the picture that the key belongs to; the key is as wide.
+        title: cut in the middle where it is too long.
+    """
+    font = font_of(size, [title, *(text for _, text in entries)])
+    step = round(font.getbbox("Ag")[3]) + 8
+    width, gap = size[1], step // 2
+    places, x, y = [], gap, step if title else 0
+    for _, text in entries:
+        needed = step + math.ceil(font.getlength(fonts.drawable(text, font))) + gap
+        if x + needed > width and x > gap:
+            x, y = gap, y + step
+        places.append((x, y))
+        x += needed
+    key = Image.new("RGB", (width, y + step), color=(255, 255, 255))
+    draw = ImageDraw.Draw(key)
+    shown = fonts.shorten(fonts.drawable(title, font), font, width - 2 * gap)
+    draw.text((gap, 3), shown, fill=(0, 0, 0), font=font)
+    for (colour, text), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 5, x + step - 10, y + step - 5), fill=colour)
+        draw.text((x + step - 4, y + 3), fonts.drawable(text, font), fill=(0, 0, 0), font=font)
+    return key

@@ -17,8 +17,9 @@ import contextlib
 import io
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,12 @@ MEANINGS = {
     "ARm": "average recall, medium objects",
     "ARl": "average recall, large objects",
 }
+# Of each class, beside `category_id` and `instances`, its objects without crowd regions.
+CLASS_METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # pycocotools' value for "no object of this kind in the annotations".
 UNDEFINED = -1.0
+# Places of these thresholds among pycocotools' ten, 0.50 to 0.95.
+IOU_50, IOU_75 = 0, 5
 MAX_SHOWN_FAULTS = 10
 # Numbers of a polygon with three corners. pycocotools takes four numbers for a box and fails on an
 # empty list, so polygons with fewer corners are left out, as they are when the data is read.
@@ -71,11 +76,15 @@ class CocoMetrics:
 
     Attributes:
         values: name (`METRIC_NAMES`) -> 0...1, or -1 where the annotations hold no such object.
-        per_class: class name -> {"AP", "AP50"}, in the order of the categories.
+        per_class: class name -> category_id, instances and `CLASS_METRIC_NAMES`, in the order of
+            the category ids.
+        precision: [10 IoU thresholds, 101 recalls, K], -1 where the annotations hold no object of
+            the class; objects of all sizes, 100 detections an image.
     """
 
     values: dict[str, float]
     per_class: dict[str, dict[str, float]]
+    precision: np.ndarray = field(compare=False, repr=False)
 
     def __getitem__(self, name: str) -> float:
         """Return one of the 12 numbers."""
@@ -92,11 +101,11 @@ class CocoMetrics:
             f"{name:<12}{_percent(self.values[name]):>7}  {MEANINGS[name]}" for name in METRIC_NAMES
         ]
         width = max([len("class"), *map(len, self.per_class)]) + 2
-        lines += ["", f"{'class':<{width}}{'AP':>7}{'AP50':>7}"]
-        lines += [
-            f"{name:<{width}}{_percent(entry['AP']):>7}{_percent(entry['AP50']):>7}"
-            for name, entry in self.per_class.items()
-        ]
+        heads = "".join(f"{name:>7}" for name in CLASS_METRIC_NAMES)
+        lines += ["", f"{'class':<{width}}{'objects':>8}{heads}"]
+        for name, entry in self.per_class.items():
+            cells = "".join(f"{_percent(entry[column]):>7}" for column in CLASS_METRIC_NAMES)
+            lines.append(f"{name:<{width}}{entry['instances']:>8}{cells}")
         return "\n".join(lines)
 
 
@@ -192,17 +201,42 @@ def _read(evaluation: COCOeval, categories: Sequence[Mapping[str, Any]]) -> Coco
     values = {
         name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
     }
-    names = {category["id"]: category["name"] for category in categories}
-    # [IoU thresholds, recalls, classes], all areas, 100 detections an image
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
-    per_class = {
-        names[category_id]: {
-            "AP": _mean_defined(precision[:, :, column]),
-            "AP50": _mean_defined(precision[0, :, column]),
+    names = _names(categories)
+    # [IoU thresholds, recalls, classes, sizes, most detections]; sizes: all, small, medium, large
+    precision = evaluation.eval["precision"][..., -1]
+    recall = evaluation.eval["recall"][:, :, 0, -1]
+    instances = Counter(
+        entry["category_id"]
+        for entry in evaluation.cocoGt.dataset["annotations"]
+        if not entry["iscrowd"]
+    )
+    per_class = {}
+    for column, category_id in enumerate(evaluation.params.catIds):
+        every = precision[:, :, column, 0]
+        per_class[names[category_id]] = {
+            "category_id": int(category_id),
+            "instances": instances[category_id],
+            "AP": _mean_defined(every),
+            "AP50": _mean_defined(every[IOU_50]),
+            "AP75": _mean_defined(every[IOU_75]),
+            **{
+                name: _mean_defined(precision[:, :, column, size])
+                for size, name in enumerate(("APs", "APm", "APl"), start=1)
+            },
+            "AR100": _mean_defined(recall[:, column]),
         }
-        for column, category_id in enumerate(evaluation.params.catIds)
+    return CocoMetrics(values, per_class, precision[:, :, :, 0])
+
+
+def _names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Name each category; a name that occurs twice is told apart by the id."""
+    count = Counter(str(category["name"]) for category in categories)
+    return {
+        category["id"]: f"{category['name']} ({category['id']})"
+        if count[str(category["name"])] > 1
+        else str(category["name"])
+        for category in categories
     }
-    return CocoMetrics(values, per_class)
 
 
 def _mean_defined(precision: np.ndarray) -> float:

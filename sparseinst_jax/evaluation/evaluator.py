@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, coco_results, evaluate
+from sparseinst_jax.files import replace_file
 from sparseinst_jax.masks import encode_transposed
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -246,11 +246,4 @@ class Progress:
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
     """Write a json file whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=indent) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, (json.dumps(value, indent=indent) + "\n").encode())

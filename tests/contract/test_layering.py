@@ -27,7 +27,7 @@ LAYERS = (
     ("data",),
     ("losses", "matching", "masks"),
     ("layers", "ops", "charts"),
-    ("structures", "config", "runtime", "pytest_data", "fonts"),
+    ("structures", "config", "runtime", "pytest_data", "fonts", "files"),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

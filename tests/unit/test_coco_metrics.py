@@ -6,7 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES, coco_results, evaluate
+from sparseinst_jax.evaluation.coco_metrics import (
+    CLASS_METRIC_NAMES,
+    METRIC_NAMES,
+    coco_results,
+    evaluate,
+)
 from sparseinst_jax.masks import encode_masks
 
 HEIGHT, WIDTH = 200, 220
@@ -59,7 +64,10 @@ def test_truth_given_back_as_detections_scores_one():
     for name in ("AP", "AP50", "AP75", "APm", "APl", "AR1", "AR100"):
         assert metrics[name] == pytest.approx(1.0)
     assert metrics["APs"] == -1.0  # no such object
-    assert metrics.per_class["bar"] == pytest.approx({"AP": 1.0, "AP50": 1.0})
+    assert metrics.per_class["bar"] == pytest.approx(
+        {"category_id": 90, "instances": 1, "AP": 1.0, "AP50": 1.0, "AP75": 1.0, "AR100": 1.0}
+        | {"APs": -1.0, "APm": -1.0, "APl": 1.0}  # 100 x 120 pixels
+    )
 
 
 def test_one_found_one_missed_and_one_false_detection():
@@ -83,8 +91,11 @@ def test_average_over_ten_overlaps():
     assert metrics["AP"] == pytest.approx(0.3)
     assert metrics["AP50"] == pytest.approx(1.0)
     assert metrics["AP75"] == 0.0
-    assert metrics.per_class["square"] == pytest.approx({"AP": 0.3, "AP50": 1.0})
-    assert metrics.per_class["bar"] == {"AP": -1.0, "AP50": -1.0}
+    square, bar = metrics.per_class["square"], metrics.per_class["bar"]
+    assert (square["AP"], square["AP50"], square["AP75"]) == pytest.approx((0.3, 1.0, 0.0))
+    assert (square["APm"], square["AR100"]) == pytest.approx((0.3, 0.3))
+    assert square["instances"] == 1 and bar["instances"] == 0
+    assert all(bar[name] == -1.0 for name in CLASS_METRIC_NAMES)
 
 
 def test_no_detections_score_zero():
@@ -142,8 +153,9 @@ def test_table_shows_percent_and_a_dash_for_what_is_not_defined():
     lines = [line.split() for line in metrics.table().splitlines()]
     assert ["AP", "30.00"] in [line[:2] for line in lines]
     assert ["APs", "-"] in [line[:2] for line in lines]
-    assert ["square", "30.00", "100.00"] in lines
-    assert ["bar", "-", "-"] in lines
+    assert ["class", "objects", *CLASS_METRIC_NAMES] in lines
+    assert ["square", "1", "30.00", "100.00", "0.00", "-", "30.00", "-", "30.00"] in lines
+    assert ["bar", "0", *"-------"] in lines
 
 
 def test_every_detection_that_does_not_fit_is_named_at_once():
