@@ -107,14 +107,14 @@ def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
     text = str(error.value)
     for part in (
         "train.json",
-        "image id 7 occurs more than once",
+        "image id 7 occurs more than once: a.png and c.png",
         "images[3] (id 11): no height",
         "category id 90 occurs more than once",
         "annotation id 1 occurs more than once",
         "annotation 4: unknown image_id 99",
-        "annotation 5: unknown category_id 13",
-        "annotation 6: run lengths of size [9, 9]",
-        "annotation 8: run lengths sum to 3",
+        "annotation 5 (sub/b.png): unknown category_id 13; the categories are 0, 90",
+        "annotation 6 (sub/b.png): run lengths of size [9, 9]",
+        "annotation 8 (sub/b.png): run lengths sum to 3",
         "(id 9): no segmentation",
         "annotations[8]: id must be an integer, got '10'",
         "10 fault(s)",

@@ -1,0 +1,71 @@
+"""Collect what is wrong with a file, to tell all of it at once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+MAX_FAULTS_SHOWN = 20
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong.
+
+    Attributes:
+        kind: the same few words for every fault of its kind, to count them by.
+        message: names the entry (its id and file), what was found and what was expected.
+        is_fatal: training or evaluation would fail; otherwise the entry is left out or changed.
+    """
+
+    kind: str
+    message: str
+    is_fatal: bool = True
+
+
+class Faults:
+    """The faults of one json, in the order in which they were found."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[Fault] = []
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self.found)
+
+    def add(self, kind: str, message: str, *, is_fatal: bool = True) -> None:
+        """Note one fault."""
+        self.found.append(Fault(kind, message, is_fatal))
+
+    @property
+    def fatal(self) -> list[Fault]:
+        """Those that training would fail on."""
+        return [fault for fault in self.found if fault.is_fatal]
+
+    @property
+    def harmless(self) -> list[Fault]:
+        """Those that training gets over."""
+        return [fault for fault in self.found if not fault.is_fatal]
+
+    def raise_if_fatal(self) -> None:
+        """Raise the fatal ones, the first of them word for word.
+
+        Raises:
+            ValueError: there is one.
+        """
+        fatal = self.fatal
+        if not fatal:
+            return
+        shown = "\n  ".join(fault.message for fault in fatal[:MAX_FAULTS_SHOWN])
+        rest = len(fatal) - MAX_FAULTS_SHOWN
+        more = f"\n  ... and {rest} more (`sparseinst check-data` lists all)" if rest > 0 else ""
+        raise ValueError(
+            f"{self.path}: {len(fatal)} fault(s) in a file read as COCO instances:\n"
+            f"  {shown}{more}\nCorrect the file (its form: https://cocodataset.org/#format-data)."
+        )
+
+
+def grouped(faults: list[Fault]) -> dict[str, list[Fault]]:
+    """The faults of each kind, the fatal kinds first, then as they came."""
+    groups: dict[str, list[Fault]] = {}
+    for fault in sorted(faults, key=lambda fault: not fault.is_fatal):
+        groups.setdefault(fault.kind, []).append(fault)
+    return groups
