@@ -26,6 +26,8 @@ class Batch(NamedTuple):
         each 4x4 block of the full-size mask.
       is_target: bool [B, M], False for padding.
       image_id: int64 [B], the data set's ids; used on the host only.
+      is_ignored: bool [B, H/4, W/4], pixels that count neither for nor against a mask (crowd
+        regions); None when there are none by configuration.
     """
 
     images: Array
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     masks: Array
     is_target: Array
     image_id: Array
+    is_ignored: Array | None = None
 
 
 class Outputs(NamedTuple):

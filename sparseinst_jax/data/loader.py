@@ -15,15 +15,9 @@ import numpy as np
 from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
-from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
-from sparseinst_jax.data.transforms import (
-    MASK_STRIDE,
-    Size,
-    mask_levels,
-    resize_image,
-    resized_size,
-    transform_image,
-)
+from sparseinst_jax.data.plan import StepPlan, TrainPlan
+from sparseinst_jax.data.train_image import load_train_image
+from sparseinst_jax.data.transforms import MASK_STRIDE, Size, resize_image, resized_size
 from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own
@@ -146,7 +140,7 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
         for batch in iterator:
             # Worker processes hand over shared memory; copied, it can be freed at once, and none is
             # left over when the program ends.
-            yield Batch(*(np.array(array) for array in batch)) if num_workers else batch
+            yield _copied(batch) if num_workers else batch
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -156,6 +150,10 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
             # leaked when the program ends.
             iterator = steps = batch = None
             gc.collect()
+
+
+def _copied(batch: Batch) -> Batch:
+    return Batch(*(None if array is None else np.array(array) for array in batch))
 
 
 def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
@@ -178,47 +176,23 @@ def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
         masks=np.zeros((number, num_targets, *quarter), np.uint8),
         is_target=np.zeros((number, num_targets), bool),
         image_id=np.zeros(number, np.int64),
+        is_ignored=np.zeros((number, *quarter), bool) if plan.ignores_crowd else None,
     )
     for index, image_plan in enumerate(plan.images):
-        record = records[image_plan.position]
-        image, labels, masks = load_train_image(record, image_plan)
-        valid_height, valid_width = image.shape[:2]
-        batch.images[index, :valid_height, :valid_width] = image
+        loaded = load_train_image(records, image_plan, plan.flip_labels, plan.ignores_crowd)
+        number_of_targets = len(loaded.labels)
+        valid_height, valid_width = loaded.image.shape[:2]
+        batch.images[index, :valid_height, :valid_width] = loaded.image
         batch.valid_size[index] = valid_height, valid_width
-        batch.labels[index, : len(labels)] = labels
-        batch.is_target[index, : len(labels)] = True
-        batch.image_id[index] = record.image_id
-        for target, mask in enumerate(masks):
+        batch.labels[index, :number_of_targets] = loaded.labels
+        batch.is_target[index, :number_of_targets] = True
+        batch.image_id[index] = records[image_plan.position].image_id
+        for target, mask in enumerate(loaded.masks):
             batch.masks[index, target, : mask.shape[0], : mask.shape[1]] = mask
+        if loaded.is_ignored is not None and batch.is_ignored is not None:
+            rows, columns = loaded.is_ignored.shape
+            batch.is_ignored[index, :rows, :columns] = loaded.is_ignored
     return batch
-
-
-def load_train_image(
-    record: ImageRecord, plan: ImagePlan
-) -> tuple[np.ndarray, list[int], list[np.ndarray]]:
-    """Read one image and its objects and transform them.
-
-    Crowd regions are left out, and objects of which no pixel is left.
-
-    Returns:
-        image uint8 [h, w, 3], labels, and quarter levels uint8 [ceil(h/4), ceil(w/4)] per object.
-    """
-    image = transform_image(read_record(record), plan.transform)
-    labels, masks = [], []
-    for annotation in record.targets:
-        try:
-            levels = mask_levels(
-                annotation.segmentation, (record.height, record.width), plan.transform
-            )
-        except Exception as error:
-            raise ValueError(
-                f"annotation {annotation.id} of image {record.path} has a broken segmentation "
-                f"({error}); correct or remove it"
-            ) from error
-        if levels is not None:
-            labels.append(annotation.label)
-            masks.append(levels)
-    return image, labels, masks
 
 
 def load_eval_image(record: ImageRecord, eval_size: Size) -> np.ndarray:

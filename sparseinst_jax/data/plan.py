@@ -6,6 +6,14 @@ and a batch is made whenever one of the two has enough (as detectron2's aspect-r
 is left of both at the end of a chunk makes its last batch. So every image is used once per epoch,
 with nothing dropped or repeated, any step can be planned without its predecessors, and a data set
 smaller than the batch works (a batch then holds several epochs).
+
+Copy-paste (off by default) draws from a stream of its own, one generator per place in the stream of
+images, so that it changes nothing else of the plan.
+
+Source: Ghiasi et al., arXiv:2012.07177 (simple copy-paste).
+Differs from the reference: the pasted objects are at least one and never more than the batch's
+static shapes have room for; what falls outside the first image is cut off (there the canvas is the
+padded image); borders are not smoothed.
 """
 
 from functools import lru_cache
@@ -15,6 +23,7 @@ import numpy as np
 
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
+    LSJ_RANGE,
     NUM_DRAWS,
     PADDING_MULTIPLE,
     Size,
@@ -28,7 +37,16 @@ CHUNK_STEPS = 256
 TARGET_MULTIPLE = 8
 SMALL_NUM_TARGETS = 32
 # Streams of random numbers under one seed.
-_ORDER, _DRAWS = 0, 1
+_ORDER, _DRAWS, _PASTE = 0, 1, 2
+CROWD = ("drop", "ignore")
+
+
+class Paste(NamedTuple):
+    """Objects to paste: ``targets`` index those of the image at ``position``, in its order."""
+
+    position: int
+    transform: Transform
+    targets: tuple[int, ...]
 
 
 class ImagePlan(NamedTuple):
@@ -36,13 +54,15 @@ class ImagePlan(NamedTuple):
 
     position: int
     transform: Transform
+    paste: Paste | None = None
 
 
 class StepPlan(NamedTuple):
     """One step: the images of this host, and what all hosts share.
 
     ``padded_size`` (height, width) in pixels and ``num_targets`` (M) are static shapes; ``epoch``
-    is that of the step's first image.
+    is that of the step's first image. ``flip_labels[label]`` is the label of a flipped object;
+    empty where a flip changes none. ``ignores_crowd``: the batch tells where crowd regions are.
     """
 
     step: int
@@ -50,6 +70,8 @@ class StepPlan(NamedTuple):
     padded_size: Size
     num_targets: int
     images: tuple[ImagePlan, ...]
+    flip_labels: tuple[int, ...] = ()
+    ignores_crowd: bool = False
 
 
 class TrainPlan:
@@ -69,6 +91,10 @@ class TrainPlan:
         train_sizes: tuple[int, ...],
         train_max_size: int,
         augmentation: str = "flip_resize",
+        lsj_range: tuple[float, float] = LSJ_RANGE,
+        copy_paste: float = 0.0,
+        flip_labels: tuple[int, ...] = (),
+        crowd: str = "drop",
     ) -> None:
         """Keep the settings.
 
@@ -80,6 +106,10 @@ class TrainPlan:
             train_sizes: choices of the shortest side, pixels.
             train_max_size: limit of the longest side, pixels.
             augmentation: one of ``transforms.AUGMENTATIONS``.
+            lsj_range: smallest and largest factor of the augmentation ``lsj``.
+            copy_paste: probability that objects of another image are pasted onto an image.
+            flip_labels: label of each label's object in a flipped image; empty for the same.
+            crowd: one of CROWD.
 
         Raises:
             ValueError: lists every setting that cannot be.
@@ -91,9 +121,21 @@ class TrainPlan:
         self.train_sizes = tuple(sorted(int(size) for size in train_sizes))
         self.train_max_size = int(train_max_size)
         self.augmentation = augmentation
+        self.lsj_range = tuple(lsj_range)
+        self.copy_paste = float(copy_paste)
+        self.flip_labels = tuple(flip_labels)
+        self.crowd = crowd
         self._check()
-        self.buckets = training_buckets(self.train_sizes, self._longest_side())
-        self.target_levels = target_levels(int(self._counts.max()))
+        self._window = self.train_sizes[-1], self._longest_side()
+        self.buckets = training_buckets(self.train_sizes, self._window[1])
+        if augmentation == "lsj":
+            self.buckets = self.buckets[-1:]  # the jitter's canvas has one size
+        most = int(self._counts.max())
+        if self.copy_paste:
+            # Small sets get room for twice their objects; crowded ones do not grow: memory would.
+            most = max(most, min(2 * most, SMALL_NUM_TARGETS))
+        self.target_levels = target_levels(most)
+        self._pasted_from = np.flatnonzero(self._counts)
         # Bound to the instance, so that two plans do not share or evict each other's cache.
         self._chunk = lru_cache(maxsize=2)(self._plan_chunk)
 
@@ -126,12 +168,23 @@ class TrainPlan:
                 f"config.data.augmentation must be one of {AUGMENTATIONS}, got "
                 f"{self.augmentation!r}"
             )
+        if len(self.lsj_range) != 2 or not 0 < self.lsj_range[0] <= self.lsj_range[1]:
+            faults.append(
+                "config.data.lsj_range must be (smallest, largest) factor with 0 < smallest <= "
+                f"largest, got {self.lsj_range}"
+            )
+        if not 0 <= self.copy_paste <= 1:
+            faults.append(
+                f"config.data.copy_paste must be a probability 0 ... 1, got {self.copy_paste}"
+            )
+        if self.crowd not in CROWD:
+            faults.append(f"config.data.crowd must be one of {CROWD}, got {self.crowd!r}")
         if faults:
             raise ValueError("training cannot be planned: " + "; ".join(faults))
 
     def _longest_side(self) -> int:
         """Longest side that a transform can give, so that no padding is wasted on a uniform set."""
-        if self.augmentation != "flip_resize":
+        if self.augmentation == "flip_resize_crop":
             return self.train_max_size  # a crop can have any shape
         return max(
             max(resized_size((height, width), self.train_sizes[-1], self.train_max_size))
@@ -163,32 +216,67 @@ class TrainPlan:
                 f"a batch of {self.batch_size} images cannot be cut for host {host_index} of "
                 f"{host_count}; make config.train.batch_size a multiple of the number of hosts"
             )
-        positions, transforms = self._chunk(step // CHUNK_STEPS)[step % CHUNK_STEPS]
+        slots, positions, transforms = self._chunk(step // CHUNK_STEPS)[step % CHUNK_STEPS]
         transforms, bucket = self._fit(positions, transforms)
-        most = int(self._counts[positions].max())
+        # Of all hosts' images, because they share the number of targets.
+        pastes = [
+            self._draw_paste(step // CHUNK_STEPS, slot, int(self._counts[position]))
+            for slot, position in zip(slots, positions, strict=True)
+        ]
+        added = [len(paste.targets) if paste else 0 for paste in pastes]
+        most = int((self._counts[positions] + added).max())
         level = next(level for level in self.target_levels if level >= most)
         per_host = self.batch_size // host_count
         mine = slice(host_index * per_host, (host_index + 1) * per_host)
         images = tuple(
-            ImagePlan(int(position), transform)
-            for position, transform in zip(positions[mine], transforms[mine], strict=True)
+            ImagePlan(int(position), transform, paste)
+            for position, transform, paste in zip(
+                positions[mine], transforms[mine], pastes[mine], strict=True
+            )
         )
-        return StepPlan(step, self.epoch_of(step), bucket, level, images)
+        return StepPlan(
+            step,
+            self.epoch_of(step),
+            bucket,
+            level,
+            images,
+            self.flip_labels,
+            self.crowd == "ignore",
+        )
 
-    def _plan_chunk(self, chunk: int) -> list[tuple[np.ndarray, list[Transform]]]:
-        """Positions and transforms of each step of a chunk, before a mixed batch is made to fit."""
+    def _draw(self, draws: np.ndarray, position: int) -> Transform:
+        is_jitter = self.augmentation == "lsj"
+        return draw_transform(
+            draws,
+            tuple(self.image_sizes[position].tolist()),
+            self.train_sizes,
+            self._window[1] if is_jitter else self.train_max_size,
+            self.augmentation,
+            self.lsj_range,
+        )
+
+    def _draw_paste(self, chunk: int, slot: int, num_present: int) -> Paste | None:
+        """Draw what is pasted onto the image in a slot of a chunk, which has objects of its own."""
+        if not self.copy_paste or not len(self._pasted_from):
+            return None
+        random = np.random.default_rng([self.seed, _PASTE, chunk, slot])
+        room = self.target_levels[-1] - num_present
+        if random.random() >= self.copy_paste or not room:
+            return None
+        position = int(self._pasted_from[random.integers(len(self._pasted_from))])
+        transform = self._draw(random.random(NUM_DRAWS), position)
+        there = int(self._counts[position])
+        number = min(int(random.integers(1, there + 1)), room)
+        chosen = random.permutation(there)[:number]
+        return Paste(position, transform, tuple(sorted(chosen.tolist())))
+
+    def _plan_chunk(self, chunk: int) -> list[tuple[list[int], np.ndarray, list[Transform]]]:
+        """Slots, positions and transforms of each step, before a mixed batch is made to fit."""
         number = CHUNK_STEPS * self.batch_size
         positions = self._stream(chunk * number, number)
         draws = np.random.default_rng([self.seed, _DRAWS, chunk]).random((number, NUM_DRAWS))
         transforms = [
-            draw_transform(
-                row,
-                tuple(self.image_sizes[position].tolist()),
-                self.train_sizes,
-                self.train_max_size,
-                self.augmentation,
-            )
-            for row, position in zip(draws, positions, strict=True)
+            self._draw(row, position) for row, position in zip(draws, positions, strict=True)
         ]
         waiting: dict[bool, list[int]] = {False: [], True: []}
         batches = []
@@ -201,7 +289,9 @@ class TrainPlan:
         left = waiting[False] + waiting[True]  # none, or exactly one batch
         if left:
             batches.append(left)
-        return [(positions[slots], [transforms[slot] for slot in slots]) for slots in batches]
+        return [
+            (slots, positions[slots], [transforms[slot] for slot in slots]) for slots in batches
+        ]
 
     def _stream(self, start: int, number: int) -> np.ndarray:
         """Positions ``start ... start + number - 1`` of the endless stream of permutations."""

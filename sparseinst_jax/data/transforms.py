@@ -6,7 +6,8 @@ original reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixe
 so a level 0 ... 4 says it all.
 
 Source: detectron2/data/transforms, detectron2/data/detection_utils.py and
-sparseinst/{dataset_mapper,loss}.py of the original.
+sparseinst/{dataset_mapper,loss}.py of the original. Large-scale jitter: Ghiasi et al.,
+arXiv:2012.07177, section 3, as detectron2's ``ResizeScale`` and ``FixedSizeCrop``.
 """
 
 import math
@@ -22,10 +23,11 @@ from sparseinst_jax.data.coco import Segmentation, encode_segmentation
 Size = tuple[int, int]
 PADDING_MULTIPLE = 32
 MASK_STRIDE = 4
-AUGMENTATIONS = ("flip_resize", "flip_resize_crop")
+AUGMENTATIONS = ("flip_resize", "flip_resize_crop", "lsj")
 # The published crop recipe: shortest side of the first resize, and the range of the crop's sides.
 CROP_RESIZE_SIZES = (400, 500, 600)
 CROP_RANGE = (384, 600)
+LSJ_RANGE = (0.1, 2.0)
 NUM_DRAWS = 8  # uniform numbers that one transform is drawn from
 
 
@@ -33,7 +35,7 @@ class Transform(NamedTuple):
     """What happens to one image, in this order; sizes are (height, width) in pixels.
 
     ``flip``: horizontal. ``first_size`` and ``crop`` (y, x, height, width) are None unless the crop
-    recipe drew them. ``size``: the final one.
+    recipe or the jitter drew them. ``size``: the final one.
     """
 
     flip: bool
@@ -87,11 +89,13 @@ def draw_transform(
     sizes: tuple[int, ...],
     max_size: int,
     augmentation: str,
+    lsj_range: tuple[float, float] = LSJ_RANGE,
 ) -> Transform:
     """Draw the training transform of one image.
 
     Flip with probability one half, then a resize to a shortest side chosen from ``sizes``; for
-    ``flip_resize_crop`` one half of the images are first resized to 400, 500 or 600 and cropped.
+    ``flip_resize_crop`` one half of the images are first resized to 400, 500 or 600 and cropped;
+    for ``lsj`` see ``_draw_jitter``.
 
     Args:
         draws: float64 [NUM_DRAWS], uniform in [0, 1).
@@ -99,8 +103,11 @@ def draw_transform(
         sizes: choices of the shortest side.
         max_size: limit of the longest side.
         augmentation: one of AUGMENTATIONS.
+        lsj_range: smallest and largest factor of ``lsj``.
     """
     flip = bool(draws[0] < 0.5)
+    if augmentation == "lsj":
+        return _draw_jitter(draws, flip, original_size, (max(sizes), max_size), lsj_range)
     shortest = sizes[int(draws[1] * len(sizes))]
     if augmentation == "flip_resize" or draws[2] < 0.5:
         return Transform(flip, None, None, resized_size(original_size, shortest, max_size))
@@ -114,6 +121,34 @@ def draw_transform(
     x = int(draws[7] * (first[1] - sides[1] + 1))
     size = resized_size((sides[0], sides[1]), shortest, max_size)
     return Transform(flip, first, (y, x, sides[0], sides[1]), size)
+
+
+def _draw_jitter(
+    draws: np.ndarray,
+    flip: bool,
+    original_size: Size,
+    window: Size,
+    lsj_range: tuple[float, float],
+) -> Transform:
+    """Large-scale jitter: resize to fit the window, times a factor, and cut what does not fit.
+
+    The window is (short, long) in pixels and lies as the image does. A factor of 1 gives the
+    largest image that fits it, as ``resized_size(original_size, *window)``; the factor is uniform
+    in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a smaller one
+    stays at the top left, and the batch pads it.
+
+    Differs from the reference: detectron2 draws one number for the crop's place on both axes and
+    flips after padding, so that its padding may be on the left.
+    """
+    height, width = original_size
+    window = window if height <= width else (window[1], window[0])
+    factor = lsj_range[0] + draws[1] * (lsj_range[1] - lsj_range[0])
+    scale = factor * min(window[0] / height, window[1] / width)
+    first = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
+    size = min(first[0], window[0]), min(first[1], window[1])
+    y = int(draws[6] * (first[0] - size[0] + 1))
+    x = int(draws[7] * (first[1] - size[1] + 1))
+    return Transform(flip, first, (y, x, *size), size)
 
 
 def transform_image(image: np.ndarray, transform: Transform) -> np.ndarray:
@@ -147,6 +182,16 @@ def reduce_mask(mask: np.ndarray) -> np.ndarray:
     return levels
 
 
+def move_mask(segmentation: Segmentation, original_size: Size, transform: Transform) -> np.ndarray:
+    """Move a mask with its image: uint8 0/1 [h, w] of the transformed size."""
+    if isinstance(segmentation, list):
+        polygons = move_polygons(segmentation, original_size, transform)
+        return rle.decode(encode_segmentation(polygons, *transform.size))
+    mask = rle.decode(encode_segmentation(segmentation, *original_size))
+    rows, columns = source_indices(original_size, transform)
+    return mask[rows][:, columns]
+
+
 def mask_levels(
     segmentation: Segmentation, original_size: Size, transform: Transform
 ) -> np.ndarray | None:
@@ -157,8 +202,7 @@ def mask_levels(
         left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
     """
     if isinstance(segmentation, list):
-        polygons = move_polygons(segmentation, original_size, transform)
-        mask = rle.decode(encode_segmentation(polygons, *transform.size))
+        mask = move_mask(segmentation, original_size, transform)
     else:
         mask = rle.decode(encode_segmentation(segmentation, *original_size))
         rows, columns = source_indices(original_size, transform)

@@ -4,6 +4,9 @@ Source: SparseInst (arXiv:2203.12827), label assignment and training losses; ref
 Differs from the reference: all four losses are divided by counts of the global batch (all devices,
 all micro-batches); its mask and objectness losses are means per GPU. Equal on one device. A batch
 without objects is ordinary (the reference raises): only the class loss remains, divided by 1.
+Where the batch has `is_ignored` (crowd regions, off in the published recipes; the reference drops
+them), those pixels count neither in match scores, masks' losses and IoU, nor is a prediction that
+matches no target and lies there taught that it is background.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ class SparseInstObjective:
     dice_power = 0.8
     class_power = 0.2
     objectness_iou_threshold = 0.4
+    # Share of an unmatched mask that must lie in ignored pixels for it to be left alone; COCO's
+    # evaluation leaves a detection alone when as much of it lies in a crowd region.
+    ignored_share = 0.5
 
     def forward(self, params: Tree, statistics: Tree, batch: Batch) -> tuple[Outputs, Tree]:
         """Run the model on uint8 images; return its outputs and the new statistics."""
@@ -67,7 +73,7 @@ class SparseInstObjective:
 
     def match_score(self, outputs: Outputs, batch: Batch) -> jax.Array:
         """Return dice^0.8 * p_class^0.2 of every prediction with every target, [B, N, M]."""
-        dice = losses.dice_matrix(outputs.mask_logits, _target_masks(batch))
+        dice = losses.dice_matrix(outputs.mask_logits, _target_masks(batch), _counted(batch))
         probs = jax.nn.sigmoid(outputs.class_logits)  # [B, N, K]
         p_class = jnp.take_along_axis(probs, batch.labels[:, None, :], axis=2)  # [B, N, M]
         return dice**self.dice_power * p_class**self.class_power
@@ -98,15 +104,20 @@ class SparseInstObjective:
         one_hot = one_hot.at[image, jnp.where(is_matched, index, no_query), batch.labels].set(
             1.0, mode="drop"
         )
-        class_loss = losses.focal_loss(class_logits, one_hot).sum()
+        class_losses = losses.focal_loss(class_logits, one_hot)
+        if batch.is_ignored is not None:
+            has_class = one_hot.any(-1, keepdims=True)
+            is_judged = has_class | ~self._lies_in_ignored(mask_logits, batch.is_ignored)
+            class_losses = jnp.where(is_judged, class_losses, 0.0)
+        class_loss = class_losses.sum()
 
-        targets = _target_masks(batch)
+        targets, counted = _target_masks(batch), _counted(batch)
         logits = jnp.take_along_axis(mask_logits, index[:, :, None, None], axis=1)  # [B, M, h, w]
-        dice = jnp.where(is_matched, losses.dice_loss(logits, targets), 0.0).sum()
-        per_mask = losses.binary_cross_entropy(logits, targets).mean((-2, -1))
+        dice = jnp.where(is_matched, losses.dice_loss(logits, targets, counted), 0.0).sum()
+        per_mask = losses.mask_cross_entropy(logits, targets, counted)
         mask = jnp.where(is_matched, per_mask, 0.0).sum()
 
-        iou = losses.mask_iou(logits, targets, self.objectness_iou_threshold)
+        iou = losses.mask_iou(logits, targets, self.objectness_iou_threshold, counted)
         predicted = jnp.take_along_axis(objectness_logits, index, axis=1)
         objectness = losses.binary_cross_entropy(predicted, iou)
         objectness = jnp.where(is_matched, objectness, 0.0).sum()
@@ -118,6 +129,21 @@ class SparseInstObjective:
             "objectness": self.objectness_weight * objectness / counts.matched,
         }
         return sum(terms.values(), start=jnp.zeros((), jnp.float32)), terms
+
+    def _lies_in_ignored(self, mask_logits: jax.Array, is_ignored: jax.Array) -> jax.Array:
+        """Whether more than half of a mask's pixels, cut at 0.4, are ignored ones: [B, N, 1].
+
+        Cut, not weighed by probability: the sum of small probabilities all over the image is often
+        larger than an object. A mask without such pixels lies nowhere.
+        """
+        predicted = jax.nn.sigmoid(mask_logits) >= self.objectness_iou_threshold  # [B, N, h, w]
+        inside = (predicted & is_ignored[:, None]).sum((-2, -1))
+        return (inside > self.ignored_share * predicted.sum((-2, -1)))[..., None]
+
+
+def _counted(batch: Batch) -> jax.Array | None:
+    """Return the pixels that count, [B, 1, H/4, W/4]; None when all do."""
+    return None if batch.is_ignored is None else ~batch.is_ignored[:, None]
 
 
 def _target_masks(batch: Batch) -> jax.Array:

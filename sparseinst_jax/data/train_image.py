@@ -1,0 +1,159 @@
+"""Make one training image with its targets, as the plan says: read, move, paste, cover, ignore."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record
+from sparseinst_jax.data.plan import ImagePlan, Paste
+from sparseinst_jax.data.transforms import (
+    Size,
+    Transform,
+    mask_levels,
+    move_mask,
+    reduce_mask,
+    transform_image,
+)
+
+# Of four: a pixel at quarter size belongs to a region when half of its inner pixels do.
+_HALF = 2
+_Move = Callable[[Segmentation, Size, Transform], Any]
+
+
+class TrainImage(NamedTuple):
+    """One image and what is to be learned of it; h and w are those of the transformed image.
+
+    Attributes:
+        image: uint8 [h, w, 3].
+        labels: of the targets, the image's own first, then the pasted ones.
+        masks: quarter levels uint8 [ceil(h/4), ceil(w/4)] of each target.
+        is_ignored: bool [ceil(h/4), ceil(w/4)], crowd regions; None when they are dropped.
+        outside: objects of which the transform leaves no pixel.
+        covered: objects that are wholly under pasted ones.
+    """
+
+    image: np.ndarray
+    labels: list[int]
+    masks: list[np.ndarray]
+    is_ignored: np.ndarray | None
+    outside: list[Annotation]
+    covered: list[Annotation]
+
+
+def load_train_image(
+    records: Sequence[ImageRecord],
+    plan: ImagePlan,
+    flip_labels: tuple[int, ...] = (),
+    ignores_crowd: bool = False,
+) -> TrainImage:
+    """Read and transform one image and its objects.
+
+    Objects of which no pixel is left are dropped. Pasted objects take their pixels with them and
+    cover those before; they overlap each other as in the image that they come from.
+
+    Args:
+        records: of the data set; the plan's positions index it.
+        plan: what happens to the image.
+        flip_labels: label of each label's object in a flipped image; empty for the same.
+        ignores_crowd: say where crowd regions are; else they are left out.
+
+    Raises:
+        ValueError: the image or a mask cannot be read; names the file and the annotation.
+    """
+    record = records[plan.position]
+    result = TrainImage(transform_image(read_record(record), plan.transform), [], [], None, [], [])
+    pasted, cover = None, None
+    if plan.paste is not None:
+        pasted, cover = _paste(result, records[plan.paste.position], plan.paste, flip_labels)
+        result = result._replace(image=pasted.image)
+    for annotation in record.targets:
+        levels = _own_levels(annotation, record, plan.transform, cover, result)
+        if levels is not None:
+            result.labels.append(_label(annotation, plan.transform, flip_labels))
+            result.masks.append(levels)
+    if pasted is not None:
+        result.labels.extend(pasted.labels)
+        result.masks.extend(pasted.masks)
+        result.outside.extend(pasted.outside)
+    if ignores_crowd:
+        is_ignored = _crowd(record, plan.transform, cover)
+        for levels in result.masks:
+            is_ignored &= levels < _HALF  # what an object covers is known
+        result = result._replace(is_ignored=is_ignored)
+    return result
+
+
+def _paste(
+    first: TrainImage, record: ImageRecord, paste: Paste, flip_labels: tuple[int, ...]
+) -> tuple[TrainImage, np.ndarray]:
+    """Paste objects at the place where they are, cut at the border of the first image.
+
+    Returns:
+        the changed image with the pasted targets alone, and bool [h, w] of what they cover.
+    """
+    image = first.image.copy()
+    other = transform_image(read_record(record), paste.transform)
+    common = tuple(min(a, b) for a, b in zip(image.shape[:2], other.shape[:2], strict=True))
+    inside = np.s_[: common[0], : common[1]]
+    cover = np.zeros(image.shape[:2], bool)
+    result = TrainImage(image, [], [], None, [], [])
+    targets = record.targets
+    for index in paste.targets:
+        annotation = targets[index]
+        mask = np.zeros(cover.shape, np.uint8)
+        mask[inside] = _moved(move_mask, annotation, record, paste.transform)[inside]
+        if not mask.any():
+            result.outside.append(annotation)
+            continue
+        cover |= mask.astype(bool)
+        result.labels.append(_label(annotation, paste.transform, flip_labels))
+        result.masks.append(reduce_mask(mask))
+    image[inside][cover[inside]] = other[inside][cover[inside]]
+    return result, cover
+
+
+def _own_levels(
+    annotation: Annotation,
+    record: ImageRecord,
+    transform: Transform,
+    cover: np.ndarray | None,
+    result: TrainImage,
+) -> np.ndarray | None:
+    """Quarter levels of what is seen of an object; None, and noted, when nothing is."""
+    if cover is None:
+        levels = _moved(mask_levels, annotation, record, transform)
+        if levels is None:
+            result.outside.append(annotation)
+        return levels
+    mask = _moved(move_mask, annotation, record, transform)
+    seen = mask * ~cover
+    if seen.any():
+        return reduce_mask(seen)
+    (result.covered if mask.any() else result.outside).append(annotation)
+    return None
+
+
+def _crowd(record: ImageRecord, transform: Transform, cover: np.ndarray | None) -> np.ndarray:
+    """Where the crowd regions of an image are seen, bool [ceil(h/4), ceil(w/4)]."""
+    region = np.zeros(transform.size, np.uint8)
+    for annotation in record.annotations:
+        if annotation.iscrowd:
+            region |= _moved(move_mask, annotation, record, transform)
+    if cover is not None:
+        region *= ~cover
+    return reduce_mask(region) >= _HALF
+
+
+def _label(annotation: Annotation, transform: Transform, flip_labels: tuple[int, ...]) -> int:
+    return flip_labels[annotation.label] if transform.flip and flip_labels else annotation.label
+
+
+def _moved(move: _Move, annotation: Annotation, record: ImageRecord, transform: Transform) -> Any:
+    try:
+        return move(annotation.segmentation, (record.height, record.width), transform)
+    except Exception as error:
+        raise ValueError(
+            f"annotation {annotation.id} of image {record.path} has a broken segmentation "
+            f"({error}); correct or remove it"
+        ) from error
