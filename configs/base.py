@@ -59,6 +59,8 @@ def _data() -> ConfigDict:
     data.val = ConfigDict()
     data.val.images = "datasets/coco/val2017"
     data.val.annotations = "datasets/coco/annotations/instances_val2017.json"
+    data.classes = ()  # names of the classes to keep; () keeps all that the json has
+    data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")
     data.generator = ""  # "shapes" draws the demo's data when it is missing
     data.keep_empty = False  # train on images without objects too
     data.augmentation = "flip_resize"  # or "flip_resize_crop", the recipe of the `aug` rows

@@ -229,13 +229,15 @@ def _parse_number(text: str, kind: type) -> int | float:
 
 
 def _parse_tuple(text: str, current: tuple) -> tuple:
-    """Read `(352, 469)`, `[352, 469]`, `352,469` or, for one element, `352`."""
+    """Read `(352, 469)`, `[352, 469]`, `352,469`, one element `352`, or names `cat,dog`."""
     kind = type(current[0]) if current else None
     expected = f'a tuple like "{current}"'
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError):
-        raise ValueError(f"expected {expected}.") from None
+        if kind not in (None, str) or text.strip()[:1] in "([":
+            raise ValueError(f"expected {expected}.") from None
+        value = tuple(item.strip() for item in text.split(","))  # names: cat,dog
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
     if kind is float:
         items = tuple(float(x) if type(x) is int else x for x in items)

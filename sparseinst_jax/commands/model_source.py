@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparseinst_jax.commands.datasets import load_val
 from sparseinst_jax.config import add_config_arguments, default_workdir, load_config
-from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.predictor import Predictor, load_run, load_weights_file
 from sparseinst_jax.training.checkpoints import Checkpoints, locate
@@ -98,7 +98,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        classes = load_coco(config.data.val.annotations, None)
+        classes = load_val(config, with_images=False)
         predictor = load_weights_file(
             config, arguments.weights, classes.class_names, classes.category_ids
         )

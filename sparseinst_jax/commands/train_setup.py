@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparseinst_jax import builders, layers
-from sparseinst_jax.commands import train_checks
+from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.evaluation import evaluator
@@ -69,12 +69,7 @@ def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.Coco
       ValueError: there is nothing to learn in them.
     """
     prepare_data(config)
-    dataset = coco.load_coco(
-        config.data.train.annotations,
-        config.data.train.images,
-        keep_empty=config.data.keep_empty,
-        check_files=True,
-    )
+    dataset = datasets.load_train(config)
     train_checks.refuse_nothing_to_learn(dataset)
     for line in [*coco.summarize(dataset, config.model.num_masks), *train_checks.warnings(config)]:
         say(line)
@@ -133,7 +128,7 @@ def make_evaluation(
     """Make the function that scores weights on the validation data; compiled shapes are kept."""
     if config.train.eval_every == 0:
         return lambda *_: {}
-    dataset = coco.load_coco(config.data.val.annotations, config.data.val.images, check_files=True)
+    dataset = datasets.load_val(config, check_files=True)
     if not any(record.annotations for record in dataset.records):
         raise ValueError(
             f"{config.data.val.annotations} has no annotations to score against: give a json with"

@@ -18,12 +18,12 @@ class Classes(NamedTuple):
     Attributes:
         names: of label 0 ... K-1.
         category_ids: the json's id of each label.
-        kept_id: the json's category id -> that of its class; an id that is left out is not in it.
+        kept_id: the json's category id -> that of its class, None for a class that is left out.
     """
 
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    kept_id: dict[int, int]
+    kept_id: dict[int, int | None]
 
 
 def choose_classes(
@@ -70,7 +70,7 @@ def choose_classes(
         for name, ids in members.items()
         if not wanted or name in wanted
     }
-    kept_id = {i: id_of[name] for i, name in new_name.items() if name in id_of}
+    kept_id = {i: id_of.get(name) for i, name in new_name.items()}
     pairs = sorted((i, name) for name, i in id_of.items())
     return Classes(tuple(name for _, name in pairs), tuple(i for i, _ in pairs), kept_id)
 
@@ -88,12 +88,17 @@ def map_categories(content: Mapping[str, Any], classes: Classes) -> dict[str, An
 
 
 def map_category_ids(entries: Sequence[Mapping[str, Any]], classes: Classes) -> list[Any]:
-    """Give annotations or detections the ids of their classes; those left out are dropped."""
-    return [
-        {**entry, "category_id": classes.kept_id[entry["category_id"]]}
-        for entry in entries
-        if entry["category_id"] in classes.kept_id
-    ]
+    """Give annotations or detections the ids of their classes; those left out are dropped.
+
+    An id that the json does not know stays: whoever reads the entries says so.
+    """
+    mapped = []
+    for entry in entries:
+        old = entry.get("category_id")
+        new = classes.kept_id.get(old, old) if isinstance(old, int) else old
+        if new is not None or old is None:
+            mapped.append({**entry, "category_id": new} if new != old else entry)
+    return mapped
 
 
 def _read_map(

@@ -136,8 +136,8 @@ def index_coco(
 
 def _labels(categories: dict[int, str], chosen: Classes) -> dict[int, int | None]:
     """Label of every category of the json, None where its class is left out."""
-    label_of = {category_id: label for label, category_id in enumerate(chosen.category_ids)}
-    return {i: label_of[chosen.kept_id[i]] if i in chosen.kept_id else None for i in categories}
+    label_of: dict[int | None, int] = {i: label for label, i in enumerate(chosen.category_ids)}
+    return {i: label_of.get(chosen.kept_id[i]) for i in categories}
 
 
 def _refuse_missing_folder(root: Path | None, path: Path) -> None:

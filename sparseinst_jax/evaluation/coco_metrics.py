@@ -28,6 +28,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.data.coco import encode_segmentation
 
 METRIC_NAMES = (
@@ -157,6 +158,7 @@ def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
 def evaluate(
     annotations: str | Path | Mapping[str, Any],
     predictions: str | Path | Sequence[Mapping[str, Any]],
+    classes: Classes | None = None,
 ) -> CocoMetrics:
     """Score detections against a COCO instance annotation file.
 
@@ -164,6 +166,8 @@ def evaluate(
         annotations: a COCO json that `load_coco` accepts, or its content.
         predictions: a COCO results file, or its content: image_id, category_id, score and
             segmentation (RLE, compressed or not, or polygons) of each detection. May be empty.
+        classes: chosen and merged classes; annotations and detections are mapped alike, so that
+            results with the json's own ids and results with those of the classes both fit.
 
     Returns:
         The metrics. Nothing is printed and the arguments are left as they are.
@@ -174,6 +178,8 @@ def evaluate(
             faults are listed at once).
     """
     content = load_json(annotations)
+    if classes is not None and isinstance(content, Mapping):
+        content = map_categories(content, classes)
     if not isinstance(content, Mapping) or not content.get("annotations"):
         raise ValueError(
             "expected COCO annotations with objects to score against, got none; a list of images "
@@ -185,6 +191,8 @@ def evaluate(
             "expected a COCO results file, a list of detections, got "
             f"{type(results).__name__}: is it an annotation file?"
         )
+    if classes is not None:
+        results = map_category_ids(results, classes)
     images = {image["id"]: image for image in content["images"]}
     truth = _index(content, _prepare_annotations(content, images))
     detections = _index(content, _prepare_detections(results, images, content["categories"]))

@@ -74,7 +74,7 @@ def evaluate_dataset(
     results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
     if not any(record.annotations for record in dataset.records):
         return results, None
-    return results, evaluate(dataset.annotations_path, results)
+    return results, evaluate(dataset.annotations_path, results, dataset.classes)
 
 
 def predict_dataset(
