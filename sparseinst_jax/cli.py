@@ -10,6 +10,7 @@ _COMMANDS = {
     "train": "train on COCO-format data, or continue a run",
     "eval": "COCO mask AP of a run, a checkpoint, weights or a results file",
     "predict": "masks, labels and scores of images",
+    "import-data": "YOLO, LabelMe and VIA labels and mask images to a COCO json",
 }
 
 
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    lines = "\n".join(f"  {name:9}{text}" for name, text in _COMMANDS.items())
+    lines = "\n".join(f"  {name:13}{text}" for name, text in _COMMANDS.items())
     usage = f"usage: sparseinst COMMAND ...\n\n{lines}\n\nsparseinst COMMAND --help says more."
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)

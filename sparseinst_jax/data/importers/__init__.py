@@ -1,0 +1,1 @@
+"""Other label formats to COCO: one module for each, `coco_content` is what they share."""

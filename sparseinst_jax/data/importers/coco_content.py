@@ -1,0 +1,125 @@
+"""Make COCO jsons of labelled images: the content, the division, the files."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparseinst_jax.data.importers.objects import LabelledImage
+
+_DESCRIPTION = "made by sparseinst import-data"
+
+
+def found_classes(
+    images: Sequence[LabelledImage], names: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """The names where given, else the classes of the objects in the order of the alphabet."""
+    if names is not None:
+        return tuple(names)
+    return tuple(sorted({found.class_name for image in images for found in image.objects}))
+
+
+def make_content(images: Sequence[LabelledImage], class_names: Sequence[str]) -> dict[str, Any]:
+    """The COCO content of images; ids from 1 in the order of the file names and the labels."""
+    ids = {name: number for number, name in enumerate(class_names, 1)}
+    content: dict[str, Any] = {
+        "info": {"description": _DESCRIPTION},
+        "licenses": [],
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": number, "name": name} for name, number in ids.items()],
+    }
+    for image_id, image in enumerate(sorted(images, key=lambda image: image.file_name), 1):
+        content["images"].append(
+            {
+                "id": image_id,
+                "file_name": image.file_name,
+                "height": image.height,
+                "width": image.width,
+            }
+        )
+        for found in image.objects:
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[found.class_name],
+                    "segmentation": found.segmentation,
+                    "area": found.area,
+                    "bbox": found.bbox,
+                    "iscrowd": 0,
+                }
+            )
+    return content
+
+
+def split_images(
+    images: Sequence[LabelledImage], val_share: float, seed: int
+) -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Divide images into training and validation; neither side is ever without objects.
+
+    Images with and without objects are divided separately, each by a hash of seed and file name:
+    the same on every machine, and an image that is added moves few others.
+
+    Args:
+        images: at least two of them with objects.
+        val_share: share of the images that goes to validation, between 0 and 1.
+        seed: any integer; another one gives another division.
+
+    Raises:
+        ValueError: fewer than two images have objects.
+    """
+    labelled = [image for image in images if image.objects]
+    if len(labelled) < 2:
+        raise ValueError(
+            f"{len(labelled)} image(s) with objects cannot be divided into training and "
+            "validation: label two or more, or leave --val-output out"
+        )
+
+    def order(image: LabelledImage) -> bytes:
+        return hashlib.sha256(f"{seed}:{image.file_name}".encode(errors="replace")).digest()
+
+    num_val = min(max(round(val_share * len(labelled)), 1), len(labelled) - 1)
+    empty = sorted((image for image in images if not image.objects), key=order)
+    num_empty = round(val_share * len(empty))
+    labelled.sort(key=order)
+    return labelled[num_val:] + empty[num_empty:], labelled[:num_val] + empty[:num_empty]
+
+
+def refuse_foreign_file(path: Path) -> None:
+    """Raise a ValueError if a file is there that `make_content` did not make."""
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_bytes())
+        is_ours = content["info"]["description"] == _DESCRIPTION
+    except (ValueError, RecursionError, OSError, TypeError, KeyError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(
+            f"{path} exists and was not written by import-data; name another file, or delete it"
+        )
+
+
+def write_jsons(contents: Mapping[Path, Any]) -> None:
+    """Write json files, all of them or none.
+
+    Raises:
+        ValueError: a file cannot be written.
+    """
+    temporary: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            temporary[path].write_text(json.dumps(content) + "\n")
+        for path, written in temporary.items():
+            os.replace(written, path)
+    except OSError as error:
+        names = ", ".join(map(str, contents))
+        raise ValueError(f"{names} cannot be written ({error}); give another --output") from error
+    finally:
+        for written in temporary.values():
+            written.unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""LabelMe labels: a json for each image, a list of shapes in it.
+
+Source: the files that LabelMe writes, github.com/wkentaro/labelme.
+"""
+
+import base64
+import binascii
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparseinst_jax.data.images import read_values
+from sparseinst_jax.data.importers.coco_content import found_classes
+from sparseinst_jax.data.importers.objects import (
+    Faults,
+    Imported,
+    LabelFault,
+    LabelledImage,
+    LabelledObject,
+    checked_class,
+    checked_number,
+    list_images,
+    make_box,
+    make_ellipse,
+    make_object,
+    make_polygon,
+    merge_shapes,
+    open_image,
+    read_json,
+    require_folder,
+)
+
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
+
+
+class _Part(NamedTuple):
+    """A shape of an object: a polygon, or a mask bool [h, w]."""
+
+    class_name: str
+    shape: list[float] | np.ndarray
+    where: str
+
+
+def read_labelme(
+    source: Path,
+    images_dir: Path | None = None,
+    names: Sequence[str] | None = None,
+    excluded: Iterable[Path] = (),
+) -> Imported:
+    """Read a folder of LabelMe jsons.
+
+    Polygons, rectangles, circles and masks are objects; those with the same ``group_id`` and label
+    are parts of one object. ``imageData`` is not read: the image file is.
+
+    Args:
+        source: folder of the jsons, searched with its subfolders.
+        images_dir: folder that ``file_name`` becomes relative to; by default the source. A json's
+            ``imagePath`` is looked for beside it, then in this folder.
+        names: the classes in their order; by default those found, by the alphabet.
+        excluded: jsons that are no labels, such as the file to be written.
+
+    Raises:
+        FileNotFoundError: a folder is missing.
+        ValueError: there is no json.
+    """
+    require_folder(source, "the folder of the LabelMe jsons")
+    root = source if images_dir is None else images_dir
+    require_folder(root, "the image folder")
+    left_out = {path.resolve() for path in excluded}
+    paths = [path for path in sorted(source.rglob("*.json")) if path.resolve() not in left_out]
+    if not paths:
+        raise ValueError(f"no .json in or below {source}; LabelMe writes one for each image")
+    faults = Faults()
+    images: list[LabelledImage] = []
+    labelled_by: dict[str, Path] = {}
+    for path in paths:
+        with faults.at(str(path)):
+            image = _read_file(path, source, root, names, faults)
+            first = labelled_by.setdefault(image.file_name, path)
+            if first is not path:
+                raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
+            images.append(image)
+    result = Imported(images, found_classes(images, names), root, faults)
+    without = len({p.relative_to(root).as_posix() for p in list_images(root)} - labelled_by.keys())
+    if without:
+        result.notes.append(f"{without} images below {root} have no json: left out")
+    return result
+
+
+def _read_file(
+    path: Path, source: Path, root: Path, names: Sequence[str] | None, faults: Faults
+) -> LabelledImage:
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+        raise LabelFault("is not a LabelMe file: no list of 'shapes'; move it out of the folder")
+    stated = content.get("imageHeight"), content.get("imageWidth")
+    image_path = _find_image(path, content.get("imagePath"), source, root)
+    image = open_image(image_path, root, stated if all(stated) else None)
+    size = image.height, image.width
+    objects: dict[Any, list[_Part]] = {}
+    for index, shape in enumerate(content["shapes"]):
+        label = shape.get("label") if isinstance(shape, dict) else None
+        where = f"{path}: shapes[{index}]" + (f" ({label})" if isinstance(label, str) else "")
+        with faults.at(where):
+            part = _Part(*_read_shape(shape, size, names), where)
+            group = shape.get("group_id")
+            key = (index,) if group is None else (part.class_name, str(group))
+            objects.setdefault(key, []).append(part)
+    image.objects = _merged(objects.values(), size, faults)
+    return image
+
+
+def _find_image(path: Path, stated: Any, source: Path, root: Path) -> Path:
+    """The image of a json: its imagePath beside it, then in the image folder, then of its name."""
+    if not isinstance(stated, str) or not stated.strip():
+        raise LabelFault(f"imagePath must name the image, got {stated!r}; set it")
+    relative = PureWindowsPath(stated.strip())  # knows both kinds of slashes
+    below = path.parent.relative_to(source)
+    candidates = [root / below / relative.name, root / relative.name, path.parent / relative.name]
+    if not relative.is_absolute() and not relative.root:
+        plain = Path(relative.as_posix())
+        candidates = [path.parent / plain, root / below / plain, root / plain, *candidates]
+    return next((p for p in candidates if p.is_file()), candidates[0])
+
+
+def _read_shape(
+    shape: Any, size: tuple[int, int], names: Sequence[str] | None
+) -> tuple[str, list[float] | np.ndarray]:
+    """Class and form of a shape."""
+    if not isinstance(shape, dict):
+        raise LabelFault("is not an object with label, points and shape_type")
+    kind = shape.get("shape_type") or "polygon"  # old files have polygons only
+    if kind in _WITHOUT_AREA:
+        raise LabelFault(f"a {kind} has no area; draw a polygon, or delete it")
+    class_name = checked_class(shape.get("label"), names)
+    points = shape.get("points")
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        raise LabelFault("points must be a list of [x, y]")
+    xs = [checked_number(p[0], "x of a point") for p in points]
+    ys = [checked_number(p[1], "y of a point") for p in points]
+    if kind == "polygon" or (kind == "rectangle" and len(points) == 4):
+        return class_name, make_polygon(xs, ys, size, kind)
+    if kind not in ("rectangle", "circle", "mask"):
+        raise LabelFault(
+            f"shape_type {kind!r} is not read; expected polygon, rectangle, circle or mask: draw "
+            "it as a polygon"
+        )
+    if len(points) != 2:
+        raise LabelFault(f"a {kind} has two points, got {len(points)}")
+    if kind == "circle":
+        radius = math.hypot(xs[1] - xs[0], ys[1] - ys[0])
+        return class_name, make_ellipse((xs[0], ys[0]), (radius, radius), size)
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    if kind == "rectangle":
+        return class_name, make_box(left, top, right - left, bottom - top, size)
+    return class_name, _read_mask(shape.get("mask"), (left, top, right, bottom), size)
+
+
+def _read_mask(
+    encoded: Any, box: tuple[float, float, float, float], size: tuple[int, int]
+) -> np.ndarray:
+    """Place the PNG of a mask into the image, at the left and top of its box."""
+    if not isinstance(encoded, str):
+        raise LabelFault("a mask shape needs 'mask', the text of a PNG in base64")
+    try:
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise LabelFault(f"the mask is not base64 ({error}); draw it again") from error
+    try:
+        values = read_values(io.BytesIO(data), "of the mask")
+    except ValueError as error:
+        raise LabelFault(error) from error
+    left, top, right, bottom = (int(value) for value in box)
+    # LabelMe has written boxes with the last pixel included, and boxes that end after it.
+    height, width = bottom - top, right - left
+    if values.shape not in ((height + 1, width + 1), (height, width)):
+        raise LabelFault(
+            f"the mask is {' x '.join(map(str, values.shape))} (height x width), its box is "
+            f"{height + 1} x {width + 1}; draw it again"
+        )
+    mask = np.zeros(size, bool)
+    top_cut, left_cut = max(-top, 0), max(-left, 0)
+    inside = values[top_cut : max(size[0] - top, 0), left_cut : max(size[1] - left, 0)] != 0
+    rows, columns = inside.shape
+    mask[top + top_cut :, left + left_cut :][:rows, :columns] = inside
+    return mask
+
+
+def _merged(
+    objects: Iterable[list[_Part]], size: tuple[int, int], faults: Faults
+) -> list[LabelledObject]:
+    """One object for each list of parts, in their order."""
+    merged = []
+    for parts in objects:
+        with faults.at(parts[0].where):
+            shape = merge_shapes([part.shape for part in parts], size)
+            merged.append(make_object(parts[0].class_name, shape, size))
+    return merged
