@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,12 +12,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sparseinst_jax import fonts
+from sparseinst_jax.files import replace_file
 
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b")
 Series = Mapping[str, Sequence[tuple[float, float]]]
 
 _CELL = 18  # smallest side of a matrix cell, pixels: a line of text fits beside it
 _LARGEST_CELL = 60
+_WIDEST = 2800  # pixels of all cells, where they grow
 _TEXT = 13  # pixels
 _LABEL_WIDTH = 170  # most pixels of a row's or column's name
 _MARK_UP_TO = 30  # points of a line that are marked one by one
@@ -171,8 +175,9 @@ def matrix(
 ) -> Image.Image:
     """Draw a matrix of counts: the darker a cell, the larger its share of the row.
 
-    A count is written into its cell where all of them fit; zeros are left out. Cells never become
-    smaller than a line of text, so that the names beside and above them never overlap.
+    A count is written where it fits its cell; zeros are left out. Cells grow with the counts as
+    long as the picture does not become too wide, and are never smaller than a line of text, so that
+    the names beside and above them do not overlap.
 
     Args:
         counts: int [rows, columns].
@@ -185,8 +190,7 @@ def matrix(
         for names in (row_names, column_names)
     )
     widest = math.ceil(font.getlength(str(int(counts.max(initial=0))))) + 6
-    has_numbers = widest <= _LARGEST_CELL and len(columns) * max(widest, _CELL) <= 2400
-    cell = max(_CELL, widest) if has_numbers else _CELL
+    cell = max(_CELL, min(widest, _WIDEST // len(columns), _LARGEST_CELL))
     left = math.ceil(max(map(font.getlength, rows))) + 12
     top = math.ceil(max(map(font.getlength, columns))) + 12
     image = Image.new("RGB", (left + cell * len(columns) + 8, top + cell * len(rows) + 8), "white")
@@ -202,10 +206,10 @@ def matrix(
             part = float(share[row, column]) ** 0.6  # small shares must be seen too
             color = tuple(np.rint(_EMPTY + part * (_FULL - _EMPTY)).astype(int).tolist())
             draw.rectangle((x, y, x + cell, y + cell), fill=color, outline="#cccccc")
-            if has_numbers and counts[row, column]:
+            text = str(int(counts[row, column]))
+            if counts[row, column] and font.getlength(text) < cell:
                 ink = "white" if part > 0.5 else "black"
                 center = (x + cell / 2, y + cell / 2)
-                text = str(int(counts[row, column]))
                 draw.text(center, text, fill=ink, font=font, anchor="mm")
     return image
 
@@ -219,3 +223,10 @@ def _draw_upright(
     draw.text((0, cell / 2), text, fill="black", font=font, anchor="lm")
     turned = strip.transpose(Image.Transpose.ROTATE_90)
     image.paste(turned, (foot[0], foot[1] - turned.height))
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    replace_file(path, buffer.getvalue())

@@ -115,7 +115,10 @@ def _draw_captions(
     captions: Sequence[str],
     colours: Sequence[Colour],
 ) -> None:
-    """Write each caption beside its box, on its colour, away from the captions before it."""
+    """Write each caption beside its box, on its colour, away from the captions before it.
+
+    A caption that finds no free place is left out: one over another could not be read.
+    """
     draw = ImageDraw.Draw(picture)
     font = font_of((picture.height, picture.width), captions)
     taken: list[Box] = []
@@ -126,6 +129,8 @@ def _draw_captions(
         left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
         size = (math.ceil(right - left) + 6, math.ceil(bottom - top) + 6)
         place = _free_place(box, size, (picture.width, picture.height), taken)
+        if place is None:
+            continue
         taken.append(place)
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
@@ -139,8 +144,8 @@ def _draw_captions(
 
 def _free_place(
     box: Box, size: tuple[int, int], picture_size: tuple[int, int], taken: Sequence[Box]
-) -> Box:
-    """Try above, inside, below and the middle of a box; the first free place, else the first."""
+) -> Box | None:
+    """Try above, inside, below and the middle of a box; the first free place, or None."""
     left, top, right, bottom = box
     width, height = size
     middle = ((left + right - width) // 2, (top + bottom - height) // 2)
@@ -155,15 +160,13 @@ def _free_place(
         (left, middle[1]),
         (right - width, middle[1]),
     ]
-    places = []
     for x, y in wishes:
         x = max(0, min(x, picture_size[0] - width))
         y = max(0, min(y, picture_size[1] - height))
-        places.append((x, y, x + width, y + height))
-    for place in places:
+        place = (x, y, x + width, y + height)
         if not any(_overlap(place, other) for other in taken):
             return place
-    return places[0]
+    return None
 
 
 def _overlap(first: Box, second: Box) -> bool:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from sparseinst_jax import visualize
+from sparseinst_jax.commands.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.commands.model_source import (
     add_model_arguments,
     check_arguments,
     draw_missing_data,
     open_source,
     stored_config,
-    unique_names,
     workdir_of,
 )
 from sparseinst_jax.config import parse_command_line
-from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, load_coco, read_record
-from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
+from sparseinst_jax.data.coco import CocoDataset, load_coco
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
-from sparseinst_jax.prediction import Prediction
-from sparseinst_jax.predictor import Predictor
+from sparseinst_jax.prediction import SHOWN_SCORE
 
 NUM_PICTURES = 8
 DESCRIPTION = """\
@@ -36,6 +32,9 @@ Score a model on config.data.val: COCO mask AP, a table for each class, predicti
   eval.py --checkpoint RUN/checkpoints/600  this checkpoint
   eval.py --config FILE --weights FILE      weights of the original release, .npz or .safetensors
   eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
+  ... --plots                               also what went wrong, in <output>/plots: tables of
+                                            classes and images, precision-recall curves, the
+                                            confusion matrix, pictures of the worst images
 """
 
 
@@ -60,7 +59,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         type=int,
         default=NUM_PICTURES,
-        help=f"pictures to draw, prediction beside annotation; default {NUM_PICTURES}",
+        help=f"pictures to draw, prediction beside annotation; with --plots as many of the worst "
+        f"images; default {NUM_PICTURES}",
+    )
+    parser.add_argument(
+        "--plots", action="store_true", help="write tables, curves and the worst images"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=SHOWN_SCORE,
+        help="lowest score that counts in the confusion matrix and the worst images, default "
+        f"{SHOWN_SCORE}; AP and curves use every score",
     )
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
@@ -78,10 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     config = stored_config(arguments)
     draw_missing_data(config)
-    load_coco(config.data.val.annotations, None)  # names every fault of the json
-    metrics = evaluate(config.data.val.annotations, arguments.predictions)
+    images = config.data.val.images
+    # Names every fault of the json. Only --plots looks at images, and does without them too.
+    dataset = load_coco(config.data.val.annotations, images if os.path.isdir(images) else None)
+    results = load_json(arguments.predictions)
+    metrics = evaluate(config.data.val.annotations, results)
     print(f"{arguments.predictions} against {config.data.val.annotations}\n")
-    _report(metrics, output)
+    _report(arguments, dataset, results, metrics, output)
 
 
 def _score_model(arguments: argparse.Namespace, output: Path) -> None:
@@ -98,81 +111,26 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     )
     write_json(output / "predictions.json", results)
     print(f"{len(results)} detections: {output / 'predictions.json'}")
-    draw_pictures(source.predictor, dataset, results, output, arguments.pictures)
+    draw_pictures(dataset, results, output, arguments.pictures)
     if metrics is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
         print("the json has no annotations: predicted, not scored")
     else:
         print()
-        _report(metrics, output)
+        _report(arguments, dataset, results, metrics, output)
 
 
-def _report(metrics: CocoMetrics, output: Path) -> None:
+def _report(
+    arguments: argparse.Namespace,
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    metrics: CocoMetrics,
+    output: Path,
+) -> None:
     write_json(output / "metrics.json", metrics.as_dict(), indent=2)
     print(metrics.table())
     print(f"\nnumbers in percent; as fractions in {output / 'metrics.json'}")
-
-
-def draw_pictures(
-    predictor: Predictor,
-    dataset: CocoDataset,
-    results: Sequence[Mapping[str, Any]],
-    output: Path,
-    count: int,
-) -> list[Path]:
-    """Draw some images of a data set, spread evenly over it, with what was found in them.
-
-    Args:
-        predictor: gives the classes.
-        dataset: with its image folder.
-        results: detections of the whole data set in COCO results format.
-        output: folder of the pictures, `<name of the image>.png`.
-        count: how many.
-
-    Returns:
-        The paths. An image with annotations has them drawn beside the detections.
-    """
-    count = min(count, len(dataset.records))
-    if count <= 0:
-        return []
-    output.mkdir(parents=True, exist_ok=True)
-    chosen = [dataset.records[index * len(dataset.records) // count] for index in range(count)]
-    wanted = {record.image_id for record in chosen}
-    found: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in wanted}
-    for entry in results:
-        if entry["image_id"] in wanted:
-            found[entry["image_id"]].append(entry)
-    names = unique_names([record.file_name for record in chosen])
-    paths = []
-    for record, name in zip(chosen, names, strict=True):
-        image = read_record(record)
-        picture = _prediction(image, found[record.image_id], dataset).plot()
-        if dataset.has_annotations:
-            truth = _draw_annotations(image, record, dataset)
-            picture = visualize.beside([picture, truth], ["predicted", "annotated"])
-        paths.append(output / f"{name}.png")
-        picture.save(paths[-1])
-    print(f"{len(paths)} pictures: {output / '*.png'}")
-    return paths
-
-
-def _prediction(
-    image: np.ndarray, entries: Sequence[Mapping[str, Any]], dataset: CocoDataset
-) -> Prediction:
-    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
-    return Prediction(
-        image,
-        [dict(entry["segmentation"]) for entry in entries],
-        np.array([entry["score"] for entry in entries], np.float32),
-        np.array([label_of[entry["category_id"]] for entry in entries], np.int32),
-        dataset.class_names,
-        dataset.category_ids,
-    )
-
-
-def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDataset) -> Image.Image:
-    targets = record.targets
-    masks = [decode_mask(target.segmentation, record.height, record.width) for target in targets]
-    captions = [dataset.class_names[target.label] for target in targets]
-    return visualize.draw_instances(image, masks, captions)
+    if arguments.plots:
+        folder, threshold = output / "plots", arguments.score_threshold
+        write_plots(metrics, dataset, results, folder, threshold, arguments.pictures)

@@ -99,7 +99,9 @@ def draw_confusion(
         f"{int(counts[:-1].sum())} objects found with the right class",
     ]
     width = max(picture.width, 760)
-    _save(charts.below([*(charts.text_line(line, width) for line in lines), picture]), path)
+    charts.save_png(
+        charts.below([*(charts.text_line(line, width) for line in lines), picture]), path
+    )
 
 
 def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
@@ -128,7 +130,7 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
         charts.legend_row(["IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95"], width),
         charts.grid(panels, columns),
     ]
-    _save(charts.below(rows), path)
+    charts.save_png(charts.below(rows), path)
 
 
 def mean_precision(precision: np.ndarray) -> dict[str, np.ndarray]:
@@ -178,9 +180,3 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     replace_file(path, text.getvalue().encode())
-
-
-def _save(picture: Any, path: Path) -> None:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    replace_file(path, buffer.getvalue())
