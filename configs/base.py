@@ -63,7 +63,11 @@ def _data() -> ConfigDict:
     data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")
     data.generator = ""  # "shapes" draws the demo's data when it is missing
     data.keep_empty = False  # train on images without objects too
-    data.augmentation = "flip_resize"  # or "flip_resize_crop", the recipe of the `aug` rows
+    data.augmentation = "flip_resize"  # or "flip_resize_crop" (the `aug` rows), "lsj" (jitter)
+    data.lsj_range = (0.1, 2.0)  # lsj: size, as a factor of the largest that fits train_sizes
+    data.copy_paste = 0.0  # probability that an image gets objects of another one
+    data.flip_label_pairs = ()  # classes that swap in a mirrored image: ("left_x=right_x",)
+    data.crowd = "drop"  # crowd regions in training: background; "ignore": neither right nor wrong
     data.train_sizes = tuple(range(416, 641, 32))  # short side in pixels, one is drawn
     data.train_max_size = 853  # long side in pixels, at most
     data.eval_size = (640, 853)  # short side, and the most that the long side may have

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sparseinst_jax import builders, layers
 from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.predictor import build_predictor
@@ -86,6 +87,10 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
         train_sizes=config.data.train_sizes,
         train_max_size=config.data.train_max_size,
         augmentation=config.data.augmentation,
+        lsj_range=config.data.lsj_range,
+        copy_paste=config.data.copy_paste,
+        flip_labels=parse_flip_label_pairs(config.data.flip_label_pairs, dataset.class_names),
+        crowd=config.data.crowd,
     )
 
 
