@@ -80,7 +80,7 @@ def _train() -> ConfigDict:
     train.batch_size = 64  # images per step, over all devices and hosts
     train.micro_batches = 1  # parts into which a step is cut to fit the memory
     train.num_steps = 270_000  # about 146 epochs of COCO train2017
-    train.init_weights = ""  # weights to start from: .npz, .safetensors or a run folder
+    train.init_from = ""  # weights to start from: .npz, .safetensors, run or checkpoint folder
     train.learning_rate = 5e-5  # AdamW, for a batch of 64
     train.weight_decay = 0.05  # not on parameters of norms
     train.gradient_clip_norm = 0.0  # longest gradient, over all parameters; 0 clips nothing

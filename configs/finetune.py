@@ -1,6 +1,6 @@
 """Your own data: a COCO json and a folder of images, from trained weights, a short schedule.
 
-Command: python train.py --config configs/finetune.py --config.train.init_weights=WEIGHTS
+Command: python train.py --config configs/finetune.py --init-from WEIGHTS
   --config.data.train.images=DIR --config.data.train.annotations=train.json
   --config.data.val.images=DIR --config.data.val.annotations=val.json
 Without weights: --config.model.backbone.norm=group_norm and many more steps.

@@ -28,13 +28,19 @@ _METRICS_FILE = "metrics.csv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `--config FILE [--workdir DIR] [--config.KEY=VALUE ...]` and train.
+    """Parse `--config FILE [--workdir DIR] [--init-from PATH] [--config.KEY=VALUE ...]` and train.
 
     Returns:
       The exit code, see `train`.
     """
     parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
     configs.add_config_arguments(parser)
+    parser.add_argument(
+        "--init-from",
+        metavar="PATH",
+        help="start from these weights, the same as --config.train.init_from: .npz or .safetensors"
+        " with the original release's names, or a run or checkpoint folder",
+    )
     parser.add_argument(
         "--several-hosts",
         action="store_true",
@@ -44,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = configs.parse_command_line(parser, argv)
     if arguments.config is None:
         parser.error("--config FILE is needed, such as --config configs/shapes.py")
+    if arguments.init_from is not None:
+        if "train.init_from" in arguments.overrides:
+            parser.error("give --init-from or --config.train.init_from, not both")
+        arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
     if arguments.several_hosts:
         runtime.join_hosts()
@@ -83,7 +93,7 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
                 " anew, give another --workdir."
             )
             return 0
-        run = prepare(config, say)
+        run = prepare(config, say, is_new=stored is None)
         train_checks.refuse_classes(stored, run.meta, workdir)
         if is_first_host:
             evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)

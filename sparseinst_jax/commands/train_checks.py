@@ -50,11 +50,11 @@ def refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
 
 def warnings(config: ConfigDict) -> list[str]:
     """What is allowed and probably not meant, one line each."""
-    if config.model.backbone.norm != "frozen_batch_norm" or config.train.init_weights:
+    if config.model.backbone.norm != "frozen_batch_norm" or config.train.init_from:
         return []
     return [
         "WARNING: frozen batch norms do not adapt to random weights: give trained ones by"
-        " --config.train.init_weights, or set --config.model.backbone.norm=group_norm"
+        " --init-from, or set --config.model.backbone.norm=group_norm"
     ]
 
 

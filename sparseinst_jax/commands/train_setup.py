@@ -32,19 +32,24 @@ class Run(NamedTuple):
     meta: dict[str, Any]
 
 
-def prepare(config: ConfigDict, say: Callable[[str], None]) -> Run:
-    """Load the data and say what they are, build the model and the step."""
+def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True) -> Run:
+    """Load the data and say what they are, build the model and the step.
+
+    Args:
+      config: resolved configuration.
+      say: takes one line for the user.
+      is_new: whether the first state will be used; a run that continues needs no weights to
+        start from, and their file may be gone by then.
+    """
     dataset = load_train_data(config, say)
     model = builders.build_model(config.model, len(dataset.class_names), config.seed)
     apply, params, statistics = layers.functional(model)
-    if config.train.init_weights:
-        params, statistics, fresh = initial_weights.load_initial_weights(
-            config.train.init_weights, params, statistics
+    if is_new and config.train.init_from:
+        initial = initial_weights.load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names
         )
-        say(
-            f"weights of {config.train.init_weights}"
-            + (f"; not in it, started afresh: {', '.join(fresh)}" if fresh else "")
-        )
+        params, statistics = initial.params, initial.statistics
+        say("\n".join(initial.lines))
     step, learning_rate = _make_step(config, apply, params)
     opt_state = jax.tree.map(np.asarray, step.optimizer.init(params))
     return Run(

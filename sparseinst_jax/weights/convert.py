@@ -124,6 +124,11 @@ def ours_to_original(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
     return dict(_to_original(path, np.asarray(array)) for path, array in leaves.items())
 
 
+def without_ignored(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Leaves out the names that hold nothing of a model, such as counters and pixel constants."""
+    return {name: array for name, array in state_dict.items() if not _is_ignored(name)}
+
+
 def _is_ignored(name: str) -> bool:
     return any(re.fullmatch(rule.pattern, name) for rule in original.IGNORED)
 

@@ -222,15 +222,21 @@ def test_a_non_finite_loss_stops_with_step_images_and_last_good_checkpoint(
 def test_evaluation_writes_ap_and_starts_from_the_weights_of_another_run(
     data, uninterrupted, tmp_path, capsys
 ):
-    values = {"train__init_weights": uninterrupted, "train__num_steps": 1, "train__eval_every": 1}
     # A learning rate of zero: the weights after the step are those that it started from.
-    assert train(data, tmp_path, train__learning_rate=0, **values) == 0
+    values = {"train__learning_rate": 0, "train__num_steps": 1, "train__eval_every": 1}
+    words = [*arguments(data, tmp_path, **values), "--init-from", str(uninterrupted)]
+    assert train_command.main(words) == 0
     assert_identical(weights(tmp_path, 1)["params"], weights(uninterrupted, 4)["params"])
     (row,) = read_metrics(tmp_path / "metrics.csv")
     assert 0 <= row["AP"] <= row["AP50"] <= 1
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.read_meta()["metrics"]["AP"] == pytest.approx(row["AP"])
-    assert "step 1: AP " in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "step 1: AP " in text and f"weights of {uninterrupted}, step 4:" in text
+    # A run that goes on needs no weights to start from: their folder may be gone.
+    words = arguments(data, tmp_path, **{**values, "train__num_steps": 2})
+    assert train_command.main([*words, "--init-from", str(uninterrupted)]) == 0
+    assert "weights of" not in capsys.readouterr().out
 
 
 def test_two_images_are_learned_by_heart(data, tmp_path):
@@ -307,10 +313,10 @@ def test_frozen_norms_over_random_weights_are_warned_of(
     assert train(data, tmp_path / "a", **frozen) == 0
     (warning,) = [x for x in capsys.readouterr().out.splitlines() if "frozen batch norms" in x]
     assert warning.startswith("WARNING: ")
-    assert "--config.train.init_weights" in warning
+    assert "--init-from" in warning
     assert warning.endswith("--config.model.backbone.norm=group_norm")
     assert train(data, tmp_path / "b") == 0
-    assert train(data, tmp_path / "c", train__init_weights=uninterrupted) == 0
+    assert train(data, tmp_path / "c", train__init_from=uninterrupted) == 0
     assert "frozen batch norms" not in capsys.readouterr().out
 
 
