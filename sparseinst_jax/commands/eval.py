@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.commands.datasets import load_val
 from sparseinst_jax.commands.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.commands.model_source import (
     add_model_arguments,
@@ -19,7 +20,7 @@ from sparseinst_jax.commands.model_source import (
     workdir_of,
 )
 from sparseinst_jax.config import parse_command_line
-from sparseinst_jax.data.coco import CocoDataset, load_coco
+from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
 from sparseinst_jax.prediction import SHOWN_SCORE
@@ -90,9 +91,9 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     draw_missing_data(config)
     images = config.data.val.images
     # Names every fault of the json. Only --plots looks at images, and does without them too.
-    dataset = load_coco(config.data.val.annotations, images if os.path.isdir(images) else None)
+    dataset = load_val(config, with_images=os.path.isdir(images))
     results = load_json(arguments.predictions)
-    metrics = evaluate(config.data.val.annotations, results)
+    metrics = evaluate(config.data.val.annotations, results, dataset.classes)
     print(f"{arguments.predictions} against {config.data.val.annotations}\n")
     _report(arguments, dataset, results, metrics, output)
 
@@ -101,7 +102,7 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     source = open_source(arguments)
     config = source.config
     draw_missing_data(config)
-    dataset = load_coco(config.data.val.annotations, config.data.val.images)
+    dataset = load_val(config)
     print(f"{source.title}, on {config.data.val.annotations} ({len(dataset.records)} images)")
     results, metrics = evaluate_dataset(
         source.predictor,

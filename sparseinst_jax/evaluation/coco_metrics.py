@@ -209,7 +209,7 @@ def _read(evaluation: COCOeval, categories: Sequence[Mapping[str, Any]]) -> Coco
     values = {
         name: float(value) for name, value in zip(METRIC_NAMES, evaluation.stats, strict=True)
     }
-    names = _names(categories)
+    names = {category["id"]: str(category["name"]) for category in categories}
     # [IoU thresholds, recalls, classes, sizes, most detections]; sizes: all, small, medium, large
     precision = evaluation.eval["precision"][..., -1]
     recall = evaluation.eval["recall"][:, :, 0, -1]
@@ -234,17 +234,6 @@ def _read(evaluation: COCOeval, categories: Sequence[Mapping[str, Any]]) -> Coco
             "AR100": _mean_defined(recall[:, column]),
         }
     return CocoMetrics(values, per_class, precision[:, :, :, 0])
-
-
-def _names(categories: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """Name each category; a name that occurs twice is told apart by the id."""
-    count = Counter(str(category["name"]) for category in categories)
-    return {
-        category["id"]: f"{category['name']} ({category['id']})"
-        if count[str(category["name"])] > 1
-        else str(category["name"])
-        for category in categories
-    }
 
 
 def _mean_defined(precision: np.ndarray) -> float:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sparseinst_jax.data.classes import map_category_ids
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, encode_segmentation
 
 IOU_THRESHOLD = 0.5
@@ -70,7 +71,8 @@ def find_errors(
 
     Args:
         dataset: with annotations; images need not be there.
-        results: COCO results; those of other categories than the data set's are left out.
+        results: COCO results, with the json's own category ids or, where classes were chosen or
+            merged, with those of the classes; other categories are left out.
         score_threshold: lowest score that counts.
         iou_threshold: lowest IoU of masks that belong together.
 
@@ -79,6 +81,8 @@ def find_errors(
     """
     label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
     of_image: dict[int, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    if dataset.classes is not None:
+        results = map_category_ids(results, dataset.classes)
     for entry in results:
         if entry["score"] >= score_threshold and entry["category_id"] in label_of:
             of_image[entry["image_id"]].append(entry)

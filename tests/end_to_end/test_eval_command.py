@@ -1,5 +1,6 @@
 """`eval.py` and `predict.py` from their arguments to the files that they write."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -11,11 +12,13 @@ from PIL import Image
 
 from sparseinst_jax import builders, layers, predictor
 from sparseinst_jax.commands import eval as eval_command
+from sparseinst_jax.commands import eval_pictures
 from sparseinst_jax.commands import predict as predict_command
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data.coco import encode_segmentation, load_coco
+from sparseinst_jax.data.coco import Annotation, ImageRecord, encode_segmentation, load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
+from sparseinst_jax.evaluation.errors import ImageErrors
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.weights.convert import ours_to_original
 
@@ -146,6 +149,62 @@ def test_a_results_file_is_scored_without_model_and_images(run, tmp_path, capsys
     both = ["--config", str(TINY), "--workdir", str(tmp_path / "both")]
     assert eval_command.main([*both, *arguments, annotations]) == 0
     assert read(tmp_path / "both" / "eval" / "results" / "metrics.json") == metrics
+
+
+def test_plots_show_tables_curves_and_the_worst_images(run, evaluated, tmp_path, capsys):
+    predictions = ["--predictions", str(evaluated / "predictions.json")]
+    output = ["--output", str(tmp_path), "--plots", "--pictures", "2", "--score-threshold", "0"]
+    stale = tmp_path / "plots" / "worst" / "007_of_an_earlier_run.png"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    assert eval_command.main(["--workdir", str(run.workdir), *predictions, *output]) == 0
+    folder = tmp_path / "plots"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "confusion_matrix.csv",
+        "confusion_matrix.png",
+        "errors_per_image.csv",
+        "per_class.csv",
+        "precision_recall.png",
+        "worst",
+    ]
+    with open(folder / "errors_per_image.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    truth = read(run.data / "val.json")
+    assert sum(int(row["objects"]) for row in rows) == len(truth["annotations"])
+    numbers = [int(row["errors"]) for row in rows]
+    assert numbers == sorted(numbers, reverse=True) and numbers[1] > 0
+    names = [f"{rank:03d}_{Path(rows[rank - 1]['file_name']).stem}.png" for rank in (1, 2)]
+    assert sorted(path.name for path in (folder / "worst").iterdir()) == names
+    assert "objects found" in capsys.readouterr().out
+    # Without photos, everything but the pictures.
+    nowhere = f"--config.data.val.images={tmp_path / 'nowhere'}"
+    output = ["--output", str(tmp_path / "bare"), "--plots"]
+    assert eval_command.main(["--workdir", str(run.workdir), *predictions, nowhere, *output]) == 0
+    assert "no picture of the worst images: set --config" in capsys.readouterr().out
+    assert not (tmp_path / "bare" / "plots" / "worst").exists()
+
+
+def test_missed_and_false_objects_are_drawn_in_their_colours():
+    def square(x):
+        return [[x, 0, x + 100, 0, x + 100, 300, x, 300]]
+
+    targets = [Annotation(0, square(0), False, 3e4, 1), Annotation(1, square(200), False, 3e4, 2)]
+    record = ImageRecord(5, "a.png", None, 300, 512, targets)
+    labels = [0, 1, 1]
+    detections = [{"segmentation": square(x), "score": 0.9} for x in (0, 350, 200)]
+    errors = ImageErrors(record, tuple(detections), tuple(labels), ((0, 0),), (), (1, 2), (1,))
+    white = np.full((300, 512, 3), 255, np.uint8)
+    pixels = np.asarray(eval_pictures.draw_errors(white, errors, ("cat", "dog")))
+    bar = pixels.shape[0] - 300 - 2 * (pixels.shape[0] - 300) // 3
+    row = pixels[150 + bar]
+
+    def tint(colour):
+        return np.rint(0.55 * 255 + 0.45 * np.array(colour))
+
+    green, red, blue = (0, 158, 115), (213, 94, 0), (0, 114, 178)
+    for x, colour in ((50, green), (400, red), (250, red), (518 + 50, green), (518 + 250, blue)):
+        np.testing.assert_allclose(row[x], tint(colour), atol=1)
+    assert (row[150] == 255).all() and (row[518 + 400] == 255).all()
 
 
 def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, tmp_path, capsys):
