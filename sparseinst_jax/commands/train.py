@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from sparseinst_jax import config as configs
 from sparseinst_jax import runtime
 from sparseinst_jax.commands import train_checks
+from sparseinst_jax.commands.batch_pictures import save_first_batches
 from sparseinst_jax.commands.train_setup import Run, prepare
 from sparseinst_jax.data import loader
 from sparseinst_jax.evaluation import evaluator
+from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import curves, progress
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.step import TrainState
@@ -63,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: ConfigDict, workdir: str | Path) -> int:
     """Train as the configuration says, or continue the run in `workdir`.
 
-    Writes `config.json`, `metrics.csv`, `checkpoints/` and `curves.png` into the folder. On
-    several hosts all of them call this, after `runtime.join_hosts()`.
+    Writes `config.json`, `metrics.csv`, `checkpoints/`, `curves.png` and pictures of the first
+    batches into the folder. On several hosts all of them call this, after `runtime.join_hosts()`.
 
     Args:
       config: resolved configuration.
@@ -147,8 +149,13 @@ def _loop(
             jax.process_count(),
             config.data.num_workers,
         )
+        shown: Iterator[Batch] = batches
+        if is_first_host and not done:
+            shown = save_first_batches(
+                batches, run.plan, run.dataset, workdir / "batches", 0, jax.process_count()
+            )
         try:
-            return trainer.run(state, batches)
+            return trainer.run(state, shown)
         except NonFiniteLossError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -8,7 +8,7 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -16,7 +16,7 @@ from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
-from sparseinst_jax.data.train_image import load_train_image
+from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import MASK_STRIDE, Size, resize_image, resized_size
 from sparseinst_jax.structures import Batch
 
@@ -166,6 +166,14 @@ def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
     Returns:
         NumPy batch with B = number of the plan's images, see ``structures.Batch``.
     """
+    options = plan.flip_labels, plan.ignores_crowd
+    # One after the other: an image is freed as soon as it is in the batch.
+    images = (load_train_image(records, image, *options) for image in plan.images)
+    return pad_batch(plan, [records[image.position].image_id for image in plan.images], images)
+
+
+def pad_batch(plan: StepPlan, image_ids: Sequence[int], images: Iterable[TrainImage]) -> Batch:
+    """Pad the loaded images of a planned step, see ``make_batch``."""
     number, num_targets = len(plan.images), plan.num_targets
     height, width = plan.padded_size
     quarter = (height // MASK_STRIDE, width // MASK_STRIDE)
@@ -175,18 +183,16 @@ def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
         labels=np.zeros((number, num_targets), np.int32),
         masks=np.zeros((number, num_targets, *quarter), np.uint8),
         is_target=np.zeros((number, num_targets), bool),
-        image_id=np.zeros(number, np.int64),
+        image_id=np.array(image_ids, np.int64),
         is_ignored=np.zeros((number, *quarter), bool) if plan.ignores_crowd else None,
     )
-    for index, image_plan in enumerate(plan.images):
-        loaded = load_train_image(records, image_plan, plan.flip_labels, plan.ignores_crowd)
+    for index, loaded in enumerate(images):
         number_of_targets = len(loaded.labels)
         valid_height, valid_width = loaded.image.shape[:2]
         batch.images[index, :valid_height, :valid_width] = loaded.image
         batch.valid_size[index] = valid_height, valid_width
         batch.labels[index, :number_of_targets] = loaded.labels
         batch.is_target[index, :number_of_targets] = True
-        batch.image_id[index] = records[image_plan.position].image_id
         for target, mask in enumerate(loaded.masks):
             batch.masks[index, target, : mask.shape[0], : mask.shape[1]] = mask
         if loaded.is_ignored is not None and batch.is_ignored is not None:
