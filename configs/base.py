@@ -79,9 +79,11 @@ def _train() -> ConfigDict:
     train = ConfigDict()
     train.batch_size = 64  # images per step, over all devices and hosts
     train.micro_batches = 1  # parts into which a step is cut to fit the memory
-    train.num_steps = 270_000  # about 146 epochs of COCO train2017
+    train.num_steps = 270_000  # about 146 epochs of COCO train2017 at the base batch
     train.init_from = ""  # weights to start from: .npz, .safetensors, run or checkpoint folder
-    train.learning_rate = 5e-5  # AdamW, for a batch of 64
+    train.base_batch_size = 64  # the batch that the rates and steps here are written for:
+    train.lr_scaling = "linear"  # at another batch the rate goes with it, or "sqrt", or "none"
+    train.learning_rate = 5e-5  # AdamW
     train.weight_decay = 0.05  # not on parameters of norms
     train.gradient_clip_norm = 0.0  # longest gradient, over all parameters; 0 clips nothing
     train.warmup_steps = 1000  # linear

@@ -17,8 +17,9 @@ from configs import base
 def get_config():
     """Return the short schedule."""
     config = base.get_config()
-    config.train.update(dict(batch_size=16, num_steps=6000, learning_rate=5e-5, warmup_steps=500))
-    config.train.update(dict(milestones=(4500, 5500), log_every=20, checkpoint_every=500))
+    config.train.update(dict(batch_size=16, base_batch_size=16, num_steps=6000, learning_rate=5e-5))
+    config.train.update(dict(warmup_steps=500, milestones=(4500, 5500)))
+    config.train.update(dict(log_every=20, checkpoint_every=500))
     config.train.eval_every = 500
     config.data.update(dict(keep_empty=True, num_workers=4))
     return config

@@ -15,6 +15,6 @@ def get_config():
     config.model.update(dict(num_masks=10, kernel_dim=8))
     config.data.update(dict(train_sizes=(64,), train_max_size=96, eval_size=(64, 96)))
     config.data.num_workers = 0
-    config.train.update(dict(batch_size=2, num_steps=4, warmup_steps=2, milestones=(3,)))
-    config.train.update(dict(log_every=1, checkpoint_every=2, eval_every=0))
+    config.train.update(dict(batch_size=2, base_batch_size=2, num_steps=4, warmup_steps=2))
+    config.train.update(dict(milestones=(3,), log_every=1, checkpoint_every=2, eval_every=0))
     return config

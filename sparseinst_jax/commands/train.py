@@ -4,7 +4,7 @@ import argparse
 import functools
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sparseinst_jax import config as configs
 from sparseinst_jax import runtime
 from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.batch_pictures import save_first_batches
-from sparseinst_jax.commands.train_setup import Run, prepare
+from sparseinst_jax.commands.train_setup import Run, prepare, resolve_schedule
 from sparseinst_jax.data import loader
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.structures import Batch
@@ -59,18 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configs.load_config(arguments.config, arguments.overrides)
     if arguments.several_hosts:
         runtime.join_hosts()
-    return train(config, arguments.workdir or configs.default_workdir(arguments.config))
+    workdir = arguments.workdir or configs.default_workdir(arguments.config)
+    return train(config, workdir, literal_keys=arguments.overrides)
 
 
-def train(config: ConfigDict, workdir: str | Path) -> int:
+def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[str] = ()) -> int:
     """Train as the configuration says, or continue the run in `workdir`.
 
     Writes `config.json`, `metrics.csv`, `checkpoints/`, `curves.png` and pictures of the first
     batches into the folder. On several hosts all of them call this, after `runtime.join_hosts()`.
 
     Args:
-      config: resolved configuration.
+      config: its schedule is written for `train.base_batch_size` and translated to
+        `train.batch_size`, see `train_setup.resolve_schedule`; what comes out is stored.
       workdir: run folder, made if missing.
+      literal_keys: keys whose values are not translated, as those typed on the command line.
 
     Returns:
       Exit code: 0 finished (or already finished before), 1 after a non-finite loss, 130 or 143
@@ -84,7 +87,8 @@ def train(config: ConfigDict, workdir: str | Path) -> int:
     is_first_host = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first_host else lambda *_: None
     train_checks.check(config)
-    say(f"configuration of {workdir}:\n{configs.describe(config)}")
+    config, lines = resolve_schedule(config, literal_keys)
+    say("\n".join([f"configuration of {workdir}:\n{configs.describe(config)}", *lines]))
     with Checkpoints(workdir) as checkpoints:
         stored = _stored_meta(checkpoints)
         train_checks.refuse_changes(stored, config, workdir)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
 from sparseinst_jax.data import coco
+from sparseinst_jax.training import batch_scaling
 
 
 def refuse_changes(stored: Mapping[str, Any] | None, config: ConfigDict, workdir: Path) -> None:
@@ -64,6 +65,7 @@ def check(config: ConfigDict) -> None:
         f"train.{key} must be at least {least}, got {config.train[key]}"
         for key, least in {
             "batch_size": 1,
+            "base_batch_size": 1,
             "micro_batches": 1,
             "num_steps": 1,
             "log_every": 1,
@@ -73,6 +75,11 @@ def check(config: ConfigDict) -> None:
         }.items()
         if config.train[key] < least
     ]
+    if config.train.lr_scaling not in batch_scaling.RULES:
+        faults.append(
+            f"train.lr_scaling must be one of {', '.join(batch_scaling.RULES)}, got"
+            f" {config.train.lr_scaling!r}"
+        )
     if config.data.generator not in ("", "shapes"):
         faults.append(f'data.generator must be "" or "shapes", got {config.data.generator!r}')
     if len(config.data.eval_size) != 2:

@@ -1,7 +1,7 @@
 """From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparseinst_jax import builders, layers
+from sparseinst_jax import config as configs
 from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
 from sparseinst_jax.data.flip_labels import parse_flip_label_pairs
@@ -16,7 +17,7 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.predictor import build_predictor
 from sparseinst_jax.structures import Tree
-from sparseinst_jax.training import initial_weights, optimizer
+from sparseinst_jax.training import batch_scaling, initial_weights, optimizer
 from sparseinst_jax.training.step import TrainState, TrainStep
 
 
@@ -69,6 +70,36 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
 
 
 def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
+def resolve_schedule(
+    config: ConfigDict, literal_keys: Collection[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """Translate the schedule from `train.base_batch_size` to `train.batch_size`.
+
+    The result says that it is written for its own batch size, so that resolving it again, as
+    when a stored configuration is trained, changes nothing.
+
+    Args:
+      config: as loaded; not changed.
+      literal_keys: keys with values that are meant as they are, such as "train.num_steps".
+
+    Returns:
+      The configuration to train with, and lines for the user.
+    """
+    settings = config.train
+    names = batch_scaling.Schedule._fields
+    schedule, lines = batch_scaling.scale_schedule(
+        batch_scaling.Schedule(*(settings[name] for name in names)),
+        settings.batch_size,
+        settings.base_batch_size,
+        settings.lr_scaling,
+        [name for name in names if f"train.{name}" in literal_keys],
+    )
+    resolved = configs.load_config(config.to_dict())
+    resolved.train.update(schedule._asdict())
+    resolved.train.base_batch_size = settings.batch_size
+    return resolved, lines
+
+
     """Load the training data and say what they are.
 
     Raises:
