@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sparseinst_jax.data import check
 from sparseinst_jax.data.coco import CocoDataset, load_coco
 
 
@@ -41,3 +42,30 @@ def load_val(config: Any, *, with_images: bool = True, check_files: bool = False
         class_map=data.class_map,
         all_classes_known=False,
     )
+
+
+def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
+    """Lines that say what will be trained on and what of it not; opens no image."""
+    data = config.data
+    lost = check.lost_at_ends(dataset, data.train_sizes, data.train_max_size)
+    warnings = [
+        *check.warn(dataset, config.model.num_masks),
+        *check.warn_of_lost(lost, data.train_max_size),
+    ]
+    hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)
+    return [*check.describe(dataset), *_marked(warnings), *hint]
+
+
+def brief_comparison(train: CocoDataset, val: CocoDataset) -> list[str]:
+    """Lines on classes and images of the validation data that spoil its AP; opens no image."""
+    overlap = check.find_overlap(train, val)
+    return _marked(
+        [
+            *check.warn_of_classes(train, val),
+            *check.warn_of_overlap(overlap, len(val.records)),
+        ]
+    )
+
+
+def _marked(warnings: list[str]) -> list[str]:
+    return [f"WARNING: {line}" for line in warnings]

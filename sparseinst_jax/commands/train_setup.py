@@ -43,6 +43,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
         start from, and their file may be gone by then.
     """
     dataset = load_train_data(config, say)
+    val_dataset = load_val_data(config, dataset, say)
     model = builders.build_model(config.model, len(dataset.class_names), config.seed)
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
@@ -58,7 +59,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
         make_plan(config, dataset),
         step,
         learning_rate,
-        make_evaluation(config, apply, params, statistics, dataset),
+        make_evaluation(config, apply, params, statistics, dataset, val_dataset),
         TrainState(np.int32(0), params, statistics, opt_state),
         {
             "config": config.to_dict(),
@@ -108,7 +109,31 @@ def resolve_schedule(
     prepare_data(config)
     dataset = datasets.load_train(config)
     train_checks.refuse_nothing_to_learn(dataset)
-    for line in [*coco.summarize(dataset, config.model.num_masks), *train_checks.warnings(config)]:
+    for line in datasets.brief_check(config, dataset):
+        say(line)
+    for line in train_checks.warnings(config):
+        say(line)
+    return dataset
+
+
+def load_val_data(
+    config: ConfigDict, train_dataset: coco.CocoDataset, say: Callable[[str], None]
+) -> coco.CocoDataset | None:
+    """Load the validation data and say how they fit the training data; None when not asked for.
+
+    Raises:
+      ValueError: there is nothing to score against, or they have none of the classes.
+    """
+    if config.train.eval_every == 0:
+        return None
+    dataset = datasets.load_val(config, check_files=True)
+    if not any(record.annotations for record in dataset.records):
+        raise ValueError(
+            f"{config.data.val.annotations} has no annotations to score against: give a json with"
+            " them by --config.data.val.annotations, or set --config.train.eval_every=0."
+        )
+    evaluator.match_categories(train_dataset.class_names, dataset)
+    for line in datasets.brief_comparison(train_dataset, dataset):
         say(line)
     return dataset
 
@@ -165,17 +190,11 @@ def make_evaluation(
     params: Tree,
     statistics: Tree,
     train_dataset: coco.CocoDataset,
+    dataset: coco.CocoDataset | None,
 ) -> Callable[[Tree, Tree], dict[str, float]]:
     """Make the function that scores weights on the validation data; compiled shapes are kept."""
-    if config.train.eval_every == 0:
+    if dataset is None:
         return lambda *_: {}
-    dataset = datasets.load_val(config, check_files=True)
-    if not any(record.annotations for record in dataset.records):
-        raise ValueError(
-            f"{config.data.val.annotations} has no annotations to score against: give a json with"
-            " them by --config.data.val.annotations, or set --config.train.eval_every=0."
-        )
-    evaluator.match_categories(train_dataset.class_names, dataset)  # refuses strangers now
     predictor = build_predictor(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )

@@ -6,7 +6,6 @@ come from the json. Faults of the file are collected and raised once.
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ __all__ = [
     "load_coco",
     "read_image",
     "read_record",
-    "summarize",
 ]
 
 
@@ -187,46 +185,3 @@ def read_record(record: ImageRecord) -> np.ndarray:
             "upright"
         )
     return image
-
-
-def summarize(dataset: CocoDataset, num_masks: int) -> list[str]:
-    """Lines that say what will be trained on, warnings marked by ``WARNING``.
-
-    Args:
-        dataset: the index.
-        num_masks: masks the model predicts for an image.
-    """
-    counts = dataset.num_targets
-    total = int(counts.sum())
-    crowd = sum(len(record.annotations) for record in dataset.records) - total
-    lines = [
-        f"{dataset.annotations_path}: {len(dataset.records)} images, {total} objects, "
-        f"{len(dataset.class_names)} classes"
-    ]
-    if not dataset.has_annotations:
-        return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
-    per_class = Counter(a.label for record in dataset.records for a in record.targets)
-    shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
-    extra = f", ... {len(shown) - 20} more" if len(shown) > 20 else ""
-    lines.append("objects per class: " + ", ".join(shown[:20]) + extra)
-    lines.append(
-        f"objects per image: mean {counts.mean():.1f}, most {counts.max()}, "
-        f"images without objects {int((counts == 0).sum())}, crowd regions left out {crowd}"
-    )
-    if dataset.num_without_mask:
-        lines.append(
-            f"WARNING: {dataset.num_without_mask} objects have no polygon of three corners or more "
-            "and are left out"
-        )
-    unseen = [n for label, n in enumerate(dataset.class_names) if not per_class[label]]
-    if unseen:
-        lines.append(f"WARNING: {len(unseen)} classes have no object: {', '.join(unseen[:10])}")
-    crowded = np.flatnonzero(counts > num_masks)
-    if len(crowded):
-        worst = dataset.records[int(counts.argmax())]
-        lines.append(
-            f"WARNING: {len(crowded)} images have more objects than the model has masks "
-            f"({num_masks}), {worst.file_name} has {counts.max()}: the best {num_masks} are "
-            "matched, the others are not learnt; raise config.model.num_masks"
-        )
-    return lines

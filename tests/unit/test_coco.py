@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.coco import decode_mask, load_coco, read_image, read_record, summarize
+from sparseinst_jax.data.check import describe, warn
+from sparseinst_jax.data.coco import decode_mask, load_coco, read_image, read_record
 
 SQUARE = [[2, 1, 6, 1, 6, 5, 2, 5]]  # x 2..6, y 1..5
 
@@ -85,7 +86,8 @@ def test_a_list_without_annotations_is_accepted(tmp_path):
     dataset = load_coco(_write(tmp_path, content), None, keep_empty=False)
     assert not dataset.has_annotations
     assert len(dataset.records) == 2
-    assert "cannot" in summarize(dataset, 100)[-1] or "not trained" in summarize(dataset, 100)[-1]
+    assert describe(dataset)[-1].startswith("no annotations: the file can be predicted, not")
+    assert warn(dataset, 100) == []
 
 
 def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
@@ -154,7 +156,7 @@ def test_polygons_without_three_corners_are_left_out_and_counted(tmp_path):
     assert [a.id for a in dataset.records[1].annotations] == [5]
     assert dataset.records[1].annotations[0].segmentation == SQUARE
     assert dataset.num_without_mask == 2
-    assert any("2 objects have no polygon" in line for line in summarize(dataset, 10))
+    assert warn(dataset, 10)[0].startswith("2 objects have no polygon of three corners")
 
 
 def test_the_three_forms_of_a_mask_decode_to_the_same_pixels():
@@ -168,20 +170,6 @@ def test_the_three_forms_of_a_mask_decode_to_the_same_pixels():
         mask = decode_mask(segmentation, 10, 12)
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, expected)
-
-
-def test_summary_counts_and_warns_of_more_objects_than_masks(tmp_path):
-    content = _content()
-    content["annotations"] += [_annotation(i, 3, 90, SQUARE) for i in range(10, 13)]
-    lines = "\n".join(summarize(load_coco(_write(tmp_path, content), None), 2))
-    assert "2 images, 4 objects, 2 classes" in lines
-    assert "apple 0, pear 4" in lines
-    assert "most 3, images without objects 0, crowd regions left out 1" in lines
-    assert "WARNING: 1 images have more objects than the model has masks (2), sub/b.png has 3" in (
-        lines
-    )
-    assert "best 2 are matched" in lines
-    assert "WARNING: 1 classes have no object: apple" in lines
 
 
 def _pixels():

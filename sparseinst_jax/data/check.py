@@ -1,0 +1,317 @@
+"""Say what a data set holds and what of it training will not see.
+
+Everything here reads the index, no image: seconds for a hundred thousand images. What needs the
+images themselves is in `check_images`.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data.transforms import MASK_STRIDE, Transform, mask_levels, resized_size
+
+MAP_STRIDE = 8  # of the instance activation maps
+COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
+# Objects that are rasterised for an estimate of how many are lost: about a second for each size.
+NUM_SAMPLED = 500
+MAX_NAMES = 10
+
+
+class LostObjects(NamedTuple):
+    """What a resize leaves of the objects.
+
+    Attributes:
+        shortest: shortest side after the resize, pixels (unless the longest side limits it).
+        num_checked: objects looked at.
+        num_objects: objects that there are; the counts below are of those looked at.
+        num_gone: no pixel is left: they are dropped.
+        num_thin: pixels are left, but none at the stride of the masks: their target is empty.
+        num_small: smaller than one cell of the activation maps, the ones before not counted.
+        median_side: of the objects, square root of the area, pixels.
+        worst: some of the objects that are gone or empty, as (file name, annotation id).
+    """
+
+    shortest: int
+    num_checked: int
+    num_objects: int
+    num_gone: int
+    num_thin: int
+    num_small: int
+    median_side: float
+    worst: tuple[tuple[str, int], ...]
+
+    @property
+    def num_lost(self) -> int:
+        """Objects that nothing is learned from, of those looked at."""
+        return self.num_gone + self.num_thin
+
+
+def count_lost(
+    dataset: CocoDataset, shortest: int, longest: int, most: int = NUM_SAMPLED
+) -> LostObjects:
+    """Count the objects of which a resize leaves nothing.
+
+    Args:
+        dataset: the index.
+        shortest: length that the shortest side is resized to, pixels.
+        longest: limit of the longest side, pixels.
+        most: look at so many objects, spread evenly over the data set.
+
+    Returns:
+        the counts, by the very functions that make the targets. An object whose run lengths are
+        broken is passed over: the rules of the json or `check_images` name it.
+    """
+    chosen = _spread(dataset.records, most)
+    areas, worst = [], []
+    num_gone = num_thin = num_small = 0
+    for record, annotation in chosen:
+        size = (record.height, record.width)
+        transform = Transform(False, None, None, resized_size(size, shortest, longest))
+        try:
+            levels = mask_levels(annotation.segmentation, size, transform)
+        except ValueError:
+            continue
+        # A level counts 4 of the 16 pixels of its block.
+        area = 0 if levels is None else MASK_STRIDE * int(levels.sum())
+        areas.append(area)
+        if area == 0:
+            num_gone += levels is None
+            num_thin += levels is not None
+            worst.append((record.file_name, annotation.id))
+        else:
+            num_small += area < MAP_STRIDE**2
+    side = float(np.sqrt(np.median(areas))) if areas else 0.0
+    total = int(dataset.num_targets.sum())
+    worst = tuple(worst[:MAX_NAMES])
+    return LostObjects(shortest, len(areas), total, num_gone, num_thin, num_small, side, worst)
+
+
+def _spread(records: Sequence[ImageRecord], most: int) -> list[tuple[ImageRecord, Annotation]]:
+    """Choose objects evenly over a data set, all of them where there are no more than `most`."""
+    counts = np.array([len(record.targets) for record in records], np.int64)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    places = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
+    owners = np.searchsorted(ends, places, side="right")
+    firsts = ends - counts
+    return [
+        (records[owner], records[owner].targets[place - firsts[owner]])
+        for place, owner in zip(places.tolist(), owners.tolist(), strict=True)
+    ]
+
+
+def describe(dataset: CocoDataset) -> list[str]:
+    """Lines that count images, objects and classes."""
+    counts = dataset.num_targets
+    total = int(counts.sum())
+    lines = [
+        f"{dataset.annotations_path}: {len(dataset.records)} images, {total} objects, "
+        f"{len(dataset.class_names)} classes"
+    ]
+    if not dataset.has_annotations:
+        return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
+    per_class = class_counts(dataset)
+    shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
+    extra = f", ... {len(shown) - 20} more" if len(shown) > 20 else ""
+    lines.append("objects per class: " + ", ".join(shown[:20]) + extra)
+    crowd = sum(len(record.annotations) for record in dataset.records) - total
+    lines.append(
+        f"objects per image: mean {_mean(counts):.1f}, most {counts.max(initial=0)}, "
+        f"images without objects {int((counts == 0).sum())}, crowd regions left out {crowd}"
+    )
+    if dataset.num_left_out:
+        lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")
+    return lines
+
+
+def class_counts(dataset: CocoDataset) -> Counter[int]:
+    """Number of objects of each label, crowd regions left out."""
+    return Counter(a.label for record in dataset.records for a in record.targets)
+
+
+def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
+    """Lines on objects and classes that nothing will be learned of.
+
+    Args:
+        dataset: the index.
+        num_masks: masks that the model predicts for an image.
+    """
+    if not dataset.has_annotations:
+        return []
+    lines = []
+    if dataset.num_without_mask:
+        lines.append(
+            f"{dataset.num_without_mask} objects have no polygon of three corners or more and are "
+            "left out"
+        )
+    per_class = class_counts(dataset)
+    unseen = [name for label, name in enumerate(dataset.class_names) if not per_class[label]]
+    if unseen:
+        lines.append(
+            f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
+            f"learned: {_names(unseen)}; leave them out by config.data.classes, or annotate some"
+        )
+    counts = dataset.num_targets
+    crowded = np.flatnonzero(counts > num_masks)
+    if len(crowded):
+        worst = dataset.records[int(counts.argmax())]
+        lines.append(
+            f"{len(crowded)} images have more objects than the model has masks ({num_masks}), "
+            f"{worst.file_name} has {counts.max()}: the best {num_masks} are matched, the other "
+            f"{int((counts[crowded] - num_masks).sum())} are not learned; raise "
+            f"--config.model.num_masks to {counts.max()} or more"
+        )
+    if counts.max(initial=0) > COCO_DETECTIONS:
+        lines.append(
+            f"{int((counts > COCO_DETECTIONS).sum())} images have more than {COCO_DETECTIONS} "
+            f"objects: COCO's AP counts the best {COCO_DETECTIONS} detections of an image, so "
+            "theirs stays below 1"
+        )
+    return lines
+
+
+def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
+    """A line for each size at which objects vanish.
+
+    Args:
+        lost: from `count_lost`, one for each size.
+        longest: config.data.train_max_size.
+    """
+    lines = []
+    for found in lost:
+        if not found.num_lost:
+            continue
+        about = "" if found.num_checked == found.num_objects else "about "
+        factor = found.num_objects / found.num_checked
+        gone, thin = round(found.num_gone * factor), round(found.num_thin * factor)
+        name, annotation_id = found.worst[0]
+        lines.append(
+            f"{about}{gone + thin} of {found.num_objects} objects "
+            f"({100 * found.num_lost / found.num_checked:.1f} %) are lost at the train size "
+            f"{found.shortest} (longest side {longest}): {gone} have no pixel left and are "
+            f"dropped, {thin} have none at stride {MASK_STRIDE}, that of the masks (the activation "
+            f"maps have stride {MAP_STRIDE}); such as annotation {annotation_id} of {name}. Raise "
+            "config.data.train_sizes, train_max_size and eval_size together"
+        )
+    return lines
+
+
+def lost_at_ends(
+    dataset: CocoDataset, train_sizes: Sequence[int], longest: int, most: int = NUM_SAMPLED
+) -> list[LostObjects]:
+    """`count_lost` at the smallest and at the largest train size (once where they are one)."""
+    ends = sorted({min(train_sizes), max(train_sizes)})
+    return [count_lost(dataset, shortest, longest, most) for shortest in ends]
+
+
+def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
+    """Lines on classes that only one of two data sets has objects of."""
+    if not (train.has_annotations and val.has_annotations):
+        return []
+    seen = [
+        {data.class_names[label] for label, count in class_counts(data).items() if count}
+        for data in (train, val)
+    ]
+    lines = []
+    if seen[1] - seen[0]:
+        lines.append(
+            f"{val.annotations_path} has objects of {_names(sorted(seen[1] - seen[0]))}, which "
+            f"{train.annotations_path} has none of: nobody learns these, their AP will be 0"
+        )
+    if seen[0] - seen[1]:
+        lines.append(
+            f"{val.annotations_path} has no object of {_names(sorted(seen[0] - seen[1]))}: their "
+            "AP cannot be measured"
+        )
+    return lines
+
+
+class Overlap(NamedTuple):
+    """An image that two data sets share: its file name in each."""
+
+    first: str
+    second: str
+
+
+def find_overlap(
+    first: CocoDataset, second: CocoDataset, *, every_file: bool = False
+) -> list[Overlap]:
+    """Find the images that two data sets share.
+
+    Two entries are the same image when they lead to the same file, or to files with the same bytes.
+    Bytes are compared of files of one size only: by default of files of one name, else of all.
+
+    Args:
+        first: usually the training data.
+        second: usually the validation data.
+        every_file: compare files of different names, too.
+    """
+    by_key: dict[object, list[ImageRecord]] = {}
+    for record in first.records:
+        by_key.setdefault(_key(record, every_file), []).append(record)
+    hashes: dict[str, str] = {}
+    found = []
+    for record in second.records:
+        for other in by_key.get(_key(record, every_file), []):
+            if _is_same(other, record, hashes):
+                found.append(Overlap(other.file_name, record.file_name))
+                break
+    return found
+
+
+def warn_of_overlap(found: Sequence[Overlap], num_images: int) -> list[str]:
+    """A line that says how many validation images are trained on."""
+    if not found:
+        return []
+    names = [a if a == b else f"{a} = {b}" for a, b in found]
+    return [
+        f"{len(found)} of {num_images} validation images are training images, too: "
+        f"{_names(names)}; AP on these says nothing about new images. Take them out of one json"
+    ]
+
+
+def find_repeated(dataset: CocoDataset) -> list[str]:
+    """File names that more than one entry of a json has."""
+    counts = Counter(record.file_name for record in dataset.records)
+    return [name for name, count in counts.items() if count > 1]
+
+
+def _key(record: ImageRecord, every_file: bool) -> object:
+    return _bytes_of(record.path) if every_file else os.path.basename(record.file_name)
+
+
+def _bytes_of(path: str | None) -> int:
+    try:
+        return -1 if path is None else os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _is_same(first: ImageRecord, second: ImageRecord, hashes: dict[str, str]) -> bool:
+    if first.path is None or second.path is None:
+        return first.file_name == second.file_name
+    paths = first.path, second.path
+    if os.path.realpath(paths[0]) == os.path.realpath(paths[1]):
+        return True
+    if _bytes_of(paths[0]) != _bytes_of(paths[1]) or _bytes_of(paths[0]) < 0:
+        return False
+    for path in paths:
+        if path not in hashes:
+            with open(path, "rb") as file:
+                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes[paths[0]] == hashes[paths[1]]
+
+
+def _mean(counts: np.ndarray) -> float:
+    return float(counts.mean()) if len(counts) else 0.0
+
+
+def _names(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
