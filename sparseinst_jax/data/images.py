@@ -39,9 +39,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
 
 @contextmanager
-def _upright(
-    file: str | os.PathLike | BinaryIO, name: str | os.PathLike | None = None
-) -> Iterator[Image.Image]:
+def _upright(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
     """Open an image with its EXIF orientation applied; errors name it."""
     name = file if name is None else name
     try:

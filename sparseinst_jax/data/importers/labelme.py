@@ -101,15 +101,16 @@ def _read_file(
     image_path = _find_image(path, content.get("imagePath"), source, root)
     image = open_image(image_path, root, stated if all(stated) else None)
     size = image.height, image.width
-    objects: dict[Any, list[_Part]] = {}
+    objects: dict[Any, list[_Part | None]] = {}
     for index, shape in enumerate(content["shapes"]):
         label = shape.get("label") if isinstance(shape, dict) else None
         where = f"{path}: shapes[{index}]" + (f" ({label})" if isinstance(label, str) else "")
+        group = shape.get("group_id") if isinstance(shape, dict) else None
+        key = (index,) if group is None else (str(label).strip(), str(group))
+        part = None
         with faults.at(where):
             part = _Part(*_read_shape(shape, size, names), where)
-            group = shape.get("group_id")
-            key = (index,) if group is None else (part.class_name, str(group))
-            objects.setdefault(key, []).append(part)
+        objects.setdefault(key, []).append(part)
     image.objects = _merged(objects.values(), size, faults)
     return image
 
@@ -156,7 +157,7 @@ def _read_shape(
         return class_name, make_ellipse((xs[0], ys[0]), (radius, radius), size)
     left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
     if kind == "rectangle":
-        return class_name, make_box(left, top, right - left, bottom - top, size)
+        return class_name, make_box((left, top, right - left, bottom - top), size)
     return class_name, _read_mask(shape.get("mask"), (left, top, right, bottom), size)
 
 
@@ -191,11 +192,14 @@ def _read_mask(
 
 
 def _merged(
-    objects: Iterable[list[_Part]], size: tuple[int, int], faults: Faults
+    objects: Iterable[list[_Part | None]], size: tuple[int, int], faults: Faults
 ) -> list[LabelledObject]:
-    """One object for each list of parts, in their order."""
+    """One object for each list of parts, in their order; none where a part (None) is missing."""
     merged = []
-    for parts in objects:
+    for found in objects:
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            continue
         with faults.at(parts[0].where):
             shape = merge_shapes([part.shape for part in parts], size)
             merged.append(make_object(parts[0].class_name, shape, size))

@@ -38,7 +38,7 @@ from sparseinst_jax.data.importers.objects import (
 LAYOUTS = ("objects", "indexed")
 # More different values are a photo, or a mask that was smoothed or saved as JPEG.
 MAX_VALUES = 2000
-_NUMBERED = re.compile(r"(.+?)[_-]?\d+")
+_NUMBERED = re.compile(r"(.+?)[_-]\d+")
 _SEMANTIC = (
     "In a semantic map all objects of a class have one value, so that touching ones cannot be told "
     "apart. Export instances from the labelling tool instead: a value for each object "
@@ -208,7 +208,7 @@ def _read_indexed(
     result: Imported,
 ) -> None:
     """A map of object numbers for each image."""
-    classes = None if class_name is not None else _read_values_json(source)
+    of_maps = {} if class_name is not None else _read_values_json(source)
     numbers_of: list[tuple[set[int], int]] = []
     for path in masks:
         place = path.relative_to(source).with_suffix("")
@@ -222,8 +222,8 @@ def _read_indexed(
             numbers = _read_numbers(path)
             check_size(size, numbers.shape, "the map")
             key = path.relative_to(source).as_posix()
-            of_value = class_name if classes is None else classes.get(key, {})
-            image.objects = _objects_of_map(path, numbers, of_value, names, result.faults)
+            classes = class_name or of_maps.get(key, {})
+            image.objects = _objects_of_map(path, numbers, classes, names, result.faults)
             numbers_of.append(_parts(numbers))
             result.images.append(image)
     if class_name is not None:
@@ -239,6 +239,7 @@ def _objects_of_map(
 ) -> list[LabelledObject]:
     """An object for each value, in the order of the values."""
     objects: list[LabelledObject] = []
+    size = numbers.shape[0], numbers.shape[1]
     for value in np.unique(numbers[numbers != 0]).tolist():
         with faults.at(f"{path}, value {value}"):
             label = classes if isinstance(classes, str) else classes.get(str(value), "")
@@ -248,7 +249,7 @@ def _objects_of_map(
                 raise LabelFault(
                     "values.json does not say its class; add it (null if it is no object)"
                 )
-            found = make_object(checked_class(label, names), numbers == value, numbers.shape)
+            found = make_object(checked_class(label, names), numbers == value, size)
             objects.append(found)
     return objects
 
@@ -282,18 +283,18 @@ def _read_values_json(source: Path) -> dict[str, dict[str, Any]]:
 def _parts(numbers: np.ndarray) -> tuple[set[int], int]:
     """The values of a map, and in how many separate parts they lie."""
     values = set(np.unique(numbers[numbers != 0]).tolist())
-    return values, ndimage.label(numbers != 0, np.ones((3, 3)))[1]
+    labelled: Any = ndimage.label(numbers != 0, np.ones((3, 3)))
+    return values, labelled[1]
 
 
 def _refuse_semantic(source: Path, maps: list[tuple[set[int], int]]) -> None:
     """Refuse maps that have one and the same value everywhere, mostly in several parts."""
     filled = [(values, parts) for values, parts in maps if values]
     several = sum(parts > 1 for _, parts in filled)
-    if len({frozenset(v) for v, _ in filled}) != 1 or len(filled[0][0]) > 1:
-        return
-    if 2 * several > len(filled):
+    all_values = set[int]().union(*(values for values, _ in filled))
+    if len(all_values) == 1 and 2 * several > len(filled):
         raise ValueError(
-            f"{source}: all maps have one value besides 0 ({min(filled[0][0])}), and in {several} "
+            f"{source}: all maps have one value besides 0 ({min(all_values)}), and in {several} "
             f"of {len(filled)} it lies in several separate parts: they look semantic, not like a "
             f"number for each object. {_SEMANTIC}"
         )

@@ -152,8 +152,9 @@ def make_polygon(
     return [round(value, 2) for corner in zip(xs, ys, strict=True) for value in corner]
 
 
-def make_box(x: float, y: float, width: float, height: float, size: tuple[int, int]) -> list[float]:
-    """The polygon of a box with the corner (x, y), in pixels."""
+def make_box(box: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """The polygon of a box (x, y, width, height) in pixels, (x, y) its upper left corner."""
+    x, y, width, height = box
     if not (width > 0 and height > 0):
         raise LabelFault(f"a rectangle needs a width and a height > 0, got {width:g} x {height:g}")
     return make_polygon((x, x + width, x + width, x), (y, y, y + height, y + height), size)

@@ -204,7 +204,7 @@ def _read_region(region: Any, class_name: str, size: tuple[int, int]) -> Labelle
         rows = [checked_number(y, "all_points_y") for y in ys]
         polygon = make_polygon(columns, rows, size, kind)
     elif kind == "rect":
-        polygon = make_box(*number("x", "y", "width", "height"), size)
+        polygon = make_box(number("x", "y", "width", "height"), size)
     elif kind == "circle":
         x, y, radius = number("cx", "cy", "r")
         polygon = make_ellipse((x, y), (radius, radius), size)
