@@ -104,10 +104,10 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
     if arguments.val_output is not None:
         if Path(arguments.val_output).resolve() == Path(arguments.output).resolve():
             parser.error("--output and --val-output must be two files")
-    names = arguments.names or []
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice or not all(name.strip() for name in names):
-        parser.error(f"--names must be different and not empty, got {names}")
+    if arguments.names is not None:
+        arguments.names = [name.strip() for name in arguments.names]
+        if len(set(arguments.names)) < len(arguments.names) or "" in arguments.names:
+            parser.error(f"--names must be different and not empty, got {arguments.names}")
 
 
 def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:

@@ -164,7 +164,9 @@ def test_a_group_with_a_mask_becomes_the_union_of_its_pixels(tmp_path):
             "the mask is 3 x 3 (height x width), its box is 9 x 9",
         ),
         (
-            _shape(points=[[90, 90], [92, 92]], shape_type="mask", mask=_png(np.ones((3, 3), bool))),
+            _shape(
+                points=[[90, 90], [92, 92]], shape_type="mask", mask=_png(np.ones((3, 3), bool))
+            ),
             "covers no pixel",
         ),
     ],
@@ -242,7 +244,9 @@ def test_classes_follow_the_alphabet_or_the_names_given(tmp_path):
     found = read_labelme(tmp_path, names=["pear", "apple", "plum"])
     assert found.class_names == ("pear", "apple", "plum")
     (fault,) = found.faults.lines
-    assert "the class 'aple' is not among the names pear, apple, plum; did you mean 'apple'" in fault
+    assert (
+        "the class 'aple' is not among the names pear, apple, plum; did you mean 'apple'" in fault
+    )
 
 
 def test_a_folder_without_jsons_is_refused(tmp_path):

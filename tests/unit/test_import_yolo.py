@@ -65,9 +65,7 @@ def test_shares_are_of_the_image_as_it_is_seen_not_as_it_is_stored(tmp_path):
         ("photos/a.jpg", "text/a.txt", "text", "photos", "a.jpg"),
     ],
 )
-def test_labels_are_found_in_the_usual_places(
-    tmp_path, image, label, source, images_dir, name
-):
+def test_labels_are_found_in_the_usual_places(tmp_path, image, label, source, images_dir, name):
     _image(tmp_path / image)
     _label(tmp_path / label, f"0 {SQUARE}")
     (tmp_path / "data.yaml").write_text("names:\n  0: pear\n")
@@ -155,7 +153,7 @@ FORMS = [
     "path: x\nnc: 4\nnames: ['pear', 'an apple', 'plum, ripe', \"it's\"] # four\ntrain: a",
     "names: [\n  pear,\n  'an apple',  # red\n  'plum, ripe', 'it''s'\n]\nnc: 4",
     "train: a\nnames:\n  - pear\n  - 'an apple'\n  - plum, ripe\n\n  - it's  # last\nval: b",
-    "names:\n- pear\n- an apple\n- \"plum, ripe\"\n- it's\nnc: 4",
+    'names:\n- pear\n- an apple\n- "plum, ripe"\n- it\'s\nnc: 4',
     "names:\n  0: pear\n  1: an apple\n  2: 'plum, ripe'\n  3: it's",
     "# names: [no]\nnames: {0: pear, 1: an apple, 2: 'plum, ripe', 3: it's}",
 ]

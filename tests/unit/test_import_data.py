@@ -1,0 +1,269 @@
+"""The command `sparseinst import-data`: what it writes, says and refuses."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparseinst_jax import cli, config
+from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
+from sparseinst_jax.data.importers.coco_content import make_content, split_images
+from sparseinst_jax.data.importers.objects import LabelledImage, make_object
+
+BOX = "0.1 0.1 0.3 0.1 0.3 0.5 0.1 0.5"  # x 2..6, y 1..5 of 20 x 10
+
+
+def _data_set(folder, num_images=10, line=f"0 {BOX}"):
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    (folder / "data.yaml").write_text("names: [pear, apple]")
+    for i in range(num_images):
+        Image.new("RGB", (20, 10)).save(folder / f"images/{i}.png")
+        (folder / f"labels/{i}.txt").write_text(f"{line}\n1 {BOX}\n")
+    return folder
+
+
+def _run(*arguments):
+    return cli.main(["import-data", *map(str, arguments)])
+
+
+def test_the_json_is_coco_and_its_masks_are_those_drawn(tmp_path, capsys):
+    source = tmp_path / "masks"
+    drawn = np.zeros((10, 20), bool)
+    drawn[2:5, 3:9] = True
+    drawn[5:7, 3:4] = True
+    for name in ("b", "a"):
+        (source / name).mkdir(parents=True)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 10)).save(tmp_path / f"photos/{name}.jpg")
+        Image.fromarray(drawn).save(source / name / "pear_1.png")
+        Image.fromarray(~drawn).save(source / name / "apple_1.png")
+    output = tmp_path / "new/train.json"
+    options = ("--layout", "objects", "--images", tmp_path / "photos", "--output", output)
+    assert _run("masks", source, *options) == 0
+    content = json.loads(output.read_text())
+    assert content["categories"] == [{"id": 1, "name": "apple"}, {"id": 2, "name": "pear"}]
+    assert content["images"] == [
+        {"id": 1, "file_name": "a.jpg", "height": 10, "width": 20},
+        {"id": 2, "file_name": "b.jpg", "height": 10, "width": 20},
+    ]
+    keys = ("id", "image_id", "category_id", "area", "bbox", "iscrowd")
+    assert [[a[key] for key in keys] for a in content["annotations"]] == [
+        [1, 1, 1, 180, [0, 0, 20, 10], 0],
+        [2, 1, 2, 20, [3, 2, 6, 5], 0],
+        [3, 2, 1, 180, [0, 0, 20, 10], 0],
+        [4, 2, 2, 20, [3, 2, 6, 5], 0],
+    ]
+    dataset = load_coco(output, tmp_path / "photos", check_files=True)
+    assert dataset.class_names == ("apple", "pear")
+    for record in dataset.records:
+        assert read_record(record).shape == (10, 20, 3)
+        for annotation, expected in zip(record.annotations, (~drawn, drawn), strict=True):
+            mask = decode_mask(annotation.segmentation, 10, 20)
+            np.testing.assert_array_equal(mask, expected)
+    assert f"{output}: 2 images (0 without objects), 4 objects" in capsys.readouterr().out
+
+
+def test_each_format_comes_to_the_same_json(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (20, 10)).save(photos / "a.png")
+    xs, ys = [2, 6, 6, 2], [1, 1, 5, 5]
+    yolo = tmp_path / "yolo"
+    yolo.mkdir()
+    (yolo / "a.txt").write_text(f"0 {BOX}")
+    labelme = tmp_path / "labelme"
+    labelme.mkdir()
+    points = [list(corner) for corner in zip(xs, ys, strict=True)]
+    shapes = [{"label": "pear", "points": points, "shape_type": "polygon"}]
+    labelled = {"imagePath": "a.png", "imageHeight": 10, "imageWidth": 20, "shapes": shapes}
+    (labelme / "a.json").write_text(json.dumps(labelled))
+    shape = {"name": "polygon", "all_points_x": xs, "all_points_y": ys}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "pear"}}
+    (tmp_path / "via.json").write_text(
+        json.dumps({"a.png1": {"filename": "a.png", "regions": [region]}})
+    )
+    texts = set()
+    for arguments in (
+        ("yolo", yolo, "--names", "pear"),
+        ("labelme", labelme),
+        ("via", tmp_path / "via.json"),
+    ):
+        output = tmp_path / f"from_{arguments[0]}.json"
+        assert _run(*arguments, "--images", photos, "--output", output) == 0
+        texts.add(output.read_text())
+    assert len(texts) == 1
+    (annotation,) = json.loads(texts.pop())["annotations"]
+    assert annotation["segmentation"] == [[2, 1, 6, 1, 6, 5, 2, 5]]
+
+
+def test_the_same_input_gives_the_same_bytes_and_another_seed_another_division(tmp_path):
+    source = _data_set(tmp_path / "data")
+    written = []
+    for seed in (0, 0, 1):
+        outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "v.json")
+        assert _run("yolo", source, *outputs, "--val-share", 0.3, "--seed", seed) == 0
+        written.append([(tmp_path / name).read_bytes() for name in ("t.json", "v.json")])
+    assert written[0] == written[1] != written[2]
+    train, val = (json.loads(text) for text in written[0])
+    assert (len(train["images"]), len(val["images"])) == (7, 3)
+    names = {image["file_name"] for part in (train, val) for image in part["images"]}
+    assert names == {f"{i}.png" for i in range(10)}
+    assert train["categories"] == val["categories"]
+    assert [image["id"] for image in val["images"]] == [1, 2, 3]
+    assert [a["image_id"] for a in val["annotations"]] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 0.999])
+@pytest.mark.parametrize("num_images", [2, 3, 11])
+def test_neither_side_of_a_division_is_without_objects(share, num_images):
+    square = make_object("pear", [[2, 1, 6, 1, 6, 5, 2, 5]], (10, 20))
+    labelled = [LabelledImage(f"{i}.png", 10, 20, [square]) for i in range(num_images)]
+    empty = [LabelledImage(f"empty{i}.png", 10, 20) for i in range(10)]
+    train, val = split_images(labelled + empty, share, seed=3)
+    expected = min(max(round(share * num_images), 1), num_images - 1)
+    assert sum(bool(image.objects) for image in val) == expected
+    assert sum(not image.objects for image in val) == round(share * 10)
+    assert sorted(i.file_name for i in train + val) == sorted(i.file_name for i in labelled + empty)
+    assert split_images((labelled + empty)[::-1], share, seed=3)[1] == val
+
+
+def test_one_labelled_image_cannot_be_divided(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=1)
+    outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "v.json")
+    assert _run("yolo", source, *outputs) == 1
+    assert "1 image(s) with objects cannot be divided" in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_faults_stop_the_import_and_nothing_is_written(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=22, line="0 0.5 0.5 0.2 0.2")
+    assert _run("yolo", source, "--output", tmp_path / "out/t.json") == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {source}: 22 fault(s), so nothing was written:")
+    assert error.count("5 numbers are a box") == 20
+    assert "... and 2 more" in error
+    assert "--skip-faulty" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_faulty_objects_are_skipped_and_listed_when_asked(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=22, line="0 0.5 0.5 0.2 0.2")
+    assert _run("yolo", source, "--output", tmp_path / "t.json", "--skip-faulty") == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped: ") == 22
+    assert f"skipped: {source / 'labels' / '7.txt'}:1: 5 numbers" in captured.err
+    assert "WARNING: no object of: pear" in captured.out
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert (len(content["images"]), len(content["annotations"])) == (22, 22)
+
+
+def test_an_import_without_any_object_is_refused(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=2)
+    for path in (source / "labels").iterdir():
+        path.write_text("0 0.5 0.5 0.2 0.2")
+    assert _run("yolo", source, "--output", tmp_path / "t.json", "--skip-faulty") == 1
+    assert "none of the 2 images has an object that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "t.json").exists()
+
+
+def test_a_file_of_ones_own_is_not_overwritten_and_an_earlier_import_is(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=2)
+    output = tmp_path / "t.json"
+    for text in ("precious", '{"images": [], "info": {}}', "[]"):
+        output.write_text(text)
+        assert _run("yolo", source, "--output", output) == 1
+        assert "exists and was not written by import-data" in capsys.readouterr().err
+        assert output.read_text() == text
+    output.unlink()
+    assert _run("yolo", source, "--output", output) == 0
+    (source / "labels/0.txt").unlink()
+    assert _run("yolo", source, "--output", output) == 0
+    assert len(json.loads(output.read_text())["annotations"]) == 2
+
+
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=3)
+    (tmp_path / "file").write_text("")
+    outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "file/v.json")
+    assert _run("yolo", source, *outputs) == 1
+    error = capsys.readouterr().err
+    assert "v.json cannot be written" in error
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
+
+
+def test_the_next_commands_are_ones_that_work(tmp_path, capsys):
+    source = _data_set(tmp_path / "my data")
+    outputs = ("--output", tmp_path / "a train.json", "--val-output", tmp_path / "val.json")
+    assert _run("yolo", source, *outputs) == 0
+    text = capsys.readouterr().out.split("Next:\n")[1]
+    check, check_val, train = (shlex.split(line) for line in text.replace("\\\n", "").splitlines())
+    expected = ["sparseinst", "check-data", str(outputs[1]), "--images", str(source / "images")]
+    assert check == expected
+    assert check_val[2] == str(outputs[3])
+    assert train[:2] == ["python", "train.py"]
+    rest, overrides = config.split_overrides(train[2:])
+    data = config.load_config(rest[1], overrides).data
+    assert (data.train.annotations, data.val.annotations) == (str(outputs[1]), str(outputs[3]))
+    assert data.train.images == data.val.images == str(source / "images")
+
+
+def test_without_validation_data_the_next_command_does_not_evaluate(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=2)
+    assert _run("yolo", source, "--output", tmp_path / "t.json") == 0
+    text = capsys.readouterr().out.split("Next:\n")[1].replace("\\\n", "").splitlines()
+    train = shlex.split(text[-1], comments=True)
+    rest, overrides = config.split_overrides(train[2:])
+    assert config.load_config(rest[1], overrides).train.eval_every == 0
+    assert "--val-output" in text[-1]
+
+
+def test_classes_that_differ_in_capitals_only_are_pointed_out(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=2)
+    assert _run("yolo", source, "--output", tmp_path / "t.json", "--names", "Pear", "pear ") == 0
+    assert "WARNING: the classes 'Pear', 'pear' are probably one" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("coco", "x"), "invalid choice"),
+        (("yolo", "x", "--attribute", "a"), "--attribute is for via, not for yolo"),
+        (("labelme", "x", "--class", "a"), "--class is for via and masks, not for labelme"),
+        (("via", "x", "--layout", "objects"), "--layout is for masks, not for via"),
+        (("masks", "x"), "--layout objects (a folder for each image"),
+        (("yolo", "x", "--val-share", "0.2"), "--val-share needs --val-output"),
+        (("yolo", "x", "--val-output", "v", "--val-share", "1"), "between 0 and 1, got 1.0"),
+        (("yolo", "x", "--val-output", "v", "--val-share", "nan"), "between 0 and 1, got nan"),
+        (("yolo", "x", "--val-output", "./t.json"), "must be two files"),
+        (("yolo", "x", "--names", "a", "a"), "must be different and not empty"),
+        (("yolo", "x", "--name", "a"), "unrecognized arguments"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        _run(*arguments, "--output", "t.json")
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_source_is_named_without_a_traceback(tmp_path, capsys):
+    for name in ("yolo", "labelme", "via"):
+        assert _run(name, tmp_path / "nowhere", "--output", tmp_path / "t.json") == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "nowhere" in error
+
+
+def test_ids_count_from_one_in_the_order_of_the_file_names():
+    square = make_object("pear", [[2, 1, 6, 1, 6, 5, 2, 5]], (10, 20))
+    images = [LabelledImage(name, 10, 20, [square]) for name in ("s/b.png", "a.png")]
+    content = make_content(images, ["apple", "pear"])
+    assert [(i["id"], i["file_name"]) for i in content["images"]] == [(1, "a.png"), (2, "s/b.png")]
+    assert [(a["id"], a["image_id"], a["category_id"]) for a in content["annotations"]] == [
+        (1, 1, 2),
+        (2, 2, 2),
+    ]
