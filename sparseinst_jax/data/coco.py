@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from sparseinst_jax.data import coco_json
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.faults import Faults
-from sparseinst_jax.data.images import read_image
+from sparseinst_jax.data.images import read_header, read_image
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord, Segmentation
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_coco",
     "read_image",
     "read_record",
+    "size_fault",
 ]
 
 
@@ -179,9 +180,23 @@ def read_record(record: ImageRecord) -> np.ndarray:
         raise ValueError(f"image {record.image_id} ({record.file_name}): no image folder was given")
     image = read_image(record.path)
     if image.shape[:2] != (record.height, record.width):
-        raise ValueError(
-            f"image {record.path} is {image.shape[:2]} (height, width; EXIF orientation applied), "
-            f"the json says {(record.height, record.width)}; correct the json or save the image "
-            "upright"
-        )
+        raise ValueError(size_fault(record, image.shape[0], image.shape[1]))
     return image
+
+
+def size_fault(record: ImageRecord, height: int, width: int) -> str:
+    """Say that an image, upright, is not of the json's size, and what to do about it."""
+    assert record.path is not None, "an image was read"
+    expected = (record.height, record.width)
+    header = read_header(record.path)
+    message = f"image {record.path} is {(height, width)} (height, width), the json says {expected}"
+    if header.stored_size == expected and header.orientation > 1:
+        return (
+            f"{message}: that is its size without its EXIF orientation ({header.orientation}). "
+            "Images are used upright, as they are shown: if the annotations fit the upright image, "
+            "exchange height and width in the json; if they fit the image as it is stored, save it "
+            "without EXIF data"
+        )
+    if expected == (width, height):
+        return f"{message}: height and width are exchanged; correct the json"
+    return f"{message}; correct the json, or give the images that were annotated"

@@ -4,10 +4,10 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # What Pillow raises, depending on the format, for a file that is broken, cut off or far too large.
 _DECODING_ERRORS = (
@@ -24,8 +24,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read any image that Pillow knows as RGB.
 
     The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does
-    (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, of an
-    animation the first frame is taken.
+    (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, fractions
+    in 0...1 become 0...255, of an animation or of several pages the first is taken.
 
     Returns:
         uint8 [h, w, 3].
@@ -41,15 +41,27 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 @contextmanager
 def _upright(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
     """Open an image with its EXIF orientation applied; errors name it."""
+    with _opened(file, name) as image:
+        yield ImageOps.exif_transpose(image)
+
+
+@contextmanager
+def _opened(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
+    """Open an image as it is stored; errors, also those of decoding it later, name it."""
     name = file if name is None else name
     try:
         with Image.open(file) as image:
-            yield ImageOps.exif_transpose(image)
+            yield image
     except FileNotFoundError:
         raise FileNotFoundError(
             f"image {name} does not exist; check the path (of a data set: the image folder and the "
             "json's file_name)"
         ) from None
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"image {name} cannot be read: it is damaged, no image, or of a kind that Pillow does "
+            "not know; replace the file, convert it to JPEG or PNG, or leave it out"
+        ) from error
     except _DECODING_ERRORS as error:
         raise ValueError(
             f"image {name} cannot be read ({error}); replace the file or leave it out"
@@ -59,11 +71,46 @@ def _upright(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterato
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # convert("RGB") would clip everything above 255 to white.
-        values = np.asarray(image).astype(np.float64)
-        if image.mode != "F" and values.max(initial=0) > 255:
+        values = np.nan_to_num(np.asarray(image).astype(np.float64))
+        if image.mode == "F":
+            values = values * 255 if values.max(initial=0) <= 1 else values
+        elif values.max(initial=0) > 255:
             values = values // 256
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; Pillow asks for it with a warning
     return image.convert("RGB")
+
+
+class ImageHeader(NamedTuple):
+    """What a file says of itself.
+
+    Attributes:
+        kind: format and mode, such as "JPEG RGB" or "PNG I;16".
+        stored_size: (height, width) in pixels before the EXIF orientation is applied.
+        orientation: of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter.
+        is_animated: or has several pages; the first is taken.
+    """
+
+    kind: str
+    stored_size: tuple[int, int]
+    orientation: int
+    is_animated: bool
+
+
+def read_header(path: str | os.PathLike) -> ImageHeader:
+    """Read what an image file says of itself, no pixel.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
+    with _opened(path) as image:
+        return ImageHeader(
+            f"{image.format} {image.mode}",
+            (image.height, image.width),
+            int(image.getexif().get(ExifTags.Base.Orientation, 1) or 1),
+            bool(getattr(image, "is_animated", False)),
+        )
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:

@@ -176,41 +176,6 @@ def _pixels():
     return np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
 
 
-def test_orientation_is_applied_when_an_image_is_read(tmp_path):
-    image = Image.fromarray(_pixels())
-    exif = image.getexif()
-    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
-    image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "turned.png"), np.rot90(_pixels(), -1))
-
-
-def test_grey_palette_alpha_and_deep_images_become_rgb(tmp_path):
-    grey = np.array([[0, 100], [200, 255]], np.uint8)
-    as_rgb = np.repeat(grey[..., None], 3, 2)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 256 + 17).save(tmp_path / "deep.png")
-    Image.fromarray(as_rgb).convert("P").save(tmp_path / "palette.png")
-    Image.fromarray(np.dstack([as_rgb, 255 - grey])).save(tmp_path / "alpha.png")
-    Image.fromarray(as_rgb).save(
-        tmp_path / "moving.gif", save_all=True, append_images=[Image.new("RGB", (2, 2), "red")]
-    )
-    for name, tolerance in (
-        ("grey.png", 0),
-        ("deep.png", 0),
-        ("alpha.png", 0),
-        ("palette.png", 60),  # Pillow's web palette
-        ("moving.gif", 0),
-    ):
-        image = read_image(tmp_path / name)
-        assert image.dtype == np.uint8
-        np.testing.assert_allclose(image.astype(int), as_rgb.astype(int), atol=tolerance)
-
-
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "red.jpg", quality=100)
-    np.testing.assert_allclose(read_image(tmp_path / "red.jpg")[0, 0], [255, 0, 0], atol=3)
-
-
 def test_broken_and_missing_images_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match=r"broken\.png.*replace the file"):
