@@ -254,3 +254,19 @@ def test_a_folder_without_jsons_is_refused(tmp_path):
         read_labelme(tmp_path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_labelme(tmp_path / "nowhere")
+
+
+def test_an_image_that_is_not_where_the_json_says_is_found_by_its_name_if_it_is_the_only_one(
+    tmp_path,
+):
+    photos, labels = tmp_path / "photos", tmp_path / "labels"
+    _write(labels, [_shape()])
+    (photos / "train").mkdir(parents=True)
+    (labels / "a.png").rename(photos / "train/a.png")
+    found = read_labelme(labels, photos)
+    assert found.faults.lines == []
+    assert [image.file_name for image in found.images] == ["train/a.png"]
+    (photos / "val").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "val/a.png")
+    (fault,) = read_labelme(labels, photos).faults.lines
+    assert "a.png does not exist" in fault

@@ -112,7 +112,7 @@ def test_masks_that_cannot_be_read_are_told_with_their_file(tmp_path, rng):
         "a/pear_6.png": "cannot be read",
         "a/7.png": "the name says no class: expected a/apple_1.png or a/apple/1.png",
         "a/deadbeef7.png": "the name says no class",
-        "other/pear_1.png": "lies in no folder with the name of an image",
+        "other": "1 masks lie in no folder with the name of an image; those of",
     }
     assert len(found.faults.lines) == len(messages)
     for file, message in messages.items():
@@ -236,3 +236,11 @@ def test_masks_may_lie_below_the_images_or_images_below_the_masks(tmp_path):
     _save(other / "a/pear_1.png", _box((1, 3), (2, 7), 1))
     found = read_masks(other, other / "photos", layout="objects")
     assert [(i.file_name, len(i.objects)) for i in found.images] == [("a.jpg", 1)]
+
+
+@pytest.mark.parametrize(("layout", "mask"), [("objects", "a/pear_1.png"), ("indexed", "a.png")])
+def test_a_wrong_image_folder_is_recognised_and_the_right_one_named(tmp_path, layout, mask):
+    _photo(tmp_path, "train/a.jpg")
+    _save(tmp_path / "masks" / mask, _box((1, 3), (2, 7), 1))
+    (fault,) = _read(tmp_path, layout, class_name="pear").faults.lines
+    assert fault.endswith(f"is --images {tmp_path / 'images' / 'train'} meant?")

@@ -223,3 +223,13 @@ def test_the_image_folder_can_lie_elsewhere_with_subfolders(tmp_path):
     found = read_via(path, photos)
     assert found.faults.lines == []
     assert [image.file_name for image in found.images] == ["a.png", "s/b.png"]
+
+
+def test_an_image_in_a_subfolder_is_found_by_its_name_if_it_is_the_only_one(tmp_path):
+    path = _write(tmp_path, [_region(kind="pear")])
+    (tmp_path / "train").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "train/a.png")
+    assert [image.file_name for image in read_via(path).images] == ["train/a.png"]
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "val/a.png")
+    assert "a.png does not exist" in read_via(path).faults.lines[0]

@@ -206,3 +206,10 @@ def test_a_list_of_lines_names_the_classes_too(tmp_path):
     (tmp_path / "classes.txt").write_text("plum\n quince \n\n")
     assert read_yolo(tmp_path).class_names == ("plum", "quince")
     assert read_yolo(tmp_path, names=["x", "y"]).images[0].objects[0].class_name == "y"
+
+
+def test_a_wrong_image_folder_is_recognised_and_the_right_one_named(tmp_path):
+    _image(tmp_path / "photos/train/a.jpg")
+    _label(tmp_path / "text/a.txt", f"0 {SQUARE}")
+    with pytest.raises(ValueError, match=r"no label file.*is --images .*photos.train meant\?"):
+        read_yolo(tmp_path / "text", tmp_path / "photos", names=["pear"])

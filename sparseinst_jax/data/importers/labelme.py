@@ -7,7 +7,7 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -23,6 +23,8 @@ from sparseinst_jax.data.importers.objects import (
     LabelledObject,
     checked_class,
     checked_number,
+    files_by_name,
+    is_below,
     list_images,
     make_box,
     make_ellipse,
@@ -59,7 +61,8 @@ def read_labelme(
     Args:
         source: folder of the jsons, searched with its subfolders.
         images_dir: folder that ``file_name`` becomes relative to; by default the source. A json's
-            ``imagePath`` is looked for beside it, then in this folder.
+            ``imagePath`` is looked for beside it, then in this folder, then anywhere below it where
+            one image has that name.
         names: the classes in their order; by default those found, by the alphabet.
         excluded: jsons that are no labels, such as the file to be written.
 
@@ -75,30 +78,37 @@ def read_labelme(
     if not paths:
         raise ValueError(f"no .json in or below {source}; LabelMe writes one for each image")
     faults = Faults()
+    listed = list_images(root)
+    by_name = files_by_name(listed)
     images: list[LabelledImage] = []
     labelled_by: dict[str, Path] = {}
     for path in paths:
         with faults.at(str(path)):
-            image = _read_file(path, source, root, names, faults)
+            image = _read_file(path, source, root, by_name, names, faults)
             first = labelled_by.setdefault(image.file_name, path)
             if first is not path:
                 raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
             images.append(image)
     result = Imported(images, found_classes(images, names), root, faults)
-    without = len({p.relative_to(root).as_posix() for p in list_images(root)} - labelled_by.keys())
+    without = len({p.relative_to(root).as_posix() for p in listed} - labelled_by.keys())
     if without:
         result.notes.append(f"{without} images below {root} have no json: left out")
     return result
 
 
 def _read_file(
-    path: Path, source: Path, root: Path, names: Sequence[str] | None, faults: Faults
+    path: Path,
+    source: Path,
+    root: Path,
+    by_name: Mapping[str, Path],
+    names: Sequence[str] | None,
+    faults: Faults,
 ) -> LabelledImage:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
         raise LabelFault("is not a LabelMe file: no list of 'shapes'; move it out of the folder")
     stated = content.get("imageHeight"), content.get("imageWidth")
-    image_path = _find_image(path, content.get("imagePath"), source, root)
+    image_path = _find_image(path, content.get("imagePath"), source, root, by_name)
     image = open_image(image_path, root, stated if all(stated) else None)
     size = image.height, image.width
     objects: dict[Any, list[_Part | None]] = {}
@@ -115,8 +125,10 @@ def _read_file(
     return image
 
 
-def _find_image(path: Path, stated: Any, source: Path, root: Path) -> Path:
-    """The image of a json: its imagePath beside it, then in the image folder, then of its name."""
+def _find_image(
+    path: Path, stated: Any, source: Path, root: Path, by_name: Mapping[str, Path]
+) -> Path:
+    """The image of a json: by its path, beside it or in the image folder, then by its name."""
     if not isinstance(stated, str) or not stated.strip():
         raise LabelFault(f"imagePath must name the image, got {stated!r}; set it")
     relative = PureWindowsPath(stated.strip())  # knows both kinds of slashes
@@ -125,7 +137,10 @@ def _find_image(path: Path, stated: Any, source: Path, root: Path) -> Path:
     if not relative.is_absolute() and not relative.root:
         plain = Path(relative.as_posix())
         candidates = [path.parent / plain, root / below / plain, root / plain, *candidates]
-    return next((p for p in candidates if p.is_file()), candidates[0])
+    if relative.name in by_name:
+        candidates.append(by_name[relative.name])
+    below_root = (p for p in candidates if p.is_file() and is_below(p, root))
+    return next(below_root, next((p for p in candidates if p.is_file()), candidates[0]))
 
 
 def _read_shape(

@@ -28,6 +28,7 @@ from sparseinst_jax.data.importers.objects import (
     LabelledObject,
     check_size,
     checked_class,
+    hint_at_place,
     list_images,
     make_object,
     open_image,
@@ -121,18 +122,21 @@ def _read_objects(
 ) -> None:
     """A folder for each image, a binary image for each object."""
     folders: dict[Path, list[Path]] = {}
+    homeless: dict[Path, int] = {}
     for mask in masks:
         parents = mask.relative_to(source).parents
         place = next((parent for parent in parents if parent in images), None)
-        if place is None:
-            example = next(iter(images.values()))
-            result.faults.add(
-                str(mask),
-                f"lies in no folder with the name of an image; masks of {example.name} are "
-                f"expected in {source / next(iter(images))}",
-            )
-        else:
+        if place is not None:
             folders.setdefault(place, []).append(mask)
+        else:
+            homeless[mask.parent] = homeless.get(mask.parent, 0) + 1
+    for folder, count in homeless.items():
+        place, example = next(iter(images.items()))
+        result.faults.add(
+            str(folder),
+            f"{count} masks lie in no folder with the name of an image; those of {example} are "
+            f"expected in {source / place}{hint_at_place(folder.name, images.values())}",
+        )
     for place in sorted(folders):
         with result.faults.at(str(images[place])):
             image = open_image(images[place], result.images_dir)
@@ -216,6 +220,7 @@ def _read_indexed(
             if place not in images:
                 raise LabelFault(
                     f"there is no image {place} below {result.images_dir}; add it, or delete this"
+                    + hint_at_place(place.name, images.values())
                 )
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width

@@ -4,7 +4,8 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,8 +220,7 @@ def open_image(
     Raises:
         LabelFault: the image is missing, broken, outside of the folder, or of another size.
     """
-    absolute, root = (os.path.abspath(p) for p in (path, images_dir))
-    if not Path(absolute).is_relative_to(root):
+    if not is_below(path, images_dir):
         raise LabelFault(
             f"the image {path} is not below the image folder {images_dir}; name with --images a "
             "folder that holds all images"
@@ -234,7 +234,12 @@ def open_image(
     except (ValueError, FileNotFoundError) as error:
         raise LabelFault(error) from error
     check_size(size, stated_size, "the label file")
-    return LabelledImage(Path(absolute).relative_to(root).as_posix(), *size)
+    return LabelledImage(os.path.relpath(path, images_dir).replace(os.sep, "/"), *size)
+
+
+def is_below(path: Path, folder: Path) -> bool:
+    """Whether a path lies in a folder or below it; links are not followed, ``..`` is."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def check_size(size: tuple[int, int], stated: tuple[Any, Any] | None, what: str) -> None:
@@ -262,6 +267,18 @@ def list_images(folder: Path) -> list[Path]:
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def files_by_name(paths: Sequence[Path]) -> dict[str, Path]:
+    """Each file by its name; names that occur more than once are left out."""
+    counts = Counter(path.name for path in paths)
+    return {path.name: path for path in paths if counts[path.name] == 1}
+
+
+def hint_at_place(stem: str, paths: Iterable[Path]) -> str:
+    """The end of a message: where there is an image of a name that was looked for elsewhere."""
+    found = next((path for path in paths if path.stem == stem), None)
+    return f"; there is {found}: is --images {found.parent} meant?" if found else ""
 
 
 def require_folder(path: Path, what: str) -> None:

@@ -16,6 +16,8 @@ from sparseinst_jax.data.importers.objects import (
     LabelledObject,
     checked_class,
     checked_number,
+    files_by_name,
+    list_images,
     make_box,
     make_ellipse,
     make_object,
@@ -41,7 +43,8 @@ def read_via(
 
     Args:
         source: the json file.
-        images_dir: folder of the images; by default that of the json.
+        images_dir: folder of the images; by default that of the json. A file that is not there
+            is looked for below it where one image has that name.
         names: the classes in their order; by default those found, by the alphabet.
         attribute: region attribute that holds the class; by default the only one there is.
         class_name: class of every region, in place of an attribute.
@@ -63,11 +66,12 @@ def read_via(
     if class_name is None:
         attribute = _choose_attribute(entries, attribute, source)
     faults = Faults()
+    by_name = files_by_name(list_images(root))
     images: list[LabelledImage] = []
     seen: set[str] = set()
     for key, entry in entries.items():
         with faults.at(f"{source}: {_name_of(entry) or key}"):
-            image = open_image(_image_path(entry, root), root)
+            image = open_image(_image_path(entry, root, by_name), root)
             if image.file_name in seen:
                 raise LabelFault("the file is listed twice; keep one of the entries")
             seen.add(image.file_name)
@@ -174,17 +178,16 @@ def _name_of(entry: dict) -> str:
     return name.strip() if isinstance(name, str) else ""
 
 
-def _image_path(entry: dict, root: Path) -> Path:
+def _image_path(entry: dict, root: Path, by_name: dict[str, Path]) -> Path:
+    """The image of an entry: by its path in the folder, then by its name anywhere below it."""
     name = _name_of(entry)
     if not name:
         raise LabelFault(f"filename must name the image, got {entry.get('filename')!r}")
     if "://" in name or name.startswith("data:"):
         raise LabelFault("is an address, not a file; download the image and name the file instead")
     relative = PureWindowsPath(name)  # knows both kinds of slashes
-    if relative.is_absolute() or relative.root:
-        return root / relative.name
-    path, other = root / relative.as_posix(), root / relative.name
-    return other if other.is_file() and not path.is_file() else path
+    path = root / (relative.name if relative.root else relative.as_posix())
+    return path if path.is_file() else by_name.get(relative.name, path)
 
 
 def _read_region(region: Any, class_name: str, size: tuple[int, int]) -> LabelledObject:

@@ -15,6 +15,7 @@ from sparseinst_jax.data.importers.objects import (
     LabelFault,
     LabelledObject,
     checked_number,
+    hint_at_place,
     list_images,
     make_object,
     make_polygon,
@@ -57,9 +58,12 @@ def read_yolo(
         raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
     labels = {path: _label_path(path, source, images_dir) for path in paths}
     if not any(labels.values()):
+        example = source / "labels" / paths[0].relative_to(images_dir).with_suffix(".txt")
+        stems = {path.stem for path in source.rglob("*.txt")}
+        stem = next((path.stem for path in paths if path.stem in stems), "")
         raise ValueError(
             f"no label file for any of the {len(paths)} images below {images_dir}; expected for "
-            f"example {source / 'labels' / paths[0].relative_to(images_dir).with_suffix('.txt')}"
+            f"example {example}{hint_at_place(stem, paths)}"
         )
     faults = Faults()
     used = Counter(label for label in labels.values() if label is not None)
