@@ -111,8 +111,8 @@ def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.I
     shrink = next((s for s in (1, 2) if max(image.shape) <= s * CELL_SIDE), MASK_STRIDE)
     image = np.asarray(Image.fromarray(image).reduce(shrink))
     masks = list(batch.masks[index][batch.is_target[index]] >= _HALF)
-    labels = batch.labels[index][batch.is_target[index]].tolist()
-    captions = [class_names[label] for label in labels[:MAX_CAPTIONS]]
+    labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
+    captions: list[str] = [class_names[label] for label in labels[:MAX_CAPTIONS]]
     captions += [""] * (len(labels) - len(captions))
     colours = [visualize.instance_colour(number) for number in range(len(labels))]
     if batch.is_ignored is not None:
@@ -128,7 +128,7 @@ def _striped_padding(image: np.ndarray, valid_height: int, valid_width: int) -> 
     """The image with its padding, which is as black as a night photograph, made visible."""
     rows, columns = np.indices(image.shape[:2])
     stripes = np.array(_PADDING, np.uint8)[(rows + columns) // 8 % 2]
-    is_padding = (rows >= valid_height) | (columns >= valid_width)
+    is_padding = np.logical_or(rows >= valid_height, columns >= valid_width)
     return np.where(is_padding[..., None], stripes, image)
 
 

@@ -98,7 +98,7 @@ def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDa
         f" {height}x{width} (height x width), room for {plan.num_targets} objects each"
     ]
     header = ("image id", "original", "transform", "size", "objects", "lost", "file")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for image, result in zip(plan.images, loaded, strict=True):
         record = dataset.records[image.position]
         rows.append(

@@ -252,7 +252,7 @@ class TrainPlan:
             self.train_sizes,
             self._window[1] if is_jitter else self.train_max_size,
             self.augmentation,
-            self.lsj_range,
+            (self.lsj_range[0], self.lsj_range[1]),
         )
 
     def _draw_paste(self, chunk: int, slot: int, num_present: int) -> Paste | None:

@@ -180,8 +180,9 @@ class Trainer:
                     f"{', '.join(f'{name} became {values[name]}' for name in bad)} at step {step},"
                     f" checked for steps {pending.steps[0]} to {pending.steps[-1]}."
                     f" Image ids of the batch: {image_ids}. Last good checkpoint: {place}."
-                    f" Look at the batch (sparseinst debug-batch --step {step - 1}), lower train.learning_rate, or lengthen the warm-up"
-                    " (train.warmup_steps); bfloat16 users: try model.dtype=float32."
+                    " Look at the batch (sparseinst debug-batch --workdir"
+                    f" {self._checkpoints.directory.parent} --step {step - 1}), lower"
+                    " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16 users: try model.dtype=float32."
                 )
             rows.append(
                 {
