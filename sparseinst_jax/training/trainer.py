@@ -182,7 +182,8 @@ class Trainer:
                     f" Image ids of the batch: {image_ids}. Last good checkpoint: {place}."
                     " Look at the batch (sparseinst debug-batch --workdir"
                     f" {self._checkpoints.directory.parent} --step {step - 1}), lower"
-                    " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16 users: try model.dtype=float32."
+                    " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16"
+                    " users: try model.dtype=float32."
                 )
             rows.append(
                 {
