@@ -130,6 +130,16 @@ def test_neither_side_of_a_division_is_without_objects(share, num_images):
     assert split_images((labelled + empty)[::-1], share, seed=3)[1] == val
 
 
+def test_augmented_copies_of_a_photo_stay_on_one_side():
+    square = make_object("pear", [[2, 1, 6, 1, 6, 5, 2, 5]], (10, 20))
+    names = [f"s/{photo}_jpg.rf.{copy}.jpg" for photo in range(6) for copy in "abc"]
+    images = [LabelledImage(name, 10, 20, [square]) for name in names]
+    train, val = split_images(images, 0.34, seed=0)
+    assert (len(train), len(val)) == (12, 6)
+    photos = [{image.file_name[:3] for image in part} for part in (train, val)]
+    assert photos[0].isdisjoint(photos[1])
+
+
 def test_one_labelled_image_cannot_be_divided(tmp_path, capsys):
     source = _data_set(tmp_path / "data", num_images=1)
     outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "v.json")

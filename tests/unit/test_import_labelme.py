@@ -57,7 +57,7 @@ def test_polygons_and_rectangles_stay_polygons_with_area_and_box_of_their_pixels
     objects = _objects(
         tmp_path,
         _shape(),
-        _shape("apple", [[20.004, 10], [10, 4]], "rectangle"),  # drawn from below
+        _shape("apple", [[20, 10], [10, 4]], "rectangle"),  # drawn from below
         _shape("apple", SQUARE, "rectangle"),
         {"label": "pear", "points": SQUARE},  # as old versions wrote them
     )
@@ -229,7 +229,7 @@ def test_files_that_are_not_labels_or_label_twice_are_told(tmp_path):
     faults = {line.split(".json")[0][-1]: line for line in found.faults.lines}
     assert sorted(faults) == ["b", "c", "d", "e", "f", "g"]
     assert "labels a.png, as" in faults["b"]
-    assert "gone.png does not exist" in faults["c"]
+    assert "the image gone.png is neither beside the json nor below" in faults["c"]
     assert "imagePath must name the image, got None" in faults["d"]
     assert "is not a LabelMe file" in faults["e"]
     assert "line 2" in faults["f"]
@@ -269,4 +269,4 @@ def test_an_image_that_is_not_where_the_json_says_is_found_by_its_name_if_it_is_
     (photos / "val").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "val/a.png")
     (fault,) = read_labelme(labels, photos).faults.lines
-    assert "a.png does not exist" in fault
+    assert "the image a.png is neither beside the json nor below" in fault

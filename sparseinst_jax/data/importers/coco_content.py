@@ -60,32 +60,35 @@ def split_images(
 ) -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Divide images into training and validation; neither side is ever without objects.
 
-    Images with and without objects are divided separately, each by a hash of seed and file name:
-    the same on every machine, and an image that is added moves few others.
+    Copies of one photo that Roboflow has augmented (``photo.rf.1.jpg``, ``photo.rf.2.jpg``) stay
+    together. Photos with and without objects are divided separately, each by a hash of seed and
+    name: the same on every machine, and a photo that is added moves few others.
 
     Args:
-        images: at least two of them with objects.
-        val_share: share of the images that goes to validation, between 0 and 1.
+        images: of at least two photos with objects.
+        val_share: share of the photos that goes to validation, between 0 and 1.
         seed: any integer; another one gives another division.
 
     Raises:
-        ValueError: fewer than two images have objects.
+        ValueError: fewer than two photos have objects.
     """
-    labelled = [image for image in images if image.objects]
+    photos: dict[str, list[LabelledImage]] = {}
+    for image in sorted(images, key=lambda image: image.file_name):
+        photos.setdefault(image.file_name.split(".rf.")[0], []).append(image)
+    names = sorted(
+        photos, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="replace")).digest()
+    )
+    labelled = [name for name in names if any(image.objects for image in photos[name])]
+    empty = [name for name in names if not any(image.objects for image in photos[name])]
     if len(labelled) < 2:
         raise ValueError(
             f"{len(labelled)} image(s) with objects cannot be divided into training and "
             "validation: label two or more, or leave --val-output out"
         )
-
-    def order(image: LabelledImage) -> bytes:
-        return hashlib.sha256(f"{seed}:{image.file_name}".encode(errors="replace")).digest()
-
     num_val = min(max(round(val_share * len(labelled)), 1), len(labelled) - 1)
-    empty = sorted((image for image in images if not image.objects), key=order)
-    num_empty = round(val_share * len(empty))
-    labelled.sort(key=order)
-    return labelled[num_val:] + empty[num_empty:], labelled[:num_val] + empty[:num_empty]
+    held_out = {*labelled[:num_val], *empty[: round(val_share * len(empty))]}
+    train = [image for name in names if name not in held_out for image in photos[name]]
+    return train, [image for name in names if name in held_out for image in photos[name]]
 
 
 def refuse_foreign_file(path: Path) -> None:

@@ -34,6 +34,7 @@ from sparseinst_jax.data.importers.objects import (
     open_image,
     read_json,
     require_folder,
+    with_progress,
 )
 
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
@@ -82,7 +83,7 @@ def read_labelme(
     by_name = files_by_name(listed)
     images: list[LabelledImage] = []
     labelled_by: dict[str, Path] = {}
-    for path in paths:
+    for path in with_progress(paths):
         with faults.at(str(path)):
             image = _read_file(path, source, root, by_name, names, faults)
             first = labelled_by.setdefault(image.file_name, path)
@@ -139,8 +140,13 @@ def _find_image(
         candidates = [path.parent / plain, root / below / plain, root / plain, *candidates]
     if relative.name in by_name:
         candidates.append(by_name[relative.name])
-    below_root = (p for p in candidates if p.is_file() and is_below(p, root))
-    return next(below_root, next((p for p in candidates if p.is_file()), candidates[0]))
+    existing = [p for p in candidates if p.is_file()]
+    if not existing:
+        raise LabelFault(
+            f"the image {relative.as_posix()} is neither beside the json nor below {root}, or "
+            "several there have its name; put it there, or name the image folder with --images"
+        )
+    return next((p for p in existing if is_below(p, root)), existing[0])
 
 
 def _read_shape(

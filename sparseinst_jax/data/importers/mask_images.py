@@ -34,6 +34,7 @@ from sparseinst_jax.data.importers.objects import (
     open_image,
     read_json,
     require_folder,
+    with_progress,
 )
 
 LAYOUTS = ("objects", "indexed")
@@ -137,7 +138,7 @@ def _read_objects(
             f"{count} masks lie in no folder with the name of an image; those of {example} are "
             f"expected in {source / place}{hint_at_place(folder.name, images.values())}",
         )
-    for place in sorted(folders):
+    for place in with_progress(sorted(folders)):
         with result.faults.at(str(images[place])):
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
@@ -214,7 +215,7 @@ def _read_indexed(
     """A map of object numbers for each image."""
     of_maps = {} if class_name is not None else _read_values_json(source)
     numbers_of: list[tuple[set[int], int]] = []
-    for path in masks:
+    for path in with_progress(masks):
         place = path.relative_to(source).with_suffix("")
         with result.faults.at(str(path)):
             if place not in images:

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from pycocotools import mask as rle
+from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
 from sparseinst_jax.data.images import read_size
@@ -20,6 +21,7 @@ from sparseinst_jax.data.images import read_size
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .jp2 .avif .ppm .pgm".split()
 )
+Item = TypeVar("Item")
 # Largest distance from a circle or an ellipse to the polygon drawn in its place, in pixels.
 CURVE_TOLERANCE = 0.05
 
@@ -129,7 +131,7 @@ def checked_number(value: Any, what: str) -> float:
 def make_polygon(
     xs: Sequence[float], ys: Sequence[float], size: tuple[int, int], what: str = "polygon"
 ) -> list[float]:
-    """A COCO polygon [x, y, x, y, ...] in hundredths of a pixel.
+    """A COCO polygon [x, y, x, y, ...].
 
     Args:
         xs: columns of the corners in pixels.
@@ -150,7 +152,7 @@ def make_polygon(
                     f"{axis} = {value:g} lies far outside of the image, which is {width} x {height}"
                     " (width x height); is it the label of another image, or of another size?"
                 )
-    return [round(value, 2) for corner in zip(xs, ys, strict=True) for value in corner]
+    return [value for corner in zip(xs, ys, strict=True) for value in corner]
 
 
 def make_box(box: Sequence[float], size: tuple[int, int]) -> list[float]:
@@ -188,7 +190,7 @@ def make_ellipse(
     u, v = radii[0] * np.cos(turns), radii[1] * np.sin(turns)
     xs = center[0] + u * math.cos(angle) - v * math.sin(angle)
     ys = center[1] + u * math.sin(angle) + v * math.cos(angle)
-    return make_polygon(xs.tolist(), ys.tolist(), size, "circle or ellipse")
+    return make_polygon(xs.round(2).tolist(), ys.round(2).tolist(), size, "circle or ellipse")
 
 
 def checked_class(label: Any, names: Sequence[str] | None) -> str:
@@ -256,6 +258,11 @@ def check_size(size: tuple[int, int], stated: tuple[Any, Any] | None, what: str)
         f"{what} says {stated[0]} x {stated[1]} (height x width), the image is {size[0]} x "
         f"{size[1]}; {cure}"
     )
+
+
+def with_progress(items: Iterable[Item]) -> Iterable[Item]:
+    """The items, one for each image, with a bar in a terminal and silently elsewhere."""
+    return tqdm(items, desc="read", unit="image", disable=None, leave=False)
 
 
 def list_images(folder: Path) -> list[Path]:

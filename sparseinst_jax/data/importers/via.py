@@ -25,6 +25,7 @@ from sparseinst_jax.data.importers.objects import (
     open_image,
     read_json,
     require_folder,
+    with_progress,
 )
 
 
@@ -69,7 +70,8 @@ def read_via(
     by_name = files_by_name(list_images(root))
     images: list[LabelledImage] = []
     seen: set[str] = set()
-    for key, entry in entries.items():
+    for key in with_progress(entries):
+        entry = entries[key]
         with faults.at(f"{source}: {_name_of(entry) or key}"):
             image = open_image(_image_path(entry, root, by_name), root)
             if image.file_name in seen:

@@ -21,6 +21,7 @@ from sparseinst_jax.data.importers.objects import (
     make_polygon,
     open_image,
     require_folder,
+    with_progress,
 )
 from sparseinst_jax.data.importers.yolo_names import read_names
 
@@ -70,7 +71,8 @@ def read_yolo(
     result = Imported(
         [], tuple(number_to_name[i] for i in sorted(number_to_name)), images_dir, faults
     )
-    for path, label in labels.items():
+    for path in with_progress(paths):
+        label = labels[path]
         with faults.at(str(label or path)):
             if label is not None and used[label] > 1:
                 raise LabelFault(f"belongs to several images, {path} is one; keep one of them")
@@ -164,8 +166,9 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
             "the image's width and y by its height"
         )
     height, width = size
-    xs = [x * width for x in coordinates[::2]]
-    ys = [y * height for y in coordinates[1::2]]
+    # Rounded so that a tenth of 30 pixels is 3, not 3.0000000000000004.
+    xs = [round(x * width, 4) for x in coordinates[::2]]
+    ys = [round(y * height, 4) for y in coordinates[1::2]]
     return make_object(names[int(label)], [make_polygon(xs, ys, size)], size)
 
 
