@@ -58,8 +58,10 @@ def scale_schedule(
     elif batch_size != base_batch_size:
         factor = ratio if rule == "linear" else math.sqrt(ratio)
         milestones: list[int] = []
-        for step in schedule.milestones:  # rounded, they must still increase
-            milestones.append(max(round(step / ratio), 1, *(last + 1 for last in milestones[-1:])))
+        for before, step in zip((0, *schedule.milestones), schedule.milestones, strict=False):
+            milestones.append(max(round(step / ratio), 1))
+            if step > before and milestones[1:]:  # rounded, they must still increase
+                milestones[-1] = max(milestones[-1], milestones[-2] + 1)
         scaled = Schedule(
             schedule.learning_rate * factor,
             max(round(schedule.warmup_steps / ratio), 1) if schedule.warmup_steps else 0,

@@ -33,6 +33,8 @@ def test_steps_are_rounded_and_stay_at_least_one_and_in_order():
     assert scaled == (pytest.approx(0.225), 133, (135, 267), 267)
     scaled, _ = scale_schedule(Schedule(0.5, 3, (3, 4), 5), 64, 2, "linear")
     assert scaled == (16.0, 1, (1, 2), 1)
+    scaled, _ = scale_schedule(Schedule(0.5, 3, (30, 20), 40), 2, 4, "linear")
+    assert scaled.milestones == (60, 40)  # a mistake stays one, and is refused as such
     assert scale_schedule(Schedule(0.5, 0, (), 64), 2, 64, "linear")[0][1:3] == (0, ())
 
 
