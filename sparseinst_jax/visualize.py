@@ -35,9 +35,9 @@ def instance_colour(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def enlargement(size: tuple[int, int]) -> int:
+def enlargement(size: tuple[int, int], readable_side: int = READABLE_SIDE) -> int:
     """Choose the whole factor that makes text on an image of (height, width) readable."""
-    return max(1, min(MAX_ENLARGEMENT, math.ceil(READABLE_SIDE / max(size)) if max(size) else 1))
+    return max(1, min(MAX_ENLARGEMENT, math.ceil(readable_side / max(size)) if max(size) else 1))
 
 
 def contour(mask: np.ndarray, width: int) -> np.ndarray:
@@ -66,6 +66,7 @@ def draw_instances(
     masks: Sequence[np.ndarray] | np.ndarray,
     captions: Sequence[str],
     colours: Sequence[Colour] | None = None,
+    readable_side: int = READABLE_SIDE,
 ) -> Image.Image:
     """Draw instances over an image.
 
@@ -74,11 +75,12 @@ def draw_instances(
         masks: bool [D, h, w]; the first is drawn on top. Empty masks are left out.
         captions: D texts; an empty one draws no label.
         colours: D colours, RGB 0...255; by default each instance has one of its own.
+        readable_side: pixels; an image with a shorter long side is enlarged.
 
     Returns:
         The picture, RGB; larger than the image by a whole factor where the image is small.
     """
-    factor = enlargement(image.shape[:2])
+    factor = enlargement(image.shape[:2], readable_side)
     height, width = image.shape[0] * factor, image.shape[1] * factor
     base = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     canvas = np.asarray(base, np.float32).copy()

@@ -17,8 +17,9 @@ from sparseinst_jax.structures import Batch
 
 NUM_STEPS = 3  # batches drawn at the start of a run
 NUM_IMAGES = 16  # of a batch, at the start of a run
-# Pictures of one image have at most this long side, unless a quarter of it is longer.
-CELL_SIDE = 480
+# Long side of one image in pixels: larger ones are shrunk, by 2 or 4, those below it enlarged.
+MAX_SIDE = 480
+READABLE_SIDE = 320
 MAX_CAPTIONS = 40
 _HALF = 2  # of the levels 0 ... 4
 _PADDING = ((112, 112, 112), (144, 144, 144))
@@ -108,7 +109,7 @@ def _stack(parts: Sequence[Image.Image]) -> Image.Image:
 def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.Image:
     """One padded image with its targets, smaller by 1, 2 or 4 so that a grid can be looked at."""
     image = _striped_padding(batch.images[index], *batch.valid_size[index])
-    shrink = next((s for s in (1, 2) if max(image.shape) <= s * CELL_SIDE), MASK_STRIDE)
+    shrink = next((s for s in (1, 2) if max(image.shape) <= s * MAX_SIDE), MASK_STRIDE)
     image = np.asarray(Image.fromarray(image).reduce(shrink))
     masks = list(batch.masks[index][batch.is_target[index]] >= _HALF)
     labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
@@ -121,7 +122,7 @@ def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.I
         colours.append(_IGNORED)
     repeat = MASK_STRIDE // shrink
     masks = [mask.repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
-    return visualize.draw_instances(image, masks, captions, colours)
+    return visualize.draw_instances(image, masks, captions, colours, READABLE_SIDE)
 
 
 def _striped_padding(image: np.ndarray, valid_height: int, valid_width: int) -> np.ndarray:
