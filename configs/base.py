@@ -83,9 +83,11 @@ def _train() -> ConfigDict:
     train.init_from = ""  # weights to start from: .npz, .safetensors, run or checkpoint folder
     train.base_batch_size = 64  # the batch that the rates and steps here are written for:
     train.lr_scaling = "linear"  # at another batch the rate goes with it, or "sqrt", or "none"
+    train.frozen_stages = 0  # of the backbone, not trained: 1 the stem, 2 and res2, ... 5 all
     train.learning_rate = 5e-5  # AdamW
     train.weight_decay = 0.05  # not on parameters of norms
     train.gradient_clip_norm = 0.0  # longest gradient, over all parameters; 0 clips nothing
+    train.ema_decay = 0.0  # moving average of the weights, which is what is used then; 0 is off
     train.warmup_steps = 1000  # linear
     train.warmup_factor = 0.001  # of the learning rate, at step 0
     train.milestones = (210_000, 250_000)  # steps at which the learning rate falls
@@ -93,6 +95,7 @@ def _train() -> ConfigDict:
     train.log_every = 50  # steps
     train.checkpoint_every = 5000  # steps
     train.eval_every = 10_000  # steps; 0 is never
+    train.early_stopping = 0  # evaluations without a better AP that end the run; 0 is off
     train.tensorboard = False  # needs the extra `tensorboard`
     return train
 

@@ -22,13 +22,16 @@ def _choose(table: dict[str, Any], name: str, key: str) -> Any:
     return table[name]
 
 
-def build_model(model_config: Any, num_classes: int, seed: int) -> nnx.Module:
+def build_model(
+    model_config: Any, num_classes: int, seed: int, frozen_stages: int = 0
+) -> nnx.Module:
     """Build the model of `config.model` with fresh weights.
 
     Args:
       model_config: `config.model`; every key but the names is a constructor's argument.
       num_classes: K, from the data set or the checkpoint.
       seed: of the initial weights.
+      frozen_stages: of the backbone, for training.
 
     Raises:
       ValueError: for an unknown family or backbone.
@@ -39,7 +42,7 @@ def build_model(model_config: Any, num_classes: int, seed: int) -> nnx.Module:
     dtype = jnp.dtype(options.pop("dtype"))
     backbone_options = dict(options.pop("backbone"))
     backbone_class = _choose(BACKBONES, backbone_options.pop("name"), "model.backbone.name")
-    backbone = backbone_class(**backbone_options, dtype=dtype, rng=rng)
+    backbone = backbone_class(**backbone_options, frozen_stages=frozen_stages, dtype=dtype, rng=rng)
     return model_class(backbone, num_classes=num_classes, **options, dtype=dtype, rng=rng)
 
 

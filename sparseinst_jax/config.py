@@ -26,6 +26,7 @@ FREE_KEYS = (
     "train.eval_every",
 )
 _PREFIX = "--config."
+    "train.early_stopping",
 _MISSING = "(not set)"
 
 

@@ -16,6 +16,7 @@ from flax import nnx
 from sparseinst_jax import layers, ops
 from sparseinst_jax.layers import Conv, NormName
 
+STAGES = ("stem", "res2", "res3", "res4", "res5")
 EXPANSION = 4  # output channels of a bottleneck over its inner width
 
 
@@ -56,11 +57,14 @@ class ResNet(nnx.Module):
       width: channels of the stem and inner width of res2; each later stage doubles it.
       norm: "frozen_batch_norm" for fine-tuning from ImageNet weights, "batch_norm" or
         "group_norm" for training from scratch.
+      frozen_stages: how many of the stem, res2, ... are not trained: no gradient enters them and
+        their batch norms use and keep the running statistics.
       dtype: compute type.
       rng: source of the initial weights (`c2_msra_fill`, as detectron2's).
 
     Attributes:
       out_channels: channels of res3, res4, res5.
+      frozen_names: of the stages that are not trained.
     """
 
     def __init__(
@@ -69,9 +73,17 @@ class ResNet(nnx.Module):
         stage_depths: tuple[int, int, int, int] = (3, 4, 6, 3),
         width: int = 64,
         norm: NormName = "frozen_batch_norm",
+        frozen_stages: int = 0,
         dtype: Any = jnp.float32,
         rng: np.random.Generator,
     ):
+        if not 0 <= frozen_stages <= len(STAGES):
+            raise ValueError(
+                f"frozen_stages must be from 0 to {len(STAGES)}, the number of the first of"
+                f" {', '.join(STAGES)} that are not trained, got {frozen_stages}."
+            )
+        self.frozen_names = STAGES[:frozen_stages]
+
         def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> Conv:
             return Conv(
                 in_channels,
@@ -100,9 +112,12 @@ class ResNet(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Map normalised images [B, H, W, 3] to res3, res4, res5 at strides 8, 16, 32."""
         named = {} if intermediates is None else intermediates
-        x = named["stem"] = self.stem(images, train)
-        for name in ("res2", "res3", "res4", "res5"):
-            for block in getattr(self, name):
-                x = block(x, train)
+        x = images
+        for name in STAGES:
+            is_trained = train and name not in self.frozen_names
+            for layer in [self.stem] if name == "stem" else getattr(self, name):
+                x = layer(x, is_trained)
+            if name in self.frozen_names:
+                x = jax.lax.stop_gradient(x)
             named[name] = x
         return named["res3"], named["res4"], named["res5"]

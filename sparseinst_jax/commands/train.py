@@ -1,6 +1,7 @@
 """`sparseinst train`: put data, model, optimizer and loop together and run them."""
 
 import argparse
+import dataclasses
 import functools
 import os
 import sys
@@ -21,6 +22,7 @@ from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import curves, progress
 from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.training.trainer import Intervals, NonFiniteLossError, Trainer
 
@@ -76,8 +78,8 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
       literal_keys: keys whose values are not translated, as those typed on the command line.
 
     Returns:
-      Exit code: 0 finished (or already finished before), 1 after a non-finite loss, 130 or 143
-      when stopped by SIGINT or SIGTERM after saving.
+      Exit code: 0 finished (or already finished before, or stopped early), 1 after a non-finite
+      loss, 130 or 143 when stopped by SIGINT or SIGTERM after saving.
 
     Raises:
       FileNotFoundError: data or initial weights are missing.
@@ -99,6 +101,11 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
                 " anew, give another --workdir."
             )
             return 0
+        if stored is not None:
+            early_stopping = _early_stopping(config, workdir, stored["step"])
+            if early_stopping.is_over:
+                say(early_stopping.explain(stored["step"], checkpoints.best_step))
+                return 0
         run = prepare(config, say, is_new=stored is None)
         train_checks.refuse_classes(stored, run.meta, workdir)
         if is_first_host:
@@ -108,8 +115,8 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
             state, _ = checkpoints.restore_state(state)
             say(f"continuing after step {int(state.step)} of {config.train.num_steps}")
         code = _loop(config, workdir, checkpoints, run, state)
-    if code == 0:
-        say(f"finished: step {config.train.num_steps}; results in {workdir}")
+        if code == 0:
+            say(f"finished: step {checkpoints.latest_step}; results in {workdir}")
     return code
 
 
@@ -119,30 +126,28 @@ def _loop(
     """Run the trainer between open files, and draw the curves at the end."""
     settings, done = config.train, int(state.step)
     is_first_host = jax.process_index() == 0
+    early_stopping = _early_stopping(config, workdir, done)
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
     steps_per_epoch = run.plan.steps_per_epoch
     with open(os.devnull, "w") as nowhere:
+        shown_progress = progress.Progress(
+            settings.num_steps,
+            steps_per_epoch,
+            settings.batch_size,
+            done,
+            sys.stdout if is_first_host else nowhere,
+        )
         trainer = Trainer(
             step=run.step,
             checkpoints=checkpoints,
             meta=run.meta,
             learning_rate=run.learning_rate,
             steps_per_epoch=steps_per_epoch,
-            intervals=Intervals(
-                settings.num_steps,
-                settings.log_every,
-                settings.checkpoint_every,
-                settings.eval_every,
-            ),
+            intervals=Intervals(*(settings[field.name] for field in dataclasses.fields(Intervals))),
             evaluate=run.evaluate,
+            early_stopping=early_stopping,
             writers=writers,
-            progress=progress.Progress(
-                settings.num_steps,
-                steps_per_epoch,
-                settings.batch_size,
-                done,
-                sys.stdout if is_first_host else nowhere,
-            ),
+            progress=shown_progress,
         )
         batches = loader.train_batches(
             run.dataset,
@@ -172,6 +177,11 @@ def _loop(
                 curves.draw_curves(
                     progress.read_metrics(workdir / _METRICS_FILE), workdir / "curves.png"
                 )
+
+
+def _early_stopping(config: ConfigDict, workdir: Path, done: int) -> EarlyStopping:
+    rows = progress.read_metrics(workdir / _METRICS_FILE)
+    return EarlyStopping(config.train.early_stopping, [r for r in rows if r["step"] <= done])
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

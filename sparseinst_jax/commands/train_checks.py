@@ -51,12 +51,18 @@ def refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
 
 def warnings(config: ConfigDict) -> list[str]:
     """What is allowed and probably not meant, one line each."""
-    if config.model.backbone.norm != "frozen_batch_norm" or config.train.init_from:
-        return []
-    return [
-        "WARNING: frozen batch norms do not adapt to random weights: give trained ones by"
-        " --init-from, or set --config.model.backbone.norm=group_norm"
-    ]
+    lines = []
+    if config.model.backbone.norm == "frozen_batch_norm" and not config.train.init_from:
+        lines.append(
+            "WARNING: frozen batch norms do not adapt to random weights: give trained ones by"
+            " --init-from, or set --config.model.backbone.norm=group_norm"
+        )
+    if config.train.frozen_stages and not config.train.init_from:
+        lines.append(
+            "WARNING: frozen stages keep their random weights: give trained ones by --init-from,"
+            " or set --config.train.frozen_stages=0"
+        )
+    return lines
 
 
 def check(config: ConfigDict) -> None:
@@ -72,6 +78,7 @@ def check(config: ConfigDict) -> None:
             "checkpoint_every": 0,
             "eval_every": 0,
             "warmup_steps": 0,
+            "early_stopping": 0,
         }.items()
         if config.train[key] < least
     ]
@@ -79,6 +86,18 @@ def check(config: ConfigDict) -> None:
         faults.append(
             f"train.lr_scaling must be one of {', '.join(batch_scaling.RULES)}, got"
             f" {config.train.lr_scaling!r}"
+        )
+    if config.train.early_stopping > 0 and config.train.eval_every == 0:
+        faults.append(
+            "train.early_stopping counts evaluations, and there are none: set train.eval_every"
+        )
+    if not 0 <= config.train.frozen_stages <= 5:
+        faults.append(
+            f"train.frozen_stages must be from 0 to 5 (all), got {config.train.frozen_stages}"
+        )
+    if not 0 <= config.train.ema_decay < 1:
+        faults.append(
+            f"train.ema_decay must be at least 0 (off) and below 1, got {config.train.ema_decay}"
         )
     if config.data.generator not in ("", "shapes"):
         faults.append(f'data.generator must be "" or "shapes", got {config.data.generator!r}')

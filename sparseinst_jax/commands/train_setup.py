@@ -1,7 +1,7 @@
 """From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
 
 import importlib.metadata
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +44,8 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
     """
     dataset = load_train_data(config, say)
     val_dataset = load_val_data(config, dataset, say)
-    model = builders.build_model(config.model, len(dataset.class_names), config.seed)
+    frozen_stages = config.train.frozen_stages
+    model = builders.build_model(config.model, len(dataset.class_names), config.seed, frozen_stages)
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
         initial = initial_weights.load_initial_weights(
@@ -52,15 +53,17 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
         )
         params, statistics = initial.params, initial.statistics
         say("\n".join(initial.lines))
-    step, learning_rate = _make_step(config, apply, params)
+    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
+    step, learning_rate = _make_step(config, apply, params, frozen)
     opt_state = jax.tree.map(np.asarray, step.optimizer.init(params))
+    average = (params, statistics) if config.train.ema_decay else None
     return Run(
         dataset,
         make_plan(config, dataset),
         step,
         learning_rate,
         make_evaluation(config, apply, params, statistics, dataset, val_dataset),
-        TrainState(np.int32(0), params, statistics, opt_state),
+        TrainState(np.int32(0), params, statistics, opt_state, average),
         {
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
@@ -70,7 +73,6 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
     )
 
 
-def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
 def resolve_schedule(
     config: ConfigDict, literal_keys: Collection[str] = ()
 ) -> tuple[ConfigDict, list[str]]:
@@ -101,6 +103,7 @@ def resolve_schedule(
     return resolved, lines
 
 
+def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
     """Load the training data and say what they are.
 
     Raises:
@@ -156,7 +159,7 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
 
 
 def _make_step(
-    config: ConfigDict, apply: Callable[..., Any], params: Tree
+    config: ConfigDict, apply: Callable[..., Any], params: Tree, frozen: Sequence[str]
 ) -> tuple[TrainStep, Callable[[int], Any]]:
     """Make the step and, for the metrics, its learning rate."""
     settings = config.train
@@ -168,10 +171,13 @@ def _make_step(
         settings.lr_decay,
     )
     adamw = optimizer.make_optimizer(
-        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, frozen
     )
     objective = builders.build_objective(config, apply)
-    return TrainStep(objective, adamw, micro_batches=settings.micro_batches), learning_rate
+    step = TrainStep(
+        objective, adamw, micro_batches=settings.micro_batches, ema_decay=settings.ema_decay
+    )
+    return step, learning_rate
 
 
 def prepare_data(config: ConfigDict) -> None:

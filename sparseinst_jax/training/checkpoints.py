@@ -1,8 +1,10 @@
 """Save and restore runs with Orbax; the only module that knows its interface.
 
 A checkpoint `<workdir>/checkpoints/<step>/` holds three items: `model` (parameters and statistics,
-which load alone), `optimizer`, and `meta` (JSON: step, configuration, classes, code version). All
-arrays are stored from the host's memory, so that a run continues on any number of devices.
+which load alone), `optimizer`, and `meta` (JSON: step, configuration, classes, code version). A run
+that averages its weights has the averages in `model`, for whoever uses it, and what is trained in
+`trained`. All arrays are stored from the host's memory, so that a run continues on any number of
+devices.
 """
 
 import json
@@ -47,6 +49,7 @@ class Checkpoints:
                 self.directory,
                 item_handlers={
                     "model": ocp.StandardCheckpointHandler(),
+                    "trained": ocp.StandardCheckpointHandler(),
                     "optimizer": ocp.StandardCheckpointHandler(),
                     "meta": ocp.JsonCheckpointHandler(),
                 },
@@ -103,12 +106,14 @@ class Checkpoints:
         step = int(state.step)
         if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
             metrics = {k: float(v) if np.isfinite(v) else -1.0 for k, v in metrics.items()}
-        model = {"params": state.params, "statistics": state.statistics}
+        items = {
+            name: ocp.args.StandardSave(_storable(tree)) for name, tree in _weights(state).items()
+        }
         with _quiet():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    model=ocp.args.StandardSave(_storable(model)),
+                    **items,
                     optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
                     meta=ocp.args.JsonSave({**meta, "step": step, "metrics": metrics or {}}),
                 ),
@@ -137,16 +142,22 @@ class Checkpoints:
         )
         # A whole checkpoint of another network is no damage: it is refused and left alone.
         _check_like(restored, abstract, self.directory)
+        if abstract.average is None and (self.directory / str(step) / "trained").is_dir():
+            raise ValueError(f"{self.directory / str(step)} holds averages: set train.ema_decay.")
         newer = [self.directory / str(s) for s in self.steps if s > step]
         if newer:
             _set_aside(newer)
             self._manager.reload()
+        weights = {name: _thaw(restored[name]) for name in _weights(abstract)}
+        trained = weights.get("trained", weights["model"])
         state = abstract._replace(
             step=np.int32(step),
-            params=_thaw(restored["model"]["params"]),
-            statistics=_thaw(restored["model"]["statistics"]),
+            **trained,
             opt_state=_unleaves(restored["optimizer"], abstract.opt_state),
         )
+        if abstract.average is not None:
+            model = weights["model"]
+            state = state._replace(average=(model["params"], model["statistics"]))
         return state, restored["meta"]
 
     def restore_model(
@@ -339,10 +350,18 @@ def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The items that hold weights: `model` to be used and, where these are averages, `trained`."""
+    names = ("params", "statistics")
+    items = {"model": dict(zip(names, state.to_use, strict=True))}
+    if state.average is not None:
+        items["trained"] = {name: getattr(state, name) for name in names}
+    return items
+
+
 def _target_of(abstract: TrainState) -> dict[str, Any]:
-    model = {"params": abstract.params, "statistics": abstract.statistics}
     optimizer = {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(abstract.opt_state))}
-    return jax.tree.map(_empty, {"model": model, "optimizer": optimizer})
+    return jax.tree.map(_empty, {**_weights(abstract), "optimizer": optimizer})
 
 
 def _empty(leaf: Any) -> np.ndarray:
@@ -352,7 +371,8 @@ def _empty(leaf: Any) -> np.ndarray:
 
 def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Path) -> None:
     want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
-    have = jax.tree_util.tree_leaves_with_path({k: restored[k] for k in ("model", "optimizer")})
+    items = {name: restored[name] for name in _target_of(abstract)}
+    have = jax.tree_util.tree_leaves_with_path(items)
     wrong = [
         f"{jax.tree_util.keystr(path)}: stored {np.shape(b)}, network {a.shape}"
         for (path, a), (_, b) in zip(want, have, strict=True)

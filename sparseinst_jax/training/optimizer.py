@@ -55,18 +55,41 @@ def make_schedule(
     return schedule
 
 
-def decay_mask(params: Mapping[str, Any]) -> dict[str, Any]:
+def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayLike) -> Any:
+    """Move an exponential average of weights towards those after a step.
+
+    average <- d * average + (1 - d) * new with d = min(decay, (1 + t) / (10 + t)): in the first
+    steps the average follows the weights closely.
+
+    Source: PaddleDetection's `ModelEMA`, which its recipes with EMA use.
+    Differs from the reference: the average starts at the first weights and not at zero, so that
+    nothing is to be corrected when it is used.
+
+    Args:
+      average: tree of float32 arrays.
+      new: tree of the same form.
+      decay: d after the first steps.
+      step: t, the 0-based step that made `new`.
+    """
+    step = jnp.asarray(step, jnp.float32)
+    share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    # As a difference, so that what does not change does not drift by rounding.
+    return jax.tree.map(lambda a, b: a + share * (b - a), average, new)
+
+
+def decay_mask(params: Mapping[str, Any], frozen: Sequence[str] = ()) -> dict[str, Any]:
     """Tell which parameters decay: True unless the path holds one of the original's words.
 
     Paths mirror the original's names (`backbone/res2/0/conv1/norm/scale`), so that its rule
-    applies to them as it stands.
+    applies to them as it stands. Nor does anything decay below the paths in `frozen`.
     """
+    branches = tuple(f"{path}/" for path in frozen)
 
     def visit(node: Mapping[str, Any], path: str) -> dict[str, Any]:
         return {
             key: visit(value, f"{path}{key}/")
             if isinstance(value, Mapping)
-            else not any(word in path + key for word in _NO_DECAY_WORDS)
+            else not (path.startswith(branches) or any(w in path + key for w in _NO_DECAY_WORDS))
             for key, value in node.items()
         }
 
@@ -78,6 +101,7 @@ def make_optimizer(
     learning_rate: Callable[[jax.typing.ArrayLike], jax.Array] | float,
     weight_decay: float,
     gradient_clip_norm: float = 0.0,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Make PyTorch's AdamW (betas 0.9 and 0.999, epsilon 1e-8) with the original's groups.
 
@@ -90,6 +114,8 @@ def make_optimizer(
       weight_decay: per unit of learning rate.
       gradient_clip_norm: a gradient with a longer norm over all parameters is scaled down to it
         before it reaches the moments; 0 (the original's recipes) clips nothing.
+      frozen: paths, such as "backbone/stem", below which every gradient is zero; with no weight
+        decay there, their parameters stay as they are.
     """
     adamw = optax.adamw(
         learning_rate,
@@ -97,7 +123,7 @@ def make_optimizer(
         b2=0.999,
         eps=1e-8,
         weight_decay=weight_decay,
-        mask=decay_mask(params),
+        mask=decay_mask(params, frozen),
     )
     if gradient_clip_norm == 0:
         return adamw

@@ -22,6 +22,7 @@ import optax
 from sparseinst_jax import matching
 from sparseinst_jax.layers import DEVICE_AXIS
 from sparseinst_jax.structures import Batch, Tree
+from sparseinst_jax.training.optimizer import moving_average
 
 
 class TrainState(NamedTuple):
@@ -32,12 +33,19 @@ class TrainState(NamedTuple):
       params: nested dict of float32 arrays, trained.
       statistics: nested dict of float32 arrays: frozen norms and running statistics.
       opt_state: the optimizer's.
+      average: (params, statistics), their exponential moving averages; None where none is kept.
     """
 
     step: Any
     params: Tree
     statistics: Tree
     opt_state: Any
+    average: tuple[Tree, Tree] | None = None
+
+    @property
+    def to_use(self) -> tuple[Tree, Tree]:
+        """The parameters and statistics to evaluate and predict with: the averages, if any."""
+        return (self.params, self.statistics) if self.average is None else self.average
 
 
 class Objective(Protocol):
@@ -70,6 +78,7 @@ class TrainStep:
       optimizer: an optax transformation.
       micro_batches: parts a global batch is cut into, one after the other; the gradient is that of
         the whole batch (except under trainable batch norm, see `layers.BatchNorm`).
+      ema_decay: of the averages, in states that have some; see `optimizer.moving_average`.
       devices: local devices to use; all by default.
     """
 
@@ -79,10 +88,11 @@ class TrainStep:
         optimizer: optax.GradientTransformation,
         *,
         micro_batches: int = 1,
+        ema_decay: float = 0.0,
         devices: Sequence[Any] | None = None,
     ):
         self.objective, self.optimizer = objective, optimizer
-        self.micro_batches = micro_batches
+        self.micro_batches, self.ema_decay = micro_batches, ema_decay
         self.devices = list(devices or jax.local_devices())
 
         def mapped(function, **options):
@@ -124,7 +134,10 @@ class TrainStep:
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["num_targets"] = jax.lax.psum(counts.targets, DEVICE_AXIS)
-        return TrainState(state.step + 1, params, statistics, opt_state), metrics
+        average = state.average
+        if average is not None:
+            average = moving_average(average, (params, statistics), self.ema_decay, state.step)
+        return TrainState(state.step + 1, params, statistics, opt_state, average), metrics
 
     # What the host does.
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.progress import Progress, RowWriter
 from sparseinst_jax.training.step import TrainState, TrainStep
 
@@ -59,6 +60,7 @@ class Trainer:
       steps_per_epoch: for the metrics.
       intervals: when to log, save and evaluate.
       evaluate: takes a host state's params and statistics, returns metrics with `AP`.
+      early_stopping: may end the run after an evaluation.
       writers: take one row per step.
       progress: shows the run.
     """
@@ -73,12 +75,14 @@ class Trainer:
         steps_per_epoch: float,
         intervals: Intervals,
         evaluate: Callable[[Any, Any], Mapping[str, float]],
+        early_stopping: EarlyStopping,
         writers: Sequence[RowWriter],
         progress: Progress,
     ):
         self._step, self._checkpoints, self._meta = step, checkpoints, meta
         self._learning_rate, self._steps_per_epoch = learning_rate, steps_per_epoch
         self._intervals, self._evaluate = intervals, evaluate
+        self._early_stopping = early_stopping
         self._writers, self._progress = writers, progress
         self._pending = _Pending()
         # Several collectives in flight can hang on virtual CPU devices; there is nothing to gain
@@ -93,8 +97,8 @@ class Trainer:
           batches: this host's batches, the first one for step `state.step`.
 
         Returns:
-          The exit code: 0 when the last step is done, 130 or 143 after SIGINT or SIGTERM (the
-          state is saved first; a second SIGINT stops at once).
+          The exit code: 0 when the last step is done or there is no progress any more, 130 or 143
+          after SIGINT or SIGTERM (the state is saved first; a second SIGINT stops at once).
 
         Raises:
           NonFiniteLossError: see `_collect`.
@@ -127,6 +131,11 @@ class Trainer:
                 self._after(done, placed, stopping)
                 if stopping and done < self._intervals.num_steps:
                     return self._stopped(done, stop.received)
+                if self._early_stopping.is_over and done < self._intervals.num_steps:
+                    self._checkpoints.wait()
+                    best = self._checkpoints.best_step
+                    self._progress.say(self._early_stopping.explain(done, best))
+                    return 0
         self._checkpoints.wait()
         return 0
 
@@ -147,6 +156,7 @@ class Trainer:
         scores = self._score(done, state) if wants_eval and state is not None else None
         if scores is not None:
             rows[-1].update(scores)
+            self._early_stopping.add(scores["AP"])
         for writer in self._writers:
             writer.write(rows)
         if state is not None:
@@ -198,7 +208,7 @@ class Trainer:
     def _score(self, done: int, state: TrainState) -> dict[str, float]:
         started = time.monotonic()
         self._progress.say(f"evaluating step {done}")
-        scores = dict(self._evaluate(state.params, state.statistics))
+        scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())

@@ -1,0 +1,180 @@
+"""The step and the loop with a network of one number, so that every value is computed by hand."""
+
+import io
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparseinst_jax.structures import Batch
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.early_stopping import EarlyStopping
+from sparseinst_jax.training.optimizer import moving_average
+from sparseinst_jax.training.progress import Progress
+from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.trainer import Intervals, Trainer
+
+META = {"config": {}, "class_names": ["a"], "category_ids": [1], "code_version": "0"}
+PIXELS = (10, 20, 30, 40)  # the gradient of each step
+
+
+class Counts(NamedTuple):
+    targets: np.ndarray
+
+
+class OneNumber:
+    """y = w x, loss y; the running mean of x moves by a half."""
+
+    def forward(self, params, statistics, batch):
+        x = jnp.asarray(batch.images, jnp.float32).mean()
+        return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
+
+    def count(self, batch):
+        return Counts(np.float32(1))
+
+    def match_score(self, outputs, batch):
+        return jnp.zeros((1, 1, 1))
+
+    def loss(self, outputs, batch, query_index, counts):
+        return outputs, {"y": outputs}
+
+
+def batches(start: int = 0):
+    for step in range(start, len(PIXELS)):
+        image = np.full((1, 1, 1, 1), PIXELS[step], np.uint8)
+        one = np.ones((1, 1), bool)
+        yield Batch(image, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), one, np.arange(1))
+
+
+OPTIMIZER = optax.sgd(0.125, momentum=0.5)
+
+
+def first_state(averages: bool) -> TrainState:
+    params, statistics = {"w": np.float32(1)}, {"mean": np.float32(0)}
+    average = (params, statistics) if averages else None
+    return TrainState(np.int32(0), params, statistics, OPTIMIZER.init(params), average)
+
+
+def run_steps(state: TrainState, ema_decay: float, number: int) -> TrainState:
+    step = TrainStep(OneNumber(), OPTIMIZER, ema_decay=ema_decay)
+    placed = step.place(state)
+    for batch, _ in zip(batches(int(state.step)), range(number), strict=False):
+        placed, _ = step(placed, batch)
+    return step.fetch(placed)
+
+
+def test_averages_follow_weights_and_statistics_as_computed_by_hand():
+    # Momentum 0.5 of the gradients 10, 20, 30: velocities 10, 25, 42.5; rate 1/8.
+    weights = [1 - 1.25, 1 - 1.25 - 3.125, 1 - 1.25 - 3.125 - 5.3125]
+    means = [5.0, 12.5, 21.25]
+    decays = [0.1, 2 / 11, 0.2]  # of the third step 3/12 is more than 0.2
+    w, mean = 1.0, 0.0
+    for d, new_w, new_mean in zip(decays, weights, means, strict=True):
+        w, mean = d * w + (1 - d) * new_w, d * mean + (1 - d) * new_mean
+    state = run_steps(first_state(True), 0.2, 3)
+    assert state.params["w"] == weights[-1] and state.statistics["mean"] == means[-1]
+    assert state.average[0]["w"] == pytest.approx(w, rel=1e-6)
+    assert state.average[1]["mean"] == pytest.approx(mean, rel=1e-6)
+    assert state.to_use == state.average
+    plain = run_steps(first_state(False), 0.0, 3)
+    assert plain.average is None and plain.to_use == (state.params, state.statistics)
+
+
+def test_an_average_of_what_does_not_change_stays_exactly():
+    number = np.float32(0.1)
+    for step in range(50):
+        number = moving_average(number, np.float32(0.1), 0.9998, step)
+    assert number == np.float32(0.1)
+
+
+def test_averages_are_what_a_checkpoint_gives_and_training_goes_on_from_the_weights(tmp_path):
+    whole = run_steps(first_state(True), 0.2, 4)
+    half = run_steps(first_state(True), 0.2, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(half, META)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        params, statistics, _ = checkpoints.restore_model()
+    assert (params, statistics) == half.average
+    assert params["w"] != half.params["w"]
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore_state(first_state(True))
+        with pytest.raises(ValueError, match=r"2 holds averages: set train\.ema_decay"):
+            checkpoints.restore_state(first_state(False))
+    assert restored.params == half.params and restored.average == half.average
+    resumed = run_steps(restored, 0.2, 2)
+    assert resumed == whole
+
+
+def test_a_checkpoint_without_averages_holds_what_it_always_did(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(first_state(False)._replace(step=np.int32(1)), META)
+    folders = {path.name for path in (tmp_path / "checkpoints" / "1").iterdir() if path.is_dir()}
+    assert folders == {"model", "optimizer", "meta"}
+
+
+def run_trainer(folder, scores, patience=0, rows=(), start=0, averages=False):
+    """Train to step 4 with an evaluation after each; gives the exit code, text and steps."""
+    seen, text = [], io.StringIO()
+
+    def evaluate(params, statistics):
+        seen.append((params["w"].item(), statistics["mean"].item()))
+        return {"AP": scores[start + len(seen) - 1]}
+
+    with Checkpoints(folder) as checkpoints:
+        state = first_state(averages)
+        if start:
+            state, _ = checkpoints.restore_state(state)
+        trainer = Trainer(
+            step=TrainStep(OneNumber(), OPTIMIZER, ema_decay=0.2),
+            checkpoints=checkpoints,
+            meta=META,
+            learning_rate=lambda step: 0.125,
+            steps_per_epoch=1,
+            intervals=Intervals(num_steps=4, log_every=1, checkpoint_every=0, eval_every=1),
+            evaluate=evaluate,
+            early_stopping=EarlyStopping(patience, rows),
+            writers=[],
+            progress=Progress(4, 1, 1, start, text),
+        )
+        code = trainer.run(state, batches(start))
+        return code, text.getvalue(), checkpoints.steps, seen
+
+
+def test_with_averages_it_is_they_that_are_evaluated(tmp_path):
+    *_, plain = run_trainer(tmp_path / "plain", [0.1] * 4)
+    assert [w for w, _ in plain] == [-0.25, -3.375, -8.6875, 1 - 1.25 - 3.125 - 5.3125 - 7.65625]
+    *_, averaged = run_trainer(tmp_path / "averaged", [0.1] * 4, averages=True)
+    assert averaged[0] == pytest.approx((0.1 * 1 + 0.9 * -0.25, 0.9 * 5), rel=1e-6)
+
+
+def test_a_run_ends_when_so_many_evaluations_were_no_better(tmp_path):
+    # The third is as good as the first and not better: two without progress.
+    code, text, steps, seen = run_trainer(tmp_path, [0.5, 0.4, 0.5, 0.9], patience=2)
+    assert code == 0 and len(seen) == 3 and steps[-1] == 3
+    assert "stopped early after step 3: no better AP in the last 2 evaluations" in text
+    assert "AP 0.5000: add --step best to eval.py" in text
+    assert "--config.train.early_stopping" in text
+
+
+@pytest.mark.parametrize(("scores", "patience"), [([0.5, 0.4, 0.6, 0.5], 2), ([0.5] * 4, 0)])
+def test_progress_in_time_or_no_patience_trains_to_the_end(tmp_path, scores, patience):
+    code, text, steps, _ = run_trainer(tmp_path, scores, patience)
+    assert code == 0 and steps[-1] == 4 and "stopped early" not in text
+
+
+def test_a_continued_run_counts_the_evaluations_before(tmp_path):
+    scores = [1 / 3, 0.1, 0.2, 0.9]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(run_steps(first_state(False), 0.0, 2), META, {"AP": 0.1})
+    rows = [{"step": 1, "AP": float(f"{1 / 3:.9g}")}, {"step": 2, "AP": 0.1}]
+    assert not EarlyStopping(2, rows).is_over
+    code, text, steps, _ = run_trainer(tmp_path, scores, 2, rows, start=2)
+    assert code == 0 and steps[-1] == 3 and "stopped early after step 3" in text
+    again = EarlyStopping(2, [*rows, {"step": 3, "AP": 0.2}])
+    assert again.is_over and again.best == pytest.approx(1 / 3)
+    assert not EarlyStopping(1, [{"step": 1, "AP": float(f"{1 / 3:.9g}")}]).is_over
+    as_good = EarlyStopping(1, [{"step": 1, "AP": float(f"{1 / 3:.9g}")}])
+    as_good.add(1 / 3)  # equal as far as it was stored
+    assert as_good.is_over
