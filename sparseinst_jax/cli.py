@@ -10,6 +10,7 @@ _COMMANDS = {
     "train": "train on COCO-format data, or continue a run",
     "eval": "COCO mask AP of a run, a checkpoint, weights or a results file",
     "predict": "masks, labels and scores of images",
+    "check-data": "what a data set holds, what is wrong with it, what will be lost",
     "debug-batch": "draw any batch of a training run and say what is in it",
     "import-data": "YOLO, LabelMe and VIA labels and mask images to a COCO json",
 }

@@ -192,7 +192,7 @@ def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
         name, annotation_id = found.worst[0]
         lines.append(
             f"{about}{gone + thin} of {found.num_objects} objects "
-            f"({100 * found.num_lost / found.num_checked:.1f} %) are lost at the train size "
+            f"({100 * found.num_lost / found.num_checked:.2g} %) are lost at the train size "
             f"{found.shortest} (longest side {longest}): {gone} have no pixel left and are "
             f"dropped, {thin} have none at stride {MASK_STRIDE}, that of the masks (the activation "
             f"maps have stride {MAP_STRIDE}); such as annotation {annotation_id} of {name}. Raise "
@@ -288,7 +288,7 @@ def _key(record: ImageRecord, every_file: bool) -> object:
 def _bytes_of(path: str | None) -> int:
     try:
         return -1 if path is None else os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):  # not there, or a name that no file can have
         return -1
 
 
@@ -296,10 +296,12 @@ def _is_same(first: ImageRecord, second: ImageRecord, hashes: dict[str, str]) ->
     if first.path is None or second.path is None:
         return first.file_name == second.file_name
     paths = first.path, second.path
-    if os.path.realpath(paths[0]) == os.path.realpath(paths[1]):
+    if paths[0] == paths[1]:
         return True
     if _bytes_of(paths[0]) != _bytes_of(paths[1]) or _bytes_of(paths[0]) < 0:
         return False
+    if os.path.samefile(*paths):
+        return True
     for path in paths:
         if path not in hashes:
             with open(path, "rb") as file:

@@ -19,6 +19,7 @@ from sparseinst_jax.data.records import Annotation, ImageRecord, Segmentation
 MIN_POLYGON = 6  # numbers of a polygon with three corners
 # pycocotools walks along a polygon's border: an object that far outside takes all memory.
 MAX_COORDINATE = 1e6
+MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 MAX_LETTERS = 8  # of one run length in compressed form, more than any image needs
 
 
@@ -96,6 +97,7 @@ def read_images(
     records: dict[int, ImageRecord] = {}
     # Joining strings, not Path objects: it is ten times faster over 10^5 images.
     prefix = None if root is None else str(root)
+    is_first_missing = True
     for index, entry in enumerate(entries):
         if _lacks(entry, ("id", "file_name", "height", "width"), "images", index, faults):
             continue
@@ -115,11 +117,29 @@ def read_images(
             continue
         path = None if prefix is None else os.path.join(prefix, name)
         if check_files and path is not None and not os.path.isfile(path):
-            faults.add("missing image file", f"image {image_id}: the file {path} does not exist")
+            hint = _where_else(root, name) if is_first_missing and root is not None else ""
+            is_first_missing = False
+            faults.add(
+                "missing image file", f"image {image_id}: the file {path} does not exist{hint}"
+            )
         records[image_id] = ImageRecord(image_id, name, path, int(height), int(width))
     if not entries:
         faults.add("empty list", "'images' is empty")
     return records
+
+
+def _where_else(root: Path, name: str) -> str:
+    """Say where below an image folder a missing file lies: mostly the wrong folder was given."""
+    wanted = os.path.basename(name.replace("\\", "/"))
+    seen = 0
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        if wanted in files:
+            return f", but {os.path.join(folder, wanted)} does: was another folder meant?"
+        seen += len(files) + len(folders)
+        if seen > MAX_FILES_SEEN:
+            break
+    return ""
 
 
 def read_annotations(
