@@ -24,6 +24,7 @@ FREE_KEYS = (
     "train.log_every",
     "train.checkpoint_every",
     "train.eval_every",
+    "train.early_stopping",
 )
 _PREFIX = "--config."
     "train.early_stopping",
