@@ -9,8 +9,10 @@ import argparse
 import ast
 import difflib
 import json
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +54,8 @@ def load_config(
         config = _from_plain(source)
     else:
         path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"--config must name a file, got the folder {path}.")
         if not path.is_file():
             raise FileNotFoundError(
                 f"--config must name a file, got {path}, which does not exist"
@@ -60,7 +64,7 @@ def load_config(
         if path.suffix == ".py":
             config = _run_config_file(path)
         elif path.suffix == ".json":
-            config = from_json(path.read_text())
+            config = _read_json(path)
         else:
             raise ValueError(f"--config must name a .py or a stored .json file, got {path}.")
     apply_overrides(config, overrides or {})
@@ -257,7 +261,9 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
     if not close:  # the right name in the wrong group
         close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
     hint = f" Did you mean --config.{close[0]}?" if close else ""
-    return f"--config.{key} is not a key of the configuration.{hint} Keys: {', '.join(known)}."
+    group = key.partition(".")[0] + "."
+    keys = [name for name in known if name.startswith(group)] or list(known)
+    return f"--config.{key} is not a key of the configuration.{hint} Keys: {', '.join(keys)}."
 
 
 def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:
@@ -273,19 +279,59 @@ def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
+def _read_json(path: Path) -> ConfigDict:
+    try:
+        return from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
 def _run_config_file(path: Path) -> ConfigDict:
     with _importable_configs(path):
         try:
             names = runpy.run_path(str(path))
-            if "get_config" not in names:
-                raise ValueError(f"{path} must define get_config(); see configs/base.py.")
-            config = names["get_config"]()
-        except (AttributeError, KeyError, TypeError) as error:
-            # ml_collections lists the valid keys and the closest one in its own message.
-            raise ValueError(f"{path}: {error.args[0] if error.args else error}") from error
+            config = names["get_config"]() if "get_config" in names else None
+        except Exception as error:  # the file is the user's program: anything can be raised
+            raise ValueError(f"{path}{_place(error, path)}: {_reason(error)}") from error
+    if "get_config" not in names:
+        raise ValueError(f"{path} must define get_config(); see configs/base.py.")
     if not isinstance(config, ConfigDict):
-        raise ValueError(f"get_config() in {path} must return an ml_collections.ConfigDict.")
+        raise ValueError(
+            f"get_config() in {path} must return an ml_collections.ConfigDict, got "
+            f"{type(config).__name__}; see configs/tiny.py."
+        )
     return _from_plain(config.to_dict())
+
+
+def _place(error: Exception, path: Path) -> str:
+    """The last line of a configuration file that an error went through."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) == path
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a configuration file; ml_collections names the closest key itself."""
+    inner = error.args[0] if error.args else error
+    if isinstance(error, KeyError) or isinstance(inner, KeyError):
+        text = str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner)
+        # The list of the group's fields comes with their values, half a page of them.
+        unknown = re.match(r"\W*(?:Key \W)?(\w+)", text)
+        close = re.search(r'Did you mean "(\w+)"', text)
+        return (
+            f'there is no key "{unknown[1] if unknown else text}".'
+            + (f' Did you mean "{close[1]}"?' if close else "")
+            + " The keys and their meaning: configs/base.py."
+        )
+    text = str(inner)
+    if isinstance(error, (TypeError, ValueError)):
+        return text
+    return f"{type(error).__name__}: {text}"
 
 
 @contextmanager

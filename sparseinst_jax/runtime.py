@@ -1,5 +1,7 @@
 """Prepare the process before JAX starts, and run a command so that its errors read well."""
 
+import errno
+import logging
 import os
 import sys
 import traceback
@@ -9,6 +11,14 @@ from pathlib import Path
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another,
 # and some JAX versions compute with a single thread. More threads cost nothing measurable.
 _MIN_CPU_THREADS = 32
+# What the machine refuses, wherever it is met: permissions, a file in place of a folder, a full or
+# read-only disk.
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT),
+}
+_INTERRUPTED = 130
 
 
 def prepare() -> None:
@@ -48,29 +58,46 @@ def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
     """Run a command's main and return the exit code.
 
     A ValueError or FileNotFoundError raised by this package is a message to the user and is
-    printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it); every other error is
-    a fault of the program and passes with its traceback.
+    printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
+    refuses, such as to write on a full disk. Every other error is a fault of the program and passes
+    with its traceback.
 
     Args:
       main: takes the arguments, returns the exit code or None for 0.
       argv: arguments without the program's name.
 
     Returns:
-      The exit code; 1 after a message to the user.
+      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C).
     """
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
+    wants_traceback = os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0")
     try:
         return main(argv) or 0
-    except (ValueError, FileNotFoundError) as error:
-        wants_traceback = os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0")
-        if wants_traceback or not _raised_here(error):
+    except (ValueError, OSError) as error:
+        is_refusal = isinstance(error, OSError) and error.errno in _REFUSALS
+        is_ours = isinstance(error, (ValueError, FileNotFoundError)) and _raised_here(error)
+        if wants_traceback or not (is_ours or is_refusal):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_refusal(error) if is_refusal else error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        if wants_traceback:
+            raise
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
 
 
 def _default_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "sparseinst_jax" / "xla"
+
+
+def _refusal(error: OSError) -> str:
+    """Say what the machine refuses, in words and with the path."""
+    place = f" at {error.filename}" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}{place}: free some space, or write to another disk"
+    return f"{error.strerror}{place}: give another path, or change what is there"
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -170,3 +170,25 @@ def test_variants_have_the_keys_and_types_of_the_base_and_fifteen_lines_of_code(
     if path.stem != "base":
         body = path.read_text().split('"""', 2)[2].split("def get_config", 1)[1]
         assert len([line for line in body.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("def get_config(:", r"mine\.py, line 1: SyntaxError: invalid syntax"),
+        ("import nonsense", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nonsense'"),
+        ("import os\nos.no\n", r"mine\.py, line 2: AttributeError: module 'os' has no attribute"),
+        ("def get_config():\n    return 1 / 0", r"mine\.py, line 2: ZeroDivisionError: division"),
+        ("def get_config(): return 3", r"must return an ml_collections\.ConfigDict, got int"),
+    ],
+)
+def test_a_fault_in_a_configuration_file_is_told_with_its_line(tmp_path, body, message):
+    (tmp_path / "mine.py").write_text(body)
+    with pytest.raises(ValueError, match=message):
+        configs.load_config(tmp_path / "mine.py")
+
+
+def test_a_stored_configuration_that_is_damaged_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: a stored configuration must be JSON"):
+        configs.load_config(tmp_path / "config.json")

@@ -11,7 +11,7 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NPROC", "3")
-    monkeypatch.delitem(runtime.sys.modules, "jax")  # as before JAX is imported
+    monkeypatch.delitem(runtime.sys.modules, "jax", raising=False)  # as before JAX is imported
     runtime.prepare()
     assert int(os.environ["PJRT_NPROC"]) >= 32
     assert os.environ["NPROC"] == "3"
@@ -48,3 +48,22 @@ def test_the_cli_passes_the_arguments_on(capsys):
     assert cli.main(["train", "--config", "missing.py"]) == 1
     assert "got missing.py" in capsys.readouterr().err
     assert not Path("runs/missing").exists()
+
+
+def test_what_the_machine_refuses_is_a_message_with_the_path(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert runtime.call(lambda _: (tmp_path / "file" / "x").mkdir(), []) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: Not a directory at {tmp_path / 'file' / 'x'}: give another")
+    assert runtime.call(lambda _: (_ for _ in ()).throw(OSError(28, "No space left")), []) == 1
+    assert "No space left: free some space" in capsys.readouterr().err
+    with pytest.raises(ConnectionResetError):
+        runtime.call(lambda _: (_ for _ in ()).throw(ConnectionResetError(104, "reset")), [])
+
+
+def test_an_interruption_is_no_traceback(capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    assert runtime.call(interrupted, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
