@@ -29,7 +29,6 @@ FREE_KEYS = (
     "train.early_stopping",
 )
 _PREFIX = "--config."
-    "train.early_stopping",
 _MISSING = "(not set)"
 
 
