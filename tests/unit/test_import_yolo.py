@@ -183,6 +183,7 @@ def test_the_forms_of_names_are_read_as_yaml_reads_them(tmp_path, text):
         ("names: [a, b", "is not read"),
         ("names: [a,, b]", "is not read"),
         ("names:\n  - a\n  - key: b", ":3: .*quote it"),
+        ("names:\n  - a\n  - key:", ":3: .*quote it"),
         ("names:\n  - a\n  0: b", ":3: '0: b' is not read"),
         ("names:\n  pear: 0", ":2: 'pear: 0' is not read"),
         ("names:\n  0: &a pear", "quote it"),

@@ -132,7 +132,7 @@ def _add(names: dict[int, str], number: int, scalar: str, where: str) -> None:
             name = json.loads(text)
         except ValueError:
             raise ValueError(f"{where}: the quoted name {text} is not read; give --names") from None
-    elif not text or text[0] in "&*!|>%@`\"'[{#?" or re.search(r":\s", text):
+    elif not text or text[0] in "&*!|>%@`\"'[{#?" or re.search(r":(\s|$)", text):
         raise ValueError(f"{where}: the name {text!r} is not read; quote it or give --names")
     else:
         name = text
