@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sparseinst_jax.data.importers import coco_content, labelme, mask_images, via, yolo
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
+from sparseinst_jax.files import check_writable
 
 FORMATS = ("yolo", "labelme", "via", "masks")
 DEFAULT_VAL_SHARE = 0.2
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     _check_arguments(parser, arguments)
     outputs = [Path(p) for p in (arguments.output, arguments.val_output) if p is not None]
-    for path in outputs:
+    for path, option in zip(outputs, ("--output", "--val-output"), strict=False):
+        check_writable(path.parent, option)
         coco_content.refuse_foreign_file(path)
     imported = _read(arguments, outputs)
     _report_faults(imported, arguments.source, arguments.skip_faulty)
@@ -182,7 +184,8 @@ def _warnings(names: Sequence[str]) -> list[str]:
 def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
     """The commands to go on with, ready to be pasted."""
     images = shlex.quote(str(images_dir))
-    checks = [f"  sparseinst check-data {shlex.quote(str(p))} --images {images}" for p in outputs]
+    check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
+    check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])
     train = ["  python train.py --config configs/finetune.py"]
     for part, path in zip(("train", "val"), outputs, strict=False):
         train.append(
@@ -191,4 +194,4 @@ def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
         )
     if len(outputs) == 1:
         train.append("--config.train.eval_every=0  # or hold images out with --val-output")
-    return ["Next:", *checks, " \\\n    ".join(train)]
+    return ["Next:", check, " \\\n    ".join(train)]

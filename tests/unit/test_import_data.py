@@ -9,7 +9,7 @@ from PIL import Image
 
 from sparseinst_jax import cli, config
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
-from sparseinst_jax.data.importers.coco_content import make_content, split_images
+from sparseinst_jax.data.importers.coco_content import make_content, split_images, write_jsons
 from sparseinst_jax.data.importers.objects import LabelledImage, make_object
 
 BOX = "0.1 0.1 0.3 0.1 0.3 0.5 0.1 0.5"  # x 2..6, y 1..5 of 20 x 10
@@ -200,9 +200,19 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(tmp_path, c
     outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "file/v.json")
     assert _run("yolo", source, *outputs) == 1
     error = capsys.readouterr().err
-    assert "v.json cannot be written" in error
+    assert "file cannot be written" in error
+    assert "--val-output" in error
     assert "Traceback" not in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "file"]
+
+
+def test_two_jsons_are_written_both_or_not_at_all(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "t.json").write_text("before")
+    with pytest.raises(ValueError, match=r"cannot be written.*--output"):
+        write_jsons({tmp_path / "t.json": {}, tmp_path / "file/v.json": {}})
+    assert (tmp_path / "t.json").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "t.json"]
 
 
 def test_the_next_commands_are_ones_that_work(tmp_path, capsys):
@@ -210,10 +220,10 @@ def test_the_next_commands_are_ones_that_work(tmp_path, capsys):
     outputs = ("--output", tmp_path / "a train.json", "--val-output", tmp_path / "val.json")
     assert _run("yolo", source, *outputs) == 0
     text = capsys.readouterr().out.split("Next:\n")[1]
-    check, check_val, train = (shlex.split(line) for line in text.replace("\\\n", "").splitlines())
-    expected = ["sparseinst", "check-data", str(outputs[1]), "--images", str(source / "images")]
-    assert check == expected
-    assert check_val[2] == str(outputs[3])
+    check, train = (shlex.split(line) for line in text.replace("\\\n", "").splitlines())
+    assert check[:3] == ["sparseinst", "check-data", str(outputs[1])]
+    assert cli.main([*check[1:], "--output", str(tmp_path / "page")]) == 0
+    assert "val.json: 2 images, 4 objects, 2 classes" in capsys.readouterr().out
     assert train[:2] == ["python", "train.py"]
     rest, overrides = config.split_overrides(train[2:])
     data = config.load_config(rest[1], overrides).data
