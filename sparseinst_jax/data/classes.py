@@ -55,9 +55,12 @@ def choose_classes(
     wanted = [str(name) for name in keep]  # classes called 1 and 2 come as numbers
     if all_known:
         for name in wanted:
-            if name not in new_names:
-                gone = f" (config.data.class_map made it {renames[name]!r})" * (name in renames)
-                faults.append(f"config.data.classes: {_unknown(name, new_names)}{gone}")
+            if name in new_names:
+                continue
+            fault = _unknown(name, new_names)
+            if name in renames:
+                fault = f"{name!r} is called {renames[name]!r} by config.data.class_map; give that"
+            faults.append(f"config.data.classes: {fault}")
     elif wanted and not set(wanted) & new_names.keys():
         faults.append(f"config.data.classes: none of {wanted} is among {_listed(new_names)}")
     if faults:
