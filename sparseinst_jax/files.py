@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def replace_file(path: str | os.PathLike, content: bytes) -> None:
@@ -16,6 +20,37 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
+    """Read a json file.
+
+    Args:
+        path: of the file.
+        what: what a message calls it, such as "annotations file".
+        cure: what a message proposes.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is a folder, empty, cut off or no json.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{what} {path} is a folder; {cure}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} does not exist; {cure}")
+    content = path.read_bytes()
+    if not content.strip():
+        raise ValueError(f"{what} {path} is empty ({len(content)} bytes); {cure}")
+    try:
+        return json.loads(content)
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
+        reason = "it ends in the middle, after " if is_cut else f"{error.msg} at "
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{what} {path} is not a whole json: {reason}{place}; {cure}") from error
+    except ValueError as error:  # text that cannot be decoded
+        raise ValueError(f"{what} {path} is not a json: {error}; {cure}") from error
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:
@@ -33,13 +68,35 @@ def check_writable(folder: str | os.PathLike, option: str) -> None:
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        what = "is a file" if place.is_file() else "is no folder"
-        reason = f"{place} {what}" if place != folder else f"it {what}"
+        reason, cure = f"{place} is a file, not a folder", "move the file away"
     elif not os.access(place, os.W_OK | os.X_OK):
-        reason = f"no permission to write in {place}"
+        reason, cure = f"no permission to write in {place}", "change the permissions"
     else:
         return
     raise ValueError(
-        f"the folder {folder} cannot be written: {reason}. Give another one by {option}, or change "
-        "the permissions."
+        f"the folder {folder} cannot be written: {reason}. Give another one by {option}, or {cure}."
     )
+
+
+def make_folder(folder: Path, option: str) -> list[Path]:
+    """Make a folder and those above it; returns what was made, the deepest first.
+
+    Raises:
+        ValueError: see `check_writable`.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    check_writable(folder, option)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # such as a file system that takes no folders
+        raise ValueError(
+            f"the folder {folder} cannot be made: {error.strerror}. Give another one by {option}."
+        ) from error
+    return missing
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that are empty, in this order; the others stay."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()

@@ -75,9 +75,10 @@ def load_coco(
         kept = [record for record in dataset.records if record.targets]
         if not kept:
             raise ValueError(
-                f"{annotations_path}: none of the {len(dataset.records)} images has an object to "
-                "learn from (crowd regions do not count); annotate some or set "
-                "config.data.keep_empty=True"
+                f"nothing to learn: none of the {len(dataset.records)} images of "
+                f"{annotations_path} has an object, expected at least one (crowd regions and "
+                "objects without a mask do not count). Annotate some, or give another json by "
+                "--config.data.train.annotations."
             )
         dataset.records = kept
     return dataset
@@ -178,7 +179,10 @@ def read_record(record: ImageRecord) -> np.ndarray:
     """Read the image of a record and check its size against the json, uint8 [h, w, 3]."""
     if record.path is None:
         raise ValueError(f"image {record.image_id} ({record.file_name}): no image folder was given")
-    image = read_image(record.path)
+    try:
+        image = read_image(record.path)
+    except ValueError as error:
+        raise ValueError(f"{error}. `sparseinst check-data` finds all such images") from error
     if image.shape[:2] != (record.height, record.width):
         raise ValueError(size_fault(record, image.shape[0], image.shape[1]))
     return image

@@ -4,7 +4,6 @@ The one place where it is decided what a json may hold. `load_coco` raises the f
 `check_data` tells them all.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax.data.faults import Faults
+from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
 from sparseinst_jax.data.records import Annotation, ImageRecord, Segmentation
+from sparseinst_jax.files import read_json as read_any_json
 
 MIN_POLYGON = 6  # numbers of a polygon with three corners
 # pycocotools walks along a polygon's border: an object that far outside takes all memory.
@@ -30,30 +30,39 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: it does not exist.
         ValueError: it is no json, or another kind of json.
     """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"annotations file {path} does not exist; set config.data.train.annotations or "
-            "config.data.val.annotations to a COCO instance json"
-        )
-    try:
-        with path.open("rb") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a json file: {error}; give a COCO json") from error
+    content = read_any_json(
+        path,
+        "annotations file",
+        "set config.data.train.annotations or config.data.val.annotations to a COCO instance json",
+    )
     if not isinstance(content, dict):
+        hint = " (a list of detections is a results file)" if isinstance(content, list) else ""
         raise ValueError(
-            f"{path}: a COCO annotation file is an object with 'images' and 'categories', got a "
-            f"{type(content).__name__} (a list is a results file); give the annotation json"
+            f"{path} is not a COCO annotation file: expected an object with 'images', "
+            f"'annotations' and 'categories', got a {type(content).__name__}{hint}; give the "
+            "annotation json"
         )
     wrong = [key for key in ("images", "categories") if not isinstance(content.get(key), list)]
     if "annotations" in content and not isinstance(content["annotations"], list):
         wrong.append("annotations")
     if wrong:
+        keys = sorted(map(str, content))
+        got = f"it has the keys {', '.join(keys[:20])}" if keys else "it is an empty object, {}"
         raise ValueError(
-            f"{path} is not a COCO annotation file: no list under {wrong}, its keys are "
-            f"{sorted(map(str, content))[:20]}; expected images, categories and annotations"
+            f"{path} is not a COCO annotation file: expected lists under 'images', 'annotations' "
+            f"and 'categories', got no list under {' and '.join(map(repr, wrong))}; {got}. "
+            f"{_cure(content)}"
         )
     return content
+
+
+def _cure(content: Mapping[str, Any]) -> str:
+    """Say how to get a COCO json from what was given."""
+    if "shapes" in content and "imagePath" in content:
+        return "It is LabelMe's: `sparseinst import-data labelme FOLDER --output train.json`."
+    if any(str(key).startswith("_via_") for key in content):
+        return "It is VIA's: `sparseinst import-data via FILE --output train.json`."
+    return "Export it as COCO instances, or convert it: `sparseinst import-data --help`."
 
 
 def read_categories(entries: list, faults: Faults) -> dict[int, str]:
@@ -119,9 +128,7 @@ def read_images(
         if check_files and path is not None and not os.path.isfile(path):
             hint = _where_else(root, name) if is_first_missing and root is not None else ""
             is_first_missing = False
-            faults.add(
-                "missing image file", f"image {image_id}: the file {path} does not exist{hint}"
-            )
+            faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
         records[image_id] = ImageRecord(image_id, name, path, int(height), int(width))
     if not entries:
         faults.add("empty list", "'images' is empty")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_FAULTS_SHOWN = 20
+MISSING_IMAGE = "missing image file"  # a kind of fault; its cure is another one
 
 
 class Fault(NamedTuple):
@@ -57,9 +58,16 @@ class Faults:
         shown = "\n  ".join(fault.message for fault in fatal[:MAX_FAULTS_SHOWN])
         rest = len(fatal) - MAX_FAULTS_SHOWN
         more = f"\n  ... and {rest} more (`sparseinst check-data` lists all)" if rest > 0 else ""
+        cure = "Correct the file (its form: https://cocodataset.org/#format-data)."
+        missing = [fault.kind == MISSING_IMAGE for fault in fatal]
+        if any(missing):
+            folder = "set config.data.train.images or config.data.val.images to their folder"
+            cure = f"Missing images: {folder}, or take them out of the json." + (
+                "" if all(missing) else f" {cure}"
+            )
         raise ValueError(
             f"{self.path}: {len(fatal)} fault(s) in a file read as COCO instances:\n"
-            f"  {shown}{more}\nCorrect the file (its form: https://cocodataset.org/#format-data)."
+            f"  {shown}{more}\n{cure}"
         )
 
 

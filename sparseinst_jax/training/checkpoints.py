@@ -20,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from sparseinst_jax.files import make_folder, remove_empty
 from sparseinst_jax.training.step import TrainState
 
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
@@ -40,8 +41,12 @@ class Checkpoints:
     """
 
     def __init__(self, path: str | Path, read_only: bool = False):
-        self.directory, self._only_step = locate(path) if read_only else _writable(path)
-        if not read_only:
+        self._made: list[Path] = []
+        if read_only:
+            self.directory, self._only_step = locate(path)
+        else:
+            self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
+            self._made = make_folder(self.directory, "--workdir")
             broken = [p for p in self.directory.iterdir() if _is_step(p) and _has_bad_metrics(p)]
             _set_aside(broken)  # Orbax would refuse to open the whole folder
         with _quiet():
@@ -63,9 +68,10 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Wait for the save in progress and release the folder."""
+        """Wait for the save in progress, release the folder, and remove it if it stayed empty."""
         self._manager.wait_until_finished()
         self._manager.close()
+        remove_empty(self._made)
 
     def wait(self) -> None:
         """Wait for the save in progress."""
@@ -263,12 +269,6 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
         f"no checkpoint in {path}: expected a run folder with checkpoints/<step>/, that folder,"
         " or one step's folder. Train first, or give the right path."
     )
-
-
-def _writable(path: str | Path) -> tuple[Path, None]:
-    directory = Path(path).resolve() / "checkpoints"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory, None
 
 
 def _is_step(path: Path) -> bool:

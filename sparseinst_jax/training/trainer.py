@@ -101,6 +101,7 @@ class Trainer:
           after SIGINT or SIGTERM (the state is saved first; a second SIGINT stops at once).
 
         Raises:
+          ValueError: an image cannot be read; the state before that step is saved first.
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
@@ -112,12 +113,16 @@ class Trainer:
                     with stop.children_ignore_sigint(done == first):
                         batch = next(batches)
                 except Exception:
-                    if stop.received is None or done == first:
+                    # An image cannot be read, or a signal went to the whole group and ended the
+                    # processes that read images: the steps done are not lost.
+                    if done == first:
                         raise
-                    # The signal went to the whole group and ended the processes that read images.
                     if done != self._checkpoints.latest_step:
                         self._after(done, placed, stopping=True)
-                    return self._stopped(done, stop.received)
+                    if stop.received is not None:
+                        return self._stopped(done, stop.received)
+                    self._say_stopped(done, "an error")
+                    raise
                 waited = time.monotonic() - started
                 placed, metrics = self._step(placed, batch)
                 if self._must_block:
@@ -216,13 +221,15 @@ class Trainer:
         return scores
 
     def _stopped(self, done: int, received: signal.Signals | None) -> int:
+        self._say_stopped(done, received.name if received else "the scheduler's notice")
+        return _EXIT_CODES[received or signal.SIGTERM]
+
+    def _say_stopped(self, done: int, reason: str) -> None:
         self._checkpoints.wait()
-        name = received.name if received is not None else "the scheduler's notice"
         self._progress.say(
-            f"stopped by {name} after step {done}; saved in"
+            f"stopped by {reason} after step {done}; saved in"
             f" {self._checkpoints.directory / str(done)}. The same command continues."
         )
-        return _EXIT_CODES[received or signal.SIGTERM]
 
 
 class _StopSignals:
