@@ -25,6 +25,7 @@ COLUMNS = 4
 CELL = 480  # pixels, the longest side of a picture on the sheet
 BAR = 26  # pixels, height of a picture's title
 GAP = 6
+MAX_CAPTIONS = 24  # objects of a picture that are all named
 JPEG_QUALITY = 85  # of the sheet inside the page
 OPEN_FAULTS = 50  # a longer list of faults starts folded
 _STYLE = """
@@ -58,18 +59,20 @@ def draw_sheet(dataset: CocoDataset, records: Sequence[ImageRecord]) -> Image.Im
     if not records:
         return None
     columns = min(COLUMNS, len(records))
-    rows = -(-len(records) // columns)
-    width, height = columns * (CELL + GAP) - GAP, rows * (CELL + BAR + GAP) - GAP
-    sheet = Image.new("RGB", (width, height), "white")
+    pictures = [_picture(dataset, record) for record in records]
+    heights = [
+        max(picture.height for picture in pictures[first : first + columns]) + BAR + GAP
+        for first in range(0, len(pictures), columns)
+    ]
+    sheet = Image.new("RGB", (columns * (CELL + GAP) - GAP, sum(heights) - GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, record in enumerate(records):
-        left = (index % columns) * (CELL + GAP)
-        top = (index // columns) * (CELL + BAR + GAP)
+    for index, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+        left, top = (index % columns) * (CELL + GAP), sum(heights[: index // columns])
         title = f"{record.file_name}: {len(record.targets)} objects"
         font = fonts.font_for([title], 15)
         shown = fonts.shorten(fonts.drawable(title, font), font, CELL - 8)
         draw.text((left + 4, top + 3), shown, fill="black", font=font)
-        sheet.paste(_picture(dataset, record), (left, top + BAR))
+        sheet.paste(picture, (left, top + BAR))
     return sheet
 
 
@@ -83,11 +86,12 @@ def _picture(dataset: CocoDataset, record: ImageRecord) -> Image.Image:
         for target in record.targets
     ]
     labels = [target.label for target in record.targets]
-    names = fonts.labels(
-        [dataset.class_names[label] for label in labels],
-        [dataset.category_ids[label] for label in labels],
-        fonts.font_for([dataset.class_names[label] for label in labels], 12),
-    )
+    texts = [dataset.class_names[label] for label in labels]
+    ids = [dataset.category_ids[label] for label in labels]
+    names = fonts.labels(texts, ids, fonts.font_for(texts, 12))
+    if len(names) > MAX_CAPTIONS:  # they would hide the objects: one of each class is enough
+        named = {label: index for index, label in reversed(list(enumerate(labels)))}
+        names = [name * (index in named.values()) for index, name in enumerate(names)]
     picture = visualize.draw_instances(
         transform_image(read_record(record), transform), masks, names
     )

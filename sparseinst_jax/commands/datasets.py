@@ -49,6 +49,7 @@ def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     data = config.data
     lost = check.lost_at_ends(dataset, data.train_sizes, data.train_max_size)
     warnings = [
+        *check.warn_of_unusable(dataset),
         *check.warn(dataset, config.model.num_masks),
         *check.warn_of_lost(lost, data.train_max_size),
     ]

@@ -134,6 +134,16 @@ def class_counts(dataset: CocoDataset) -> Counter[int]:
     return Counter(a.label for record in dataset.records for a in record.targets)
 
 
+def warn_of_unusable(dataset: CocoDataset) -> list[str]:
+    """A line on objects without a mask, for who does not list every fault."""
+    if not dataset.num_without_mask:
+        return []
+    return [
+        f"{dataset.num_without_mask} objects have no polygon of three corners or more and are left "
+        "out"
+    ]
+
+
 def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
     """Lines on objects and classes that nothing will be learned of.
 
@@ -144,11 +154,6 @@ def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
     if not dataset.has_annotations:
         return []
     lines = []
-    if dataset.num_without_mask:
-        lines.append(
-            f"{dataset.num_without_mask} objects have no polygon of three corners or more and are "
-            "left out"
-        )
     per_class = class_counts(dataset)
     unseen = [name for label, name in enumerate(dataset.class_names) if not per_class[label]]
     if unseen:
