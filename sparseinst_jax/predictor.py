@@ -29,9 +29,10 @@ from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
 from sparseinst_jax.training.checkpoints import Checkpoints
-from sparseinst_jax.weights.convert import load_weights
+from sparseinst_jax.weights.convert import original_to_ours, read_state_dict
 
 Size = tuple[int, int]
+CLASS_BIAS = ".cls_score.bias"  # in the original's names; one number for each class
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -358,6 +359,19 @@ def _refuse_other_network(
         )
 
 
+def _refuse_other_classes(
+    state: Mapping[str, np.ndarray], wanted: int, annotations: str, weights: str | os.PathLike
+) -> None:
+    """Say in words what would otherwise be two shapes that differ."""
+    found = [np.shape(array)[0] for name, array in state.items() if name.endswith(CLASS_BIAS)]
+    if found and found[0] != wanted:
+        raise ValueError(
+            f"{weights} is of a model with {found[0]} classes, {annotations} has {wanted}: give "
+            "the json (--config.data.val.annotations) of the classes that the weights were trained "
+            "with; to start training from them with other classes use train.py --init-from."
+        )
+
+
 def load_weights_file(
     config: Any,
     weights: str | os.PathLike,
@@ -376,7 +390,9 @@ def load_weights_file(
         FileNotFoundError: the file does not exist.
         ValueError: the file does not fit the network; lists every difference.
     """
+    state = read_state_dict(weights)
+    _refuse_other_classes(state, len(class_names), config.data.val.annotations, weights)
     model = build_model(config.model, len(class_names), config.seed)
     apply, params, statistics = functional(model)
-    params, statistics = load_weights(Path(weights), params, statistics)
+    params, statistics = original_to_ours(state, params, statistics, source=str(weights))
     return build_predictor(config, apply, params, statistics, class_names, category_ids)

@@ -23,6 +23,7 @@ from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.files import check_writable
 from sparseinst_jax.prediction import SHOWN_SCORE
 
 NUM_PICTURES = 8
@@ -80,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.output:
             # The folder itself holds what the run's own model reaches.
             output /= Path(arguments.predictions).stem
+        check_writable(output, "--output")
         _score_file(arguments, output)
     else:
+        check_writable(output, "--output")
         _score_model(arguments, output)
     return 0
 

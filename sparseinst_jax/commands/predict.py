@@ -19,6 +19,7 @@ from sparseinst_jax.commands.model_source import (
 )
 from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.evaluation.evaluator import Progress, write_json
+from sparseinst_jax.files import check_writable
 from sparseinst_jax.prediction import SHOWN_SCORE
 from sparseinst_jax.predictor import Predictor, as_rgb
 
@@ -115,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
+    check_writable(output, "--output")
     paths = list_images(arguments.inputs, output)
     source = open_source(arguments)
     print(f"{source.title}, on {len(paths)} images")

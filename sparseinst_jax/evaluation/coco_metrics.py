@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from pycocotools.cocoeval import COCOeval
 
 from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.data.coco import encode_segmentation
+from sparseinst_jax.files import read_json
 
 METRIC_NAMES = (
     "AP",
@@ -146,13 +147,7 @@ def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
     """
     if not isinstance(source, (str, Path)):
         return source
-    path = Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no json file at {path}: check the path")
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json: {error}") from error
+    return read_json(source, "json file", "check the path, or write the file anew")
 
 
 def evaluate(
@@ -191,7 +186,8 @@ def evaluate(
             "expected a COCO results file, a list of detections, got "
             f"{type(results).__name__}: is it an annotation file?"
         )
-    if classes is not None:
+    # Where an entry is no object, all of them are refused below.
+    if classes is not None and all(isinstance(entry, Mapping) for entry in results):
         results = map_category_ids(results, classes)
     images = {image["id"]: image for image in content["images"]}
     truth = _index(content, _prepare_annotations(content, images))
@@ -280,6 +276,24 @@ def _prepare_annotations(
     return prepared
 
 
+def _unreadable(entry: Any) -> str | None:
+    """Say why an entry of a results file is no detection, or None."""
+    if not isinstance(entry, Mapping):
+        return f"is a {type(entry).__name__}, not an object"
+    missing = {"image_id", "category_id", "score", "segmentation"} - entry.keys()
+    if missing:
+        return f"lacks {', '.join(sorted(missing))}"
+    for key in ("image_id", "category_id"):
+        if not isinstance(entry[key], int | np.integer):
+            return f"has the {key} {entry[key]!r}, not an integer"
+    score = entry["score"]
+    if not isinstance(score, int | float | np.floating) or not math.isfinite(score):
+        return f"has the score {score!r}, not a number"
+    if not isinstance(entry["segmentation"], Mapping | list):
+        return "has a mask that is neither run lengths nor polygons"
+    return None
+
+
 def _prepare_detections(
     results: Sequence[Mapping[str, Any]],
     images: Mapping[int, Mapping[str, Any]],
@@ -289,9 +303,9 @@ def _prepare_detections(
     faults: list[str] = []
     prepared = []
     for number, entry in enumerate(results):
-        missing = {"image_id", "category_id", "score", "segmentation"} - entry.keys()
-        if missing:
-            faults.append(f"detection {number} lacks {', '.join(sorted(missing))}")
+        fault = _unreadable(entry)
+        if fault:
+            faults.append(f"detection {number} {fault}")
             continue
         image = images.get(entry["image_id"])
         if image is None:
@@ -306,7 +320,12 @@ def _prepare_detections(
                 f"{entry['image_id']} has {size}"
             )
             continue
-        rle: Any = encode_segmentation(mask, *size)
+        try:
+            rle: Any = encode_segmentation(mask, *size)
+            area = float(coco_mask.area(rle))
+        except Exception as error:  # pycocotools raises whatever it trips over
+            faults.append(f"detection {number} has a mask that cannot be read: {error}")
+            continue
         prepared.append(
             {
                 "id": len(prepared) + 1,
@@ -314,7 +333,7 @@ def _prepare_detections(
                 "category_id": entry["category_id"],
                 "score": entry["score"],
                 "segmentation": rle,
-                "area": float(coco_mask.area(rle)),
+                "area": area,
                 "iscrowd": 0,
             }
         )

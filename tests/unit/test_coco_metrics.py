@@ -170,16 +170,36 @@ def test_every_detection_that_does_not_fit_is_named_at_once():
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"score": "0.5"}, "detection 0 has the score '0.5', not a number"),
+        ({"score": float("nan")}, "detection 0 has the score nan, not a number"),
+        ({"image_id": "7"}, "detection 0 has the image_id '7', not an integer"),
+        ({"category_id": [3]}, r"detection 0 has the category_id \[3\], not an integer"),
+        ({"segmentation": None}, "neither run lengths nor polygons"),
+        ({"segmentation": {"size": [200, 220]}}, "mask that cannot be read"),
+        ({"segmentation": [["x"] * 6]}, "mask that cannot be read"),
+    ],
+)
+def test_a_detection_that_cannot_be_read_is_told_in_words(change, message):
+    found = detection(3, 0.5, 0, 0, 9, 9) | change
+    with pytest.raises(ValueError, match=rf"1 of 2 detections[\s\S]*{message}"):
+        evaluate(annotations_of((3, 10, 10, 40, 40)), [found, detection(3, 0.5, 0, 0, 9, 9)])
+    with pytest.raises(ValueError, match="detection 1 is a str, not an object"):
+        evaluate(annotations_of((3, 10, 10, 40, 40)), [detection(3, 0.5, 0, 0, 9, 9), "x"])
+
+
 def test_lists_without_annotations_and_wrong_files_are_refused(tmp_path):
     truth = annotations_of((3, 10, 10, 40, 40))
     with pytest.raises(ValueError, match="can be predicted but not scored"):
         evaluate({**truth, "annotations": []}, [])
     with pytest.raises(ValueError, match="is it an annotation file"):
         evaluate(truth, truth)
-    with pytest.raises(FileNotFoundError, match="no json file"):
+    with pytest.raises(FileNotFoundError, match=r"json file .*missing\.json does not exist"):
         evaluate(tmp_path / "missing.json", [])
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid json"):
+    with pytest.raises(ValueError, match="ends in the middle"):
         evaluate(tmp_path / "broken.json", [])
 
 
