@@ -16,6 +16,7 @@ _CLASS_LAYER = ".cls_score."
 _BACKBONE = "backbone"
 _CLASS_HEAD = "class head"
 _OTHER = "other"
+_PARTS = (_BACKBONE, "encoder", "decoder", _CLASS_HEAD, _OTHER)
 _MIN_BACKBONE_SHARE = 0.9
 _MOST_NAMES = 8  # names written out after the table; the others are counted
 
@@ -138,7 +139,7 @@ def _table(
         {name: own[name] for name in fresh},
         {name: given[name] for name in ignored},
     )
-    own_parts = dict.fromkeys(_part(name) for name in own)
+    own_parts = dict.fromkeys(sorted({_part(name) for name in own}, key=_PARTS.index))
     strange = dict.fromkeys(part for name in ignored if (part := _part(name)) not in own_parts)
     rows = [("part", "loaded", "re-initialised", "ignored")]
     for part in (*own_parts, *strange):
@@ -173,7 +174,9 @@ def _remarks(
             lines.append(f"  the class head starts afresh: {classes}")
         else:
             lines.append("  the class head starts afresh")
-    elif source.class_names is None:
+    elif source.class_names is not None:
+        lines.append(f"  the class head was taken over: the same {len(class_names)} classes")
+    else:
         lines.append(
             f"  the class head was taken over: {len(class_names)} classes in the file too, whose"
             " names it does not say. If they are others, it will have to unlearn them."

@@ -131,6 +131,15 @@ def test_a_published_configs_name_says_what_it_holds(name, groups, normalizer):
     assert (model.backbone.stage_depths, model.backbone.width) == ((3, 4, 6, 3), 64)
 
 
+@pytest.mark.parametrize("name", ["base", "iam_r50", "giam_r50", "giam_softmax_r50"])
+def test_what_the_published_recipe_does_not_have_is_off_in_it(name):
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    train = config.train
+    off = train.gradient_clip_norm, train.ema_decay, train.frozen_stages, train.early_stopping
+    assert off == (0, 0, 0, 0)
+    assert train.base_batch_size == train.batch_size == 64
+
+
 def test_the_base_config_is_the_published_recipe():
     config = load_config(ROOT / "configs/base.py")
     model, train, data = config.model, config.train, config.data
