@@ -122,7 +122,7 @@ def describe(dataset: CocoDataset) -> list[str]:
     crowd = sum(len(record.annotations) for record in dataset.records) - total
     lines.append(
         f"objects per image: mean {_mean(counts):.1f}, most {counts.max(initial=0)}, "
-        f"images without objects {int((counts == 0).sum())}, crowd regions left out {crowd}"
+        f"images without objects {int((counts == 0).sum())}, crowd regions {crowd}"
     )
     if dataset.num_left_out:
         lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")

@@ -106,7 +106,7 @@ def test_more_objects_than_masks_are_counted_and_the_key_to_raise_is_named(tmp_p
     assert lines[0].endswith("train.json: 2 images, 8 objects, 2 classes")
     assert lines[1] == "objects per class: owl 3, cat 5"
     assert lines[2] == (
-        "objects per image: mean 4.0, most 5, images without objects 0, crowd regions left out 1"
+        "objects per image: mean 4.0, most 5, images without objects 0, crowd regions 1"
     )
 
 
