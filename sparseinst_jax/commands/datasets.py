@@ -20,8 +20,7 @@ def load_train(config: Any) -> CocoDataset:
         data.train.images,
         keep_empty=data.keep_empty,
         check_files=True,
-        classes=data.classes,
-        class_map=data.class_map,
+        **_choice(data),
     )
 
 
@@ -38,10 +37,14 @@ def load_val(config: Any, *, with_images: bool = True, check_files: bool = False
         data.val.annotations,
         data.val.images if with_images else None,
         check_files=check_files,
-        classes=data.classes,
-        class_map=data.class_map,
+        **_choice(data),
         all_classes_known=False,
     )
+
+
+def _choice(data: Any) -> dict[str, Any]:
+    # A run that was made before these keys has every class.
+    return {key: data.get(key, ()) for key in ("classes", "class_map")}
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax.commands import datasets
 from sparseinst_jax.commands import eval as eval_command
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data.classes import choose_classes, map_categories
@@ -233,6 +234,29 @@ def test_eval_scores_a_results_file_under_the_configured_classes(folder):
     assert eval_command.main([*map(str, arguments), "--output", str(folder / "out")]) == 0
     metrics = json.loads((folder / "out/metrics.json").read_text())
     assert metrics["AP"] == pytest.approx(1) and metrics["per_class"].keys() == {"car"}
+
+
+def test_training_and_validation_data_get_the_same_classes_from_a_configuration(folder):
+    text = (folder / "val.json").read_text()
+    (folder / "train.json").write_text(text.replace('"name": "ped"', '"name": "dog"'))
+    config = load_config(
+        "configs/tiny.py",
+        {
+            "data.train.annotations": str(folder / "train.json"),
+            "data.val.annotations": str(folder / "val.json"),
+            "data.train.images": str(folder),
+            "data.val.images": str(folder),
+            "data.classes": "dog,vehicle,cat",
+            "data.class_map": "van=vehicle,bus=vehicle",
+        },
+    )
+    train, val = datasets.load_train(config), datasets.load_val(config)
+    assert train.class_names == ("vehicle", "dog", "cat")
+    assert val.class_names == ("vehicle", "cat")  # it has no dog
+    assert match_categories(train.class_names, val) == [2, None, 9]
+    with config.unlocked():
+        del config.data.classes, config.data.class_map  # a run of before these keys
+    assert len(datasets.load_val(config).class_names) == 5
 
 
 def test_categories_of_one_name_are_refused_unless_they_are_merged(folder):
