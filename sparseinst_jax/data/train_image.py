@@ -77,9 +77,9 @@ def load_train_image(
         result.masks.extend(pasted.masks)
         result.outside.extend(pasted.outside)
     if ignores_crowd:
-        is_ignored = _crowd(record, plan.transform, cover)
+        is_ignored = _crowd(record, plan.transform)
         for levels in result.masks:
-            is_ignored &= levels < _HALF  # what an object covers is known
+            is_ignored &= levels < _HALF  # what an object covers is known, a pasted one too
         result = result._replace(is_ignored=is_ignored)
     return result
 
@@ -134,14 +134,12 @@ def _own_levels(
     return None
 
 
-def _crowd(record: ImageRecord, transform: Transform, cover: np.ndarray | None) -> np.ndarray:
-    """Where the crowd regions of an image are seen, bool [ceil(h/4), ceil(w/4)]."""
+def _crowd(record: ImageRecord, transform: Transform) -> np.ndarray:
+    """Where the crowd regions of an image are, bool [ceil(h/4), ceil(w/4)]."""
     region = np.zeros(transform.size, np.uint8)
     for annotation in record.annotations:
         if annotation.iscrowd:
             region |= _moved(move_mask, annotation, record, transform)
-    if cover is not None:
-        region *= ~cover
     return reduce_mask(region) >= _HALF
 
 

@@ -52,12 +52,14 @@ def test_a_fresh_run_draws_its_first_batches_and_a_resumed_one_does_not(run, dat
     workdir, options = run
     drawn = sorted((workdir / "batches").iterdir())
     assert [path.name for path in drawn] == ["step_000000.png", "step_000001.png"]
-    content = drawn[1].read_bytes()
-    drawn[1].write_bytes(b"kept")
+    content = [path.read_bytes() for path in drawn]
+    for path in drawn:
+        path.write_bytes(b"kept")
     assert train(data, workdir, train__num_steps=3, **options) == 0
     assert sorted((workdir / "batches").iterdir()) == drawn
-    assert drawn[1].read_bytes() == b"kept"
-    drawn[1].write_bytes(content)
+    assert [path.read_bytes() for path in drawn] == [b"kept"] * 2
+    for path, before in zip(drawn, content, strict=True):
+        path.write_bytes(before)
 
 
 def test_debug_batch_draws_the_batch_that_training_drew(run, tmp_path, capsys):

@@ -87,6 +87,7 @@ def test_the_jitter_scales_relative_to_the_largest_image_that_fits():
     assert draw((200, 400), 1.1) == T.Transform(False, (55, 110), (3, 5, 50, 100), (50, 100))
     last = draw((200, 400), 1.1, d6=0.999, d7=0.999)
     assert last.crop == (5, 10, 50, 100)
+    assert draw((200, 400), 1.1, d6=0.999, d7=0).crop == (5, 0, 50, 100)
     # The window lies as the image does; a long image leaves its short side unfilled.
     assert draw((400, 200), 2.0).size == (100, 50)
     assert draw((40, 400), 2.0) == T.Transform(False, (20, 200), (0, 50, 20, 100), (20, 100))
@@ -191,6 +192,7 @@ def test_copy_paste_stays_within_the_static_number_of_targets():
         for image in planned.images:
             chosen = () if image.paste is None else image.paste.targets
             assert counts[image.position] + len(chosen) <= planned.num_targets
+            assert image.paste is None or chosen
             if chosen:
                 assert (
                     sorted(set(chosen)) == list(chosen)
@@ -217,6 +219,16 @@ def test_the_new_draws_are_the_same_alone_in_order_on_any_host_and_after_picklin
             (steps[step].padded_size, steps[step].num_targets)
         }
     assert _plan(MIXED, copy_paste=0.5, seed=1, **options).batch(5) != steps[5]
+
+
+def test_what_is_pasted_depends_on_the_seed_and_differs_from_epoch_to_epoch():
+    def pasted(seed, first):
+        plan = _plan([(480, 640)], [9], batch_size=1, copy_paste=0.5, seed=seed)
+        return [plan.batch(step).images[0].paste for step in range(first, first + 20)]
+
+    assert pasted(0, 0) == pasted(0, 0)
+    assert pasted(0, 0) != pasted(1, 0)
+    assert pasted(0, 0) != pasted(0, CHUNK_STEPS)
 
 
 # Labels that swap in a mirrored image.

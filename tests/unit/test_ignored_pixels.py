@@ -87,6 +87,19 @@ def test_an_unmatched_mask_mostly_in_ignored_pixels_is_not_taught_background(sec
     assert bool(gradient.class_logits[0, 0, 0])  # the matched one is always judged
 
 
+def test_the_ignored_part_of_a_target_is_not_wanted():
+    outputs, batch = _sample()
+    wider = batch._replace(masks=np.array([[[[4, 0, 4, 0]]]], np.uint8))
+    assert _terms(outputs, wider) == _terms(outputs, batch)
+    scores = [np.asarray(OBJECTIVE.match_score(outputs, b)) for b in (wider, batch)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_a_matched_prediction_is_judged_wherever_it_lies():
+    terms = _terms(*_sample(ignored=(0, 1, 1, 1)))  # three of its four pixels are ignored
+    assert terms["class"] == pytest.approx(2 * 0.25 * 0.25 * LN2)
+
+
 def test_a_target_all_in_ignored_pixels_gives_finite_numbers():
     outputs, batch = _sample(ignored=(1, 1, 1, 1))
     (total, _), gradient = jax.value_and_grad(
