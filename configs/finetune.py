@@ -4,7 +4,7 @@ Command: python train.py --config configs/finetune.py --init-from WEIGHTS
   --config.data.train.images=DIR --config.data.train.annotations=train.json
   --config.data.val.images=DIR --config.data.val.annotations=val.json
 From scratch (no weights): leave --init-from away and set --config.model.backbone.norm=group_norm
-  --config.train.learning_rate=5e-4 (up to 1e-3) --config.train.gradient_clip_norm=5, and more steps:
+  --config.train.learning_rate=5e-4 (up to 1e-3) --config.train.gradient_clip_norm=5, more steps:
   --config.train.num_steps=20000 --config.train.milestones="(15000, 18000)".
 Few images: --config.train.frozen_stages=2, --config.train.early_stopping=4 (evaluations).
 Less memory: --config.train.batch_size=8, which halves the rate and doubles the steps, or keep the
