@@ -45,7 +45,9 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
     dataset = load_train_data(config, say)
     val_dataset = load_val_data(config, dataset, say)
     frozen_stages = config.train.frozen_stages
-    model = builders.build_model(config.model, len(dataset.class_names), config.seed, frozen_stages)
+    model: Any = builders.build_model(
+        config.model, len(dataset.class_names), config.seed, frozen_stages
+    )
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
         initial = initial_weights.load_initial_weights(

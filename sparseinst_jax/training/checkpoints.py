@@ -353,7 +353,7 @@ def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
 def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
     """The items that hold weights: `model` to be used and, where these are averages, `trained`."""
     names = ("params", "statistics")
-    items = {"model": dict(zip(names, state.to_use, strict=True))}
+    items: dict[str, dict[str, Any]] = {"model": dict(zip(names, state.to_use, strict=True))}
     if state.average is not None:
         items["trained"] = {name: getattr(state, name) for name in names}
     return items

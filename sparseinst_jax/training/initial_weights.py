@@ -16,7 +16,6 @@ _CLASS_LAYER = ".cls_score."
 _BACKBONE = "backbone"
 _CLASS_HEAD = "class head"
 _OTHER = "other"
-_PARTS = (_BACKBONE, "encoder", "decoder", _CLASS_HEAD, _OTHER)
 _MIN_BACKBONE_SHARE = 0.9
 _MOST_NAMES = 8  # names written out after the table; the others are counted
 
@@ -139,13 +138,13 @@ def _table(
         {name: own[name] for name in fresh},
         {name: given[name] for name in ignored},
     )
-    own_parts = dict.fromkeys(sorted({_part(name) for name in own}, key=_PARTS.index))
+    own_parts = sorted(dict.fromkeys(map(_part, own)), key=lambda part: part == _CLASS_HEAD)
     strange = dict.fromkeys(part for name in ignored if (part := _part(name)) not in own_parts)
-    rows = [("part", "loaded", "re-initialised", "ignored")]
+    rows = [["part", "loaded", "re-initialised", "ignored"]]
     for part in (*own_parts, *strange):
         sizes = [[np.size(a) for n, a in column.items() if _part(n) == part] for column in columns]
         cells = (f"{len(size)} ({sum(size):,})" if size else "-" for size in sizes)
-        rows.append((part, *cells))
+        rows.append([part, *cells])
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines = [f"  {'  '.join(row).rstrip()}" for row in padded]
