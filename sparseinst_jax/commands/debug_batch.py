@@ -152,7 +152,7 @@ def _files(image: ImagePlan, records: Sequence[ImageRecord]) -> str:
 def _losses(record: ImageRecord, result: TrainImage, class_names: Sequence[str]) -> list[str]:
     """A line for each way in which objects of an image were lost."""
     ways = {
-        "left no pixel in the transformed image": result.outside,
+        "no pixel left in the transformed image": result.outside,
         "under pasted objects": result.covered,
     }
     return [

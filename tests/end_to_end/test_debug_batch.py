@@ -149,7 +149,7 @@ def test_the_table_says_transform_size_objects_and_what_was_lost(planned):
     assert lines[2].endswith("8.png (x1.00)")
     assert "flip, x1.00" in lines[3] and rows[2][-4:] == ["32x32", "1", "0", "8.png"]
     assert lines[4:] == [
-        "image 7: 1 lost, left no pixel in the transformed image: dog (annotation 71)",
+        "image 7: 1 lost, no pixel left in the transformed image: dog (annotation 71)",
         "image 7: 1 lost, under pasted objects: cat (annotation 70)",
     ]
 
