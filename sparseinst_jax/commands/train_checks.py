@@ -79,8 +79,13 @@ def check(config: ConfigDict) -> None:
             "eval_every": 0,
             "warmup_steps": 0,
             "early_stopping": 0,
+            "learning_rate": 0,
+            "weight_decay": 0,
+            "warmup_factor": 0,
+            "lr_decay": 0,
+            "gradient_clip_norm": 0,
         }.items()
-        if config.train[key] < least
+        if not config.train[key] >= least  # so that NaN is refused too
     ]
     if config.train.lr_scaling not in batch_scaling.RULES:
         faults.append(

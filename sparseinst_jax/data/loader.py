@@ -9,6 +9,7 @@ import pickle
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import resource_tracker
 
 import grain
 import numpy as np
@@ -130,6 +131,7 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
         # Grain reads absl flags in its workers; a program without absl.app has not parsed any.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS(sys.argv[:1])
+        _start_quiet_tracker()
         steps = steps.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(
                 num_workers=min(num_workers, len(source)), per_worker_buffer_size=2
@@ -150,6 +152,22 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
             # leaked when the program ends.
             iterator = steps = batch = None
             gc.collect()
+
+
+def _start_quiet_tracker() -> None:
+    """Start the process that frees shared memory at the end, without its warning.
+
+    Grain's processes can leave a batch behind when they are stopped at a broken image. It is freed;
+    the warning would only stand between the user and the message that names the image.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker"]))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        del os.environ["PYTHONWARNINGS"]
+        if before is not None:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def _copied(batch: Batch) -> Batch:
