@@ -119,7 +119,7 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     if metrics is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
-        print("the json has no annotations: predicted, not scored")
+        print(f"{config.data.val.annotations} has no object: predicted, not scored")
     else:
         print()
         _report(arguments, dataset, results, metrics, output)

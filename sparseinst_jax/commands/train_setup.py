@@ -132,10 +132,11 @@ def load_val_data(
     if config.train.eval_every == 0:
         return None
     dataset = datasets.load_val(config, check_files=True)
-    if not any(record.annotations for record in dataset.records):
+    if not dataset.num_targets.any():
         raise ValueError(
-            f"{config.data.val.annotations} has no annotations to score against: give a json with"
-            " them by --config.data.val.annotations, or set --config.train.eval_every=0."
+            f"{config.data.val.annotations} has no object to score against (crowd regions do not"
+            " count): give a json with some by --config.data.val.annotations, or set"
+            " --config.train.eval_every=0."
         )
     evaluator.match_categories(train_dataset.class_names, dataset)
     for line in datasets.brief_comparison(train_dataset, dataset):

@@ -175,10 +175,13 @@ def evaluate(
     content = load_json(annotations)
     if classes is not None and isinstance(content, Mapping):
         content = map_categories(content, classes)
-    if not isinstance(content, Mapping) or not content.get("annotations"):
+    entries = content.get("annotations") if isinstance(content, Mapping) else None
+    if not any(not entry.get("iscrowd") for entry in entries or ()):
+        name = f" in {annotations}" if isinstance(annotations, (str, Path)) else ""
         raise ValueError(
-            "expected COCO annotations with objects to score against, got none; a list of images "
-            "without annotations can be predicted but not scored"
+            f"expected COCO annotations with objects to score against{name}, got "
+            f"{'crowd regions only' if entries else 'none'}; a list of images without objects can "
+            "be predicted but not scored"
         )
     results = load_json(predictions)
     if isinstance(results, Mapping) or not isinstance(results, Sequence):

@@ -64,7 +64,8 @@ def evaluate_dataset(
 
     Returns:
         The detections in COCO results format, in the order of the images, and the metrics; None
-        instead of these where the data set has no annotations to score against.
+        instead of these where the data set has no object to score against (crowd regions are
+        none).
 
     Raises:
         FileNotFoundError: image files are missing.
@@ -72,7 +73,7 @@ def evaluate_dataset(
             of the predictor is in the data set.
     """
     results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
-    if not any(record.annotations for record in dataset.records):
+    if not dataset.num_targets.any():
         return results, None
     return results, evaluate(dataset.annotations_path, results, dataset.classes)
 

@@ -301,7 +301,7 @@ def test_validation_data_without_annotations_are_refused_at_the_start(data, tmp_
         del content["annotations"]
     (tmp_path / "bare.json").write_text(json.dumps(content))
     values = {"data__val__annotations": tmp_path / "bare.json", "train__eval_every": 2}
-    with pytest.raises(ValueError, match=r"bare\.json has no annotations .*train.eval_every=0"):
+    with pytest.raises(ValueError, match=r"bare\.json has no object .*train.eval_every=0"):
         train(data, tmp_path / "run", **values)
 
 

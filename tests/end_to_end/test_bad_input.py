@@ -1,0 +1,363 @@
+"""What users get wrong, through the real command line: a message, a cure, nothing half-made."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparseinst_jax import builders, layers
+from sparseinst_jax.config import load_config
+from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.step import TrainState
+from sparseinst_jax.weights.convert import ours_to_original
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "tiny.py"
+NUM_IMAGES, BATCH_SIZE = 6, 2
+CLI = [sys.executable, "-c", "import sys; from sparseinst_jax.cli import main; sys.exit(main())"]
+
+
+class Case(NamedTuple):
+    """A command line and what must come of it.
+
+    Attributes:
+        arguments: `{w}` stands for the folder of bad inputs, `{out}` for a new empty folder.
+        message: parts of what is printed to stderr.
+        made: names in `{out}` afterwards, by default none.
+        is_first: whether the message is all that stderr holds; not where progress is shown.
+    """
+
+    arguments: str
+    message: tuple[str, ...]
+    made: tuple[str, ...] = ()
+    is_first: bool = True
+
+
+TRAIN = "train --config={tiny} --workdir={out}/run "
+DATA = (
+    "--config.data.generator= --config.data.train.images={w}/d/images/train "
+    "--config.data.train.annotations={w}/d/train.json --config.data.val.images={w}/d/images/val "
+    "--config.data.val.annotations={w}/d/val.json "
+)
+TRAIN_JSON = TRAIN + DATA + "--config.data.train.annotations={w}/"
+EVAL = "eval --workdir={w}/run --output={out} "
+EVAL_WEIGHTS = "eval --config={tiny} --output={out} " + DATA
+IS_FILE = "{w}/file is a file, not a folder. Give another one by "
+CASES = {
+    "unknown key": Case(
+        TRAIN + "--config.train.learnin_rate=1",
+        ("--config.train.learnin_rate is not a key", "Did you mean --config.train.learning_rate?"),
+    ),
+    "unknown key in a configuration file": Case(
+        "train --config={w}/mine.py --workdir={out}/run",
+        ('mine.py, line 4: there is no key "learnin_rate". Did you mean "learning_rate"?',),
+    ),
+    "impossible values": Case(
+        TRAIN + DATA + "--config.model.backbone.norm=layer --config.model.num_masks=0",
+        ("model.backbone.norm must be one of", "got 'layer'", "model.num_masks must be at least 1"),
+    ),
+    "json of 0 bytes": Case(
+        TRAIN_JSON + "zero.json",
+        ("annotations file {w}/zero.json is empty (0 bytes)", "to a COCO instance json"),
+    ),
+    "json without keys": Case(
+        TRAIN_JSON + "bare.json",
+        ("{w}/bare.json is not a COCO annotation file", "expected lists under 'images'", "{}"),
+    ),
+    "json of another tool": Case(
+        TRAIN_JSON + "labelme.json",
+        ("labelme.json is not a COCO annotation file", "sparseinst import-data labelme"),
+    ),
+    "json without images": Case(TRAIN_JSON + "no_images.json", ("'images' is empty",)),
+    "json cut off": Case(TRAIN_JSON + "cut.json", ("cut.json is not a whole json", "line 1")),
+    "only crowd regions": Case(
+        TRAIN_JSON + "crowd.json --config.data.keep_empty=False",
+        ("nothing to learn: none of the 6 images", "crowd regions", "Annotate some"),
+    ),
+    "no objects": Case(
+        TRAIN_JSON + "empty.json",
+        ("nothing to learn: {w}/empty.json has 6 images and no object", "Annotate some"),
+    ),
+    "no objects to validate with": Case(
+        TRAIN + DATA + "--config.data.val.annotations={w}/crowd.json --config.data.val.images="
+        "{w}/d/images/train --config.train.eval_every=2",
+        ("crowd.json has no object to score against", "--config.train.eval_every=0"),
+    ),
+    "missing image": Case(
+        TRAIN_JSON + "missing.json",
+        (
+            "image 3: the file {w}/d/images/train/gone.png does not exist",
+            "config.data.train.images",
+        ),
+    ),
+    "truncated JPEG in training": Case(
+        TRAIN_JSON + "jpg.json --config.data.train.images={w}/jpg "
+        "--config.train.checkpoint_every=0",
+        ("{w}/jpg/{last}.jpg cannot be read", "truncated", "replace the file", "check-data"),
+        made=("run/checkpoints/2", "run/config.json", "run/metrics.csv"),
+    ),
+    "workdir is a file": Case(
+        "train --config={tiny} --workdir={w}/file " + DATA, (IS_FILE + "--workdir",)
+    ),
+    "workdir below a file": Case(
+        "train --config={tiny} --workdir={w}/file/run " + DATA, (IS_FILE + "--workdir",)
+    ),
+    "nothing to start from": Case(
+        TRAIN + DATA + "--init-from={w}/nowhere.npz",
+        ("no weights to start from at {w}/nowhere.npz", ".npz or .safetensors"),
+    ),
+    "start from another network": Case(
+        TRAIN + DATA + "--init-from={w}/weights.npz --config.model.backbone.width=16",
+        ("does not fit the backbone", "at least 90%", "--config.model.backbone.width=8"),
+    ),
+    "continue with another network": Case(
+        "train --config={tiny} --workdir={w}/run --config.model.num_masks=11 " + DATA,
+        ("model.num_masks: 10 in the run, 11 now", "Give another --workdir"),
+    ),
+    "weights with missing and extra names": Case(
+        EVAL_WEIGHTS + "--weights={w}/strange.npz",
+        ("1 in the file but not in the model: extra.weight", "1 in the model but not in the file"),
+    ),
+    "weights of another class count": Case(
+        EVAL_WEIGHTS + "--weights={w}/weights.npz --config.data.val.annotations={w}/four.json",
+        ("model with 3 classes, {w}/four.json has 4", "--config.data.val.annotations"),
+    ),
+    "checkpoint of other classes": Case(
+        EVAL + "--config.data.val.annotations={w}/foreign.json",
+        ("foreign.json has none of the model's classes", "is it the right json?"),
+    ),
+    "checkpoint as another network": Case(
+        EVAL + "--config.model.num_groups=2",
+        ("another network than the checkpoint", "leave the other overrides out"),
+    ),
+    "no checkpoint": Case(
+        "predict --workdir={w}/d {w}/jpg --output={out}",
+        ("no checkpoint in {w}/d", "Train first, or give the right path"),
+    ),
+    "images that are missing in evaluation": Case(
+        EVAL + "--config.data.val.images={w}/jpg",
+        ("2 of 2 images of {w}/d/val.json are missing", "config.data.val.images"),
+    ),
+    "truncated JPEG in evaluation": Case(
+        EVAL + "--config.data.val.annotations={w}/jpg.json --config.data.val.images={w}/jpg",
+        ("{w}/jpg/{last}.jpg cannot be read", "truncated", "replace the file"),
+        is_first=False,
+    ),
+    "output is a file": Case(
+        "eval --workdir={w}/run --output={w}/file", (IS_FILE + "--output", "move the file away")
+    ),
+    "results that are none": Case(
+        EVAL + "--predictions={w}/results.json",
+        ("2 of 2 detections", "detection 0 is a int", "detection 1 has the score 'high'"),
+    ),
+    "results against crowd regions": Case(
+        EVAL + "--predictions={w}/nothing.json --config.data.val.annotations={w}/crowd.json",
+        ("annotations with objects to score against", "crowd.json"),
+    ),
+    "unreadable sources in prediction": Case(
+        "predict --workdir={w}/run {w}/text.png {w}/nowhere.png {w}/jpg --output={out}",
+        (
+            "failed: image {w}/text.png cannot be read",
+            "failed: image {w}/nowhere.png does not exist",
+            "failed: image {w}/jpg/{last}.jpg cannot be read",
+        ),
+        made=("predictions.json", "{first}.png"),
+        is_first=False,
+    ),
+    "no image to predict": Case(
+        "predict --workdir={w}/run {w}/run --output={out}",
+        ("no image in {w}/run: give image files or folders",),
+    ),
+    "output of prediction is a file": Case(
+        "predict --workdir={w}/run {w}/jpg --output={w}/file", (IS_FILE + "--output",)
+    ),
+    "check of a json that is none": Case(
+        "check-data {w}/zero.json --images {w}/jpg --output {out}/page",
+        ("zero.json is empty (0 bytes)",),
+    ),
+    "import from nowhere": Case(
+        "import-data yolo {w}/nowhere --output {out}/train.json", ("{w}/nowhere",)
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Make every bad input once, and a run with a checkpoint of random weights."""
+    folder = tmp_path_factory.mktemp("bad")
+    draw_shapes_dataset(folder / "d", num_train=NUM_IMAGES, num_val=2, image_size=(64, 64))
+    (folder / "file").write_text("not a folder")
+    (folder / "text.png").write_text("not an image")
+    (folder / "mine.py").write_text(
+        "from configs import tiny\ndef get_config():\n    config = tiny.get_config()\n"
+        "    config.train.learnin_rate = 1\n    return config\n"
+    )
+    _write_jsons(folder)
+    names = _write_jpegs(folder)
+    _write_run(folder)
+    return folder, names
+
+
+def _write_jsons(folder):
+    train = json.loads((folder / "d" / "train.json").read_text())
+    images, objects = train["images"], train["annotations"]
+    foreign = [{**c, "name": f"foreign {c['id']}"} for c in train["categories"]]
+    contents = {
+        "bare": {},
+        "labelme": {"version": "5.0", "shapes": [], "imagePath": "a.png", "imageHeight": 3},
+        "no_images": {**train, "images": [], "annotations": []},
+        "crowd": {**train, "annotations": [{**entry, "iscrowd": 1} for entry in objects]},
+        "empty": {**train, "annotations": []},
+        "missing": {
+            **train,
+            "images": [e | {"file_name": "gone.png"} if e["id"] == 3 else e for e in images],
+        },
+        "four": {**train, "categories": [*train["categories"], {"id": 99, "name": "fourth"}]},
+        "foreign": {**train, "categories": foreign},
+        "results": [
+            1,
+            {"image_id": 1, "category_id": 1, "score": "high", "segmentation": {"size": [64, 64]}},
+        ],
+        "nothing": [],
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    (folder / "zero.json").write_text("")
+    (folder / "cut.json").write_text(json.dumps(train)[:-40])
+
+
+def _write_jpegs(folder):
+    """Write the images as JPEG, that which training reads last cut in half; names of two."""
+    content = json.loads((folder / "d" / "train.json").read_text())
+    (folder / "jpg").mkdir()
+    for entry in content["images"]:
+        image = Image.open(folder / "d" / "images" / "train" / entry["file_name"]).convert("RGB")
+        entry["file_name"] = Path(entry["file_name"]).stem + ".jpg"
+        image.save(folder / "jpg" / entry["file_name"])
+    (folder / "jpg.json").write_text(json.dumps(content))
+    sizes = [(entry["height"], entry["width"]) for entry in content["images"]]
+    plan = TrainPlan(
+        np.array(sizes),
+        np.ones(len(sizes)),
+        seed=0,
+        batch_size=BATCH_SIZE,
+        train_sizes=(64,),
+        train_max_size=96,
+    )
+    last = content["images"][plan.batch(2).images[-1].position]["file_name"]
+    first = content["images"][plan.batch(0).images[0].position]["file_name"]
+    whole = (folder / "jpg" / last).read_bytes()
+    (folder / "jpg" / last).write_bytes(whole[: len(whole) // 2])
+    return {"first": Path(first).stem, "last": Path(last).stem}
+
+
+def _write_run(folder):
+    overrides = {
+        f"data.{split}.{key}": str(folder / "d" / name)
+        for split in ("train", "val")
+        for key, name in (("annotations", f"{split}.json"), ("images", f"images/{split}"))
+    }
+    config = load_config(TINY, {**overrides, "data.generator": ""})
+    categories = json.loads((folder / "d" / "train.json").read_text())["categories"]
+    model = builders.build_model(config.model, len(categories), seed=3)
+    _, params, statistics = layers.functional(model)
+    meta = {
+        "config": config.to_dict(),
+        "class_names": [entry["name"] for entry in categories],
+        "category_ids": [entry["id"] for entry in categories],
+        "code_version": "0",
+    }
+    with Checkpoints(folder / "run") as checkpoints:
+        state = TrainState(np.int32(1), params, statistics, {"count": np.int32(0)})
+        checkpoints.save(state, meta)
+    weights = ours_to_original(params, statistics)
+    np.savez(folder / "weights.npz", **weights)
+    del weights["decoder.mask_branch.projection.bias"]
+    np.savez(folder / "strange.npz", **weights, **{"extra.weight": np.zeros(3)})
+
+
+def _listing(folder):
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    errors: str
+    made: list[str]
+
+
+@pytest.fixture(scope="module")
+def outcomes(world, tmp_path_factory):
+    """Start every command, two at a time; name of the case -> future of its outcome."""
+    folder, names = world
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment.pop("SPARSEINST_TRACEBACK", None)
+
+    def run(case):
+        out = tmp_path_factory.mktemp("out")
+        command, *rest = _fill(case.arguments, folder, names, out).split()
+        script = ROOT / f"{command}.py"
+        start = [sys.executable, str(script)] if script.exists() else [*CLI, command]
+        done = subprocess.run(
+            [*start, *rest], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250
+        )
+        return Outcome(done.returncode, done.stderr, sorted(_listing(out)))
+
+    before = _listing(folder)
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(run, case) for name, case in CASES.items()}
+        yield futures
+    assert _listing(folder) == before, "a command changed its inputs"
+
+
+def _fill(text, folder, names, out=""):
+    values = {"{w}": folder, "{out}": out, "{tiny}": TINY} | {
+        f"{{{key}}}": name for key, name in names.items()
+    }
+    for key, value in values.items():
+        text = text.replace(key, str(value))
+    return text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_users_mistake_is_one_message_with_a_cure_and_leaves_nothing_behind(
+    name, world, outcomes
+):
+    case, outcome = CASES[name], outcomes[name].result()
+    assert outcome.code == 1, outcome.errors
+    assert "Traceback" not in outcome.errors, outcome.errors
+    for part in case.message:
+        assert _fill(part, *world) in outcome.errors
+    if case.is_first:
+        assert outcome.errors.startswith("error: ")
+    wanted = {_fill(part, *world) for part in case.made}
+    if wanted:
+        assert wanted <= set(outcome.made), outcome.made
+    else:
+        assert outcome.made == []
+    assert not [path for path in outcome.made if "tmp" in path]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may write everywhere")
+def test_a_folder_without_permission_is_refused(world, tmp_path):
+    tmp_path.chmod(0o555)
+    arguments = _fill(f"--config={{tiny}} --workdir={tmp_path}/run {DATA}", *world).split()
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"no permission to write in {tmp_path}" in done.stderr
