@@ -46,9 +46,12 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
         return json.loads(content)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
-        reason = "it ends in the middle, after " if is_cut else f"{error.msg} at "
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{what} {path} is not a whole json: {reason}{place}; {cure}") from error
+        if is_cut:
+            reason, cure = f"it ends in the middle, after {place}", f"copy it again, or {cure}"
+        else:
+            reason = f"{error.msg} at {place}"
+        raise ValueError(f"{what} {path} is not a whole json: {reason}; {cure}") from error
     except ValueError as error:  # text that cannot be decoded
         raise ValueError(f"{what} {path} is not a json: {error}; {cure}") from error
 

@@ -100,12 +100,16 @@ def original_to_ours(
         if path not in expected:
             unplaced.append(name)
         elif value.shape != expected[path].shape:
-            want = tuple(_invert(path, expected[path].shape))
+            want = _in_the_files_terms(path, expected[path].shape).removeprefix(f"{name} ")
             misshapen.append(f"{name} {np.shape(array)} instead of {want}")
         else:
             found[path] = np.ascontiguousarray(value, dtype=expected[path].dtype)
     fitting = {_to_ours(name, np.asarray(array))[0] for name, array in state_dict.items()}
-    unfilled = [f"{path} {expected[path].shape}" for path in expected if path not in fitting]
+    unfilled = [
+        _in_the_files_terms(path, array.shape)
+        for path, array in expected.items()
+        if path not in fitting
+    ]
     _refuse(source, unplaced, unfilled, misshapen)
     return _fill(params, found), _fill(statistics, found)
 
@@ -171,9 +175,10 @@ def _module_to_original(module: str) -> str:
     return module.replace("/", ".")
 
 
-def _invert(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The PyTorch shape of our shape, for messages in the terms of the file."""
-    return _to_original(path, np.broadcast_to(np.float32(0), shape))[1].shape
+def _in_the_files_terms(path: str, shape: tuple[int, ...]) -> str:
+    """The original's name and shape of a parameter of ours, for messages."""
+    name, array = _to_original(path, np.broadcast_to(np.float32(0), shape))
+    return f"{name} {array.shape}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
