@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 from PIL import ImageFont
 
@@ -107,7 +108,11 @@ def _has(font: Font, letter: str) -> bool:
     if letter.isascii():
         return True
     try:
-        nothing, glyph = font.getmask("\uffff"), font.getmask(letter)
+        return _pixels(font, letter) != _pixels(font, "\uffff")
     except (UnicodeError, OSError):
         return False
-    return glyph.size != nothing.size or bytes(glyph) != bytes(nothing)
+
+
+def _pixels(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
+    mask: Any = font.getmask(letter)
+    return mask.size, bytes(mask)

@@ -390,7 +390,7 @@ def load_weights_file(
         FileNotFoundError: the file does not exist.
         ValueError: the file does not fit the network; lists every difference.
     """
-    state = read_state_dict(weights)
+    state = read_state_dict(Path(weights))
     _refuse_other_classes(state, len(class_names), config.data.val.annotations, weights)
     model = build_model(config.model, len(class_names), config.seed)
     apply, params, statistics = functional(model)

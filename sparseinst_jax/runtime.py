@@ -74,11 +74,10 @@ def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
     try:
         return main(argv) or 0
     except (ValueError, OSError) as error:
-        is_refusal = isinstance(error, OSError) and error.errno in _REFUSALS
-        is_ours = isinstance(error, (ValueError, FileNotFoundError)) and _raised_here(error)
-        if wants_traceback or not (is_ours or is_refusal):
+        message = _message(error)
+        if wants_traceback or message is None:
             raise
-        print(f"error: {_refusal(error) if is_refusal else error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         if wants_traceback:
@@ -90,6 +89,14 @@ def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
 def _default_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "sparseinst_jax" / "xla"
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None where the error is a fault of the program."""
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return _refusal(error)
+    is_for_users = isinstance(error, (ValueError, FileNotFoundError))
+    return str(error) if is_for_users and _raised_here(error) else None
 
 
 def _refusal(error: OSError) -> str:
