@@ -64,3 +64,13 @@ def test_a_json_is_read_and_a_missing_one_or_a_folder_is_named(tmp_path):
         files.read_json(tmp_path / "b.json", "list", "cure")
     with pytest.raises(ValueError, match="is a folder; cure"):
         files.read_json(tmp_path, "list", "cure")
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.os, "access", lambda *_: False)  # an administrator may do anything
+    with pytest.raises(ValueError) as caught:
+        files.check_writable(tmp_path / "run", "--workdir")
+    assert str(caught.value) == (
+        f"the folder {tmp_path / 'run'} cannot be written: no permission to write in {tmp_path}."
+        " Give another one by --workdir, or change the permissions."
+    )

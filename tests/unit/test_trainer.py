@@ -178,3 +178,37 @@ def test_a_continued_run_counts_the_evaluations_before(tmp_path):
     as_good = EarlyStopping(1, [{"step": 1, "AP": float(f"{1 / 3:.9g}")}])
     as_good.add(1 / 3)  # equal as far as it was stored
     assert as_good.is_over
+
+
+@pytest.mark.parametrize("good_steps", [0, 2])
+def test_an_image_that_cannot_be_read_stops_the_run_after_saving_the_steps_done(
+    tmp_path, good_steps
+):
+    def until_broken():
+        for _, batch in zip(range(good_steps), batches(), strict=False):
+            yield batch
+        raise ValueError("image a.jpg cannot be read")
+
+    text = io.StringIO()
+    with Checkpoints(tmp_path) as checkpoints:
+        trainer = Trainer(
+            step=TrainStep(OneNumber(), OPTIMIZER),
+            checkpoints=checkpoints,
+            meta=META,
+            learning_rate=lambda step: 0.125,
+            steps_per_epoch=1,
+            intervals=Intervals(num_steps=4, log_every=1, checkpoint_every=0, eval_every=0),
+            evaluate=lambda *_: {},
+            early_stopping=EarlyStopping(0, ()),
+            writers=[],
+            progress=Progress(4, 1, 1, 0, text),
+        )
+        with pytest.raises(ValueError, match=r"a\.jpg cannot be read"):
+            trainer.run(first_state(False), until_broken())
+    if not good_steps:
+        assert list(tmp_path.iterdir()) == []  # no empty folder is left of a run without a step
+        return
+    assert f"saved in {tmp_path}/checkpoints/2. The same command continues." in text.getvalue()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        params, _, _ = checkpoints.restore_model()
+    assert params["w"] == 1 - 1.25 - 3.125  # see the averages above
