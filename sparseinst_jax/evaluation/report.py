@@ -24,9 +24,8 @@ from sparseinst_jax.files import replace_file
 BACKGROUND = "background"
 # A chart of more classes than these would be too large to look at; the tables hold them all.
 MAX_CURVES, MAX_ROWS = 119, 100
-_CURVE_COLUMNS = 8
 _RECALLS = np.linspace(0.0, 1.0, 101)
-_CURVE_FRAME = charts.Frame(
+_SMALL = charts.Frame(
     size=(210, 190),
     margin=(36, 24, 12, 28),
     text=11,
@@ -34,6 +33,8 @@ _CURVE_FRAME = charts.Frame(
     y_range=(0.0, 1.0),
     num_ticks=4,
 )
+_LARGE = _SMALL._replace(size=(440, 360), margin=(44, 30, 16, 34), text=13, num_ticks=5)
+MAX_LARGE = 6  # curves
 
 
 def write_class_table(metrics: CocoMetrics, path: Path) -> None:
@@ -105,7 +106,7 @@ def draw_confusion(
 
 
 def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
-    """Draw `precision_recall.png`: a small panel for each class, their mean first.
+    """Draw `precision_recall.png`: a panel for each class, their mean first.
 
     Three lines in each: at IoU 0.50, at 0.75, and the mean over the ten thresholds 0.50 to 0.95;
     the area below a line is the AP that stands in the title. Of more than `MAX_CURVES` classes
@@ -115,16 +116,18 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
     instances = [metrics.per_class[name]["instances"] for name in names]
     order = [label for label in range(len(names)) if instances[label]]
     shown = set(sorted(order, key=lambda label: -instances[label])[:MAX_CURVES])
-    panels = [_curve_panel("all classes", mean_precision(metrics.precision[:, :, order]))]
-    for label in order:
-        if label in shown:
-            title = f"{names[label]}"
-            panels.append(_curve_panel(title, mean_precision(metrics.precision[:, :, [label]])))
-    columns = min(_CURVE_COLUMNS, max(4, len(panels)))
-    width = columns * _CURVE_FRAME.size[0]
+    groups = [("all classes", order)] if len(order) != 1 else []
+    groups += [(names[label], [label]) for label in order if label in shown]
+    is_small = len(groups) > MAX_LARGE
+    frame, columns = (_SMALL, 8) if is_small else (_LARGE, 2)
+    panels = [
+        _curve_panel(title, mean_precision(metrics.precision[:, :, labels]), frame)
+        for title, labels in groups
+    ]
+    width = columns * frame.size[0]
     note = "Precision over recall; the number is the area, the average precision in percent"
-    if len(shown) < len(names):
-        note += f"; {len(shown)} of {len(names)} classes, those with the most objects"
+    if len(shown) < len(order):
+        note += f"; {len(shown)} of {len(order)} classes, those with the most objects"
     rows = [
         charts.text_line(note, width),
         charts.legend_row(["IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95"], width),
@@ -148,13 +151,13 @@ def mean_precision(precision: np.ndarray) -> dict[str, np.ndarray]:
     return {"AP50": mean[IOU_50], "AP75": mean[IOU_75], "AP": mean.mean(axis=0)}
 
 
-def _curve_panel(title: str, curves: dict[str, np.ndarray]) -> Any:
+def _curve_panel(title: str, curves: dict[str, np.ndarray], frame: charts.Frame) -> Any:
     series = {
         name: list(zip(_RECALLS.tolist(), curve.tolist(), strict=True))
         for name, curve in curves.items()
     }
     title = f"{100 * float(curves['AP'].mean()):.1f} {title}"
-    return charts.line_panel(title, series, _CURVE_FRAME, legend=False)
+    return charts.line_panel(title, series, frame, legend=False)
 
 
 def _merged(counts: np.ndarray) -> tuple[np.ndarray, list[int], int]:
