@@ -12,15 +12,15 @@ from configs import base
 def get_config():
     """Return the demo's configuration."""
     config = base.get_config()
-    backbone = dict(stage_depths=(1, 1, 1, 1), width=16, norm="batch_norm")
-    config.model.update(dict(backbone=backbone, encoder_channels=64, decoder_channels=64))
-    config.model.update(dict(decoder_convs=2, num_masks=12, kernel_dim=32))
+    backbone = dict(stage_depths=(1, 1, 1, 1), width=8, norm="batch_norm")
+    config.model.update(dict(backbone=backbone, encoder_channels=32, decoder_channels=32))
+    config.model.update(dict(decoder_convs=2, num_masks=10, kernel_dim=32))
     config.update(dict(objective=dict(class_weight=4.0), train=dict(gradient_clip_norm=5.0)))
     config.data.update(dict(generator="shapes", train_sizes=(128,), train_max_size=160))
     config.data.update(dict(eval_size=(128, 160), keep_empty=True, num_workers=0))
     for split in ("train", "val"):
         config.data[split].images = f"datasets/shapes/images/{split}"
         config.data[split].annotations = f"datasets/shapes/{split}.json"
-    config.train.update(dict(batch_size=8, base_batch_size=8, num_steps=4200, learning_rate=1.5e-3))
-    config.train.update(dict(warmup_steps=100, milestones=(3400, 3900), eval_every=700))
+    config.train.update(dict(batch_size=8, base_batch_size=8, num_steps=11_000, eval_every=2200))
+    config.train.update(dict(learning_rate=1.5e-3, warmup_steps=200, milestones=(7000, 10_000)))
     return config
