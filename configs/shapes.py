@@ -21,6 +21,6 @@ def get_config():
     for split in ("train", "val"):
         config.data[split].images = f"datasets/shapes/images/{split}"
         config.data[split].annotations = f"datasets/shapes/{split}.json"
-    config.train.update(dict(batch_size=8, base_batch_size=8, num_steps=11_000, eval_every=2200))
-    config.train.update(dict(learning_rate=1.5e-3, warmup_steps=200, milestones=(7000, 10_000)))
+    config.train.update(dict(batch_size=8, base_batch_size=8, num_steps=8400, eval_every=2100))
+    config.train.update(dict(learning_rate=1.5e-3, warmup_steps=200, milestones=(5600, 7600)))
     return config
