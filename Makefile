@@ -1,5 +1,5 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
-#   make demo    draw a small data set, train, evaluate, draw pictures (about 9 minutes on two cores)
+#   make demo    draw a small data set, train, evaluate, draw pictures (about 11 minutes on two cores)
 #   make test    the whole test suite
 #   make lint    ruff: rules and format          make types    pyright
 #   make parity  the largest error against each recorded case of the original
