@@ -175,6 +175,9 @@ class BatchNorm(nnx.Module):
     mapped axis, so that a step does not depend on how a batch is spread over devices. It does
     depend on gradient accumulation: each micro-batch is normalised by itself. The running
     statistics move by 10 % a micro-batch; evaluation uses them.
+
+    Differs from PyTorch: the running variance takes the variance of the batch as it normalises,
+    not n / (n - 1) times it, which is 0.6 % at the 160 cells of the demo's coarsest map.
     """
 
     momentum = 0.1  # of the newest batch, as PyTorch counts it
