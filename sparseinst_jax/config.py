@@ -109,11 +109,6 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
     return flat
 
 
-def to_json(config: ConfigDict) -> str:
-    """JSON text of a configuration; tuples become lists and `from_json` turns them back."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
-
-
 def from_json(text: str) -> ConfigDict:
     """Read a stored configuration; lists become tuples, the only sequence in use.
 

@@ -15,10 +15,10 @@ import grain
 import numpy as np
 from absl import flags
 
-from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.data.transforms import MASK_STRIDE, Size, resize_image, resized_size
+from sparseinst_jax.data.transforms import MASK_STRIDE
 from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own
@@ -217,17 +217,3 @@ def pad_batch(plan: StepPlan, image_ids: Sequence[int], images: Iterable[TrainIm
             rows, columns = loaded.is_ignored.shape
             batch.is_ignored[index, :rows, :columns] = loaded.is_ignored
     return batch
-
-
-def load_eval_image(record: ImageRecord, eval_size: Size) -> np.ndarray:
-    """Read one image and resize it as the original does for evaluation.
-
-    Args:
-        record: the image.
-        eval_size: (shortest, longest) side in pixels.
-
-    Returns:
-        uint8 [h, w, 3].
-    """
-    image = read_record(record)
-    return resize_image(image, resized_size(image.shape[:2], *eval_size))

@@ -9,10 +9,10 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.data.loader import load_eval_image, make_batch, train_batches
+from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.data.transforms import Transform, resize_image
+from sparseinst_jax.data.transforms import Transform
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +129,3 @@ def test_a_broken_mask_is_named(tmp_path):
     plan = _plan(dataset, batch_size=2)
     with pytest.raises(ValueError, match=r"annotation 1 of image .*a\.png"):
         list(train_batches(dataset, plan, 0, 1))
-
-
-def test_an_image_for_evaluation_is_only_resized(drawn):
-    record = drawn.records[0]
-    image = np.asarray(Image.open(record.path))
-    expected = resize_image(image, (96, 120) if image.shape[0] == 128 else (120, 96))
-    np.testing.assert_array_equal(load_eval_image(record, (96, 200)), expected)
