@@ -70,6 +70,8 @@ def _data() -> ConfigDict:
     data.crowd = "drop"  # crowd regions in training: background; "ignore": neither right nor wrong
     data.train_sizes = tuple(range(416, 641, 32))  # short side in pixels, one is drawn
     data.train_max_size = 853  # long side in pixels, at most
+    data.resize_rule = "detectron2"  # sizes, crops, filters of training; or "paddledetection"
+    data.annotation_filter = "detectron2"  # or "paddledetection", "mmdetection": what is learned
     data.eval_size = (640, 853)  # short side, and the most that the long side may have
     data.num_workers = 8  # processes that read images; 0 reads in the training process
     return data
@@ -105,4 +107,5 @@ def _eval() -> ConfigDict:
     evaluation.score_threshold = 0.005  # sqrt(class * objectness), before rescoring by the mask
     evaluation.mask_threshold = 0.45
     evaluation.batch_size = 1  # images of equal padded size go through together
+    evaluation.protocol = "original"  # or "paddledetection": its resize, mask crop, a query fewer
     return evaluation
