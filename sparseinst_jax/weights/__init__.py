@@ -1,10 +1,20 @@
 """Weights of other implementations: reading, renaming and checking them."""
 
+from sparseinst_jax.weights.arrays import WeightsFileError
 from sparseinst_jax.weights.convert import (
     load_weights,
     original_to_ours,
     ours_to_original,
     read_state_dict,
 )
+from sparseinst_jax.weights.files import WeightsFile, read_weights_file
 
-__all__ = ["load_weights", "original_to_ours", "ours_to_original", "read_state_dict"]
+__all__ = [
+    "WeightsFile",
+    "WeightsFileError",
+    "load_weights",
+    "original_to_ours",
+    "ours_to_original",
+    "read_state_dict",
+    "read_weights_file",
+]

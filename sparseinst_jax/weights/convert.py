@@ -7,7 +7,6 @@ place a name, and each shape must agree: all faults are reported in one error.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparseinst_jax.weights import original
+from sparseinst_jax.weights.files import read_weights_file
 
 Tree = dict[str, Any]
 
@@ -38,36 +38,13 @@ def load_weights(path: str | Path, params: Tree, statistics: Tree) -> tuple[Tree
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of a `.npz` or `.safetensors` file; nothing is unpickled.
+    """Reads the arrays of a weights file of any kind; the short form of `read_weights_file`.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if the file is of another kind or cannot be read.
+      WeightsFileError: a ValueError, if it cannot be read as weights.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file {path}. Give a .npz or .safetensors file.")
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not a readable .npz file of plain arrays: {error}"
-            ) from error
-    raise ValueError(
-        f"weights must be a .npz or .safetensors file, got {path}. A PyTorch checkpoint is turned "
-        "into one where torch is installed: numpy.savez('weights.npz', **{name: tensor.numpy() "
-        "for name, tensor in torch.load(FILE, weights_only=True)['model'].items()})"
-    )
+    return read_weights_file(path).arrays
 
 
 def original_to_ours(

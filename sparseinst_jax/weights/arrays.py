@@ -1,0 +1,173 @@
+"""Arrays that still lie in a file: where they are and what they are, checked before they are read.
+
+Nothing is allocated for an array before its size was compared with the bytes that are there, so a
+file cannot ask for more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+# Name of a dtype -> bytes of one element. What weights are made of; complex, quantised and 8-bit
+# floating-point arrays are not among them.
+ITEM_SIZES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,  # NumPy has none: widened to float32, which holds each of its values
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint64": 8,
+    "uint32": 4,
+    "uint16": 2,
+    "uint8": 1,
+    "bool": 1,
+}
+MAX_RANK = 32
+
+
+class WeightsFileError(ValueError):
+    """A weights file that is refused; the message says what, got, expected and the cure."""
+
+
+class Piece(NamedTuple):
+    """A run of bytes of an open file (or of a `BytesIO`)."""
+
+    file: BinaryIO
+    start: int
+    size: int
+
+    def read(self, start: int = 0, size: int | None = None) -> np.ndarray:
+        """Reads bytes from `start` of the piece, as a new uint8 array.
+
+        Raises:
+          WeightsFileError: if the piece, or the file, is shorter.
+        """
+        size = self.size - start if size is None else size
+        if start < 0 or size < 0 or start + size > self.size:
+            raise WeightsFileError(f"{size} bytes are needed at {start}, but {self.size} are there")
+        content = np.empty(size, np.uint8)
+        self.file.seek(self.start + start)
+        view = content.data
+        while view:
+            count = self.file.readinto(view)  # type: ignore[attr-defined]
+            if not count:
+                raise WeightsFileError("the file ends in the middle")
+            view = view[count:]
+        return content
+
+
+class StoredArray(NamedTuple):
+    """An array of a file that was not read yet.
+
+    Attributes:
+      piece: the bytes in which it lies, or None while nobody knows (`fault` says why).
+      dtype: a key of `ITEM_SIZES`, or another name, which makes a fault.
+      shape: of the array.
+      strides: in elements, one per axis.
+      offset: of the first element in the piece, in elements.
+      is_big_endian: order of the bytes of an element.
+      exact_size: whether the piece must hold this array and nothing else.
+    """
+
+    piece: Piece | None
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    is_big_endian: bool = False
+    exact_size: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the array itself, whatever the piece holds."""
+        return math.prod(self.shape) * ITEM_SIZES.get(self.dtype, 1)
+
+    def _span(self) -> int:
+        """Elements from the first to the last one that the array reaches."""
+        if not math.prod(self.shape):
+            return 0
+        return 1 + sum(
+            (size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)
+        )
+
+    def fault(self) -> str | None:
+        """What is wrong with it, or None; nothing is read or allocated."""
+        if self.dtype not in ITEM_SIZES:
+            return f"dtype {short(self.dtype)}, expected one of {', '.join(ITEM_SIZES)}"
+        numbers = (*self.shape, *self.strides, self.offset)
+        if not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
+            return "a shape, strides or an offset that are not whole numbers of 64 bits"
+        if len(self.shape) > MAX_RANK or len(self.shape) != len(self.strides):
+            return f"{len(self.shape)} axes with {len(self.strides)} strides"
+        if any(size < 0 for size in self.shape):
+            return f"negative shape {self.shape}"
+        if any(stride < 0 for stride in self.strides) or self.offset < 0:
+            return f"negative strides or offset: strides {self.strides}, offset {self.offset}"
+        if self.piece is None:
+            return "no data in the file"
+        item = ITEM_SIZES[self.dtype]
+        # Strides of zero could make 100 GB of one element: an array may not outgrow its bytes.
+        needed = max(self.offset + self._span() if self.num_bytes else 0, self.num_bytes // item)
+        if needed * item > self.piece.size or (self.exact_size and needed * item < self.piece.size):
+            return (
+                f"shape {self.shape} of {self.dtype} needs {needed * item} bytes, "
+                f"but its data are {self.piece.size} bytes"
+            )
+        return None
+
+    def read(self) -> np.ndarray:
+        """Reads the values: native byte order, C-contiguous, bfloat16 widened to float32.
+
+        Raises:
+          WeightsFileError: if there is a `fault`, or the file ends early.
+        """
+        fault = self.fault()
+        if fault or self.piece is None:
+            raise WeightsFileError(fault)
+        item = ITEM_SIZES[self.dtype]
+        content = self.piece.read(self.offset * item if self._span() else 0, self._span() * item)
+        stored = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+        flat = content.view(stored.newbyteorder(">" if self.is_big_endian else "<"))
+        if self.strides == c_strides(self.shape) or not flat.size:
+            array = flat.reshape(self.shape)
+        else:
+            strides = tuple(stride * item for stride in self.strides)
+            array = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        if self.dtype == "bfloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(array, stored, order="C")
+
+
+def c_strides(shape: Iterable[int]) -> tuple[int, ...]:
+    """Strides, in elements, of an array whose last axis moves fastest."""
+    strides, step = [], 1
+    for size in reversed(tuple(shape)):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))
+
+
+def f_strides(shape: Iterable[int]) -> tuple[int, ...]:
+    """Strides, in elements, of an array whose first axis moves fastest."""
+    return tuple(reversed(c_strides(reversed(tuple(shape)))))
+
+
+def short(name: object) -> str:
+    """A name of a file for a message: never longer than a line, without control characters."""
+    text = str(name)
+    text = text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def name_some(names: Iterable[object], most: int = 10) -> str:
+    """Names for a message: the first few and how many more there are."""
+    names = list(names)
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(short(name) for name in names[:most]) + rest
