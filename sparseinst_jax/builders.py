@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sparseinst_jax import layers
+from sparseinst_jax.backbones.cspdarknet import CSPDarkNet
 from sparseinst_jax.backbones.resnet import ResNet
 from sparseinst_jax.sparseinst.model import Normalizer, SparseInst
 from sparseinst_jax.sparseinst.objective import SparseInstObjective
 
-BACKBONES = {"resnet": ResNet}
+BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet}
 FAMILIES = {"sparseinst": (SparseInst, SparseInstObjective)}
 
-
+# A configuration of each backbone, for who set its name alone.
+_EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53"}
 DTYPES = ("float32", "bfloat16")
 SIZES = (
     "encoder_channels",
@@ -34,11 +36,8 @@ def check_model(model_config: Any) -> None:
     Raises:
       ValueError: all faults in one message.
     """
-    backbone = model_config.backbone
     choices = {
         "family": (model_config.family, FAMILIES),
-        "backbone.name": (backbone.name, BACKBONES),
-        "backbone.norm": (backbone.norm, layers.NORMS),
         "normalizer": (model_config.normalizer, get_args(Normalizer)),
         "dtype": (model_config.dtype, DTYPES),
     }
@@ -52,16 +51,23 @@ def check_model(model_config: Any) -> None:
         for key in SIZES
         if model_config[key] < 1
     ]
-    if backbone.width < 2:
-        faults.append(f"model.backbone.width must be at least 2, got {backbone.width}")
-    depths = backbone.stage_depths
-    if len(depths) != 4 or min(depths) < 1:
-        faults.append(
-            "model.backbone.stage_depths must be the blocks of four stages, such as (3, 4, 6, 3), "
-            f"got {depths}"
-        )
+    faults += [f"model.backbone.{fault}" for fault in _backbone_faults(**model_config.backbone)]
     if faults:
         raise ValueError("this network cannot be built:\n  " + "\n  ".join(faults))
+
+
+def _backbone_faults(name: str, **options: Any) -> list[str]:
+    if name not in BACKBONES:
+        return [f"name must be one of {', '.join(BACKBONES)}, got {name!r}"]
+    arguments = inspect.signature(BACKBONES[name].__init__).parameters
+    known = [key for key in arguments if key not in ("self", "frozen_stages", "dtype", "rng")]
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        return [
+            f"name is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}. Start"
+            f" from a configuration of that backbone, such as configs/{_EXAMPLES[name]}.py"
+        ]
+    return BACKBONES[name].faults(**{key: arguments[key].default for key in known} | options)
 
 
 def build_model(
