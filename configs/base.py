@@ -31,6 +31,9 @@ def _model() -> ConfigDict:
     model.backbone.stage_depths = (3, 4, 6, 3)  # blocks of res2, res3, res4, res5: ResNet-50
     model.backbone.width = 64  # channels of the stem; res5 has 32 times as many
     model.backbone.norm = "frozen_batch_norm"  # or "batch_norm", "group_norm" (from scratch)
+    model.backbone.variant = "b"  # or "d": R50-vd, deep stem and average-pooled shortcuts
+    model.backbone.deformable_stages = ()  # of deformable 3x3 convolutions: ("res4", "res5")
+    model.backbone.modulated = False  # these also weigh their samples: version 2, not 1
     model.encoder_channels = 256
     model.decoder_channels = 256
     model.decoder_convs = 4  # 3x3 convolutions in the instance and in the mask branch
@@ -85,7 +88,7 @@ def _train() -> ConfigDict:
     train.init_from = ""  # weights to start from: .npz, .safetensors, run or checkpoint folder
     train.base_batch_size = 64  # the batch that the rates and steps here are written for:
     train.lr_scaling = "linear"  # at another batch the rate goes with it, or "sqrt", or "none"
-    train.frozen_stages = 0  # of the backbone, not trained: 1 the stem, 2 and res2, ... 5 all
+    train.frozen_stages = 0  # of the backbone, not trained; ResNet: 1 the stem, 2 and res2, ...
     train.learning_rate = 5e-5  # AdamW
     train.weight_decay = 0.05  # not on parameters of norms
     train.gradient_clip_norm = 0.0  # longest gradient, over all parameters; 0 clips nothing

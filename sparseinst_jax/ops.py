@@ -51,6 +51,40 @@ def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     return functools.reduce(jnp.maximum, windows)
 
 
+def average_pool_2x2_stride_2(x: jax.Array) -> jax.Array:
+    """Return the means of 2x2 blocks, [B, H, W, C] to half size, rounded up.
+
+    An odd last row or column is averaged by itself (PyTorch's `AvgPool2d` with `ceil_mode` and
+    without `count_include_pad`): repeating it leaves its mean as it is.
+    """
+    batch, height, width, channels = x.shape
+    x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).mean((2, 4))
+
+
+def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Return every channel convolved with a 3x3 kernel of its own, with a border of zeros.
+
+    As the sum of nine shifted products, which compiles to one pass over memory; XLA:CPU takes very
+    long over a convolution in as many groups as channels.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, 1, C].
+
+    Returns:
+      float32 [B, H, W, C].
+    """
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
+    taps = [
+        padded[:, i : i + height, j : j + width] * kernel[i, j, 0].astype(jnp.float32)
+        for i in range(3)
+        for j in range(3)
+    ]
+    return functools.reduce(jnp.add, taps)
+
+
 def _bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return lower index, upper index and upper weight [target] of half-pixel bilinear sampling."""
     # float32 throughout, because the reference computes its coordinates in float32.
