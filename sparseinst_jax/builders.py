@@ -10,15 +10,16 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.backbones.cspdarknet import CSPDarkNet
+from sparseinst_jax.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.backbones.resnet import ResNet
 from sparseinst_jax.sparseinst.model import Normalizer, SparseInst
 from sparseinst_jax.sparseinst.objective import SparseInstObjective
 
-BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet}
+BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
 FAMILIES = {"sparseinst": (SparseInst, SparseInstObjective)}
 
 # A configuration of each backbone, for who set its name alone.
-_EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53"}
+_EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53", "pvt": "giam_pvt_b1"}
 DTYPES = ("float32", "bfloat16")
 SIZES = (
     "encoder_channels",

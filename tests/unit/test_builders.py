@@ -1,6 +1,7 @@
 """Values that no network can have are refused together."""
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs import tiny
 from sparseinst_jax import builders
@@ -9,20 +10,57 @@ from sparseinst_jax import builders
 def test_every_value_that_no_network_can_have_is_named_with_its_choices():
     model = tiny.get_config().model
     model.update(dict(family="x", dtype="float16", normalizer="tanh", num_masks=0, num_groups=-1))
-    model.backbone.update(dict(name="vgg", norm="layer", width=1, stage_depths=(1, 1, 0, 1)))
-    with pytest.raises(ValueError) as caught:
-        builders.build_model(model, 3, seed=0)
-    assert str(caught.value).splitlines() == [
+    model.backbone.update(dict(norm="layer", width=1, stage_depths=(1, 1, 0, 1)))
+    assert refusal(model) == [
         "this network cannot be built:",
         "  model.family must be one of sparseinst, got 'x'",
-        "  model.backbone.name must be one of resnet, got 'vgg'",
-        "  model.backbone.norm must be one of frozen_batch_norm, batch_norm, group_norm, got"
-        " 'layer'",
         "  model.normalizer must be one of sigmoid, softmax, got 'tanh'",
         "  model.dtype must be one of float32, bfloat16, got 'float16'",
         "  model.num_masks must be at least 1, got 0",
         "  model.num_groups must be at least 1, got -1",
+        "  model.backbone.norm must be one of frozen_batch_norm, batch_norm, group_norm, got"
+        " 'layer'",
         "  model.backbone.width must be at least 2, got 1",
         "  model.backbone.stage_depths must be the blocks of four stages, such as (3, 4, 6, 3), got"
         " (1, 1, 0, 1)",
     ]
+
+
+def test_an_unknown_backbone_is_refused_with_those_there_are():
+    model = tiny.get_config().model
+    model.backbone.name = "vgg"
+    assert refusal(model)[1:] == [
+        "  model.backbone.name must be one of resnet, cspdarknet, pvt, got 'vgg'"
+    ]
+
+
+def test_another_backbones_name_alone_is_refused_with_a_configuration_to_start_from():
+    model = tiny.get_config().model
+    model.backbone = ConfigDict(dict(name="pvt", stage_depths=(2, 2, 2, 2), width=64))
+    assert refusal(model)[1:] == [
+        "  model.backbone.name is 'pvt', which has no width; it has stage_depths, embed_dims,"
+        " linear, drop_path. Start from a configuration of that backbone, such as"
+        " configs/giam_pvt_b1.py"
+    ]
+
+
+def test_every_backbone_names_its_own_faults():
+    model = tiny.get_config().model
+    model.backbone = ConfigDict(dict(name="cspdarknet", stage_depths=(1, 1, 1, 1), width=0))
+    assert refusal(model)[1:] == [
+        "  model.backbone.width must be at least 2, got 0",
+        "  model.backbone.stage_depths must be the blocks of five stages, such as (1, 2, 8, 8, 4),"
+        " got (1, 1, 1, 1)",
+    ]
+    model.backbone = ConfigDict(dict(name="pvt", embed_dims=(8, 9, 10, 12), drop_path=1.0))
+    assert refusal(model)[1:] == [
+        "  model.backbone.embed_dims must be positive multiples of the stages' heads (1, 2, 5, 8),"
+        " such as (64, 128, 320, 512), got (8, 9, 10, 12)",
+        "  model.backbone.drop_path must be at least 0 (off) and below 1, got 1.0",
+    ]
+
+
+def refusal(model) -> list[str]:
+    with pytest.raises(ValueError) as caught:
+        builders.build_model(model, 3, seed=0)
+    return str(caught.value).splitlines()
