@@ -6,14 +6,13 @@ place a name, and each shape must agree: all faults are reported in one error.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.weights import original
+from sparseinst_jax.weights import original, rules
 from sparseinst_jax.weights.files import read_weights_file
 
 Tree = dict[str, Any]
@@ -68,25 +67,20 @@ def original_to_ours(
       ValueError: if names are left over on either side or shapes differ; lists them all.
     """
     expected = {**_flatten(params), **_flatten(statistics)}
+    places = {place.name: place for place in _places(expected)}
+    given = without_ignored(state_dict)
     found: dict[str, np.ndarray] = {}
-    unplaced, misshapen = [], []
-    for name, array in state_dict.items():
-        if _is_ignored(name):
+    misshapen = []
+    for name, place in places.items():
+        if name not in given:
             continue
-        path, value = _to_ours(name, np.asarray(array))
-        if path not in expected:
-            unplaced.append(name)
-        elif value.shape != expected[path].shape:
-            want = _in_the_files_terms(path, expected[path].shape).removeprefix(f"{name} ")
-            misshapen.append(f"{name} {np.shape(array)} instead of {want}")
-        else:
-            found[path] = np.ascontiguousarray(value, dtype=expected[path].dtype)
-    fitting = {_to_ours(name, np.asarray(array))[0] for name, array in state_dict.items()}
-    unfilled = [
-        _in_the_files_terms(path, array.shape)
-        for path, array in expected.items()
-        if path not in fitting
-    ]
+        if np.shape(given[name]) != place.shape:
+            misshapen.append(f"{name} {np.shape(given[name])} instead of {place.shape}")
+            continue
+        array = np.asarray(given[name]).transpose(np.argsort(place.axes))
+        found[place.path] = np.ascontiguousarray(array, dtype=expected[place.path].dtype)
+    unplaced = [name for name in given if name not in places]
+    unfilled = [f"{name} {place.shape}" for name, place in places.items() if name not in given]
     _refuse(source, unplaced, unfilled, misshapen)
     return _fill(params, found), _fill(statistics, found)
 
@@ -102,60 +96,53 @@ def ours_to_original(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
       Original name -> array in PyTorch layout (no `num_batches_tracked`, no pixel constants).
     """
     leaves = {**_flatten(params), **_flatten(statistics)}
-    return dict(_to_original(path, np.asarray(array)) for path, array in leaves.items())
+    return {
+        place.name: np.ascontiguousarray(np.asarray(leaves[place.path]).transpose(place.axes))
+        for place in _places(leaves)
+    }
+
+
+def original_shapes(params: Tree, statistics: Tree) -> dict[str, tuple[int, ...]]:
+    """The original's names and shapes of trees of arrays, or of anything with shapes."""
+    return {
+        place.name: place.shape for place in _places({**_flatten(params), **_flatten(statistics)})
+    }
 
 
 def without_ignored(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Leaves out the names that hold nothing of a model, such as counters and pixel constants."""
-    return {name: array for name, array in state_dict.items() if not _is_ignored(name)}
+    return {
+        name: array
+        for name, array in state_dict.items()
+        if rules.reason_to_ignore(original.IGNORED, name) is None
+    }
 
 
-def _is_ignored(name: str) -> bool:
-    return any(re.fullmatch(rule.pattern, name) for rule in original.IGNORED)
+class _Place(NamedTuple):
+    """Where an array of ours lies in the original: axes are those that make the original's."""
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
 
 
-def _to_ours(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Our path and layout of an original name; a name without a rule keeps a path of its own."""
-    module, _, leaf_name = name.rpartition(".")
-    for leaf in original.LEAVES:
-        if leaf.original == leaf_name and leaf.rank == array.ndim:
-            path = f"{_module_to_ours(module)}/{leaf.ours}".lstrip("/")
-            return path, array.transpose(leaf.axes)
-    return name, array
-
-
-def _to_original(path: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    module, _, leaf_name = path.rpartition("/")
-    for leaf in original.LEAVES:
-        if leaf.ours == leaf_name and leaf.rank == array.ndim:
-            name = f"{_module_to_original(module)}.{leaf.original}".lstrip(".")
-            return name, np.ascontiguousarray(array.transpose(np.argsort(leaf.axes)))
-    raise ValueError(
-        f"no rule for {path} of shape {array.shape}; known: "
-        + ", ".join(sorted({f"{leaf.ours} (rank {leaf.rank})" for leaf in original.LEAVES}))
-    )
-
-
-def _module_to_ours(module: str) -> str:
-    for rule in original.RENAMES:
-        match = re.fullmatch(re.escape(rule.original).replace(r"\{\}", r"(\d+)"), module)
-        if match and int(match[1]) % rule.step == 0:
-            return rule.ours.format(int(match[1]) // rule.step)
-    return module.replace(".", "/")
-
-
-def _module_to_original(module: str) -> str:
-    for rule in original.RENAMES:
-        match = re.fullmatch(re.escape(rule.ours).replace(r"\{\}", r"(\d+)"), module)
-        if match:
-            return rule.original.format(int(match[1]) * rule.step)
-    return module.replace("/", ".")
-
-
-def _in_the_files_terms(path: str, shape: tuple[int, ...]) -> str:
-    """The original's name and shape of a parameter of ours, for messages."""
-    name, array = _to_original(path, np.broadcast_to(np.float32(0), shape))
-    return f"{name} {array.shape}"
+def _places(leaves: Mapping[str, Any]) -> Iterator[_Place]:
+    """The place of each array, in the original's names; what is ours alone has none."""
+    is_resnet_d = "backbone/stem/conv3/kernel" in leaves
+    renames = (*original.RENAMES, *(original.RESNET_D if is_resnet_d else ()))
+    for path, array in leaves.items():
+        if rules.reason_to_ignore(original.OURS_ALONE, path):
+            continue
+        module, _, leaf_name = path.rpartition("/")
+        shape = np.shape(array)
+        leaf = rules.find_leaf(original.LEAVES, leaf_name, len(shape))
+        if leaf is None:
+            known = sorted({f"{leaf.theirs} (rank {leaf.rank})" for leaf in original.LEAVES})
+            raise ValueError(f"no rule for {path} of shape {shape}; known: {', '.join(known)}")
+        theirs = rules.rename_module(renames, module) or module.replace("/", ".")
+        name = f"{theirs}.{leaf.ours}".lstrip(".")
+        yield _Place(path, name, tuple(shape[axis] for axis in leaf.axes), leaf.axes)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -174,7 +161,7 @@ def _fill(tree: Mapping[str, Any], found: Mapping[str, np.ndarray], prefix: str 
     return {
         key: _fill(value, found, f"{prefix}{key}/")
         if isinstance(value, Mapping)
-        else found[f"{prefix}{key}"]
+        else found.get(f"{prefix}{key}", value)
         for key, value in tree.items()
     }
 
