@@ -20,6 +20,10 @@ def load_train(config: Any) -> CocoDataset:
         data.train.images,
         keep_empty=data.keep_empty,
         check_files=True,
+        annotation_filter=data.get("annotation_filter", "detectron2"),
+        # What a crop of PaddleDetection's keeps is decided by boxes.
+        keeps_boxes=data.get("resize_rule") == "paddledetection"
+        and data.augmentation == "flip_resize_crop",
         **_choice(data),
     )
 

@@ -158,6 +158,8 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
         copy_paste=config.data.copy_paste,
         flip_labels=parse_flip_label_pairs(config.data.flip_label_pairs, dataset.class_names),
         crowd=config.data.crowd,
+        resize_rule=config.data.resize_rule,
+        boxes_xyxy=dataset.boxes_xyxy,
     )
 
 

@@ -126,6 +126,8 @@ def describe(dataset: CocoDataset) -> list[str]:
     )
     if dataset.num_left_out:
         lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")
+    if dataset.num_filtered:
+        lines.append(f"objects that the annotation filter leaves out: {dataset.num_filtered}")
     return lines
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import coco_json
+from sparseinst_jax.data.annotation_filter import find_filter
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.faults import Faults
 from sparseinst_jax.data.images import read_header, read_image
@@ -43,6 +44,8 @@ def load_coco(
     classes: Sequence[str] = (),
     class_map: Sequence[str] = (),
     all_classes_known: bool = True,
+    annotation_filter: str = "detectron2",
+    keeps_boxes: bool = False,
 ) -> CocoDataset:
     """Index a COCO instance json.
 
@@ -54,6 +57,8 @@ def load_coco(
         classes: names to keep, all when empty; see ``data.classes``.
         class_map: texts ``old=new`` that merge or rename classes before that.
         all_classes_known: refuse a name in these two that the json does not have.
+        annotation_filter: whose rules say what is learned, a key of ``annotation_filter.FILTERS``.
+        keeps_boxes: keep the boxes of objects.
 
     Returns:
         the records in the order of the json.
@@ -69,6 +74,8 @@ def load_coco(
         classes=classes,
         class_map=class_map,
         all_classes_known=all_classes_known,
+        annotation_filter=annotation_filter,
+        keeps_boxes=keeps_boxes,
     )
     faults.raise_if_fatal()
     if dataset.has_annotations and not keep_empty:
@@ -92,6 +99,8 @@ def index_coco(
     classes: Sequence[str] = (),
     class_map: Sequence[str] = (),
     all_classes_known: bool = True,
+    annotation_filter: str = "detectron2",
+    keeps_boxes: bool = False,
 ) -> tuple[CocoDataset, Faults]:
     """Index what is right in a COCO json and collect what is wrong; see ``load_coco``.
 
@@ -100,6 +109,7 @@ def index_coco(
         ValueError: the file is no COCO json at all, or the classes cannot be chosen.
     """
     path = Path(annotations_path)
+    kept = find_filter(annotation_filter)
     collects = gc.isenabled()
     # Millions of small objects are made and none becomes garbage: looking for it in between takes
     # as long as all the rest.
@@ -125,9 +135,17 @@ def index_coco(
             classes=chosen if classes or class_map else None,
         )
         if dataset.has_annotations:
-            dataset.num_without_mask, dataset.num_left_out = coco_json.read_annotations(
-                content["annotations"], records, _labels(categories, chosen), faults
+            labels = _labels(categories, chosen)
+            counts = coco_json.read_annotations(
+                content["annotations"], records, labels, faults, kept, keeps_boxes
             )
+            dataset.num_without_mask, dataset.num_left_out, dataset.num_filtered = counts
+        if kept.smallest_side:
+            dataset.records = [
+                record
+                for record in dataset.records
+                if min(record.height, record.width) >= kept.smallest_side
+            ]
         return dataset, faults
     finally:
         if collects:

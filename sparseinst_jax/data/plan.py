@@ -16,11 +16,13 @@ static shapes have room for; what falls outside the first image is cut off (ther
 padded image); borders are not smoothed.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from sparseinst_jax.data import paddle_transforms
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
     LSJ_RANGE,
@@ -39,6 +41,7 @@ SMALL_NUM_TARGETS = 32
 # Streams of random numbers under one seed.
 _ORDER, _DRAWS, _PASTE = 0, 1, 2
 CROWD = ("drop", "ignore")
+RESIZE_RULES = {"detectron2": resized_size, "paddledetection": paddle_transforms.resized_size}
 
 
 class Paste(NamedTuple):
@@ -95,6 +98,8 @@ class TrainPlan:
         copy_paste: float = 0.0,
         flip_labels: tuple[int, ...] = (),
         crowd: str = "drop",
+        resize_rule: str = "detectron2",
+        boxes_xyxy: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Keep the settings.
 
@@ -110,6 +115,8 @@ class TrainPlan:
             copy_paste: probability that objects of another image are pasted onto an image.
             flip_labels: label of each label's object in a flipped image; empty for the same.
             crowd: one of CROWD.
+            resize_rule: whose sizes, crops and pixels, one of RESIZE_RULES.
+            boxes_xyxy: of the objects of each image, [objects, 4]; for PaddleDetection's crops.
 
         Raises:
             ValueError: lists every setting that cannot be.
@@ -125,16 +132,13 @@ class TrainPlan:
         self.copy_paste = float(copy_paste)
         self.flip_labels = tuple(flip_labels)
         self.crowd = crowd
+        self.resize_rule, self._boxes = resize_rule, boxes_xyxy
         self._check()
         self._window = self.train_sizes[-1], self._longest_side()
         self.buckets = training_buckets(self.train_sizes, self._window[1])
         if augmentation == "lsj":
             self.buckets = self.buckets[-1:]  # the jitter's canvas has one size
-        most = int(self._counts.max())
-        if self.copy_paste:
-            # Small sets get room for twice their objects; crowded ones do not grow: memory would.
-            most = max(most, min(2 * most, SMALL_NUM_TARGETS))
-        self.target_levels = target_levels(most)
+        self.target_levels = target_levels(self._most_targets())
         self._pasted_from = np.flatnonzero(self._counts)
         # Bound to the instance, so that two plans do not share or evict each other's cache.
         self._chunk = lru_cache(maxsize=2)(self._plan_chunk)
@@ -179,17 +183,36 @@ class TrainPlan:
             )
         if self.crowd not in CROWD:
             faults.append(f"config.data.crowd must be one of {CROWD}, got {self.crowd!r}")
+        if self.resize_rule not in RESIZE_RULES:
+            faults.append(
+                f"config.data.resize_rule must be one of {tuple(RESIZE_RULES)}, got "
+                f"{self.resize_rule!r}"
+            )
+        elif self.resize_rule == paddle_transforms.RULE and self.augmentation == "lsj":
+            faults.append(
+                "config.data.augmentation=lsj is not PaddleDetection's: set "
+                "config.data.resize_rule=detectron2"
+            )
         if faults:
             raise ValueError("training cannot be planned: " + "; ".join(faults))
 
+    def _most_targets(self) -> int:
+        most = int(self._counts.max())
+        if not self.copy_paste:
+            return most
+        # Small sets get room for twice their objects; crowded ones do not grow: memory would.
+        return max(most, min(2 * most, SMALL_NUM_TARGETS))
+
     def _longest_side(self) -> int:
         """Longest side that a transform can give, so that no padding is wasted on a uniform set."""
-        if self.augmentation == "flip_resize_crop":
-            return self.train_max_size  # a crop can have any shape
-        return max(
-            max(resized_size((height, width), self.train_sizes[-1], self.train_max_size))
+        size_of = RESIZE_RULES[self.resize_rule]
+        longest = max(
+            max(size_of((height, width), self.train_sizes[-1], self.train_max_size))
             for height, width in np.unique(self.image_sizes, axis=0).tolist()
         )
+        # A crop can have any shape.
+        is_cropped = self.augmentation == "flip_resize_crop"
+        return max(longest, self.train_max_size) if is_cropped else longest
 
     @property
     def steps_per_epoch(self) -> float:
@@ -245,10 +268,15 @@ class TrainPlan:
         )
 
     def _draw(self, draws: np.ndarray, position: int) -> Transform:
+        size = tuple(self.image_sizes[position].tolist())
+        if self.resize_rule == paddle_transforms.RULE:
+            boxes = np.zeros((0, 4)) if self._boxes is None else self._boxes[position]
+            settings = self.train_sizes, self.train_max_size, self.augmentation
+            return paddle_transforms.draw_transform(draws, size, *settings, boxes)
         is_jitter = self.augmentation == "lsj"
         return draw_transform(
             draws,
-            tuple(self.image_sizes[position].tolist()),
+            size,
             self.train_sizes,
             self._window[1] if is_jitter else self.train_max_size,
             self.augmentation,

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record
+from sparseinst_jax.data.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
 from sparseinst_jax.data.transforms import (
     Size,
@@ -121,6 +122,10 @@ def _own_levels(
     result: TrainImage,
 ) -> np.ndarray | None:
     """Quarter levels of what is seen of an object; None, and noted, when nothing is."""
+    box, size = annotation.box_xyxy, (record.height, record.width)
+    if box is not None and not boxes_in_crop(np.array(box), size, transform).all():
+        result.outside.append(annotation)
+        return None
     if cover is None:
         levels = _moved(mask_levels, annotation, record, transform)
         if levels is None:

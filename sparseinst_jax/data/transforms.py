@@ -11,6 +11,7 @@ arXiv:2012.07177, section 3, as detectron2's ``ResizeScale`` and ``FixedSizeCrop
 """
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
+from sparseinst_jax.data import opencv_resize
 from sparseinst_jax.data.coco import Segmentation, encode_segmentation
 
 Size = tuple[int, int]
@@ -35,13 +37,17 @@ class Transform(NamedTuple):
     """What happens to one image, in this order; sizes are (height, width) in pixels.
 
     ``flip``: horizontal. ``first_size`` and ``crop`` (y, x, height, width) are None unless the crop
-    recipe or the jitter drew them. ``size``: the final one.
+    recipe or the jitter drew them. ``size``: the final one. ``rule``: whose arithmetic, a key of
+    PIXEL_RULES. ``rasterizes_first``: polygons too become masks at the original size and move by
+    nearest neighbour.
     """
 
     flip: bool
     first_size: Size | None
     crop: tuple[int, int, int, int] | None
     size: Size
+    rule: str = "detectron2"
+    rasterizes_first: bool = False
 
 
 def resized_size(size: Size, shortest: int, longest: float = math.inf) -> Size:
@@ -153,13 +159,14 @@ def _draw_jitter(
 
 def transform_image(image: np.ndarray, transform: Transform) -> np.ndarray:
     """Apply a transform to an image uint8 [h, w, 3]; returns uint8 [*transform.size, 3]."""
+    resize = PIXEL_RULES[transform.rule].resize
     if transform.flip:
         image = np.ascontiguousarray(image[:, ::-1])
     if transform.crop is not None and transform.first_size is not None:
         y, x, height, width = transform.crop
-        image = resize_image(image, transform.first_size)[y : y + height, x : x + width]
+        image = resize(image, transform.first_size)[y : y + height, x : x + width]
         image = np.ascontiguousarray(image)
-    return resize_image(image, transform.size)
+    return resize(image, transform.size)
 
 
 def reduce_mask(mask: np.ndarray) -> np.ndarray:
@@ -184,7 +191,7 @@ def reduce_mask(mask: np.ndarray) -> np.ndarray:
 
 def move_mask(segmentation: Segmentation, original_size: Size, transform: Transform) -> np.ndarray:
     """Move a mask with its image: uint8 0/1 [h, w] of the transformed size."""
-    if isinstance(segmentation, list):
+    if isinstance(segmentation, list) and not transform.rasterizes_first:
         polygons = move_polygons(segmentation, original_size, transform)
         return rle.decode(encode_segmentation(polygons, *transform.size))
     mask = rle.decode(encode_segmentation(segmentation, *original_size))
@@ -200,18 +207,20 @@ def mask_levels(
     Returns:
         uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the object is
         left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
+        PaddleDetection's rule drops none.
     """
-    if isinstance(segmentation, list):
+    keeps_empty = PIXEL_RULES[transform.rule].keeps_empty
+    if isinstance(segmentation, list) and not transform.rasterizes_first:
         mask = move_mask(segmentation, original_size, transform)
     else:
         mask = rle.decode(encode_segmentation(segmentation, *original_size))
         rows, columns = source_indices(original_size, transform)
         levels = _gathered_levels(mask, rows, columns)
-        if levels.any():
+        if keeps_empty or levels.any():
             return levels
         # The levels say nothing about the other three quarters of the pixels.
         mask = mask[rows][:, columns]
-    return reduce_mask(mask) if mask.any() else None
+    return reduce_mask(mask) if keeps_empty or mask.any() else None
 
 
 def _gathered_levels(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -229,15 +238,16 @@ def _gathered_levels(mask: np.ndarray, rows: np.ndarray, columns: np.ndarray) ->
 @lru_cache(maxsize=16)  # asked for once per object of an image
 def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the original that each transformed pixel takes by nearest neighbour."""
+    nearest = PIXEL_RULES[transform.rule].nearest_indices
     rows, columns = np.arange(original_size[0]), np.arange(original_size[1])
     if transform.flip:
         columns = columns[::-1]
     if transform.crop is not None and transform.first_size is not None:
         y, x, height, width = transform.crop
-        rows = rows[nearest_indices(len(rows), transform.first_size[0])][y : y + height]
-        columns = columns[nearest_indices(len(columns), transform.first_size[1])][x : x + width]
-    rows = rows[nearest_indices(len(rows), transform.size[0])]
-    return rows, columns[nearest_indices(len(columns), transform.size[1])]
+        rows = rows[nearest(len(rows), transform.first_size[0])][y : y + height]
+        columns = columns[nearest(len(columns), transform.first_size[1])][x : x + width]
+    rows = rows[nearest(len(rows), transform.size[0])]
+    return rows, columns[nearest(len(columns), transform.size[1])]
 
 
 def nearest_indices(length: int, new_length: int) -> np.ndarray:
@@ -246,6 +256,28 @@ def nearest_indices(length: int, new_length: int) -> np.ndarray:
     # where a position falls on a pixel border.
     axis = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.asarray(axis.resize((new_length, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
+
+
+class PixelRule(NamedTuple):
+    """How one implementation moves pixels.
+
+    Attributes:
+        resize: image uint8 [h, w, 3] and (height, width) -> uint8 [height, width, 3].
+        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
+        keeps_empty: whether an object of which no pixel is left stays a target.
+    """
+
+    resize: Callable[[np.ndarray, Size], np.ndarray]
+    nearest_indices: Callable[[int, int], np.ndarray]
+    keeps_empty: bool
+
+
+PIXEL_RULES = {
+    "detectron2": PixelRule(resize_image, nearest_indices, keeps_empty=False),
+    "paddledetection": PixelRule(
+        opencv_resize.resize_bilinear, opencv_resize.nearest_indices, keeps_empty=True
+    ),
+}
 
 
 def move_polygons(
