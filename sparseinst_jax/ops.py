@@ -11,6 +11,8 @@ import numpy as np
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
+# Elementwise products inside are a convolution's: `complexity` counts them as such.
+PRODUCT_SCOPE = "products_of_a_convolution"
 
 
 def normalize_images(images: jax.Array, valid_size: jax.Array) -> jax.Array:
@@ -77,11 +79,12 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-    taps = [
-        padded[:, i : i + height, j : j + width] * kernel[i, j, 0].astype(jnp.float32)
-        for i in range(3)
-        for j in range(3)
-    ]
+    with jax.named_scope(PRODUCT_SCOPE):
+        taps = [
+            padded[:, i : i + height, j : j + width] * kernel[i, j, 0].astype(jnp.float32)
+            for i in range(3)
+            for j in range(3)
+        ]
     return functools.reduce(jnp.add, taps)
 
 

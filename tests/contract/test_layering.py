@@ -16,7 +16,7 @@ LAYERS = (
     ("__init__",),
     ("cli",),
     ("commands",),
-    ("predictor", "export", "benchmark"),
+    ("predictor", "export", "benchmark", "complexity", "zoo"),
     ("prediction", "builders"),
     ("visualize",),
     ("training",),

@@ -1,0 +1,16 @@
+"""G-IAM, ResNet-101.
+
+Command: python train.py --config configs/giam_r101.py --init-from resnet101-63fe2227.pth
+Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Expected AP: 34.9 on val2017, 35.5 on test-dev; FPS not published, input 640.
+Table: SparseInst model zoo, "SparseInst (G-IAM), R-101".
+"""
+
+from configs import base
+
+
+def get_config():
+    """Return the recipe with 23 blocks in res4."""
+    config = base.get_config()
+    config.model.backbone.stage_depths = (3, 4, 23, 3)
+    return config

@@ -1,0 +1,17 @@
+"""mmdetection's recipe: plain IAM, ResNet-50.
+
+Command: python train.py --config configs/mmdet_iam_r50.py --init-from resnet50-19c8e357.pth
+Hardware: mmdetection used 8 GPUs, batch 64, 8.7 GB; not run to the end with this code.
+Expected AP: 32.9 on val2017, input 640; 44.3 FPS, device not named; no test-dev.
+Table: mmdetection projects/SparseInst, R-50 (no weights published).
+The stem is frozen and the rate starts in full.
+"""
+
+from configs import iam_r50
+
+
+def get_config():
+    """Return the recipe without warm-up and with a frozen stem."""
+    config = iam_r50.get_config()
+    config.train.update(dict(warmup_steps=0, frozen_stages=1))
+    return config

@@ -1,0 +1,17 @@
+"""PaddleDetection's recipe: G-IAM, ResNet-50.
+
+Command: python train.py --config configs/paddle_giam_r50.py
+  --init-from ResNet50_vb_normal_pretrained.pdparams
+Hardware: PaddleDetection used 8 GPUs, batch 64; not run to the end with this code.
+Expected AP: 32.7 on val2017, input 640; without test-dev and FPS.
+Table: PaddleDetection, sparseinst_r50_giam_150e_coco.
+"""
+
+from configs import paddle_iam_r50
+
+
+def get_config():
+    """Return the recipe with four groups."""
+    config = paddle_iam_r50.get_config()
+    config.model.num_groups = 4
+    return config

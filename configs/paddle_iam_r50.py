@@ -1,0 +1,21 @@
+"""PaddleDetection's recipe: plain IAM, ResNet-50.
+
+Command: python train.py --config configs/paddle_iam_r50.py
+  --init-from ResNet50_vb_normal_pretrained.pdparams
+Hardware: PaddleDetection used 8 GPUs, batch 64; not run to the end with this code.
+Expected AP: 32.2 on val2017, input 640; without test-dev and FPS.
+Table: PaddleDetection, sparseinst_r50_150e_coco.
+150 epochs of 117266 images in batches of 64: 1832 steps each; rates fall after 115 and 136.
+Its table was made by another evaluation: --config.eval.protocol=paddledetection does the same.
+"""
+
+from configs import iam_r50
+
+
+def get_config():
+    """Return the recipe with PaddleDetection's schedule, resizing and frozen stem and res2."""
+    config = iam_r50.get_config()
+    config.data.resize_rule = "paddledetection"
+    config.train.update(dict(num_steps=150 * 1832, milestones=(115 * 1832, 136 * 1832)))
+    config.train.frozen_stages = 2
+    return config

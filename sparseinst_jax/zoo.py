@@ -1,0 +1,280 @@
+"""The published SparseInst models as data: scores, sizes, and where their weights are.
+
+Scores, speeds and addresses are those of the model tables named in `SOURCES`. Nothing here was
+computed with this code but the sizes: parameters and multiply-accumulates of each network, which a
+test counts again from the configurations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+SOURCES = {
+    "SparseInst": (
+        "github.com/hustvl/SparseInst, its README: AP on val2017 and test-dev2017, FPS on an RTX "
+        "2080 Ti; all weights also at https://pan.baidu.com/s/1tot7Wcoi4J1xh8ZS7VikZg, word lkdo"
+    ),
+    "PaddleDetection": (
+        "PaddleDetection, pull request 7357 (not merged), its README: AP on val2017 with an "
+        "evaluation of its own (--config.eval.protocol=paddledetection)"
+    ),
+    "mmdetection": "mmdetection, projects/SparseInst: AP on val2017, FPS without a device",
+}
+_DRIVE = "https://drive.google.com/file/d/"
+_PADDLE = "https://bj.bcebos.com/v1/paddledet/models/"
+_PADDLE_BACKBONES = "https://paddledet.bj.bcebos.com/models/pretrained/"
+_TIMM = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
+_PVT = "https://github.com/whai362/PVT/releases/download/v2/"
+
+
+class Backbone(NamedTuple):
+    """ImageNet weights that a recipe starts from.
+
+    Attributes:
+      file: name of the file.
+      address: where it is published.
+      sha256_prefix: the start of its sha256, which torchvision and timm write into the name.
+      note: what the original took instead, or what it is.
+    """
+
+    file: str
+    address: str
+    sha256_prefix: str = ""
+    note: str = ""
+
+
+BACKBONES = {
+    "r50": Backbone(
+        "resnet50-19c8e357.pth",
+        "https://download.pytorch.org/models/resnet50-19c8e357.pth",
+        "19c8e357",
+        f"the original's R-50.pkl is its conversion: {_DRIVE}1Ee6nPXlj1eewAnooYtoPtLzbRp_mDxfB",
+    ),
+    "r101": Backbone(
+        "resnet101-63fe2227.pth",
+        "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+        "63fe2227",
+        f"the original's file is R-101.pkl: {_DRIVE}1-6ZBvC55unwuHvGn-Xf4xuy2Qr1vC7Zo",
+    ),
+    "r50vd": Backbone(
+        "resnet50d_ra2-464e36ba.pth", f"{_TIMM}resnet50d_ra2-464e36ba.pth", "464e36ba"
+    ),
+    "cspdarknet53": Backbone(
+        "cspdarknet53_ra_256-d05c7c21.pth", f"{_TIMM}cspdarknet53_ra_256-d05c7c21.pth", "d05c7c21"
+    ),
+    "pvt_b1": Backbone(
+        "pvt_v2_b1.pth",
+        f"{_PVT}pvt_v2_b1.pth",
+        note=f"the original's link: {_DRIVE}1B7JTO0WqyhFn7nvUlRf6qKQrFzTnRWDC",
+    ),
+    "pvt_b2_linear": Backbone(
+        "pvt_v2_b2_li.pth",
+        f"{_PVT}pvt_v2_b2_li.pth",
+        note=f"the original's link: {_DRIVE}1YhjCH4FZa9ekWUqa-JovEfAR2wuUXEtQ",
+    ),
+    "paddle_r50": Backbone(
+        "ResNet50_vb_normal_pretrained.pdparams",
+        f"{_PADDLE_BACKBONES}ResNet50_vb_normal_pretrained.pdparams",
+    ),
+    "paddle_r50vd": Backbone(
+        "ResNet50_vd_pretrained.pdparams", f"{_PADDLE_BACKBONES}ResNet50_vd_pretrained.pdparams"
+    ),
+    "paddle_ssld": Backbone(
+        "ResNet50_vd_ssld_v2_pretrained.pdparams",
+        f"{_PADDLE_BACKBONES}ResNet50_vd_ssld_v2_pretrained.pdparams",
+    ),
+}
+
+
+class Network(NamedTuple):
+    """What a network of 80 classes holds and costs.
+
+    Attributes:
+      parameters: what the original counts: all that is no buffer.
+      frozen_affine: scales and biases of frozen norms; PaddleDetection and mmdetection count them
+        as parameters, too.
+      statistics: means and variances of batch norms.
+      gmacs: billions of multiply-accumulates for an image of 640 x 864 pixels.
+    """
+
+    parameters: int
+    frozen_affine: int
+    statistics: int
+    gmacs: float
+
+
+NETWORKS = {
+    "iam_r50": Network(31_584_373, 53_120, 53_120, 98.94),
+    "iam_r50vd": Network(31_603_477, 53_248, 53_248, 101.58),
+    "giam_r50": Network(32_794_785, 53_120, 53_120, 99.73),
+    "giam_softmax_r50": Network(32_794_786, 53_120, 53_120, 99.73),
+    "giam_r50_dcn": Network(33_292_611, 53_120, 53_120, 100.40),
+    "giam_r50vd": Network(32_813_889, 53_248, 53_248, 102.37),
+    "giam_r50vd_dcn": Network(33_311_715, 53_248, 53_248, 103.04),
+    "giam_r101": Network(51_734_689, 105_344, 105_344, 140.64),
+    "giam_r101_dcn": Network(52_937_845, 105_344, 105_344, 142.83),
+    "giam_cspdarknet53": Network(35_498_306, 0, 35_328, 108.81),
+    "giam_darknet53": Network(49_466_049, 0, 35_712, 132.03),
+    "giam_pvt_b1": Network(22_164_129, 0, 0, 84.88),
+    "giam_pvt_b2_linear": Network(30_708_641, 0, 0, 94.03),
+    "giam_r50vd_dcnv2": Network(33_685_152, 53_248, 53_248, 104.45),
+}
+
+
+class Row(NamedTuple):
+    """One row of a published table, or a published configuration without a row.
+
+    Attributes:
+      config: name of the file in configs/, without its ending.
+      source: key of SOURCES.
+      model: decoder and backbone, as the table names them.
+      short_side: of the evaluated images, pixels; the long side is at most 853.
+      ap_val, ap_test: mask AP on val2017 and test-dev2017, None where not published.
+      fps: images per second, None where not published.
+      network: key of NETWORKS.
+      backbone: key of BACKBONES; "" where the original names no weights to start from.
+      weights: address of the trained weights; "" where none are published.
+      note: what else was published.
+    """
+
+    config: str
+    source: str
+    model: str
+    short_side: int
+    ap_val: float | None
+    ap_test: float | None
+    fps: float | None
+    network: str
+    backbone: str
+    weights: str
+    note: str
+
+
+# config | decoder, backbone | short side | AP val | AP test-dev | FPS
+_TABLES = {
+    "SparseInst": """
+iam_r50                        | IAM, R-50                        | 640 | 32.8 | 33.2 | 44.3
+iam_r50vd                      | IAM, R-50-vd                     | 640 | 34.1 | 34.5 | 42.6
+giam_r50                       | G-IAM, R-50                      | 608 | 33.4 | 34.0 | 44.6
+giam_softmax_r50               | G-IAM softmax, R-50              | 608 | 33.6 |    - | 44.6
+giam_r50_bf16                  | G-IAM, R-50, FP16                | 608 |    - |    - |    -
+giam_r50_aug                   | G-IAM, R-50, crops               | 608 | 34.2 | 34.7 | 44.6
+giam_r50_dcn_aug               | G-IAM, R-50-DCN, crops           | 608 | 36.4 | 36.8 | 41.6
+giam_r50vd                     | G-IAM, R-50-vd                   | 640 |    - |    - |    -
+giam_r50vd_aug                 | G-IAM, R-50-vd, crops            | 608 | 35.6 | 36.1 | 42.8
+giam_r50vd_dcn                 | G-IAM, R-50-vd-DCN               | 640 |    - |    - |    -
+giam_r50vd_dcn_aug             | G-IAM, R-50-vd-DCN, crops        | 608 | 37.4 | 37.9 | 40.0
+giam_r50vd_dcn_aug             | G-IAM, R-50-vd-DCN, crops        | 640 | 37.7 | 38.1 | 39.3
+giam_r101                      | G-IAM, R-101                     | 640 | 34.9 | 35.5 |    -
+giam_r101_dcn                  | G-IAM, R-101-DCN                 | 640 | 36.4 | 36.9 |    -
+giam_cspdarknet53              | G-IAM softmax, CSPDarkNet-53     | 640 | 35.1 |    - |    -
+giam_darknet53                 | G-IAM, DarkNet-53                | 640 |    - |    - |    -
+giam_pvt_b1                    | G-IAM, PVTv2-B1                  | 640 | 35.3 | 36.0 | 33.5
+giam_pvt_b2_linear             | G-IAM, PVTv2-B2-li               | 640 | 37.2 | 38.2 | 26.5
+""",
+    "PaddleDetection": """
+paddle_iam_r50                 | IAM, R-50                        | 640 | 32.2 |    - |    -
+paddle_iam_r50_aug             | IAM, R-50, crops                 | 640 | 32.7 |    - |    -
+paddle_giam_r50                | G-IAM, R-50                      | 640 | 32.7 |    - |    -
+paddle_giam_r50_aug            | G-IAM, R-50, crops               | 640 | 33.3 |    - |    -
+paddle_giam_r50vd_aug          | G-IAM, R-50-vd, crops            | 640 | 34.3 |    - |    -
+paddle_giam_r50vd_ssld_aug     | G-IAM, R-50-vd SSLD, crops       | 640 | 36.4 |    - |    -
+paddle_giam_r50vd_ssld_dcn_aug | G-IAM, R-50-vd SSLD DCNv2, crops | 640 | 37.9 |    - |    -
+""",
+    "mmdetection": """
+mmdet_iam_r50                  | IAM, R-50                        | 640 | 32.9 |    - | 44.3
+""",
+}
+# config: network, backbone, address of the weights
+_FILES = {
+    "iam_r50": ("iam_r50", "r50", f"{_DRIVE}12RQLHD5EZKIOvlqW3avUCeYjFG1NPKDy"),
+    "iam_r50vd": ("iam_r50vd", "r50vd", f"{_DRIVE}1fjPFy35X2iJu3tYwVdAq4Bel82PfH5kx"),
+    "giam_r50": ("giam_r50", "r50", f"{_DRIVE}1pXU7Dsa1L7nUiLU9ULG2F6Pl5m5NEguL"),
+    "giam_softmax_r50": ("giam_softmax_r50", "r50", f"{_DRIVE}1doterrG89SjmLxDyU8IhLYRGxVH69sR2"),
+    "giam_r50_bf16": ("giam_r50", "r50", ""),
+    "giam_r50_aug": ("giam_r50", "r50", f"{_DRIVE}1MK8rO3qtA7vN9KVSBdp0VvZHCNq8-bvz"),
+    "giam_r50_dcn_aug": ("giam_r50_dcn", "r50", f"{_DRIVE}1qxdLRRHbIWEwRYn-NPPeCCk6fhBjc946"),
+    "giam_r50vd": ("giam_r50vd", "r50vd", ""),
+    "giam_r50vd_aug": ("giam_r50vd", "r50vd", f"{_DRIVE}1dlamg7ych_BdWpPUCuiBXbwE0SXpsfGx"),
+    "giam_r50vd_dcn": ("giam_r50vd_dcn", "r50vd", ""),
+    "giam_r50vd_dcn_aug": ("giam_r50vd_dcn", "r50vd", f"{_DRIVE}1clYPdCNrDNZLbmlAEJ7wjsrOLn1igOpT"),
+    "giam_r101": ("giam_r101", "r101", f"{_DRIVE}1EZZck-UNfom652iyDhdaGYbxS0MrO__z"),
+    "giam_r101_dcn": ("giam_r101_dcn", "r101", f"{_DRIVE}1shkFvyBmDlWRxl1ActD6VfZJTJYBGBjv"),
+    "giam_cspdarknet53": (
+        "giam_cspdarknet53",
+        "cspdarknet53",
+        f"{_DRIVE}1rcUJWUbusM216Zbtmo_xB774jdjb3qSt",
+    ),
+    "giam_darknet53": ("giam_darknet53", "", ""),
+    "giam_pvt_b1": ("giam_pvt_b1", "pvt_b1", f"{_DRIVE}13l9JgTz3sF6j3vSVHOOhAYJnCf-QuNe_"),
+    "giam_pvt_b2_linear": (
+        "giam_pvt_b2_linear",
+        "pvt_b2_linear",
+        f"{_DRIVE}1DFxQnFg_UL6kmMoNC4StUKo79RXVHyNF",
+    ),
+    "paddle_iam_r50": ("iam_r50", "paddle_r50", f"{_PADDLE}sparseinst_r50_150e_coco.pdparams"),
+    "paddle_iam_r50_aug": (
+        "iam_r50",
+        "paddle_r50",
+        f"{_PADDLE}sparseinst_r50_150e_coco_aug.pdparams",
+    ),
+    "paddle_giam_r50": (
+        "giam_r50",
+        "paddle_r50",
+        f"{_PADDLE}sparseinst_r50_giam_150e_coco.pdparams",
+    ),
+    "paddle_giam_r50_aug": (
+        "giam_r50",
+        "paddle_r50",
+        f"{_PADDLE}sparseinst_r50_giam_150e_coco_aug.pdparams",
+    ),
+    "paddle_giam_r50vd_aug": (
+        "giam_r50vd",
+        "paddle_r50vd",
+        f"{_PADDLE}sparseinst_r50vd_giam_150e_coco_aug.pdparams",
+    ),
+    "paddle_giam_r50vd_ssld_aug": (
+        "giam_r50vd",
+        "paddle_ssld",
+        f"{_PADDLE}sparseinst_r50vd_ssld_giam_150_coco_aug.pdparams",
+    ),
+    "paddle_giam_r50vd_ssld_dcn_aug": (
+        "giam_r50vd_dcnv2",
+        "paddle_ssld",
+        f"{_PADDLE}sparseinst_r50vd_ssld_dcn_giam_150e_coco_aug.pdparams",
+    ),
+    "mmdet_iam_r50": ("iam_r50", "r50", ""),
+}
+_NO_ROW = "a configuration of the original without a row"
+_AVERAGED = "the file holds the moving average of the weights"
+_NOTES = {
+    "giam_r50_bf16": "FP16 on an RTX 3090: 52.17 to 67.57 FPS; no AP; bfloat16 here",
+    "giam_r50_aug": (
+        "the file is sparse_inst_r50_giam_aug_2b7d68.pth; what 2b7d68 is part of is not said"
+    ),
+    "giam_r50vd": _NO_ROW,
+    "giam_r50vd_dcn": _NO_ROW,
+    "giam_r50vd_dcn_aug": 'one file for both rows; at 640: --config.data.eval_size="(640, 853)"',
+    "giam_cspdarknet53": "the table says G-IAM, the original's file the softmax decoder",
+    "giam_darknet53": f"{_NO_ROW}, from random weights",
+    "giam_pvt_b1": "48.9 FPS on an RTX 3090",
+    "paddle_giam_r50vd_ssld_aug": _AVERAGED,
+    "paddle_giam_r50vd_ssld_dcn_aug": _AVERAGED,
+    "mmdet_iam_r50": "the table's link is empty",
+}
+
+
+def _rows(source: str, table: str) -> list[Row]:
+    def score(text: str) -> float | None:
+        return None if text == "-" else float(text)
+
+    rows = []
+    for line in table.strip().splitlines():
+        config, model, side, *numbers = (cell.strip() for cell in line.split("|"))
+        val, test, fps = map(score, numbers)
+        files, note = _FILES[config], _NOTES.get(config, "")
+        rows.append(Row(config, source, model, int(side), val, test, fps, *files, note))
+    return rows
+
+
+ROWS = tuple(row for source, table in _TABLES.items() for row in _rows(source, table))
