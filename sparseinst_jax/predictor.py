@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from sparseinst_jax import masks
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data.coco import read_image
-from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
+from sparseinst_jax.data.eval_protocols import find_protocol
+from sparseinst_jax.data.images import ImageLike, as_rgb
+from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.layers import functional
 from sparseinst_jax.ops import normalize_images
 from sparseinst_jax.prediction import Prediction
@@ -33,43 +33,6 @@ from sparseinst_jax.weights.convert import original_to_ours, read_state_dict
 
 Size = tuple[int, int]
 CLASS_BIAS = ".cls_score.bias"  # in the original's names; one number for each class
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
-
-
-def as_rgb(image: ImageLike) -> np.ndarray:
-    """Read or convert an image to uint8 [h, w, 3], RGB.
-
-    Args:
-        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
-            [h, w, 4] (RGBA; transparency is dropped).
-
-    Raises:
-        FileNotFoundError: the path does not exist.
-        ValueError: the file cannot be read, or the array is of another kind.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
-                "it, or give the path of the file"
-            )
-        return np.array(upright.convert("RGB"))
-    array = np.asarray(image)
-    if array.ndim == 2:
-        array = array[:, :, None]
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ValueError(
-            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
-            "scale to 0...255, convert, and put the channels last"
-        )
-    if not array.size:
-        raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
-    return np.ascontiguousarray(
-        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
-    )
 
 
 class Prepared(NamedTuple):
@@ -78,10 +41,12 @@ class Prepared(NamedTuple):
     Attributes:
         image: uint8 [h, w, 3], resized by the test rule, not padded.
         original_size: (height, width) before the resize.
+        mask_size: (height, width) of the part that masks are cut to: the image.
     """
 
     image: np.ndarray
     original_size: Size
+    mask_size: Size
 
 
 class Pending(NamedTuple):
@@ -128,6 +93,7 @@ class Predictor:
         select: scores a batch of outputs, `Outputs` -> `Selection`.
         mask_threshold: a pixel belongs to a mask where its probability is larger.
         batch_size: images that go through the network together; fewer are filled up.
+        protocol: whose way to test, a key of `data.eval_protocols.PROTOCOLS`.
     """
 
     def __init__(
@@ -142,6 +108,7 @@ class Predictor:
         select: Callable[..., inference.Selection] = inference.select,
         mask_threshold: float = inference.MASK_THRESHOLD,
         batch_size: int = 1,
+        protocol: str = "original",
     ) -> None:
         if len(class_names) != len(category_ids):
             raise ValueError(
@@ -153,6 +120,7 @@ class Predictor:
         self.eval_size = (int(eval_size[0]), int(eval_size[1]))
         self.mask_threshold = mask_threshold
         self.batch_size = batch_size
+        self._protocol = find_protocol(protocol)
 
         def forward(
             params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
@@ -206,10 +174,8 @@ class Predictor:
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
-        original_size = image.shape[0], image.shape[1]
-        return Prepared(
-            resize_image(image, resized_size(original_size, *self.eval_size)), original_size
-        )
+        resized, mask_size = self._protocol.resize(image, self.eval_size)
+        return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
 
     def run(self, items: Sequence[Prepared]) -> list[Kept]:
         """Send prepared images through the network; see `start` and `finish`."""
@@ -246,11 +212,13 @@ class Predictor:
             )
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
                 query_index = np.flatnonzero(is_kept[row]).astype(np.int32)
+                if self._protocol.drops_last:
+                    query_index = query_index[:-1]
                 chunks = masks.upsample_masks(
                     selection.mask_probs,
                     row,
                     query_index,
-                    (item.image.shape[0], item.image.shape[1]),
+                    item.mask_size,
                     item.original_size,
                     self.mask_threshold,
                 )
@@ -288,6 +256,7 @@ def build_predictor(
         select=select,
         mask_threshold=config.eval.mask_threshold,
         batch_size=config.eval.batch_size,
+        protocol=config.eval.get("protocol", "original"),  # runs of before have no such key
     )
 
 

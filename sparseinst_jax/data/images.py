@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
 # What Pillow raises, depending on the format, for a file that is broken, cut off or far too large.
 _DECODING_ERRORS = (
     OSError,
@@ -36,6 +37,42 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     """
     with _upright(path) as image:
         return np.array(_to_rgb(image))
+
+
+def as_rgb(image: ImageLike) -> np.ndarray:
+    """Read or convert an image to uint8 [h, w, 3], RGB.
+
+    Args:
+        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
+            [h, w, 4] (RGBA; transparency is dropped).
+
+    Raises:
+        FileNotFoundError: the path does not exist.
+        ValueError: the file cannot be read, or the array is of another kind.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith(("I", "F")):
+            raise ValueError(
+                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
+                "it, or give the path of the file"
+            )
+        return np.array(upright.convert("RGB"))
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ValueError(
+            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
+            "scale to 0...255, convert, and put the channels last"
+        )
+    if not array.size:
+        raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
+    return np.ascontiguousarray(
+        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
+    )
 
 
 @contextmanager
