@@ -71,22 +71,40 @@ def _backbone_faults(name: str, **options: Any) -> list[str]:
     return BACKBONES[name].faults(**{key: arguments[key].default for key in known} | options)
 
 
+class _NoNumbers(np.ndarray):
+    """Zeros of any shape in four bytes; what is computed from them is such an array again."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **_: Any) -> np.ndarray:
+        return _no_numbers(np.broadcast_shapes(*map(np.shape, inputs)))
+
+
+def _no_numbers(shape: tuple[int, ...], _: Any = None) -> np.ndarray:
+    return np.broadcast_to(np.float32(0), shape).view(_NoNumbers)
+
+
+class _NoDraws:
+    """In the place of a random generator where only the shapes of weights matter."""
+
+    random = standard_normal = staticmethod(_no_numbers)
+
+
 def build_model(
-    model_config: Any, num_classes: int, seed: int, frozen_stages: int = 0
+    model_config: Any, num_classes: int, seed: int | None, frozen_stages: int = 0
 ) -> nnx.Module:
     """Build the model of `config.model` with fresh weights.
 
     Args:
       model_config: `config.model`; every key but the names is a constructor's argument.
       num_classes: K, from the data set or the checkpoint.
-      seed: of the initial weights.
+      seed: of the initial weights; None draws none: at once and without memory, for a model whose
+        weights come from elsewhere.
       frozen_stages: of the backbone, for training.
 
     Raises:
       ValueError: see `check_model`.
     """
     check_model(model_config)
-    rng = np.random.default_rng(seed)
+    rng: Any = _NoDraws() if seed is None else np.random.default_rng(seed)
     options = dict(model_config)
     model_class, _ = FAMILIES[options.pop("family")]
     dtype = jnp.dtype(options.pop("dtype"))

@@ -14,15 +14,16 @@ import numpy as np
 
 from sparseinst_jax.weights import original, rules
 from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.translate import translate
 
 Tree = dict[str, Any]
 
 
 def load_weights(path: str | Path, params: Tree, statistics: Tree) -> tuple[Tree, Tree]:
-    """Reads a `.npz` or `.safetensors` file of original weights into the given trees' form.
+    """Reads a weights file of any kind and implementation into the given trees' form.
 
     Args:
-      path: the file; its names and layouts are those of the original PyTorch release.
+      path: the file.
       params: nested dict that says which parameters exist, with their shapes and dtypes.
       statistics: the same for the normalisation statistics.
 
@@ -33,7 +34,8 @@ def load_weights(path: str | Path, params: Tree, statistics: Tree) -> tuple[Tree
       FileNotFoundError: if there is no such file.
       ValueError: if the file is of another kind or does not fit; the message lists every fault.
     """
-    return original_to_ours(read_state_dict(path), params, statistics, source=str(path))
+    arrays = translate(read_weights_file(path).arrays).arrays
+    return original_to_ours(arrays, params, statistics, source=str(path))
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
