@@ -15,7 +15,7 @@ from configs import iam_r50
 def get_config():
     """Return the recipe with PaddleDetection's schedule, resizing and frozen stem and res2."""
     config = iam_r50.get_config()
-    config.data.resize_rule = "paddledetection"
+    config.data.update(dict(resize_rule="paddledetection", annotation_filter="paddledetection"))
     config.train.update(dict(num_steps=150 * 1832, milestones=(115 * 1832, 136 * 1832)))
     config.train.frozen_stages = 2
     return config

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from sparseinst_jax import builders, layers
+from sparseinst_jax import builders, layers, zoo
 from sparseinst_jax.config import flatten, load_config
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import optimizer
@@ -23,7 +24,34 @@ VARIANTS = [path for path in CONFIGS if path.stem != "base"]
 NUM_CLASSES = 3
 VARIANT_LINES = 15
 
+ROWS = {row.config: row for row in reversed(zoo.ROWS)}  # the first row of each configuration
+
 by_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+
+
+def _shallow(path: Path, **overrides: str) -> ConfigDict:
+    """A configuration with the blocks that differ: in a stage of a ResNet the first two, else one."""
+    config = load_config(path, {key.replace("__", "."): text for key, text in overrides.items()})
+    with config.unlocked():
+        backbone = config.model.backbone
+        most = 2 if backbone.name == "resnet" else 1
+        backbone.stage_depths = tuple(min(depth, most) for depth in backbone.stage_depths)
+    return config
+
+
+def _steps() -> dict[str, ConfigDict]:
+    """One configuration for each training step that traces differently, by the first one's name."""
+    configs = {path.stem: _shallow(path) for path in VARIANTS}
+    configs["shapes-bfloat16"] = _shallow(ROOT / "configs/shapes.py", model__dtype="bfloat16")
+    traced = {}
+    for name, config in configs.items():
+        train = config.train
+        key = repr((config.model.to_dict(), config.objective.to_dict(), train.frozen_stages))
+        traced.setdefault(key, (name, config))
+    return dict(traced.values())
+
+
+STEPS = _steps()
 
 
 def _batch(size: int = 2, targets: int = 3) -> Batch:
@@ -38,17 +66,12 @@ def _batch(size: int = 2, targets: int = 3) -> Batch:
     )
 
 
-@pytest.mark.parametrize(
-    ("path", "dtype"),
-    [(path, "float32") for path in VARIANTS]  # giam_r50 is base
-    + [(path, "bfloat16") for path in VARIANTS if path.stem in ("giam_r50", "shapes")],
-    ids=lambda value: getattr(value, "stem", value),
-)
-def test_the_whole_training_step_keeps_every_shape_and_type(path, dtype, monkeypatch):
+@pytest.mark.parametrize("name", STEPS)
+def test_the_whole_training_step_keeps_every_shape_and_type(name, monkeypatch):
     # The weights' values do not matter here, and drawing 33 million takes a second.
     monkeypatch.setattr(np.random, "default_rng", lambda seed: _NoWeights())
-    config = load_config(path, {"model.dtype": dtype})
-    model = builders.build_model(config.model, NUM_CLASSES, config.seed)
+    config = STEPS[name]
+    model = builders.build_model(config.model, NUM_CLASSES, config.seed, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model)
     train = config.train
     schedule = optimizer.make_schedule(
@@ -121,23 +144,103 @@ def test_a_variant_is_short_and_says_command_hardware_and_ap(path):
     assert len(code) <= VARIANT_LINES, f"{path.name}: {len(code)} lines of code"
 
 
-@pytest.mark.parametrize(
-    ("name", "groups", "normalizer"),
-    [("iam_r50", 1, "sigmoid"), ("giam_r50", 4, "sigmoid"), ("giam_softmax_r50", 4, "softmax")],
-)
-def test_a_published_configs_name_says_what_it_holds(name, groups, normalizer):
-    model = load_config(ROOT / "configs" / f"{name}.py").model
-    assert (model.num_groups, model.normalizer) == (groups, normalizer)
-    assert (model.backbone.stage_depths, model.backbone.width) == ((3, 4, 6, 3), 64)
+def test_every_published_row_has_a_configuration_and_no_other_has_a_row():
+    own = {"finetune", "shapes", "tiny"}
+    assert {path.stem for path in VARIANTS} - own == ROWS.keys()
 
 
-@pytest.mark.parametrize("name", ["base", "iam_r50", "giam_r50", "giam_softmax_r50"])
-def test_what_the_published_recipe_does_not_have_is_off_in_it(name):
+@pytest.mark.parametrize("name", ROWS)
+def test_a_published_configs_name_says_what_it_holds(name):
     config = load_config(ROOT / "configs" / f"{name}.py")
-    train = config.train
-    off = train.gradient_clip_norm, train.ema_decay, train.frozen_stages, train.early_stopping
-    assert off == (0, 0, 0, 0)
+    model, words = config.model, name.split("_")
+    is_softmax = "softmax" in words or "cspdarknet53" in words
+    assert model.num_groups == (1 if "iam" in words else 4)
+    assert model.normalizer == ("softmax" if is_softmax else "sigmoid")
+    assert model.dtype == ("bfloat16" if "bf16" in words else "float32")
+    has_crop = config.data.augmentation == "flip_resize_crop"
+    assert has_crop == ("aug" in words)
+    assert has_crop or config.data.augmentation == "flip_resize"
+    if {"r50", "r50vd", "r101"} & set(words):
+        assert _resnet(model.backbone) == _wanted_resnet(words)
+    else:
+        assert dict(model.backbone) == OTHER_BACKBONES[name]
+
+
+def _resnet(backbone: ConfigDict) -> tuple:
+    assert (backbone.name, backbone.width, backbone.norm) == ("resnet", 64, "frozen_batch_norm")
+    kind = backbone.variant, backbone.deformable_stages, backbone.modulated
+    return (backbone.stage_depths, *kind)
+
+
+def _wanted_resnet(words: list[str]) -> tuple:
+    depths = (3, 4, 23, 3) if "r101" in words else (3, 4, 6, 3)
+    stages, is_paddle = (), "paddle" in words
+    if "dcn" in words:
+        stages = ("res3", "res4", "res5") if is_paddle else ("res4", "res5")
+    return depths, "d" if "r50vd" in words else "b", stages, bool(stages) and is_paddle
+
+
+_DARKNET = dict(name="cspdarknet", stage_depths=(1, 2, 8, 8, 4), width=32, norm="batch_norm")
+_PVT = dict(name="pvt", embed_dims=(64, 128, 320, 512), drop_path=0.1)
+OTHER_BACKBONES = {
+    "giam_cspdarknet53": dict(_DARKNET, cross_stage=True),
+    "giam_darknet53": dict(_DARKNET, cross_stage=False),
+    "giam_pvt_b1": dict(_PVT, stage_depths=(2, 2, 2, 2), linear=False),
+    "giam_pvt_b2_linear": dict(_PVT, stage_depths=(3, 4, 6, 3), linear=True),
+}
+
+
+@pytest.mark.parametrize("name", ["base", *ROWS])
+def test_what_no_published_recipe_has_is_off_in_all_of_them(name):
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    train, data = config.train, config.data
+    assert (train.gradient_clip_norm, train.early_stopping, train.lr_decay) == (0, 0, 0.1)
     assert train.base_batch_size == train.batch_size == 64
+    assert (train.learning_rate, train.weight_decay) == (5e-5, 0.05)
+    assert (data.copy_paste, data.keep_empty, data.crowd) == (0, False, "drop")
+    assert (data.train_sizes, data.train_max_size) == (tuple(range(416, 641, 32)), 853)
+    assert config.eval.protocol == "original"
+    assert dict(config.objective) == dict(load_config(ROOT / "configs/base.py").objective)
+    if name in ROWS:
+        assert data.eval_size == (ROWS[name].short_side, 853)
+
+
+PADDLE_STEPS = 117_266 // 64  # of an epoch, the last incomplete batch left out
+RECIPES = {
+    "SparseInst": ("detectron2", "detectron2", 0, 1000, 270_000),
+    "PaddleDetection": ("paddledetection", "paddledetection", 2, 1000, 150 * PADDLE_STEPS),
+    "mmdetection": ("detectron2", "mmdetection", 1, 0, 270_000),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_trained_as_its_implementation_trains_it(name):
+    config, source = load_config(ROOT / "configs" / f"{name}.py"), ROWS[name].source
+    train, data = config.train, config.data
+    rules = data.resize_rule, data.annotation_filter
+    recipe = train.frozen_stages, train.warmup_steps, train.num_steps
+    assert (*rules, *recipe) == RECIPES[source]
+    assert train.ema_decay == (0.9998 if "ssld" in name else 0)
+    epochs = (114, 137) if name == "paddle_giam_r50vd_ssld_aug" else (115, 136)
+    paddle = tuple(epoch * PADDLE_STEPS for epoch in epochs)
+    assert train.milestones == (paddle if source == "PaddleDetection" else (210_000, 250_000))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_docstring_gives_the_published_scores_and_the_file_to_start_from(name):
+    row = ROWS[name]
+    text = " ".join(ast.get_docstring(ast.parse(_source(name))).split())
+    for score in (row.ap_val, row.ap_test, row.fps):
+        assert score is None or f"{score:.1f}" in text
+    assert f"input {row.short_side}" in text or row.ap_val is None
+    command = f"Command: python train.py --config configs/{name}.py"
+    if row.backbone:
+        command += f" --init-from {zoo.BACKBONES[row.backbone].file}"
+    assert command in text
+
+
+def _source(name: str) -> str:
+    return (ROOT / "configs" / f"{name}.py").read_text()
 
 
 def test_the_base_config_is_the_published_recipe():
