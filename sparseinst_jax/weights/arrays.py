@@ -7,6 +7,7 @@ file cannot ask for more memory than it has bytes.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
 
@@ -37,22 +38,35 @@ class WeightsFileError(ValueError):
 
 
 class Piece(NamedTuple):
-    """A run of bytes of an open file (or of a `BytesIO`)."""
+    """A run of bytes of an open file, or of bytes in memory.
 
-    file: BinaryIO
+    Attributes:
+      file: opened for reading.
+      start: of the run in the file, in bytes.
+      size: of the run in bytes.
+      checksum: CRC-32 that the file gives for the whole run; 0 if none.
+    """
+
+    file: BinaryIO | bytes
     start: int
     size: int
+    checksum: int = 0
 
     def read(self, start: int = 0, size: int | None = None) -> np.ndarray:
-        """Reads bytes from `start` of the piece, as a new uint8 array.
+        """Reads bytes from `start` of the piece, as a uint8 array: a view if they are in memory.
 
         Raises:
-          WeightsFileError: if the piece, or the file, is shorter.
+          WeightsFileError: if the piece, or the file, is shorter; if all of it is read and it
+            does not have its checksum.
         """
         size = self.size - start if size is None else size
         if start < 0 or size < 0 or start + size > self.size:
             raise WeightsFileError(f"{size} bytes are needed at {start}, but {self.size} are there")
+        if isinstance(self.file, bytes) and size:
+            return np.frombuffer(self.file, np.uint8, size, self.start + start)
         content = np.empty(size, np.uint8)
+        if isinstance(self.file, bytes):
+            return content
         self.file.seek(self.start + start)
         view = content.data
         while view:
@@ -60,6 +74,8 @@ class Piece(NamedTuple):
             if not count:
                 raise WeightsFileError("the file ends in the middle")
             view = view[count:]
+        if self.checksum and size == self.size and zlib.crc32(content.data) != self.checksum:
+            raise WeightsFileError("the data do not have their checksum: damaged; download again")
         return content
 
 

@@ -8,6 +8,7 @@ is allocated, so what is refused is refused at once.
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -15,10 +16,30 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, name_some
+from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, name_some, short
 from sparseinst_jax.weights.plain_files import read_npz, read_safetensors
+from sparseinst_jax.weights.safe_pickle import Unpickler
+from sparseinst_jax.weights.torch_file import (
+    LEGACY_START,
+    is_torch_zip,
+    read_torch_legacy,
+    read_torch_zip,
+)
+from sparseinst_jax.weights.unwrap import is_paddle, unwrap
 from sparseinst_jax.weights.zip_entries import INFLATED_BYTES, INFLATED_RATIO, ZipEntries
 
+_HEAD_BYTES = 512
+# The first byte of a pickle: a protocol, or in protocols 0 and 1 a dict, a mark or a name.
+_PICKLE_STARTS = (b"\x80", b"}", b"(", b"c")
+_STRANGERS = {
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"<": "a web page: the download did not give the file",
+    b"version https://git-lfs": "a pointer of git-lfs: fetch the file with git lfs pull",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a single .npy array",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+}
 KINDS = ".pth and .pkl of PyTorch or detectron2, .pdparams of Paddle, .npz, .safetensors"
 
 
@@ -39,13 +60,18 @@ class WeightsFile(NamedTuple):
 
 
 class _Contents(NamedTuple):
-    arrays: dict[str, StoredArray]
     kind: str
+    arrays: dict[str, StoredArray]
+    slices: dict[str, tuple[tuple[int, ...], list[str]]]
     notes: list[str]
 
 
-def read_weights_file(path: str | Path) -> WeightsFile:
+def read_weights_file(path: str | Path, prefer_ema: bool = False) -> WeightsFile:
     """Reads the arrays of a weights file; its kind is decided by its content.
+
+    Args:
+      path: the file.
+      prefer_ema: take the moving average of the weights where a checkpoint holds both.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -58,8 +84,9 @@ def read_weights_file(path: str | Path) -> WeightsFile:
         raise FileNotFoundError(f"no weights file {path}; give a file ({KINDS})")
     with path.open("rb") as file:
         try:
-            contents = _contents(file, path.stat().st_size)
+            contents = _contents(file, path.stat().st_size, prefer_ema)
             arrays = _read(contents.arrays, path.stat().st_size)
+            arrays = _join(arrays, contents.slices)
         except WeightsFileError as error:
             raise WeightsFileError(f"{path} cannot be read as weights: {error}") from error
         except (struct.error, zlib.error, UnicodeError, EOFError) as error:
@@ -70,14 +97,31 @@ def read_weights_file(path: str | Path) -> WeightsFile:
     return WeightsFile(arrays, contents.kind, notes, sha256)
 
 
-def _contents(file: BinaryIO, size: int) -> _Contents:
-    head = file.read(16)
+def _contents(file: BinaryIO, size: int, prefer_ema: bool) -> _Contents:
+    head = file.read(_HEAD_BYTES)
     file.seek(0)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _Contents(read_npz(ZipEntries(file, size)), "npz", [])
-    if head[8:9] == b"{":
-        return _Contents(read_safetensors(file, size), "safetensors", [])
-    raise WeightsFileError(f"it starts with {head!r}, expected one of: {KINDS}")
+        entries = ZipEntries(file, size)
+        if not is_torch_zip(entries):
+            return _Contents("npz", read_npz(entries), {}, [])
+        return _Contents("PyTorch zip", *unwrap(read_torch_zip(entries), prefer_ema))
+    if head.startswith(LEGACY_START):
+        return _Contents("PyTorch legacy", *unwrap(read_torch_legacy(file, size), prefer_ema))
+    if head[8:9] == b"{" and head[:1] != b"\x80":
+        return _Contents("safetensors", read_safetensors(file, size), {}, [])
+    for start, what in _STRANGERS.items():
+        if head.startswith(start):
+            raise WeightsFileError(f"it is {what}; expected one of: {KINDS}")
+    if head[257:262] == b"ustar":
+        raise WeightsFileError(
+            "it is a tar file, as PyTorch wrote before version 0.1.10; load it with a PyTorch of "
+            "today and save it again with torch.save"
+        )
+    if head[:1] not in _PICKLE_STARTS:
+        raise WeightsFileError(f"it starts with {head[:8]!r}; expected one of: {KINDS}")
+    content = Unpickler(file, size).load()
+    kind = "Paddle" if is_paddle(content) else "detectron2 pickle"
+    return _Contents(kind, *unwrap(content, prefer_ema))
 
 
 def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarray]:
@@ -95,6 +139,26 @@ def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarra
             "they all share the same bytes, which no checkpoint does"
         )
     return {name: array.read() for name, array in stored.items()}
+
+
+def _join(
+    arrays: dict[str, np.ndarray], slices: dict[str, tuple[tuple[int, ...], list[str]]]
+) -> dict[str, np.ndarray]:
+    """Puts together the arrays that Paddle cut."""
+    for name, (shape, parts) in slices.items():
+        missing = [part for part in parts if part not in arrays]
+        if missing or name in arrays:
+            raise WeightsFileError(
+                f"the slices of {short(name)} are not all there, or it is there twice: "
+                f"{name_some(missing)}"
+            )
+        flat = np.concatenate([arrays.pop(part).reshape(-1) for part in parts])
+        if flat.size != math.prod(shape):
+            raise WeightsFileError(
+                f"the slices of {short(name)} have {flat.size} numbers, expected shape {shape}"
+            )
+        arrays[name] = flat.reshape(shape)
+    return arrays
 
 
 def _warnings(stored: dict[str, StoredArray], arrays: dict[str, np.ndarray]) -> list[str]:

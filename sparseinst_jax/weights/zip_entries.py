@@ -15,7 +15,6 @@ MAX_DIRECTORY_BYTES = 2 << 20
 # What compressed entries may grow to: weights shrink by a tenth, runs of zeros more.
 INFLATED_BYTES, INFLATED_RATIO = 96 << 20, 8
 _ENCRYPTED, _LOCAL_HEADER = 0x1, struct.Struct("<4s22xHH")
-_CHUNK_BYTES = 1 << 20
 
 
 class _Careful(io.BufferedIOBase):
@@ -127,26 +126,28 @@ class ZipEntries:
                 f"{self._size}, expected at most {most}: a zip bomb, or not weights"
             )
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
     def piece(self, name: str) -> Piece:
-        """The content of an entry, its checksum compared; a compressed one is inflated to memory.
+        """The content of an entry; a compressed one is inflated to memory.
 
         Raises:
           WeightsFileError: if the entry is cut off, damaged, or not the size that it claims.
         """
         entry = self._entries[name]
-        piece = Piece(self._file, self._data_start(entry), entry.compress_size)
-        if entry.compress_type == zipfile.ZIP_DEFLATED:
-            content = self._inflate(piece, entry)
-            piece, checksum = Piece(io.BytesIO(content), 0, len(content)), zlib.crc32(content)
-        else:
-            checksum = self._checksum(piece) if entry.CRC else 0
         # PyTorch can leave the checksums out: they are all 0 then.
-        if entry.CRC not in (0, checksum):
+        start = self._data_start(entry)
+        piece = Piece(self._file, start, entry.compress_size)
+        if entry.compress_type == zipfile.ZIP_STORED:
+            return piece._replace(checksum=entry.CRC)
+        content = self._inflate(piece, entry)
+        if entry.CRC not in (0, zlib.crc32(content)):
             raise WeightsFileError(
-                f"the zip entry {short(name)} is damaged: checksum {checksum:08x}, expected "
-                f"{entry.CRC:08x}; download the file again"
+                f"the zip entry {short(name)} is damaged, it does not have its checksum; download "
+                "the file again"
             )
-        return piece
+        return Piece(content, 0, len(content))
 
     def _data_start(self, entry: zipfile.ZipInfo) -> int:
         self._file.seek(entry.header_offset)
@@ -165,13 +166,6 @@ class ZipEntries:
             f"the zip entry {short(entry.filename)} is not where the directory says: cut off or "
             "damaged; download the file again"
         )
-
-    def _checksum(self, piece: Piece) -> int:
-        checksum = 0
-        for start in range(0, piece.size, _CHUNK_BYTES):
-            chunk = piece.read(start, min(_CHUNK_BYTES, piece.size - start))
-            checksum = zlib.crc32(chunk.data, checksum)
-        return checksum
 
     def _inflate(self, piece: Piece, entry: zipfile.ZipInfo) -> bytes:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -1,0 +1,309 @@
+"""What the names in a pickle of arrays mean: inert values of ours for NumPy's and PyTorch's.
+
+`MEANINGS` is the allow-list of `safe_pickle`: only these names give anything but an empty
+`Foreign`. Each function takes the arguments that the pickle holds and makes a description; none
+allocates an array.
+
+Source: what `numpy.ndarray.__reduce__` and `torch.Tensor.__reduce_ex__` write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sparseinst_jax.weights.arrays import (
+    ITEM_SIZES,
+    Piece,
+    StoredArray,
+    WeightsFileError,
+    c_strides,
+    f_strides,
+    short,
+)
+
+# NumPy's codes of dtypes, with their size in bytes.
+_NUMPY_DTYPES = {
+    "f8": "float64",
+    "f4": "float32",
+    "f2": "float16",
+    "i8": "int64",
+    "i4": "int32",
+    "i2": "int16",
+    "i1": "int8",
+    "u8": "uint64",
+    "u4": "uint32",
+    "u2": "uint16",
+    "u1": "uint8",
+    "b1": "bool",
+}
+_TORCH_STORAGES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+_UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
+
+
+class Name:
+    """A dotted name in a pickle; nothing stands behind it."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+class Foreign:
+    """An object whose class this package does not know: empty but for the name."""
+
+    __slots__ = ("path",)
+
+    def __init__(self, path: str):
+        self.path = path
+
+
+def set_items(target: dict[Any, Any], pairs: Any) -> None:
+    """Puts items into a dict; a name that is there already is refused.
+
+    Only keys that cannot be made to collide, and whose hash does not recurse, stay as they are.
+    """
+    for key, value in pairs:
+        is_small = isinstance(key, int) and abs(key) < 1 << 63
+        if not (is_small or key is None or isinstance(key, str | bytes | float | Name)):
+            key = Foreign(f"a key of type {type(key).__name__}")
+        if isinstance(key, str) and key in target:
+            raise WeightsFileError(
+                f"the name {short(key)} is there twice, expected once: damaged, or tampered with"
+            )
+        target[key] = value
+
+
+class Text:
+    """A long text, left in the file."""
+
+    __slots__ = ("_latin1", "_piece")
+
+    def __init__(self, piece: Piece):
+        self._piece = piece
+        self._latin1: Piece | None = None
+
+    def latin1(self) -> Piece:
+        """The bytes that protocol 2 wrote as a text of the characters 0 to 255."""
+        if self._latin1 is None:
+            content = self._piece.read().tobytes().decode().encode("latin-1")
+            self._latin1 = Piece(content, 0, len(content))
+        return self._latin1
+
+
+class Settable:
+    """A stand-in that gets its content afterwards, by `set_state`."""
+
+    __slots__ = ()
+
+    def set_state(self, state: Any) -> None:
+        """Takes what the pickle has for `__setstate__`; a ValueError or TypeError if damaged."""
+        raise NotImplementedError
+
+
+class PickledDtype(Settable):
+    """A NumPy dtype: its name and byte order."""
+
+    __slots__ = ("is_big_endian", "name")
+
+    def __init__(self, name: str):
+        self.name = name
+        self.is_big_endian = False
+
+    def set_state(self, state: Any) -> None:
+        """Takes (version, byte order, ...): only the order is of interest."""
+        _, order, _, names, *_ = state
+        if order not in ("<", ">", "=", "|"):
+            raise ValueError("a dtype with an unknown byte order")
+        self.is_big_endian = order == ">"
+        if names is not None:
+            self.name = "structured"
+
+
+class PickledArray(Settable):
+    """A NumPy array whose content is in the pickle."""
+
+    __slots__ = ("data", "dtype", "is_fortran", "shape")
+
+    def __init__(
+        self, shape: Any = (), dtype: Any = None, is_fortran: Any = False, data: Any = None
+    ):
+        self.shape, self.dtype, self.is_fortran, self.data = shape, dtype, is_fortran, data
+
+    def set_state(self, state: Any) -> None:
+        """Takes (version, shape, dtype, whether the first axis is the fastest, content)."""
+        *_, self.shape, self.dtype, self.is_fortran, self.data = state
+
+    def stored(self) -> StoredArray:
+        """Where the array is; with a piece of None if its content is none."""
+        dtype = self.dtype if isinstance(self.dtype, PickledDtype) else PickledDtype("unknown")
+        shape = self.shape if type(self.shape) is tuple else (self.shape,)
+        if not all(type(size) is int for size in shape):
+            return StoredArray(None, dtype.name, shape, shape)
+        strides = f_strides(shape) if self.is_fortran else c_strides(shape)
+        return StoredArray(
+            _as_piece(self.data), dtype.name, shape, strides, 0, dtype.is_big_endian, True
+        )
+
+
+def _as_piece(data: object) -> Piece | None:
+    if isinstance(data, str):  # of Python 2, or short bytes of protocol 2
+        data = data.encode("latin-1")
+    if isinstance(data, bytes):
+        return Piece(data, 0, len(data))
+    return data if isinstance(data, Piece) else None
+
+
+class Storage:
+    """A run of numbers that tensors lie in.
+
+    Attributes:
+      name: of the storage in the file.
+      dtype: of the numbers, or None if it is only bytes.
+      num_bytes: what the pickle claims.
+      piece: the bytes; None until the file was read so far.
+      is_big_endian: order of the bytes of a number.
+    """
+
+    __slots__ = ("dtype", "is_big_endian", "name", "num_bytes", "piece")
+
+    def __init__(self, name: str, dtype: str | None, num_bytes: int):
+        self.name, self.dtype, self.num_bytes = name, dtype, num_bytes
+        self.piece: Piece | None = None
+        self.is_big_endian = False
+
+
+class Tensor(NamedTuple):
+    """A PyTorch tensor: where in which storage."""
+
+    storage: Storage
+    offset: Any
+    shape: Any
+    strides: Any
+    dtype: str
+
+    def stored(self) -> StoredArray:
+        """Where the array is; shape and strides are checked by its `fault`."""
+        shape = self.shape if type(self.shape) is tuple else (self.shape,)
+        strides = self.strides if type(self.strides) is tuple else (self.strides,)
+        storage = self.storage
+        return StoredArray(
+            storage.piece, self.dtype, shape, strides, self.offset, storage.is_big_endian
+        )
+
+
+def storage_of(kind: object, name: object, size: object) -> Storage:
+    """The storage that a PyTorch pickle refers to.
+
+    Args:
+      kind: the `Name` of its class, such as torch.FloatStorage.
+      name: of the storage in the file.
+      size: in numbers; of untyped storages in bytes.
+    """
+    if not isinstance(kind, Name) or not isinstance(name, str):
+        raise ValueError("a storage without class or name")
+    if type(size) is not int or size < 0:
+        raise WeightsFileError(f"the storage {short(name)} has the size {short(size)}")
+    if kind.path in _UNTYPED:
+        return Storage(name, None, size)
+    dtype = _TORCH_STORAGES.get(kind.path, kind.path)
+    # A dtype that is not known is a fault only of the tensors that are asked for.
+    return Storage(name, dtype, size * ITEM_SIZES.get(dtype, 1))
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> object:
+    if not isinstance(storage, Storage):
+        raise ValueError("a tensor without storage")
+    return Tensor(storage, offset, shape, strides, storage.dtype or "unknown")
+
+
+def _tensor_of_dtype(
+    storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> object:
+    path = dtype.path if isinstance(dtype, Name) else "unknown"
+    tensor = _tensor(storage, offset, shape, strides)
+    return tensor._replace(dtype=path.removeprefix("torch."))  # type: ignore[attr-defined]
+
+
+def _parameter(data: object, *_: object) -> object:
+    return data
+
+
+def _tensor_with_attributes(function: Any, kind: Any, arguments: Any, *_: Any) -> object:
+    if isinstance(function, Name) and function.path in _TENSORS and type(arguments) is tuple:
+        return _TENSORS[function.path](*arguments)
+    return Foreign(kind.path if isinstance(kind, Name) else "a tensor of an unknown class")
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    result: dict[Any, Any] = {}
+    set_items(result, pairs)
+    return result
+
+
+def _dtype(code: Any, *_: Any) -> PickledDtype:
+    if isinstance(code, Name):  # ml_dtypes.bfloat16
+        return PickledDtype(code.path.removeprefix("ml_dtypes."))
+    code = str.lstrip(code, "<>|=")
+    return PickledDtype("object" if code.startswith("O") else str(_NUMPY_DTYPES.get(code, code)))
+
+
+def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> PickledArray:
+    return PickledArray(shape, dtype, order == "F", data)
+
+
+def _encode(text: Any, encoding: Any = "utf-8") -> object:
+    if encoding not in ("latin1", "latin-1"):
+        return Foreign("_codecs.encode")
+    return text.latin1() if isinstance(text, Text) else text.encode("latin-1")
+
+
+def _plain(kind: str, make: Callable[[], object]) -> Callable[..., object]:
+    """A container that is empty, or as it was given: Paddle writes `tuple((name, array))`."""
+
+    def meaning(*arguments: Any) -> object:
+        if not arguments:
+            return make()
+        is_same = len(arguments) == 1 and type(arguments[0]) is type(make())
+        return arguments[0] if is_same else Foreign(kind)
+
+    return meaning
+
+
+_TENSORS: dict[str, Callable[..., object]] = {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+MEANINGS: dict[str, Callable[..., object]] = {
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type": _tensor_with_attributes,
+    "torch._tensor._rebuild_from_type_v2": _tensor_with_attributes,
+    "torch.tensor._rebuild_from_type": _tensor_with_attributes,
+    "torch.Size": lambda sizes=(): sizes,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": lambda *arguments: {},
+    "builtins.dict": _plain("builtins.dict", dict),
+    "builtins.list": _plain("builtins.list", list),
+    "builtins.tuple": _plain("builtins.tuple", tuple),
+    "builtins.bytes": _plain("builtins.bytes", bytes),
+    "_codecs.encode": _encode,
+    "numpy.dtype": _dtype,
+    "numpy._core.multiarray._reconstruct": lambda *arguments: PickledArray(),
+    "numpy._core.multiarray.scalar": lambda dtype, data: PickledArray((), dtype, False, data),
+    "numpy._core.numeric._frombuffer": _array_of_buffer,
+}

@@ -1,0 +1,178 @@
+"""Files of `torch.save`: the zip of today and the legacy format, read without torch.
+
+The pickle says which tensor lies where in which storage; the storages are runs of numbers beside
+it. Nothing of a storage is read before a tensor in it is asked for.
+
+Source: PyTorch's `torch/serialization.py` (`_save`, `_legacy_save`).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Any, BinaryIO, NamedTuple
+
+from sparseinst_jax.weights.arrays import ITEM_SIZES, Piece, WeightsFileError, short
+from sparseinst_jax.weights.safe_pickle import Unpickler
+from sparseinst_jax.weights.stand_ins import Storage, storage_of
+from sparseinst_jax.weights.zip_entries import ZipEntries
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_PICKLE_NAME = "data.pkl"
+_LEGACY_PROTOCOL = 1001
+
+
+def is_torch_zip(entries: ZipEntries) -> bool:
+    """Whether a zip is one of `torch.save` (or of TorchScript)."""
+    return any(name.rpartition("/")[2] == _PICKLE_NAME for name in entries.names)
+
+
+def read_torch_zip(entries: ZipEntries) -> Any:
+    """What was saved, with `stand_ins.Tensor` for its tensors.
+
+    Raises:
+      WeightsFileError: if it is damaged, or a TorchScript program.
+    """
+    pickles = [name for name in entries.names if name.rpartition("/")[2] == _PICKLE_NAME]
+    folder = pickles[0].removesuffix(_PICKLE_NAME)
+    if len(pickles) > 1:
+        raise WeightsFileError(f"two checkpoints in one zip: {short(pickles)}, expected one")
+    if any(name.startswith((f"{folder}code/", f"{folder}constants.pkl")) for name in entries.names):
+        raise WeightsFileError(
+            "it is a TorchScript program, expected a state dict; load it with torch.jit.load and "
+            "save its state_dict() with torch.save"
+        )
+    is_big_endian = _byte_order(entries, f"{folder}byteorder") == b"big"
+    storages: dict[str, Storage] = {}
+
+    def storage(identity: Any) -> Storage:
+        found = _identified(identity)
+        if found.name not in storages:
+            name = f"{folder}data/{found.name}"
+            if name not in entries:
+                raise WeightsFileError(f"the zip has no entry {short(name)}, which a tensor needs")
+            new = storage_of(found.kind, found.name, found.size)
+            new.piece, new.is_big_endian = entries.piece(name), is_big_endian
+            _check_size(new, new.piece.size)
+            storages[found.name] = new
+        return storages[found.name]
+
+    piece = entries.piece(pickles[0])
+    file, start = piece.file, piece.start
+    file = io.BytesIO(file) if isinstance(file, bytes) else file
+    file.seek(start)
+    return Unpickler(file, start + piece.size, storage).load()
+
+
+def _byte_order(entries: ZipEntries, name: str) -> bytes:
+    """The content of the small entry, which old files lack: they are little-endian."""
+    if name not in entries:
+        return b"little"
+    order = entries.piece(name).read().tobytes()[:8]
+    if order not in (b"little", b"big"):
+        raise WeightsFileError(f"the byte order {order!r}, expected little or big")
+    return order
+
+
+class _Identity(NamedTuple):
+    """What a persistent id says of a storage: class, name, size in numbers, part of another."""
+
+    kind: Any
+    name: str
+    size: Any
+    view: Any
+
+
+def _identified(identity: Any) -> _Identity:
+    if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
+        raise WeightsFileError(
+            f"the pickle refers to something that is no storage ({type(identity).__name__})"
+        )
+    _, kind, name, _, size, *view = identity
+    if not isinstance(name, str):
+        raise WeightsFileError("the pickle refers to a storage without a name")
+    return _Identity(kind, name, size, view[0] if view else None)
+
+
+def _check_size(storage: Storage, num_bytes: int) -> None:
+    if num_bytes < storage.num_bytes:
+        raise WeightsFileError(
+            f"the storage {short(storage.name)} claims {storage.num_bytes} bytes, but the file "
+            f"has {num_bytes} for it: cut off or damaged; download the file again"
+        )
+
+
+def read_torch_legacy(file: BinaryIO, size: int) -> Any:
+    """What was saved, with `stand_ins.Tensor` for its tensors.
+
+    Raises:
+      WeightsFileError: if it is damaged.
+    """
+    storages: dict[str, Storage] = {}
+    views: dict[tuple[str, int, int], Storage] = {}
+
+    def storage(identity: Any) -> object:
+        if type(identity) is tuple and len(identity) > 1 and identity[0] == "module":
+            return identity[1]  # a class with its source, of which only the name is of use
+        found = _identified(identity)
+        if found.name not in storages:
+            storages[found.name] = storage_of(found.kind, found.name, found.size)
+        root = storages[found.name]
+        if found.view is None:
+            return root
+        _, start, length = found.view
+        if type(start) is not int or type(length) is not int or min(start, length) < 0:
+            raise WeightsFileError(f"a view of the storage {short(root.name)} has no whole place")
+        item = ITEM_SIZES.get(root.dtype or "", 1)
+        view = Storage(root.name, root.dtype, length * item)
+        return views.setdefault((found.name, start, length), view)
+
+    unpickler = Unpickler(file, size, storage)
+    if unpickler.load() != LEGACY_MAGIC or unpickler.load() != _LEGACY_PROTOCOL:
+        raise WeightsFileError("a PyTorch file of an unknown version, expected protocol 1001")
+    system = unpickler.load()
+    is_little_endian = not isinstance(system, dict) or system.get("little_endian") is not False
+    content = unpickler.load()
+    _place(file, size, unpickler.load(), storages, not is_little_endian)
+    for (name, start, length), view in views.items():
+        root = storages[name].piece
+        assert root is not None
+        offset = start * ITEM_SIZES.get(view.dtype or "", 1)
+        if offset + view.num_bytes > root.size:
+            raise WeightsFileError(
+                f"a view of the storage {short(name)} claims {length} numbers from {start}, more "
+                "than the storage has"
+            )
+        view.piece = Piece(root.file, root.start + offset, view.num_bytes)
+        view.is_big_endian = not is_little_endian
+    return content
+
+
+def _place(
+    file: BinaryIO, size: int, names: Any, storages: dict[str, Storage], is_big_endian: bool
+) -> None:
+    """Says where each storage lies: they follow the pickles, each behind a count of numbers."""
+    if type(names) is not list or not all(isinstance(name, str) for name in names):
+        raise WeightsFileError("the list of storages is damaged; download the file again")
+    if len(names) != len(storages) or set(names) != storages.keys():
+        raise WeightsFileError("the list of storages is another one than that of the tensors")
+    for name in names:
+        storage = storages[name]
+        start = file.tell() + 8
+        count = struct.unpack(">q" if is_big_endian else "<q", file.read(8))[0]
+        if storage.dtype not in ITEM_SIZES:
+            raise WeightsFileError(
+                f"the storage {short(name)} is a {short(storage.dtype)}, expected one of "
+                f"{', '.join(ITEM_SIZES)}"
+            )
+        item = ITEM_SIZES[storage.dtype]
+        if count * item != storage.num_bytes:
+            raise WeightsFileError(
+                f"the storage {short(name)} has {count} numbers, but its tensors expect "
+                f"{storage.num_bytes // item}: damaged; download the file again"
+            )
+        _check_size(storage, size - start)
+        storage.piece = Piece(file, start, storage.num_bytes)
+        storage.is_big_endian = is_big_endian
+        file.seek(start + storage.num_bytes)
