@@ -66,15 +66,20 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
     nothing is to be corrected when it is used.
 
     Args:
-      average: tree of float32 arrays.
+      average: tree of float32 arrays; whole numbers in it are taken from `new`.
       new: tree of the same form.
       decay: d after the first steps.
       step: t, the 0-based step that made `new`.
     """
     step = jnp.asarray(step, jnp.float32)
     share = 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    # As a difference, so that what does not change does not drift by rounding.
-    return jax.tree.map(lambda a, b: a + share * (b - a), average, new)
+
+    def move(a, b):
+        if not jnp.issubdtype(jnp.result_type(b), jnp.floating):
+            return b  # a counter among the statistics
+        return a + share * (b - a)  # a difference, so that what stays does not drift by rounding
+
+    return jax.tree.map(move, average, new)
 
 
 def decay_mask(params: Mapping[str, Any], frozen: Sequence[str] = ()) -> dict[str, Any]:

@@ -115,6 +115,19 @@ def test_group_norm_normalises_each_image_by_itself(rng):
     np.testing.assert_allclose(y.std((1, 2, 4)), 1, atol=1e-3)
 
 
+def test_layer_norm_normalises_each_pixel_in_float32():
+    # 257, the mean, is no number of bfloat16: its neighbours are 256 and 258.
+    x = jnp.asarray([[256, 258], [0, 4]], jnp.bfloat16)
+    norm = layers.LayerNorm(2, 1e-2)
+    norm.scale.set_value(np.array([1, 2], np.float32))
+    norm.bias.set_value(np.array([0, 1], np.float32))
+    y = norm(x)
+    assert y.dtype == jnp.bfloat16
+    first, second = 1 / np.sqrt(1 + 1e-2), 2 / np.sqrt(4 + 1e-2)
+    wanted = [[-first, 2 * first + 1], [-second, 2 * second + 1]]
+    np.testing.assert_allclose(y.astype(jnp.float32), wanted, rtol=4e-3)
+
+
 def test_groups_regroup_from_group_mask_to_mask_group_channel():
     branch = small_branch()
     # Map (g, n) lights up only pixel 3 g + n of six, so its feature is that pixel's.
