@@ -35,10 +35,7 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
         ValueError: it is a folder, empty, cut off or no json.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{what} {path} is a folder; {cure}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{what} {path} does not exist; {cure}")
+    check_json_file(path, what, cure)
     content = path.read_bytes()
     if not content.strip():
         raise ValueError(f"{what} {path} is empty ({len(content)} bytes); {cure}")
@@ -47,13 +44,49 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
         place = f"line {error.lineno}, column {error.colno}"
-        if is_cut:
-            reason, cure = f"it ends in the middle, after {place}", f"copy it again, or {cure}"
-        else:
-            reason = f"{error.msg} at {place}"
-        raise ValueError(f"{what} {path} is not a whole json: {reason}; {cure}") from error
+        raise ValueError(broken_json(path, what, cure, error.msg, place, is_cut)) from error
     except ValueError as error:  # text that cannot be decoded
-        raise ValueError(f"{what} {path} is not a json: {error}; {cure}") from error
+        raise ValueError(broken_json(path, what, cure, str(error))) from error
+
+
+def check_json_file(path: Path, what: str, cure: str) -> None:
+    """Refuse a path that leads to no file; see `read_json`."""
+    if path.is_dir():
+        raise ValueError(f"{what} {path} is a folder; {cure}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{what} {path} does not exist; {cure}")
+
+
+def broken_json(
+    path: Path, what: str, cure: str, reason: str, place: str = "", is_cut: bool = False
+) -> str:
+    """Say what is wrong with the text of a json file.
+
+    Args:
+        path: of the file.
+        what: see `read_json`.
+        cure: see `read_json`.
+        reason: as Python's parser says it.
+        place: line and column; "" where the text cannot even be decoded.
+        is_cut: the text ends before the value does.
+    """
+    if not place:
+        return f"{what} {path} is not a json: {reason}; {cure}"
+    if is_cut:
+        reason, cure = f"it ends in the middle, after {place}", f"copy it again, or {cure}"
+    else:
+        reason = f"{reason} at {place}"
+    return f"{what} {path} is not a whole json: {reason}; {cure}"
+
+
+def cache_folder(name: str) -> Path:
+    """The folder for what can be made again, `~/.cache/sparseinst_jax/NAME`; it need not exist.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "sparseinst_jax" / name
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

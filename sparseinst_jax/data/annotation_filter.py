@@ -9,82 +9,117 @@ Source: ppdet/data/source/coco.py (``parse_dataset``); mmdet/datasets/coco.py
 SparseInst sets it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.records import Annotation, BoxXYXY, ImageRecord, Segmentation
+from sparseinst_jax.data.columns import LETTERS, POLYGONS, Columns
 
 SHORTEST_BOX_SIDE = 1e-5  # pixels; PaddleDetection
+
+
+class Candidates(NamedTuple):
+    """What is asked of n annotations.
+
+    Attributes:
+        boxes_xyxy: [n, 4] in pixels.
+        has_area: [n], the json gives an area above 0, or none at all.
+        is_polygons: [n], run lengths otherwise.
+        is_ignored: [n], the json's key "ignore".
+        image_sizes: [n, 2], (height, width) in pixels.
+    """
+
+    boxes_xyxy: np.ndarray
+    has_area: np.ndarray
+    is_polygons: np.ndarray
+    is_ignored: np.ndarray
+    image_sizes: np.ndarray
 
 
 class AnnotationFilter(NamedTuple):
     """What one implementation learns from.
 
     Attributes:
-        keeps: tells from the json's entry, the object with its box, and the image whether an object
-            is kept.
+        keeps: tells which objects are kept, bool [n]; None for all of them.
         smallest_side: images with a shorter side are left out, pixels.
     """
 
-    keeps: Callable[[Mapping[str, Any], Annotation, ImageRecord], bool]
+    keeps: Callable[[Candidates], np.ndarray] | None
     smallest_side: int
 
 
-def read_box(entry: Mapping[str, Any], segmentation: Segmentation) -> BoxXYXY:
-    """Read an object's box, (x0, y0, x1, y1) in pixels; around its mask where the json has none."""
-    box = entry.get("bbox")
-    if isinstance(box, list | tuple) and len(box) == 4 and all(map(_is_number, box)):
-        x, y, width, height = map(float, box)
-        return x, y, x + width, y + height
-    if isinstance(segmentation, list):
-        points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
+def candidates(columns: Columns, boxes_xyxy: np.ndarray) -> Candidates:
+    """Gather what the filters ask for.
+
+    Args:
+        columns: of an index, see ``data.columns``.
+        boxes_xyxy: of `read_boxes`.
+    """
+    number = np.diff(columns["annotation_ends"])
+    sizes = np.stack([columns["heights"], columns["widths"]], axis=1)
+    areas = columns["areas"]
+    return Candidates(
+        boxes_xyxy,
+        np.isnan(areas) | (areas > 0),
+        columns["kinds"] == POLYGONS,
+        columns["is_ignored"] != 0,
+        np.repeat(sizes, number, axis=0),
+    )
+
+
+def read_boxes(columns: Columns) -> np.ndarray:
+    """Read the boxes of all annotations, (x0, y0, x1, y1) in pixels [annotations, 4].
+
+    A box is found from the mask where the json has none.
+    """
+    boxes = columns["boxes"].reshape(-1, 4).copy()
+    boxes[:, 2:] += boxes[:, :2]
+    number = np.diff(columns["annotation_ends"])
+    owners = np.repeat(np.arange(len(number)), number)
+    for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
+        boxes[row] = _box_of_mask(columns, row, int(owners[row]))
+    return boxes
+
+
+def _box_of_mask(columns: Columns, row: int, image: int) -> tuple[float, float, float, float]:
+    first = int(columns["first_parts"][row])
+    end = first + int(columns["num_parts"][row])
+    if columns["kinds"][row] == POLYGONS:
+        start, stop = columns["polygon_ends"][[first, end]].tolist()
+        points = columns["coordinates"][start:stop].reshape(-1, 2)
         (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return x0, y0, x1, y1
-    runs: Any = segmentation
-    if isinstance(runs["counts"], list):
-        runs = rle.frPyObjects(runs, *runs["size"])
+    size = [int(columns["heights"][image]), int(columns["widths"][image])]
+    if columns["kinds"][row] == LETTERS:
+        runs: Any = {"size": size, "counts": columns["letters"][first:end].tobytes()}
+    else:
+        counts = columns["runs"][first:end].tolist()
+        runs = rle.frPyObjects({"size": size, "counts": counts}, *size)
     x, y, width, height = rle.toBbox(runs).tolist()
     return x, y, x + width, y + height
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+def _paddledetection_keeps(found: Candidates) -> np.ndarray:
+    sides = found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]
+    return found.has_area & (sides.min(axis=1, initial=np.inf) > SHORTEST_BOX_SIDE)
 
 
-def _keeps_all(entry: Mapping[str, Any], annotation: Annotation, record: ImageRecord) -> bool:
-    return True
-
-
-def _paddledetection_keeps(
-    entry: Mapping[str, Any], annotation: Annotation, record: ImageRecord
-) -> bool:
-    x0, y0, x1, y1 = annotation.box_xyxy or (0.0, 0.0, 0.0, 0.0)
-    has_area = annotation.area > 0 or "area" not in entry
-    return has_area and min(x1 - x0, y1 - y0) > SHORTEST_BOX_SIDE
-
-
-def _mmdetection_keeps(
-    entry: Mapping[str, Any], annotation: Annotation, record: ImageRecord
-) -> bool:
-    x0, y0, x1, y1 = annotation.box_xyxy or (0.0, 0.0, 0.0, 0.0)
-    inside_width = min(x1, record.width) - max(x0, 0)
-    inside_height = min(y1, record.height) - max(y0, 0)
+def _mmdetection_keeps(found: Candidates) -> np.ndarray:
+    top_left, bottom_right = found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:]
+    inside = np.minimum(bottom_right, found.image_sizes[:, ::-1]) - np.maximum(top_left, 0)
     return (
-        not entry.get("ignore", False)
-        and isinstance(annotation.segmentation, list)  # run lengths are passed over
-        and inside_width > 0
-        and inside_height > 0
-        and (annotation.area > 0 or "area" not in entry)
-        and x1 - x0 >= 1
-        and y1 - y0 >= 1
+        ~found.is_ignored
+        & found.is_polygons  # run lengths are passed over
+        & (inside > 0).all(axis=1)
+        & found.has_area
+        & (bottom_right - top_left >= 1).all(axis=1)
     )
 
 
 FILTERS = {
-    "detectron2": AnnotationFilter(_keeps_all, 0),
+    "detectron2": AnnotationFilter(None, 0),
     "paddledetection": AnnotationFilter(_paddledetection_keeps, 0),
     "mmdetection": AnnotationFilter(_mmdetection_keeps, 32),
 }

@@ -4,7 +4,6 @@ Labels are 0 ... K-1 in the order of the sorted category ids, so any category id
 come from the json. Faults of the file are collected and raised once.
 """
 
-import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,24 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import coco_json
-from sparseinst_jax.data.annotation_filter import find_filter
+from sparseinst_jax.data.annotation_filter import (
+    AnnotationFilter,
+    candidates,
+    find_filter,
+    read_boxes,
+)
 from sparseinst_jax.data.classes import Classes, choose_classes
-from sparseinst_jax.data.faults import Faults
+from sparseinst_jax.data.coco_index import CocoIndex
+from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
 from sparseinst_jax.data.images import read_header, read_image
-from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord, Segmentation
+from sparseinst_jax.data.index_cache import read_index
+from sparseinst_jax.data.records import (
+    Annotation,
+    CocoDataset,
+    ImageRecord,
+    IndexedRecords,
+    Segmentation,
+)
 
 __all__ = [
     "Annotation",
@@ -33,6 +45,8 @@ __all__ = [
     "read_record",
     "size_fault",
 ]
+
+MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 
 
 def load_coco(
@@ -79,15 +93,16 @@ def load_coco(
     )
     faults.raise_if_fatal()
     if dataset.has_annotations and not keep_empty:
-        kept = [record for record in dataset.records if record.targets]
-        if not kept:
+        has_targets = dataset.num_targets > 0
+        if not has_targets.any():
             raise ValueError(
                 f"nothing to learn: none of the {len(dataset.records)} images of "
                 f"{annotations_path} has an object, expected at least one (crowd regions and "
                 "objects without a mask do not count). Annotate some, or give another json by "
                 "--config.data.train.annotations."
             )
-        dataset.records = kept
+        assert isinstance(dataset.records, IndexedRecords), "just made"
+        dataset.records.choose(has_targets)
     return dataset
 
 
@@ -110,52 +125,94 @@ def index_coco(
     """
     path = Path(annotations_path)
     kept = find_filter(annotation_filter)
-    collects = gc.isenabled()
-    # Millions of small objects are made and none becomes garbage: looking for it in between takes
-    # as long as all the rest.
-    gc.disable()
-    try:
-        content = coco_json.read_json(path)
-        root = None if images_dir is None else Path(images_dir)
-        _refuse_missing_folder(root, path)
-        faults = Faults(path)
-        categories = coco_json.read_categories(content["categories"], faults)
-        mapped = {part.strip() for entry in class_map for part in str(entry).split("=")}
-        coco_json.refuse_equal_names(categories, mapped, faults)
-        chosen = choose_classes(
-            categories, classes, class_map, all_known=all_classes_known, path=path
-        )
-        records = coco_json.read_images(content["images"], root, faults, check_files)
-        dataset = CocoDataset(
-            list(records.values()),
-            chosen.names,
-            chosen.category_ids,
-            "annotations" in content,
-            str(path),
-            classes=chosen if classes or class_map else None,
-        )
-        if dataset.has_annotations:
-            labels = _labels(categories, chosen)
-            counts = coco_json.read_annotations(
-                content["annotations"], records, labels, faults, kept, keeps_boxes
-            )
-            dataset.num_without_mask, dataset.num_left_out, dataset.num_filtered = counts
-        if kept.smallest_side:
-            dataset.records = [
-                record
-                for record in dataset.records
-                if min(record.height, record.width) >= kept.smallest_side
-            ]
-        return dataset, faults
-    finally:
-        if collects:
-            gc.enable()
+    root = None if images_dir is None else Path(images_dir)
+    index = read_index(path)
+    _refuse_missing_folder(root, path)
+    faults = Faults(path)
+    of_categories, of_images, of_annotations = index.faults
+    faults.found += of_categories
+    mapped = {part.strip() for entry in class_map for part in str(entry).split("=")}
+    coco_json.refuse_equal_names(index.categories, mapped, faults)
+    chosen = choose_classes(
+        index.categories, classes, class_map, all_known=all_classes_known, path=path
+    )
+    label_of = _labels(index.categories, chosen)
+    faults.found += of_images
+    records = _records(index, root, label_of, kept, keeps_boxes)
+    if check_files and root is not None:
+        note_missing(records, root, faults)
+    # What is wrong with an object of a class that is left out does no harm.
+    faults.found += [
+        fault for fault, category in of_annotations if category < 0 or label_of[category] >= 0
+    ]
+    return CocoDataset(
+        records,
+        chosen.names,
+        chosen.category_ids,
+        index.has_annotations,
+        str(path),
+        int(np.array(index.num_without_mask, np.int64)[label_of >= 0].sum()),
+        chosen if classes or class_map else None,
+        int(np.array(index.num_objects, np.int64)[label_of < 0].sum()),
+        records.num_filtered,
+    ), faults
 
 
-def _labels(categories: dict[int, str], chosen: Classes) -> dict[int, int | None]:
-    """Label of every category of the json, None where its class is left out."""
+def _labels(categories: dict[int, str], chosen: Classes) -> np.ndarray:
+    """Label of every category of the json, in their order; -1 where its class is left out."""
     label_of: dict[int | None, int] = {i: label for label, i in enumerate(chosen.category_ids)}
-    return {i: label_of.get(chosen.kept_id[i]) for i in categories}
+    return np.array([label_of.get(chosen.kept_id[i], -1) for i in categories], np.int64)
+
+
+def _records(
+    index: CocoIndex,
+    root: Path | None,
+    label_of: np.ndarray,
+    kept: AnnotationFilter,
+    keeps_boxes: bool,
+) -> IndexedRecords:
+    """The records of an index as a filter leaves them."""
+    columns = index.columns
+    boxes = read_boxes(columns) if keeps_boxes or kept.keeps is not None else None
+    is_kept = None
+    if kept.keeps is not None and boxes is not None:
+        # Crowd regions are no objects: they pass.
+        is_kept = kept.keeps(candidates(columns, boxes)) | (columns["is_crowd"] != 0)
+    records = IndexedRecords(
+        columns,
+        index.folder,
+        None if root is None else str(root),
+        label_of,
+        is_kept,
+        boxes if keeps_boxes else None,
+    )
+    if kept.smallest_side:
+        records.choose(np.all(records.image_sizes >= kept.smallest_side, axis=1))
+    return records
+
+
+def note_missing(records: IndexedRecords, root: Path, faults: Faults) -> None:
+    """Note every image file that does not exist."""
+    is_first = True
+    for image_id, (name, path) in zip(records.image_ids, records.files, strict=True):
+        if path is not None and not os.path.isfile(path):
+            hint = _where_else(root, name) if is_first else ""
+            is_first = False
+            faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
+
+
+def _where_else(root: Path, name: str) -> str:
+    """Say where below an image folder a missing file lies: mostly the wrong folder was given."""
+    wanted = os.path.basename(name.replace("\\", "/"))
+    seen = 0
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        if wanted in files:
+            return f", but {os.path.join(folder, wanted)} does: was another folder meant?"
+        seen += len(files) + len(folders)
+        if seen > MAX_FILES_SEEN:
+            break
+    return ""
 
 
 def _refuse_missing_folder(root: Path | None, path: Path) -> None:

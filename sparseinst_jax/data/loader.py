@@ -5,9 +5,7 @@ One element is one whole step, so the order is the plan's and a resumed run need
 
 import gc
 import os
-import pickle
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
 
@@ -23,35 +21,6 @@ from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own
 PREFETCH_STEPS = 4
-
-
-class _StoredRecords(Sequence):
-    """Records in a memory-mapped file that all worker processes share.
-
-    Sending the records of COCO to each of eight workers would take 2 GB and half a minute per
-    worker.
-    """
-
-    def __init__(self, records: Sequence[ImageRecord], directory: str) -> None:
-        self.path = os.path.join(directory, "records")
-        ends = []
-        with open(self.path, "wb") as file:
-            for record in records:
-                file.write(pickle.dumps(record, pickle.HIGHEST_PROTOCOL))
-                ends.append(file.tell())
-        self.ends = np.array([0, *ends], np.int64)
-        self._file: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, position: int) -> ImageRecord:
-        if self._file is None:
-            self._file = np.memmap(self.path, np.uint8, "r")
-        return pickle.loads(self._file[self.ends[position] : self.ends[position + 1]].data)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None}
 
 
 class _Steps:
@@ -113,10 +82,9 @@ def train_batches(
         return
     # Refuse an impossible host count before workers start.
     plan.batch(start_step, host_index, host_count)
-    with tempfile.TemporaryDirectory(prefix="sparseinst-records-") as directory:
-        records = _StoredRecords(dataset.records, directory) if num_workers else dataset.records
-        source = _Steps(records, plan, start_step, num_steps, host_index, host_count)
-        yield from _run_grain(source, num_workers)
+    # Processes get the records by name: they open the files of a large data set themselves.
+    source = _Steps(dataset.records, plan, start_step, num_steps, host_index, host_count)
+    yield from _run_grain(source, num_workers)
 
 
 def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:

@@ -1,11 +1,16 @@
 """What a COCO json comes to: objects, images and the data set."""
 
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from sparseinst_jax.data import columns as stored
 from sparseinst_jax.data.classes import Classes
+from sparseinst_jax.data.columns import Columns
 
 Segmentation = list | dict
 BoxXYXY = tuple[float, float, float, float]
@@ -42,6 +47,196 @@ class ImageRecord:
         return [annotation for annotation in self.annotations if not annotation.iscrowd]
 
 
+class IndexedRecords(Sequence[ImageRecord]):
+    """Records that are made from columns when they are asked for.
+
+    A process that gets them by pickle opens the files of the columns itself, so that all processes
+    share one copy in memory.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        folder: str | None,
+        images_dir: str | None,
+        label_of: np.ndarray,
+        is_kept: np.ndarray | None = None,
+        boxes_xyxy: np.ndarray | None = None,
+    ) -> None:
+        """Keep what the records are made of.
+
+        Args:
+            columns: see ``data.columns``.
+            folder: of their files; None where they are in memory.
+            images_dir: folder that file names are relative to, if any.
+            label_of: label of each category, -1 for those left out.
+            is_kept: bool [annotations], which of them count; None for all of the labels.
+            boxes_xyxy: [annotations, 4], for annotations with boxes.
+        """
+        self._columns, self._folder, self._images_dir = columns, folder, images_dir
+        self._label_of, self._is_kept, self._boxes = label_of, is_kept, boxes_xyxy
+        self._places: np.ndarray | None = None  # of the images, where not all of them are there
+
+    def choose(self, is_chosen: np.ndarray) -> None:
+        """Leave out images: bool, one for each that is there now."""
+        chosen = np.flatnonzero(is_chosen)
+        self._places = chosen if self._places is None else self._places[chosen]
+
+    def __len__(self) -> int:
+        return len(self._columns["image_ids"] if self._places is None else self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        index = index + len(self) if index < 0 else int(index)
+        place = index if self._places is None else int(self._places[index])
+        name, path = self._file(place)
+        return ImageRecord(
+            int(self._columns["image_ids"][place]),
+            name,
+            path,
+            int(self._columns["heights"][place]),
+            int(self._columns["widths"][place]),
+            list(self._annotations(place)),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._folder is None:
+            return self.__dict__
+        lengths = {name: len(column) for name, column in self._columns.items()}
+        return {**self.__dict__, "_columns": lengths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._folder is not None:
+            self._columns = stored.open_columns(self._folder, state["_columns"])
+
+    def _file(self, place: int) -> tuple[str, str | None]:
+        name = stored.text_at(self._columns, place)
+        return name, None if self._images_dir is None else os.path.join(self._images_dir, name)
+
+    def _annotations(self, place: int) -> Iterator[Annotation]:
+        columns = self._columns
+        first, end = columns["annotation_ends"][place : place + 2].tolist()
+        labels = self._label_of[columns["categories"][first:end]].tolist()
+        for row, label in enumerate(labels, start=first):
+            if label < 0 or (self._is_kept is not None and not self._is_kept[row]):
+                continue
+            area = float(columns["areas"][row])
+            yield Annotation(
+                label,
+                self._segmentation(row, place),
+                bool(columns["is_crowd"][row]),
+                area if area == area else 0.0,
+                int(columns["annotation_ids"][row]),
+                None if self._boxes is None else tuple(self._boxes[row].tolist()),
+            )
+
+    def _segmentation(self, row: int, place: int) -> Segmentation:
+        columns = self._columns
+        kind, first = columns["kinds"][row], int(columns["first_parts"][row])
+        end = first + int(columns["num_parts"][row])
+        if kind == stored.POLYGONS:
+            ends = columns["polygon_ends"][first : end + 1].tolist()
+            coordinates = columns["coordinates"]
+            return [coordinates[a:b].tolist() for a, b in itertools.pairwise(ends)]
+        size = [int(columns["heights"][place]), int(columns["widths"][place])]
+        if kind == stored.RUNS:
+            return {"size": size, "counts": columns["runs"][first:end].tolist()}
+        return {"size": size, "counts": columns["letters"][first:end].tobytes().decode()}
+
+    # What follows looks at whole columns and opens no record.
+
+    @property
+    def files(self) -> list[tuple[str, str | None]]:
+        """File name and path of each image."""
+        places = range(len(self)) if self._places is None else self._places.tolist()
+        return [self._file(place) for place in places]
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """The json's own ids, int64 [images]."""
+        ids = self._columns["image_ids"]
+        return ids if self._places is None else ids[self._places]
+
+    @property
+    def image_sizes(self) -> np.ndarray:
+        """(height, width) in pixels, int64 [images, 2]."""
+        sizes = np.stack([self._columns["heights"], self._columns["widths"]], axis=1)
+        return sizes if self._places is None else sizes[self._places]
+
+    @property
+    def num_targets(self) -> np.ndarray:
+        """Number of objects without crowd, int64 [images]."""
+        before = np.concatenate([[0], np.cumsum(self._is_target)])[self._columns["annotation_ends"]]
+        counts = np.diff(before)
+        return counts if self._places is None else counts[self._places]
+
+    @property
+    def num_filtered(self) -> int:
+        """Number of annotations of chosen classes that do not count."""
+        is_labelled = self._label_of[self._columns["categories"]] >= 0
+        return 0 if self._is_kept is None else int((is_labelled & ~self._is_kept).sum())
+
+    @property
+    def num_crowd(self) -> int:
+        """Number of crowd regions."""
+        is_there = self._is_there & (self._columns["is_crowd"] != 0)
+        return int((is_there & self._is_in_place).sum())
+
+    @property
+    def target_labels(self) -> np.ndarray:
+        """Label of every object, without crowd, in the order of the images."""
+        is_there = self._is_target & self._is_in_place
+        return self._label_of[self._columns["categories"][is_there]]
+
+    @property
+    def target_boxes(self) -> Sequence[np.ndarray] | None:
+        """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
+        return None if self._boxes is None else _TargetBoxes(self)
+
+    @property
+    def _is_there(self) -> np.ndarray:
+        is_there = self._label_of[self._columns["categories"]] >= 0
+        return is_there if self._is_kept is None else is_there & self._is_kept
+
+    @property
+    def _is_target(self) -> np.ndarray:
+        return self._is_there & (self._columns["is_crowd"] == 0)
+
+    @property
+    def _is_in_place(self) -> np.ndarray:
+        """Which annotations are of images that are there."""
+        number = np.diff(self._columns["annotation_ends"])
+        if self._places is None:
+            return np.ones(int(number.sum()), bool)
+        is_chosen = np.zeros(len(number), bool)
+        is_chosen[self._places] = True
+        return np.repeat(is_chosen, number)
+
+
+class _TargetBoxes(Sequence[np.ndarray]):
+    """Boxes of the objects of each image, made when they are asked for."""
+
+    def __init__(self, records: IndexedRecords) -> None:
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        boxes = [target.box_xyxy for target in self._records[index].targets]
+        return np.array(boxes, np.float32).reshape(-1, 4)
+
+
 @dataclass(slots=True)
 class CocoDataset:
     """The records of a COCO json, in its order.
@@ -51,9 +246,12 @@ class CocoDataset:
     ``classes`` is set when classes were chosen or merged: the json's own ids and names then differ;
     ``num_left_out`` counts the objects of classes that were not chosen, ``num_filtered`` those that
     the annotation filter left out.
+
+    ``records`` are made when they are asked for (``indexed_records.IndexedRecords``) unless they
+    were given as a list. What only counts asks the properties here, which open no record.
     """
 
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     has_annotations: bool
@@ -66,11 +264,31 @@ class CocoDataset:
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.num_targets
         return np.array([len(record.targets) for record in self.records], np.int64)
 
     @property
-    def boxes_xyxy(self) -> list[np.ndarray] | None:
+    def num_crowd(self) -> int:
+        """Number of crowd regions."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.num_crowd
+        return sum(a.iscrowd for record in self.records for a in record.annotations)
+
+    @property
+    def targets_per_class(self) -> np.ndarray:
+        """Number of objects of each label, without crowd, int64 [classes]."""
+        number = len(self.class_names)
+        if isinstance(self.records, IndexedRecords):
+            return np.bincount(self.records.target_labels, minlength=number)
+        labels = [a.label for record in self.records for a in record.targets]
+        return np.bincount(np.array(labels, np.int64), minlength=number)
+
+    @property
+    def boxes_xyxy(self) -> Sequence[np.ndarray] | None:
         """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.target_boxes
         targets = [record.targets for record in self.records]
         if any(target.box_xyxy is None for image in targets for target in image):
             return None
@@ -82,4 +300,13 @@ class CocoDataset:
     @property
     def image_sizes(self) -> np.ndarray:
         """(height, width) in pixels, int64 [images, 2]."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.image_sizes
         return np.array([(r.height, r.width) for r in self.records], np.int64).reshape(-1, 2)
+
+    @property
+    def files(self) -> list[tuple[str, str | None]]:
+        """File name and path of each image."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.files
+        return [(record.file_name, record.path) for record in self.records]

@@ -26,6 +26,7 @@ def drawn(tmp_path_factory):
 
 def test_records_and_pixels_come_back_as_they_went_in(drawn, tmp_path):
     polygon = [[1.5, 2.0, 30.0, 2.0, 30.0, 40.25]]
+    drawn["train"].records = list(drawn["train"].records)
     first = drawn["train"].records[0]
     first.annotations[0] = first.annotations[0]._replace(segmentation=polygon, iscrowd=True)
     build(tmp_path, drawn)

@@ -1,5 +1,6 @@
 """Batches read from files."""
 
+import dataclasses
 import json
 
 import jax
@@ -123,6 +124,7 @@ def test_a_broken_image_is_named(tmp_path, num_workers):
 
 def test_a_broken_mask_is_named(tmp_path):
     _, dataset = _two_images(tmp_path)
+    dataset = dataclasses.replace(dataset, records=list(dataset.records))
     annotations = dataset.records[0].annotations
     longer = rle.encode(np.asfortranarray(np.eye(90, dtype=np.uint8)))["counts"]
     annotations[0] = annotations[0]._replace(segmentation={"size": [32, 48], "counts": longer})

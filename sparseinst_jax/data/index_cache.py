@@ -1,0 +1,205 @@
+"""Where the index of a json is kept: the second start of a run reads it from there.
+
+Small jsons are read anew each time. Of a large one the columns go to a folder that is named by the
+hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
+A folder is written under another name and renamed when it is whole; whatever does not fit in one
+when it is opened is built anew.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from sparseinst_jax.data import coco_json, columns
+from sparseinst_jax.data.coco_index import CocoIndex, build_index, open_index
+from sparseinst_jax.files import cache_folder
+
+VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
+MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second
+MAX_SIZE = 20 << 30  # bytes of all folders together
+MIN_AGE = 7 * 24 * 3600  # seconds since the last use; younger ones are never removed
+_BROKEN = (ValueError, KeyError, TypeError, OSError)
+
+
+def read_index(path: Path, say: Callable[[str], None] | None = None) -> CocoIndex:
+    """Read the index of a json, from the cache where it is there.
+
+    Args:
+        path: the json.
+        say: takes a line for the user when a large json is read; by default to standard error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no COCO json.
+    """
+    coco_json.refuse_no_file(path)
+    size = path.stat().st_size
+    if size < MIN_SIZE:
+        with open(path, "rb") as file:
+            return build_index(path, file, None)
+    say = say or _print
+    root = _root()
+    found = None if root is None else _open(root / _key(_hash(path)))
+    if found is not None:
+        return found
+    say(f"indexing {path} ({size / 1e6:.0f} MB) ...")
+    start = time.monotonic()
+    index = _build(path, root, say)
+    kept = f"; kept in {index.folder}" if root is not None and _is_below(index.folder, root) else ""
+    say(
+        f"indexed {len(index.columns['image_ids'])} images, "
+        f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
+        + kept
+    )
+    return index
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _root() -> Path | None:
+    """The folder of all indices; None where nothing is to be kept."""
+    chosen = os.environ.get(VARIABLE, "")
+    if chosen.lower() in ("off", "0"):
+        return None
+    try:
+        return Path(chosen) if chosen else cache_folder("index")
+    except RuntimeError:  # nobody's home
+        return None
+
+
+def _key(digest: str) -> str:
+    return f"{digest[:32]}-{columns.FORMAT}"
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(folder: Path) -> CocoIndex | None:
+    """Open what is kept; None where there is nothing, or it is damaged."""
+    try:
+        index = open_index(folder)
+    except _BROKEN:
+        return None
+    with contextlib.suppress(OSError):  # a cache that may only be read serves as well
+        os.utime(folder)
+    return index
+
+
+class _Hashing:
+    """A file that is hashed while it is read: what is kept is named by what was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        raw = self._file.read(size)
+        self.hash.update(raw)
+        return raw
+
+
+def _build(path: Path, root: Path | None, say: Callable[[str], None]) -> CocoIndex:
+    """Build an index where it is kept, or where there is room."""
+    if root is not None:
+        try:
+            return _build_kept(path, root)
+        except OSError as error:
+            reason = error.strerror or error
+            say(
+                f"the index cannot be kept in {root} ({reason}): a temporary folder holds it. "
+                f"{VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
+            )
+    try:
+        return _build_temporary(path)
+    except OSError:  # no room there either
+        with open(path, "rb") as file:
+            return build_index(path, file, None)
+
+
+def _build_temporary(path: Path) -> CocoIndex:
+    """Build an index in a folder that goes with the process."""
+    folder = tempfile.mkdtemp(prefix="sparseinst-index-")
+    try:
+        with open(path, "rb") as file:
+            index = build_index(path, file, Path(folder))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    # When the columns are no longer used, or the process ends.
+    weakref.finalize(index.columns["image_ids"], shutil.rmtree, folder, ignore_errors=True)
+    return index
+
+
+def _build_kept(path: Path, root: Path) -> CocoIndex:
+    root.mkdir(parents=True, exist_ok=True)
+    _prune(root)
+    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    try:
+        with open(path, "rb") as file:
+            source = _Hashing(file)
+            build_index(path, source, temporary)  # type: ignore[arg-type]
+        folder = root / _key(source.hash.hexdigest())
+        _rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    index = _open(folder)
+    if index is None:
+        raise OSError(f"{folder} cannot be read again")
+    return index
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    """Put a folder in its place, unless another process has put its own there meanwhile."""
+    if folder.exists():
+        if _open(folder) is not None:
+            return
+        # Damaged; another process may still be reading it.
+        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        with contextlib.suppress(OSError):
+            os.rename(folder, aside / folder.name)
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if _open(folder) is None:
+            raise
+
+
+def _prune(root: Path) -> None:
+    """Remove what was not used for long, the oldest first, until the rest is small enough.
+
+    What a process has mapped stays readable to it.
+    """
+    with contextlib.suppress(OSError):
+        kept = sorted(
+            (folder.stat().st_mtime, folder, _size(folder))
+            for folder in root.iterdir()
+            if folder.is_dir()
+        )
+        total = sum(size for *_, size in kept)
+        for used, folder, size in kept:
+            is_old = time.time() - used > MIN_AGE
+            is_ours = folder.name.startswith((".new-", ".old-")) or "-" in folder.name
+            if is_old and is_ours and (total > MAX_SIZE or folder.name.startswith(".")):
+                shutil.rmtree(folder, ignore_errors=True)
+                total -= size
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def _is_below(folder: str | None, root: Path) -> bool:
+    return folder is not None and Path(folder).parent == root
