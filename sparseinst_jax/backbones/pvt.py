@@ -283,15 +283,14 @@ class PyramidVisionTransformer(nnx.Module):
         def record(name: str, x: jax.Array) -> None:  # as the release has it: [B, N, C]
             named[name] = x.reshape(x.shape[0], -1, x.shape[-1])
 
-        weights = self.branch_weights(len(images)) if train and self.drop_rates[-1] else None
+        drawn = self.branch_weights(len(images)) if train and self.drop_rates[-1] else None
         x, number = images, 0
         for stage, name in enumerate(STAGES, start=1):
             is_frozen = stage <= self.frozen_stages
             x = getattr(self, f"patch_embed{stage}")(x)
             record(f"patch_embed{stage}.0", x)
             for i, block in enumerate(getattr(self, f"block{stage}")):
-                is_stochastic = weights is not None and not is_frozen
-                x = block(x, weights[:, number] if is_stochastic else None)
+                x = block(x, None if drawn is None or is_frozen else drawn[:, number])
                 record(f"block{stage}_{i}", x)
                 number += 1
             # The normalised map is both the result and what the next stage takes.
