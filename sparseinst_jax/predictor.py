@@ -29,10 +29,12 @@ from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
 from sparseinst_jax.training.checkpoints import Checkpoints
-from sparseinst_jax.weights.convert import original_to_ours, read_state_dict
+from sparseinst_jax.weights import fit
+from sparseinst_jax.weights.convert import original_to_ours
+from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.translate import translate
 
 Size = tuple[int, int]
-CLASS_BIAS = ".cls_score.bias"  # in the original's names; one number for each class
 
 
 class Prepared(NamedTuple):
@@ -332,10 +334,10 @@ def _refuse_other_classes(
     state: Mapping[str, np.ndarray], wanted: int, annotations: str, weights: str | os.PathLike
 ) -> None:
     """Say in words what would otherwise be two shapes that differ."""
-    found = [np.shape(array)[0] for name, array in state.items() if name.endswith(CLASS_BIAS)]
-    if found and found[0] != wanted:
+    found = fit.count_classes(state)
+    if found is not None and found != wanted:
         raise ValueError(
-            f"{weights} is of a model with {found[0]} classes, {annotations} has {wanted}: give "
+            f"{weights} is of a model with {found} classes, {annotations} has {wanted}: give "
             "the json (--config.data.val.annotations) of the classes that the weights were trained "
             "with; to start training from them with other classes use train.py --init-from."
         )
@@ -347,11 +349,11 @@ def load_weights_file(
     class_names: Sequence[str],
     category_ids: Sequence[int],
 ) -> Predictor:
-    """Load a predictor from a weight file with the original PyTorch release's names.
+    """Load a predictor from a weight file of any kind and implementation.
 
     Args:
         config: the whole configuration; it must describe the network of the file.
-        weights: a `.npz` or `.safetensors` file.
+        weights: the file.
         class_names: the classes, in the order that the network was trained with.
         category_ids: the data set's id of each class.
 
@@ -359,9 +361,9 @@ def load_weights_file(
         FileNotFoundError: the file does not exist.
         ValueError: the file does not fit the network; lists every difference.
     """
-    state = read_state_dict(Path(weights))
+    state = translate(read_weights_file(weights).arrays).arrays
     _refuse_other_classes(state, len(class_names), config.data.val.annotations, weights)
-    model = build_model(config.model, len(class_names), config.seed)
+    model = build_model(config.model, len(class_names), seed=None)
     apply, params, statistics = functional(model)
     params, statistics = original_to_ours(state, params, statistics, source=str(weights))
     return build_predictor(config, apply, params, statistics, class_names, category_ids)

@@ -105,22 +105,21 @@ class Checkpoints:
 
         Args:
           state: host state with fields step, params, statistics and opt_state (NumPy leaves);
-            must not be written to afterwards.
+            must not be written to afterwards. With opt_state None a run can start from it only.
           meta: JSON values; `step` is added.
           metrics: what an evaluation of this state gave; `AP` ranks the checkpoints.
         """
         step = int(state.step)
         if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
             metrics = {k: float(v) if np.isfinite(v) else -1.0 for k, v in metrics.items()}
-        items = {
-            name: ocp.args.StandardSave(_storable(tree)) for name, tree in _weights(state).items()
-        }
+        items = {name: _storable(tree) for name, tree in _weights(state).items()}
+        if state.opt_state is not None:
+            items["optimizer"] = _leaves(state.opt_state)
         with _quiet():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    **items,
-                    optimizer=ocp.args.StandardSave(_leaves(state.opt_state)),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
                     meta=ocp.args.JsonSave({**meta, "step": step, "metrics": metrics or {}}),
                 ),
                 metrics=metrics,
@@ -143,8 +142,14 @@ class Checkpoints:
           FileNotFoundError: there is no checkpoint.
           ValueError: none can be read, or the stored arrays have other names or shapes.
         """
+        candidates = self._candidates(None)
+        if not any((self.directory / str(step) / "optimizer").is_dir() for step in candidates):
+            raise ValueError(
+                f"{self.directory} holds weights alone, nothing to continue: start a run from it by"
+                " --init-from, in another --workdir."
+            )
         restored, step = self._first_readable(
-            self._candidates(None), lambda step: self._restore(step, _target_of(abstract))
+            candidates, lambda step: self._restore(step, _target_of(abstract))
         )
         # A whole checkpoint of another network is no damage: it is refused and left alone.
         _check_like(restored, abstract, self.directory)

@@ -14,28 +14,9 @@ import numpy as np
 
 from sparseinst_jax.weights import original, rules
 from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.translate import translate
+from sparseinst_jax.weights.table import shorten
 
 Tree = dict[str, Any]
-
-
-def load_weights(path: str | Path, params: Tree, statistics: Tree) -> tuple[Tree, Tree]:
-    """Reads a weights file of any kind and implementation into the given trees' form.
-
-    Args:
-      path: the file.
-      params: nested dict that says which parameters exist, with their shapes and dtypes.
-      statistics: the same for the normalisation statistics.
-
-    Returns:
-      New `(params, statistics)`; the trees given are not changed.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if the file is of another kind or does not fit; the message lists every fault.
-    """
-    arrays = translate(read_weights_file(path).arrays).arrays
-    return original_to_ours(arrays, params, statistics, source=str(path))
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -66,7 +47,8 @@ def original_to_ours(
       New `(params, statistics)` of NumPy arrays with the dtypes of the trees given.
 
     Raises:
-      ValueError: if names are left over on either side or shapes differ; lists them all.
+      ValueError: if names are left over on either side or shapes differ; counts them all and names
+        the first.
     """
     expected = {**_flatten(params), **_flatten(statistics)}
     places = {place.name: place for place in _places(expected)}
@@ -109,6 +91,23 @@ def original_shapes(params: Tree, statistics: Tree) -> dict[str, tuple[int, ...]
     return {
         place.name: place.shape for place in _places({**_flatten(params), **_flatten(statistics)})
     }
+
+
+def named_arrays(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
+    """Names the arrays of the trees by their paths, as `params/...` and `statistics/...`."""
+    return _flatten({"params": params, "statistics": statistics})
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> Tree:
+    """The nested dict of arrays that are named by their paths."""
+    tree: Tree = {}
+    for path, array in arrays.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree
 
 
 def without_ignored(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -174,9 +173,10 @@ def _refuse(source: str, unplaced: list[str], unfilled: list[str], misshapen: li
         ("in the model but not in the file", unfilled),
         ("of another shape", misshapen),
     )
-    faults = [f"{len(rows)} {what}: {', '.join(rows)}" for what, rows in kinds if rows]
+    faults = [f"{len(rows)} {what}: {shorten(rows)}" for what, rows in kinds if rows]
     if faults:
+        listed = "\n  ".join(faults)
         raise ValueError(
-            f"{source} does not fit the model: {'; '.join(faults)}. Use the config that the "
-            "weights were trained with (num_groups, normalizer, backbone, number of classes)."
+            f"{source} does not fit the model:\n  {listed}\nUse the config that the weights were "
+            "trained with (num_groups, normalizer, backbone, number of classes)."
         )

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.weights import original, rules
+from sparseinst_jax.weights import convert, original, rules
 from sparseinst_jax.weights.arrays import WeightsFileError, name_some
 from sparseinst_jax.weights.ecosystems import ECOSYSTEMS, IGNORED, Ecosystem
+from sparseinst_jax.weights.files import read_weights_file
 
 BACKBONE = "backbone."
+_OURS = ("params/", "statistics/")
 _UNKNOWN = Ecosystem("an unknown implementation", "an unknown implementation", "")
+
+
+def load_weights(
+    path: str | Path, params: convert.Tree, statistics: convert.Tree
+) -> tuple[convert.Tree, convert.Tree]:
+    """Reads a weights file of any kind and implementation into the given trees' form.
+
+    Args:
+      path: the file.
+      params: nested dict that says which parameters exist, with their shapes and dtypes.
+      statistics: the same for the normalisation statistics.
+
+    Returns:
+      New `(params, statistics)`; the trees given are not changed.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is of another kind or does not fit; the message lists every fault.
+    """
+    arrays = translate(read_weights_file(path).arrays).arrays
+    return convert.original_to_ours(arrays, params, statistics, source=str(path))
 
 
 class Translated(NamedTuple):
@@ -45,6 +69,8 @@ def translate(state_dict: Mapping[str, np.ndarray]) -> Translated:
     Raises:
       WeightsFileError: if two names of the file mean the same array.
     """
+    if all(name.startswith(_OURS) for name in state_dict):
+        return _translate_ours(state_dict)
     is_backbone = not any(name.startswith(("encoder.", "decoder.")) for name in state_dict)
     has_prefix = any(name.startswith(BACKBONE) for name in state_dict)
     ecosystem, clue = _recognise(state_dict)
@@ -66,6 +92,14 @@ def translate(state_dict: Mapping[str, np.ndarray]) -> Translated:
     if twice:
         raise WeightsFileError(f"two names mean the same array: {name_some(twice)}")
     return result
+
+
+def _translate_ours(state_dict: Mapping[str, np.ndarray]) -> Translated:
+    """Rename what `sparseinst convert` wrote as `.safetensors`."""
+    tree = convert.unflatten(state_dict)
+    arrays = convert.ours_to_original(tree.get("params", {}), tree.get("statistics", {}))
+    clue = f"it has {next(iter(state_dict))}"
+    return Translated(arrays, {name: name for name in arrays}, {}, "sparseinst_jax", clue, False)
 
 
 def _recognise(names: Iterable[str]) -> tuple[Ecosystem, str | None]:

@@ -79,7 +79,7 @@ def test_every_fault_is_named_in_one_error():
     with pytest.raises(ValueError) as caught:
         original_to_ours(state, *_model(), source="weights.npz")
     message = str(caught.value)
-    assert message.startswith("weights.npz does not fit the model: 2 in the file but not")
+    assert message.startswith("weights.npz does not fit the model:\n  2 in the file but not")
     assert "decoder.extra.weight, decoder.inst_branch.inst_convs.5.bias" in message
     assert "1 in the model but not in the file: encoder.ppm.stages.3.1.bias (2,)" in message
     assert "decoder.inst_branch.fc.weight (9, 6) instead of (7, 6)" in message
