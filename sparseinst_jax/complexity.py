@@ -7,8 +7,8 @@ Counted is what the traced program does as convolution or matrix product. Activa
 and gathers (bilinear resizing, the taps of a deformable convolution) count nothing.
 
 Differs from the reference: the original's counter adds four MACs for each value of a bilinear
-resize, two for each of a trained batch norm, five of a layer norm, and one for each input of a
-pooling; here adaptive pooling counts as the matrix products that it is. docs/zoo.md has the sums.
+resize, two for each of a trained batch norm, five of a layer norm, and one for each input of the
+linear attention's pooling, which is a matrix product here. tests/contract/test_zoo.py adds it up.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -44,14 +44,14 @@ class Parameters(NamedTuple):
 
 
 def count_parameters(model: nnx.Module) -> Parameters:
-    """Count the numbers that a network holds."""
+    """Count the numbers that a network holds; it may hold shapes in place of arrays."""
     _, trained, frozen, running, _ = nnx.split(
         model, nnx.Param, FrozenStatistic, nnx.BatchStat, ...
     )
 
     def sizes(state: nnx.State) -> list[tuple[Any, int]]:
         leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(state))
-        return [(path[-1].key, math.prod(jnp.shape(leaf))) for path, leaf in leaves]
+        return [(path[-1].key, math.prod(leaf.shape)) for path, leaf in leaves]
 
     affine = sum(size for name, size in sizes(frozen) if name in ("scale", "bias"))
     statistics = sum(size for _, size in sizes(frozen) + sizes(running)) - affine
@@ -62,7 +62,7 @@ def count_macs(model: nnx.Module, height: int, width: int) -> dict[str, int]:
     """Count the multiply-accumulates of one image, module by module.
 
     Args:
-      model: maps float [1, height, width, 3] to anything.
+      model: maps float [1, height, width, 3] to anything; shapes can stand for its arrays.
       height: of the padded image in pixels, a multiple of the model's stride.
       width: the same.
 
@@ -71,16 +71,28 @@ def count_macs(model: nnx.Module, height: int, width: int) -> dict[str, int]:
       the modules inside it, in the order of the computation.
     """
     graphdef, state = nnx.split(model)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype), state)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
 
     def forward(state: nnx.State, images: jax.Array) -> Any:
         merged = nnx.merge(graphdef, state)
         with _named_calls(merged):
             return merged(images)
 
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
-    own = Counter()
-    _count(jax.make_jaxpr(forward)(abstract, images).jaxpr, "", 1, own)
+    return trace_macs(forward, abstract, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
+
+
+def trace_macs(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:
+    """Count the multiply-accumulates of a function; see `count_macs`.
+
+    Args:
+      function: what `jax.make_jaxpr` can trace.
+      *arguments: trees of arrays or of their shapes.
+
+    Raises:
+      ValueError: the function holds a loop of unknown length.
+    """
+    own: Counter[str] = Counter()
+    _count(jax.make_jaxpr(function)(*arguments).jaxpr, "", 1, own)
     total: dict[str, int] = {"": 0}
     for path, macs in own.items():
         parts = path.split("/") if path else []

@@ -103,7 +103,7 @@ def text(rows: Sequence[Row]) -> str:
         table,
         [*LEGEND, *from_where, *notes],
         [f"Trained weights ({UNKNOWN_HASH}); {CONVERT}", *_aligned(trained)],
-        ["ImageNet weights that training starts from", *_aligned(_backbones(rows))],
+        ["ImageNet weights that training starts from", *_backbones(rows)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
 
@@ -120,17 +120,17 @@ def _aligned(lines: Sequence[Sequence[str]], numbers_from: int = 99) -> list[str
     ]
 
 
-def _backbones(rows: Sequence[Row]) -> list[list[str]]:
-    """Address, hash and users of each file to start from; its note on a line of its own."""
+def _backbones(rows: Sequence[Row]) -> list[str]:
+    """Address, hash, users and note of each file to start from."""
     lines = []
     for name, backbone in zoo.BACKBONES.items():
         users = [row.config for row in _one_each(rows) if row.backbone == name]
         prefix = backbone.sha256_prefix
         known = f"sha256 begins with {prefix}" if prefix else UNKNOWN_HASH
         if users:
-            lines.append([backbone.address, known, f"for {', '.join(users)}"])
-            lines += [[f"  {backbone.note}", "", ""]] if backbone.note else []
-    return lines or [["none", "", ""]]
+            lines += [f"{backbone.address} ({known})", f"  for {', '.join(users)}"]
+            lines += [f"  {backbone.note}"] if backbone.note else []
+    return lines or ["none"]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ ROWS = {row.config: row for row in reversed(zoo.ROWS)}  # the first row of each 
 by_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 
 
-def _shallow(path: Path, **overrides: str) -> ConfigDict:
-    """A configuration with the blocks that differ: in a stage of a ResNet the first two, else one."""
-    config = load_config(path, {key.replace("__", "."): text for key, text in overrides.items()})
+def _shallow(path: Path, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """A configuration with the blocks that differ: two in a stage of a ResNet, else one."""
+    config = load_config(path, overrides)
     with config.unlocked():
         backbone = config.model.backbone
         most = 2 if backbone.name == "resnet" else 1
@@ -42,7 +42,7 @@ def _shallow(path: Path, **overrides: str) -> ConfigDict:
 def _steps() -> dict[str, ConfigDict]:
     """One configuration for each training step that traces differently, by the first one's name."""
     configs = {path.stem: _shallow(path) for path in VARIANTS}
-    configs["shapes-bfloat16"] = _shallow(ROOT / "configs/shapes.py", model__dtype="bfloat16")
+    configs["shapes-bfloat16"] = _shallow(ROOT / "configs/shapes.py", {"model.dtype": "bfloat16"})
     traced = {}
     for name, config in configs.items():
         train = config.train
