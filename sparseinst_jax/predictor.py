@@ -362,7 +362,10 @@ def load_weights_file(
         ValueError: the file does not fit the network; lists every difference.
     """
     state = translate(read_weights_file(weights).arrays).arrays
-    _refuse_other_classes(state, len(class_names), config.data.val.annotations, weights)
+    annotations = config.data.val.annotations
+    if not Path(annotations).is_file():
+        annotations = f"COCO (there is no {annotations})"
+    _refuse_other_classes(state, len(class_names), annotations, weights)
     model = build_model(config.model, len(class_names), seed=None)
     apply, params, statistics = functional(model)
     params, statistics = original_to_ours(state, params, statistics, source=str(weights))

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparseinst_jax import hosts
 from sparseinst_jax.commands.datasets import load_val
 from sparseinst_jax.config import add_config_arguments, default_workdir, load_config
+from sparseinst_jax.data import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.predictor import Predictor, load_run, load_weights_file
 from sparseinst_jax.training.checkpoints import Checkpoints, locate
@@ -37,8 +39,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help=".npz or .safetensors with the original release's names; needs --config; the class "
-        "names come from config.data.val.annotations",
+        help="weights of this package, the original release, PaddleDetection or mmdetection; needs "
+        "--config; the class names come from config.data.val.annotations or, where that is missing "
+        "and there are 80, are COCO's",
     )
     parser.add_argument(
         "--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last'
@@ -98,15 +101,20 @@ def open_source(arguments: argparse.Namespace) -> Source:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        classes = load_val(config, with_images=False)
-        predictor = load_weights_file(
-            config, arguments.weights, classes.class_names, classes.category_ids
-        )
+        predictor = load_weights_file(config, arguments.weights, *_classes(config))
         return Source(predictor, config, workdir, f"weights {arguments.weights}")
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)
     return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
+
+
+def _classes(config: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids of the classes of a weights file, which does not say them."""
+    if not Path(config.data.val.annotations).is_file() and not config.data.classes:
+        return coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
+    dataset = load_val(config, with_images=False)
+    return dataset.class_names, dataset.category_ids
 
 
 def stored_config(arguments: argparse.Namespace) -> Any:
@@ -121,9 +129,10 @@ def stored_config(arguments: argparse.Namespace) -> Any:
 
 
 def draw_missing_data(config: Any) -> None:
-    """Draw the demo's data set where the configuration asks for it and it is missing."""
+    """Draw the demo's data set where it is asked for and missing, on the first host."""
     if config.data.generator == "shapes":
-        draw_if_missing(config.data.train.annotations, config.data.val.annotations)
+        data = config.data
+        hosts.first_alone(lambda: draw_if_missing(data.train.annotations, data.val.annotations))
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
