@@ -12,7 +12,7 @@ from typing import NamedTuple
 SOURCES = {
     "SparseInst": (
         "github.com/hustvl/SparseInst, its README: AP on val2017 and test-dev2017, FPS on an RTX "
-        "2080 Ti; all weights also at https://pan.baidu.com/s/1tot7Wcoi4J1xh8ZS7VikZg, word lkdo"
+        "2080 Ti; the weights also at https://pan.baidu.com/s/1tot7Wcoi4J1xh8ZS7VikZg, word lkdo"
     ),
     "PaddleDetection": (
         "PaddleDetection, pull request 7357 (not merged), its README: AP on val2017 with an "

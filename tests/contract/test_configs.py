@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from sparseinst_jax import builders, layers, zoo
+from sparseinst_jax.commands import train_checks, train_setup
 from sparseinst_jax.config import flatten, load_config
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import optimizer
@@ -116,6 +118,21 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name, monkeypatch):
     assert {x.dtype.name for x in (*seen["outputs"], seen["score"])} == {"float32"}
     assert seen["outputs"].class_logits.shape == (2, config.model.num_masks, NUM_CLASSES)
     assert seen["outputs"].mask_logits.shape == (2, config.model.num_masks, 16, 24)
+
+
+@by_variant
+def test_a_run_would_accept_every_configuration(path):
+    config = load_config(path)
+    train_checks.check(config)
+    builders.check_model(config.model)
+    sizes = np.tile([(480, 640), (640, 427)], (64, 1))
+    boxes = np.tile(np.float32([10, 20, 110, 220]), (128, 1, 1))
+    dataset = SimpleNamespace(
+        image_sizes=sizes, num_targets=np.ones(128, int), class_names=("a",), boxes_xyxy=list(boxes)
+    )
+    plan = train_setup.make_plan(config, dataset)
+    longest = max(max(bucket) for bucket in plan.buckets)
+    assert config.data.train_max_size <= longest < config.data.train_max_size + 32
 
 
 class _NoWeights:
