@@ -116,7 +116,7 @@ class StoredArray(NamedTuple):
     def fault(self) -> str | None:
         """What is wrong with it, or None; nothing is read or allocated."""
         if self.dtype not in ITEM_SIZES:
-            return f"dtype {short(self.dtype)}, expected one of {', '.join(ITEM_SIZES)}"
+            return f"dtype {short(self.dtype)}, expected plain numbers"
         numbers = (*self.shape, *self.strides, self.offset)
         if not all(type(number) is int and abs(number) < 1 << 63 for number in numbers):
             return "a shape, strides or an offset that are not whole numbers of 64 bits"
@@ -184,6 +184,10 @@ def short(name: object) -> str:
 
 def name_some(names: Iterable[object], most: int = 10) -> str:
     """Names for a message: the first few and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(short(name) for name in names[:most]) + rest
+    return join_some([short(name) for name in names], most, ", ")
+
+
+def join_some(texts: list[str], most: int = 10, between: str = "; ") -> str:
+    """The first few texts and how many more there are."""
+    rest = f"{between}and {len(texts) - most} more" if len(texts) > most else ""
+    return between.join(texts[:most]) + rest

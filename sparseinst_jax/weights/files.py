@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, name_some, short
+from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, join_some, name_some, short
 from sparseinst_jax.weights.plain_files import read_npz, read_safetensors
 from sparseinst_jax.weights.safe_pickle import Unpickler
 from sparseinst_jax.weights.torch_file import (
@@ -107,7 +107,7 @@ def _contents(file: BinaryIO, size: int, prefer_ema: bool) -> _Contents:
         return _Contents("PyTorch zip", *unwrap(read_torch_zip(entries), prefer_ema))
     if head.startswith(LEGACY_START):
         return _Contents("PyTorch legacy", *unwrap(read_torch_legacy(file, size), prefer_ema))
-    if head[8:9] == b"{" and head[:1] != b"\x80":
+    if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GB, which is a json
         return _Contents("safetensors", read_safetensors(file, size), {}, [])
     for start, what in _STRANGERS.items():
         if head.startswith(start):
@@ -117,6 +117,8 @@ def _contents(file: BinaryIO, size: int, prefer_ema: bool) -> _Contents:
             "it is a tar file, as PyTorch wrote before version 0.1.10; load it with a PyTorch of "
             "today and save it again with torch.save"
         )
+    if not head:
+        raise WeightsFileError(f"it is empty; expected one of: {KINDS}")
     if head[:1] not in _PICKLE_STARTS:
         raise WeightsFileError(f"it starts with {head[:8]!r}; expected one of: {KINDS}")
     content = Unpickler(file, size).load()
@@ -130,7 +132,7 @@ def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarra
         raise WeightsFileError("it holds no arrays; give the file with the weights")
     faults = [f"{name} has {fault}" for name, array in stored.items() if (fault := array.fault())]
     if faults:
-        raise WeightsFileError(f"damaged or unsupported arrays: {name_some(faults)}")
+        raise WeightsFileError(f"arrays that are damaged or of no use: {join_some(faults)}")
     total = sum(array.num_bytes for array in stored.values())
     most = max(INFLATED_BYTES, INFLATED_RATIO * file_size)
     if total > most:  # arrays may share their bytes, but not without end

@@ -20,7 +20,7 @@ from sparseinst_jax.weights.arrays import (
 from sparseinst_jax.weights.zip_entries import ZipEntries
 
 # Names, shapes and places of 10,000 arrays take 1.5 MB.
-MAX_HEADER_BYTES = 8 << 20
+MAX_HEADER_BYTES = 4 << 20
 SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -116,8 +116,8 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise WeightsFileError(f"the name {short(twice)} is there twice, expected once")
     return result
 

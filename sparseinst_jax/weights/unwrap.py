@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, name_some, short
+from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, join_some, name_some, short
 from sparseinst_jax.weights.stand_ins import Foreign, Name, PickledArray, Tensor
 
 # Under which names trainers keep the weights, most usual first: detectron2, everybody, D2Go and
@@ -63,11 +63,13 @@ def unwrap(content: Any, prefer_ema: bool) -> Unwrapped:
             others[-1] += f" ({_kind_of(value)})"
     if foreign:
         raise WeightsFileError(
-            f"among the weights are objects that are no arrays: {name_some(foreign)}; nothing of "
+            f"among the weights are objects that are no arrays: {join_some(foreign)}; nothing of "
             "them was run; expected a state dict of arrays"
         )
     if others:
-        notes.append(f"left out {len(others)} entries that are no arrays: {name_some(others)}")
+        notes.append(
+            f"left out {len(others)} entries that are no arrays: {join_some(others, between=', ')}"
+        )
     if arrays and all(name.startswith(_PREFIX) for name in arrays):
         arrays = {name.removeprefix(_PREFIX): array for name, array in arrays.items()}
         notes.append(f"stripped the prefix {_PREFIX} from all names")

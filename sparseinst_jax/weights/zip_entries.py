@@ -150,18 +150,16 @@ class ZipEntries:
         return Piece(content, 0, len(content))
 
     def _data_start(self, entry: zipfile.ZipInfo) -> int:
-        self._file.seek(entry.header_offset)
-        header = self._file.read(_LOCAL_HEADER.size)
-        fault = len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04")
-        if not fault:
-            _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
-            name = self._file.read(name_size)
-            encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
-            fault = name.decode(encoding, "replace") != entry.orig_filename
-            start = entry.header_offset + len(header) + name_size + extra_size
-            fault = fault or start + entry.compress_size > self._size
-            if not fault:
-                return start
+        if 0 <= entry.header_offset < self._size:
+            self._file.seek(entry.header_offset)
+            header = self._file.read(_LOCAL_HEADER.size)
+            if len(header) == _LOCAL_HEADER.size and header.startswith(b"PK\x03\x04"):
+                _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
+                encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
+                name = self._file.read(name_size).decode(encoding, "replace")
+                start = entry.header_offset + len(header) + name_size + extra_size
+                if name == entry.orig_filename and start + entry.compress_size <= self._size:
+                    return start
         raise WeightsFileError(
             f"the zip entry {short(entry.filename)} is not where the directory says: cut off or "
             "damaged; download the file again"
