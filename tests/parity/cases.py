@@ -25,10 +25,18 @@ from tests.parity import golden_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG_OF_DECODER = {
-    "BaseIAMDecoder": "iam_r50.py",
-    "GroupIAMDecoder": "giam_r50.py",
-    "GroupIAMSoftDecoder": "giam_softmax_r50.py",
+CONFIG_OF_ORIGINALS = {
+    "sparse_inst_r50_base.yaml": "iam_r50.py",
+    "sparse_inst_r50_giam.yaml": "giam_r50.py",
+    "sparse_inst_r50_giam_soft.yaml": "giam_softmax_r50.py",
+    "sparse_inst_r50_dcn_giam_aug.yaml": "giam_r50_dcn_aug.py",
+    "sparse_inst_r50vd_giam.yaml": "giam_r50vd.py",
+    "sparse_inst_r50vd_dcn_giam.yaml": "giam_r50vd_dcn.py",
+    "sparse_inst_r101_giam.yaml": "giam_r101.py",
+    "sparse_inst_cspdarknet53_giam.yaml": "giam_cspdarknet53.py",
+    "sparse_inst_darknet53_giam.yaml": "giam_darknet53.py",
+    "sparse_inst_pvt_b1_giam.yaml": "giam_pvt_b1.py",
+    "sparse_inst_pvt_b2_li_giam.yaml": "giam_pvt_b2_linear.py",
 }
 
 
@@ -61,7 +69,7 @@ class Case:
     @property
     def config(self) -> Any:
         """The configuration of the same network."""
-        return load_config(CONFIGS / CONFIG_OF_DECODER[self.manifest["decoder"]])
+        return load_config(CONFIGS / CONFIG_OF_ORIGINALS[self.manifest["config"]])
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -131,8 +139,8 @@ def forward(name: str) -> dict[str, np.ndarray]:
         return inputs, outputs, named
 
     inputs, outputs, named = run(params, statistics, batch.images, batch.valid_size)
-    tensors = {name: np.asarray(value) for name, value in named.items()}
-    ours = {ORIGINAL_NAMES.get(key, key): to_nchw(value) for key, value in tensors.items()}
+    ours = {key: to_nchw(np.asarray(value)) for key, value in named.items()}
+    ours |= {theirs: ours[key] for theirs, key in OUR_NAMES.items() if key in ours}
     ours["input"] = to_nchw(np.asarray(inputs))
     ours["pred_logits"] = np.asarray(outputs.class_logits)
     ours["pred_scores"] = np.asarray(outputs.objectness_logits)[..., None]
@@ -140,11 +148,11 @@ def forward(name: str) -> dict[str, np.ndarray]:
     return ours
 
 
-ORIGINAL_NAMES = {
-    "res3": "backbone.res3",
-    "res4": "backbone.res4",
-    "res5": "backbone.res5",
-    "mask_kernels": "pred_kernel",
+OUR_NAMES = {
+    **{f"backbone.{name}": name for name in ("res3", "res4", "res5")},
+    **{f"backbone.{name}": name for name in ("csp2", "csp3", "csp4", "p2", "p3", "p4")},
+    **{"stem_pool": "stem", "layer1": "res2"},  # of variant d
+    "pred_kernel": "mask_kernels",
 }
 
 

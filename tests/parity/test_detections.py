@@ -13,7 +13,20 @@ from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Outputs
 from tests.parity import cases
 
-DETECTION_CASES = ("r50_base", "r50_giam", "r50_giam_soft", "r50_giam_odd")
+DETECTION_CASES = (
+    "r50_base",
+    "r50_giam",
+    "r50_giam_soft",
+    "r50_giam_odd",
+    "r50vd_giam",
+    "r50vd_dcn_giam",
+    "r50_dcn_giam",
+    "r101_giam",
+    "cspdarknet53_giam",
+    "darknet53_giam",
+    "pvt_b1_giam",
+    "pvt_b2_li_giam",
+)
 
 SCORE = 2e-5  # noise of the original up to 5e-6
 # One mask pixel that crosses the 0.45 cut changes the rescoring by up to 1 / area: 6.4e-5 seen.

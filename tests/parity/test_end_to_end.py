@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 
 from sparseinst_jax import layers
 from sparseinst_jax.builders import build_model
-from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.predictor import Predictor
 from sparseinst_jax.sparseinst import inference
@@ -30,7 +29,7 @@ NEAR_CUT = 1e-4
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["end_to_end_r50_giam"])
+@pytest.mark.parametrize("name", ["end_to_end_r50_giam", "end_to_end_r50vd_dcn_giam"])
 def test_photos_give_the_originals_coco_results(name, data_dir, errors):
     manifest = json.loads((cases.GOLDEN / name / "manifest.json").read_text())
     # image id -> the size, and (category_id, score, RLE counts) in the order of the queries
@@ -65,9 +64,9 @@ def test_photos_give_the_originals_coco_results(name, data_dir, errors):
 
 
 def _predictor(manifest, dataset) -> Predictor:
-    weights_of = cases.load(manifest["config"]).manifest
-    config = load_config(cases.CONFIGS / cases.CONFIG_OF_DECODER[weights_of["decoder"]])
-    model = build_model(config.model, weights_of["num_classes"], 0)
+    case = cases.load(manifest["config"])
+    weights_of = case.manifest
+    model = build_model(case.config.model, weights_of["num_classes"], 0)
     apply, params, statistics = layers.functional(model)
     state_dict = golden_weights.make(weights_of["state_dict"], manifest["weights_seed"])
     params, statistics = original_to_ours(state_dict, params, statistics)

@@ -23,6 +23,15 @@ FORWARD_CASES = (
     "train_r50_base",
     "train_r50_giam",
     "train_empty_r50_giam",
+    "r50vd_giam",
+    "r50vd_dcn_giam",
+    "r50_dcn_giam",
+    "r101_giam",
+    "cspdarknet53_giam",
+    "darknet53_giam",
+    "pvt_b1_giam",
+    "pvt_b2_li_giam",
+    "train_r50vd_dcn_giam",
 )
 
 

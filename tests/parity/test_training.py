@@ -18,7 +18,7 @@ from sparseinst_jax.training.step import TrainState, TrainStep
 from sparseinst_jax.weights import ours_to_original
 from tests.parity import cases
 
-TRAIN_CASES = ("train_r50_base", "train_r50_giam")
+TRAIN_CASES = ("train_r50_base", "train_r50_giam", "train_r50vd_dcn_giam")
 NUM_STEPS = 5
 TERMS = {
     "class": "loss_ce",
