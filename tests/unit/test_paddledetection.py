@@ -19,7 +19,7 @@ from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.eval_protocols import find_protocol
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.train_image import load_train_image
-from sparseinst_jax.predictor import Predictor
+from sparseinst_jax.predictor import Predictor, build_predictor
 from sparseinst_jax.sparseinst.model import InstanceBranch
 from sparseinst_jax.structures import Outputs
 from sparseinst_jax.training.optimizer import (
@@ -411,6 +411,18 @@ def linear(values, length, axis):
     shape[axis] = length
     share = (centre - low).reshape(shape)
     return values.take(low, axis) * (1 - share) + values.take(low + 1, axis) * share
+
+
+def test_the_configuration_names_the_protocol():
+    overrides = {"eval.protocol": "paddledetection", "data.eval_size": "(64, 85)"}
+    config = load_config(ROOT / "configs/giam_r50.py", overrides)
+    params = {"classes": np.zeros(NUM_MASKS, np.float32), "masks": np.eye(5, 3, dtype=np.float32)}
+    predictor = build_predictor(config, network, params, {}, ("cat",), (7,))
+    assert predictor.prepare(np.zeros((48, 64, 3), np.uint8)).mask_size == (63, 85)
+    with config.unlocked():
+        del config.eval["protocol"]  # a run that was made before there was one
+    predictor = build_predictor(config, network, params, {}, ("cat",), (7,))
+    assert predictor.prepare(np.zeros((48, 64, 3), np.uint8)).mask_size == (64, 85)
 
 
 def test_another_protocol_is_refused():
