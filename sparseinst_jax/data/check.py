@@ -20,6 +20,7 @@ COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
 # Objects that are rasterised for an estimate of how many are lost: about a second for each size.
 NUM_SAMPLED = 500
 MAX_NAMES = 10
+_File = tuple[str, str | None]  # name and path of an image
 
 
 class LostObjects(NamedTuple):
@@ -66,7 +67,7 @@ def count_lost(
         the counts, by the very functions that make the targets. An object whose run lengths are
         broken is passed over: the rules of the json or `check_images` name it.
     """
-    chosen = _spread(dataset.records, most)
+    chosen = _spread(dataset.records, dataset.num_targets, most)
     areas, worst = [], []
     num_gone = num_thin = num_small = 0
     for record, annotation in chosen:
@@ -91,9 +92,10 @@ def count_lost(
     return LostObjects(shortest, len(areas), total, num_gone, num_thin, num_small, side, worst)
 
 
-def _spread(records: Sequence[ImageRecord], most: int) -> list[tuple[ImageRecord, Annotation]]:
+def _spread(
+    records: Sequence[ImageRecord], counts: np.ndarray, most: int
+) -> list[tuple[ImageRecord, Annotation]]:
     """Choose objects evenly over a data set, all of them where there are no more than `most`."""
-    counts = np.array([len(record.targets) for record in records], np.int64)
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     places = np.unique(np.linspace(0, total - 1, min(most, total)).astype(np.int64))
@@ -119,10 +121,9 @@ def describe(dataset: CocoDataset) -> list[str]:
     shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
     extra = f", ... {len(shown) - 20} more" if len(shown) > 20 else ""
     lines.append("objects per class: " + ", ".join(shown[:20]) + extra)
-    crowd = sum(len(record.annotations) for record in dataset.records) - total
     lines.append(
         f"objects per image: mean {_mean(counts):.1f}, most {counts.max(initial=0)}, "
-        f"images without objects {int((counts == 0).sum())}, crowd regions {crowd}"
+        f"images without objects {int((counts == 0).sum())}, crowd regions {dataset.num_crowd}"
     )
     if dataset.num_left_out:
         lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")
@@ -133,7 +134,7 @@ def describe(dataset: CocoDataset) -> list[str]:
 
 def class_counts(dataset: CocoDataset) -> Counter[int]:
     """Number of objects of each label, crowd regions left out."""
-    return Counter(a.label for record in dataset.records for a in record.targets)
+    return Counter(dict(enumerate(dataset.targets_per_class.tolist())))
 
 
 def warn_of_unusable(dataset: CocoDataset) -> list[str]:
@@ -258,15 +259,15 @@ def find_overlap(
         second: usually the validation data.
         every_file: compare files of different names, too.
     """
-    by_key: dict[object, list[ImageRecord]] = {}
-    for record in first.records:
-        by_key.setdefault(_key(record, every_file), []).append(record)
+    by_key: dict[object, list[_File]] = {}
+    for file in first.files:
+        by_key.setdefault(_key(file, every_file), []).append(file)
     hashes: dict[str, str] = {}
     found = []
-    for record in second.records:
-        for other in by_key.get(_key(record, every_file), []):
-            if _is_same(other, record, hashes):
-                found.append(Overlap(other.file_name, record.file_name))
+    for file in second.files:
+        for other in by_key.get(_key(file, every_file), []):
+            if _is_same(other, file, hashes):
+                found.append(Overlap(other[0], file[0]))
                 break
     return found
 
@@ -284,12 +285,13 @@ def warn_of_overlap(found: Sequence[Overlap], num_images: int) -> list[str]:
 
 def find_repeated(dataset: CocoDataset) -> list[str]:
     """File names that more than one entry of a json has."""
-    counts = Counter(record.file_name for record in dataset.records)
+    counts = Counter(name for name, _ in dataset.files)
     return [name for name, count in counts.items() if count > 1]
 
 
-def _key(record: ImageRecord, every_file: bool) -> object:
-    return _bytes_of(record.path) if every_file else os.path.basename(record.file_name)
+def _key(file: _File, every_file: bool) -> object:
+    name, path = file
+    return _bytes_of(path) if every_file else os.path.basename(name)
 
 
 def _bytes_of(path: str | None) -> int:
@@ -299,10 +301,10 @@ def _bytes_of(path: str | None) -> int:
         return -1
 
 
-def _is_same(first: ImageRecord, second: ImageRecord, hashes: dict[str, str]) -> bool:
-    if first.path is None or second.path is None:
-        return first.file_name == second.file_name
-    paths = first.path, second.path
+def _is_same(first: _File, second: _File, hashes: dict[str, str]) -> bool:
+    if first[1] is None or second[1] is None:
+        return first[0] == second[0]
+    paths = first[1], second[1]
     if paths[0] == paths[1]:
         return True
     if _bytes_of(paths[0]) != _bytes_of(paths[1]) or _bytes_of(paths[0]) < 0:

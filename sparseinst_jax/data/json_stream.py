@@ -120,7 +120,8 @@ class _Window:
 
     def value(self) -> Any:
         """Read the value that begins here."""
-        self.skip_space()
+        if not self.text.startswith("{", self.position):
+            self.skip_space()
         while True:
             try:
                 value, end = _scan_once(self.text, self.position)
@@ -149,6 +150,9 @@ class _Window:
             return
         while True:
             yield self.value()
+            if self.text.startswith(",", self.position):  # as most are; the rest is slower
+                self.position += 1
+                continue
             if self.skip_space() == "]":
                 break
             self.expect(",")
