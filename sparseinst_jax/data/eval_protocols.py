@@ -42,8 +42,10 @@ def _resize_paddledetection(image: np.ndarray, eval_size: Size) -> tuple[np.ndar
     height, width = image.shape[:2]
     factor = min(eval_size[0] / min(height, width), eval_size[1] / max(height, width))
     # Stored as float32 there: 853 must not become 852 by a rounding error.
-    cut = np.float32([height * factor, width * factor])
-    mask_size = max(int(cut[0]), 1), max(int(cut[1]), 1)
+    mask_size = (
+        max(int(np.float32(height * factor)), 1),
+        max(int(np.float32(width * factor)), 1),
+    )
     return opencv_resize.resize_bicubic_by_factor(image, factor), mask_size
 
 

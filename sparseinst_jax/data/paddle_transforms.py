@@ -99,7 +99,8 @@ def boxes_in_crop(boxes_xyxy: np.ndarray, original_size: Size, transform: Transf
     if transform.flip:
         boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
     y, x, crop_height, crop_width = transform.crop
-    corners = boxes.reshape(-1, 2, 2) * np.float32([first[1] / width, first[0] / height])
+    scale = np.array([first[1] / width, first[0] / height], np.float32)
+    corners = boxes.reshape(-1, 2, 2) * scale
     corners = np.clip(corners, 0, [first[1], first[0]]) - [x, y]
     corners = np.clip(corners, 0, [crop_width, crop_height])
     return (corners[:, 1] - corners[:, 0]).prod(axis=1) > 0

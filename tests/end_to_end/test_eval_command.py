@@ -1,5 +1,6 @@
 """`eval.py` and `predict.py` from their arguments to the files that they write."""
 
+import collections
 import csv
 import json
 import shutil
@@ -261,6 +262,18 @@ def test_score_threshold_is_for_showing_only(run, tmp_path):
         pictures.append(np.asarray(Image.open(output / f"{photo.stem}.png")))
     assert texts[0] == texts[1]
     assert (pictures[0] != pictures[1]).any()
+
+
+def test_paddledetections_protocol_loses_one_detection_of_each_image(run, evaluated, tmp_path):
+    arguments = ["--workdir", str(run.workdir), "--pictures", "0", "--output", str(tmp_path)]
+    assert eval_command.main([*arguments, "--config.eval.protocol=paddledetection"]) == 0
+    expected, found = (
+        collections.Counter(entry["image_id"] for entry in read(folder / "predictions.json"))
+        for folder in (evaluated, tmp_path)
+    )
+    assert found == {image_id: number - 1 for image_id, number in expected.items()}
+    with pytest.raises(ValueError, match=r"eval\.protocol must be one of .*, got 'paddle'"):
+        eval_command.main([*arguments, "--config.eval.protocol=paddle"])
 
 
 def test_load_reads_a_run_with_its_classes_and_takes_overrides(run, evaluated):

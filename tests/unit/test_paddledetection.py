@@ -326,6 +326,7 @@ def test_the_plan_follows_the_rule_and_holds_what_it_gives():
         ((427, 640), (569, 853), (569, 853)),
         ((640, 480), (853, 640), (853, 639)),
         ((500, 500), (640, 640), (640, 640)),
+        ((70, 100), (597, 853), (597, 853)),  # 853 / 100 * 100 is below 853 in float64
     ],
 )
 def test_masks_are_cut_to_a_size_that_is_rounded_down(size, resized, cut):
