@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def tiny_trees(seed: int | None = 1, **backbone: object):
         return trees
     rng = np.random.default_rng(seed)
 
-    def draw(tree):
+    def draw(tree: Any) -> Any:
         if isinstance(tree, dict):
             return {key: draw(value) for key, value in tree.items()}
         return rng.standard_normal(np.shape(tree)).astype(np.float32)

@@ -1,7 +1,20 @@
+import json
+
 import numpy as np
 import pytest
 
+from sparseinst_jax import builders, layers
+from sparseinst_jax.config import load_config
 from sparseinst_jax.weights import load_weights, original_to_ours, ours_to_original
+from sparseinst_jax.weights.convert import named_arrays, original_shapes, unflatten
+from tests.parity import cases
+
+# The end_to_end cases have the networks of two of these.
+RECORDED = sorted(
+    path.parent.name
+    for path in cases.GOLDEN.glob("*giam*/manifest.json")
+    if not path.parent.name.startswith("end_to_end")
+)
 
 
 def _model():
@@ -122,3 +135,67 @@ def test_both_file_kinds_load(tmp_path, suffix):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
         load_weights(tmp_path / "absent.npz", *_model())
+
+
+@pytest.mark.parametrize("case", ["r50_base", *RECORDED])
+def test_every_name_and_shape_of_a_recorded_network_is_one_of_ours(case):
+    manifest = json.loads((cases.GOLDEN / case / "manifest.json").read_text())
+    recorded = {name: tuple(shape) for name, shape in manifest["state_dict"].items()}
+    config = load_config(cases.CONFIGS / cases.CONFIG_OF_ORIGINALS[manifest["config"]])
+    num_classes = manifest.get("num_classes", 80)
+    model = builders.build_model(config.model, num_classes, seed=None)
+    _, *trees = layers.functional(model)
+    counters = [name for name in recorded if name.endswith(".num_batches_tracked")]
+    assert (len(counters) > 0) == ("darknet" in case)
+    wanted = {name: shape for name, shape in recorded.items() if name not in counters}
+    assert original_shapes(*trees) == wanted
+    # And there and back with zeros of these shapes: nothing is left over on either side.
+    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in recorded.items()}
+    assert original_shapes(*original_to_ours(empty, *trees)) == wanted
+
+
+def test_the_recorded_cases_are_all_there():
+    assert len(RECORDED) == 14
+
+
+BACKBONES = {
+    "b": {"name": "resnet", "width": 4},
+    "b-dcn": {"name": "resnet", "width": 4, "deformable_stages": ("res4", "res5")},
+    "d-dcn2": {"name": "resnet", "width": 4, "variant": "d", "deformable_stages": ("res3",)}
+    | {"modulated": True},
+    "csp": {"name": "cspdarknet", "width": 4},
+    "dark": {"name": "cspdarknet", "width": 4, "cross_stage": False},
+    "pvt": {"name": "pvt", "embed_dims": (2, 4, 10, 16)},
+    "pvt-linear": {"name": "pvt", "embed_dims": (2, 4, 10, 16), "linear": True},
+}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+def test_every_backbone_goes_there_and_back_bit_for_bit(backbone):
+    config = load_config(cases.CONFIGS / "tiny.py")
+    depths = 5 if backbone["name"] == "cspdarknet" else 4
+    with config.unlocked():
+        config.model.backbone = backbone | {"stage_depths": (2,) * depths}
+    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    rng = np.random.default_rng(0)
+    state = {
+        name: rng.standard_normal(shape).astype(np.float32)
+        for name, shape in original_shapes(*trees).items()
+    }
+    ours = original_to_ours(state, *trees)
+    back = ours_to_original(*ours)
+    assert back.keys() == state.keys()
+    assert all(back[name].tobytes() == array.tobytes() for name, array in state.items())
+    nested = unflatten(named_arrays(*ours))
+    again = ours_to_original(nested["params"], nested["statistics"])
+    assert all(again[name].tobytes() == array.tobytes() for name, array in state.items())
+
+
+def test_the_counter_of_stochastic_depth_is_ours_alone_and_keeps_its_fresh_value():
+    statistics = {"backbone": {"drop_path_step": np.uint32(41), "norm": {"mean": np.zeros(2)}}}
+    state = ours_to_original({}, statistics)
+    assert state.keys() == {"backbone.norm.running_mean"}
+    state["backbone.norm.running_mean"] = np.array([5.0, 6.0])
+    _, loaded = original_to_ours(state, {}, statistics)
+    assert loaded["backbone"]["drop_path_step"] == 41
+    np.testing.assert_array_equal(loaded["backbone"]["norm"]["mean"], [5.0, 6.0])
