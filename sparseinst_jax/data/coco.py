@@ -126,8 +126,9 @@ def index_coco(
     path = Path(annotations_path)
     kept = find_filter(annotation_filter)
     root = None if images_dir is None else Path(images_dir)
-    index = read_index(path)
+    coco_json.refuse_no_file(path)
     _refuse_missing_folder(root, path)
+    index = read_index(path)
     faults = Faults(path)
     of_categories, of_images, of_annotations = index.faults
     faults.found += of_categories

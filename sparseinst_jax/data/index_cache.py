@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sparseinst_jax.data import coco_json, columns
+from sparseinst_jax.data import columns
 from sparseinst_jax.data.coco_index import CocoIndex, build_index, open_index
 from sparseinst_jax.files import cache_folder
 
@@ -33,14 +33,12 @@ def read_index(path: Path, say: Callable[[str], None] | None = None) -> CocoInde
     """Read the index of a json, from the cache where it is there.
 
     Args:
-        path: the json.
+        path: the json, which exists.
         say: takes a line for the user when a large json is read; by default to standard error.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: it is no COCO json.
     """
-    coco_json.refuse_no_file(path)
     size = path.stat().st_size
     if size < MIN_SIZE:
         with open(path, "rb") as file:
