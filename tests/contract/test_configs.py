@@ -17,8 +17,7 @@ from sparseinst_jax import builders, layers, zoo
 from sparseinst_jax.commands import train_checks, train_setup
 from sparseinst_jax.config import flatten, load_config
 from sparseinst_jax.structures import Batch
-from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainState
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -48,7 +47,8 @@ def _steps() -> dict[str, ConfigDict]:
     traced = {}
     for name, config in configs.items():
         train = config.train
-        key = repr((config.model.to_dict(), config.objective.to_dict(), train.frozen_stages))
+        options = train.frozen_stages, train.ema_decay > 0, train.gradient_clip_norm > 0
+        key = repr((config.model.to_dict(), options))
         traced.setdefault(key, (name, config))
     return dict(traced.values())
 
@@ -73,18 +73,12 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model)
-    train = config.train
-    schedule = optimizer.make_schedule(
-        train.learning_rate,
-        train.warmup_steps,
-        train.warmup_factor,
-        train.milestones,
-        train.lr_decay,
-    )
-    adamw = optimizer.make_optimizer(params, schedule, train.weight_decay)
-    step = TrainStep(builders.build_objective(config, apply), adamw)
+    frozen = [f"backbone/{stage}" for stage in model.backbone.frozen_names]
+    step, _ = train_setup._make_step(config, apply, params, frozen)
     batch = _batch()
-    state = TrainState(jnp.int32(0), params, statistics, jax.eval_shape(adamw.init, params))
+    opt_state = jax.eval_shape(step.optimizer.init, params)
+    average = (params, statistics) if config.train.ema_decay else None
+    state = TrainState(jnp.int32(0), params, statistics, opt_state, average)
     seen = {}
 
     def whole_step(state, batch, query_index, counts):
