@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparseinst_jax import masks
@@ -94,7 +93,7 @@ class Predictor:
             long side may have, in pixels.
         select: scores a batch of outputs, `Outputs` -> `Selection`.
         mask_threshold: a pixel belongs to a mask where its probability is larger.
-        batch_size: images that go through the network together; fewer are filled up.
+        batch_size: images that go through the network together on a device; fewer are filled up.
         protocol: whose way to test, a key of `data.eval_protocols.PROTOCOLS`.
     """
 
@@ -132,8 +131,9 @@ class Predictor:
             )
             return select(outputs)
 
-        self._forward = jax.jit(forward)
-        self.set_weights(params, statistics)
+        self._on_device = forward
+        self._weights = params, statistics
+        self.use_devices(jax.local_devices()[:1])
 
     def __repr__(self) -> str:
         return (
@@ -141,9 +141,32 @@ class Predictor:
             f"batch_size={self.batch_size})"
         )
 
+    def use_devices(self, devices: Sequence[Any]) -> None:
+        """Send images through these local devices, `batch_size` at a time through each.
+
+        One device is used at first. Results do not depend on how many there are.
+        """
+        self._devices = list(devices)
+        if len(self._devices) == 1:
+            self._forward = jax.jit(self._on_device)
+        else:
+            # Compiled once for all of them; `jit` would compile once for each.
+            self._forward = jax.pmap(self._on_device, in_axes=(0, 0, 0, 0), devices=self._devices)
+        self.set_weights(*self._weights)
+
+    @property
+    def num_together(self) -> int:
+        """Images that go through the network together, over all devices."""
+        return self.batch_size * len(self._devices)
+
     def set_weights(self, params: Tree, statistics: Tree) -> None:
         """Use other weights of the same network; nothing is compiled again."""
-        self._weights = jax.tree.map(jnp.asarray, (params, statistics))
+        self._weights = params, statistics
+        if len(self._devices) == 1:
+            self._placed = jax.device_put(self._weights, self._devices[0])
+        else:
+            copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=self._devices)
+            self._placed = copy(np.arange(len(self._devices)), self._weights)
 
     def __call__(self, image: ImageLike) -> Prediction:
         """Find the instances of one image: a path, a Pillow image or a uint8 RGB array."""
@@ -190,35 +213,41 @@ class Predictor:
             groups.setdefault(padded_size(item.image.shape[:2]), []).append(position)
         pending = []
         for size, members in groups.items():
-            for first in range(0, len(members), self.batch_size):
-                positions = members[first : first + self.batch_size]
+            for first in range(0, len(members), self.num_together):
+                positions = members[first : first + self.num_together]
                 chosen = [items[position] for position in positions]
                 pending.append(Pending(positions, chosen, self._select(chosen, size)))
         return pending
 
     def _select(self, items: Sequence[Prepared], size: Size) -> inference.Selection:
-        images = np.zeros((self.batch_size, *size, 3), np.uint8)
-        valid_size = np.zeros((self.batch_size, 2), np.int32)
+        images = np.zeros((self.num_together, *size, 3), np.uint8)
+        valid_size = np.zeros((self.num_together, 2), np.int32)
         for row, item in enumerate(items):
             height, width = item.image.shape[:2]
             images[row, :height, :width] = item.image
             valid_size[row] = height, width
-        return self._forward(*self._weights, images, valid_size)
+        if len(self._devices) > 1:
+            shape = len(self._devices), self.batch_size
+            images = images.reshape(*shape, *images.shape[1:])
+            valid_size = valid_size.reshape(*shape, 2)
+        return self._forward(*self._placed, images, valid_size)
 
     def finish(self, pending: Sequence[Pending]) -> list[Kept]:
         """Wait for the device and fetch what is kept, in the order of `start`'s images."""
         found: dict[int, Kept] = {}
         for positions, items, selection in pending:
-            scores, labels, is_kept = jax.device_get(
-                (selection.scores, selection.labels, selection.is_kept)
+            scores, labels, is_kept = (
+                np.reshape(array, (self.num_together, -1))
+                for array in jax.device_get((selection.scores, selection.labels, selection.is_kept))
             )
+            mask_probs = self._masks_by_device(selection.mask_probs)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
                 query_index = np.flatnonzero(is_kept[row]).astype(np.int32)
                 if self._protocol.drops_last:
                     query_index = query_index[:-1]
                 chunks = masks.upsample_masks(
-                    selection.mask_probs,
-                    row,
+                    mask_probs[row // self.batch_size],
+                    row % self.batch_size,
                     query_index,
                     item.mask_size,
                     item.original_size,
@@ -232,6 +261,17 @@ class Predictor:
                     item.original_size,
                 )
         return [found[position] for position in range(len(found))]
+
+    def _masks_by_device(self, mask_probs: jax.Array) -> list[jax.Array]:
+        """Give what each device made, [B, N, H/4, W/4], on the first device.
+
+        There the masks of all are upsampled: it takes far less than packing them on the host, and
+        on its own each device would compile the upsampling again.
+        """
+        if len(self._devices) == 1:
+            return [mask_probs]
+        parts = [mask_probs.addressable_data(row) for row in range(len(self._devices))]
+        return [jax.device_put(part, self._devices[0])[0] for part in parts]
 
 
 def build_predictor(

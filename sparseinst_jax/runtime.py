@@ -8,6 +8,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sparseinst_jax import hosts
+from sparseinst_jax.watch import DONE, LOST_HOST
+
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another,
 # and some JAX versions compute with a single thread. More threads cost nothing measurable.
 _MIN_CPU_THREADS = 32
@@ -38,52 +41,61 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", cache)
 
 
-def join_hosts() -> None:
-    """Join the other hosts of a job, before anything else uses JAX.
-
-    On TPU pods and under Slurm or Open MPI everything is found out; elsewhere the environment
-    says it: `JAX_COORDINATOR_ADDRESS` (host:port of the first), `JAX_NUM_PROCESSES` and
-    `JAX_PROCESS_ID`.
-    """
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    number, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-        num_processes=int(number) if number else None, process_id=int(index) if index else None
-    )
-
-
 def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
     """Run a command's main and return the exit code.
 
     A ValueError or FileNotFoundError raised by this package is a message to the user and is
     printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
     refuses, such as to write on a full disk. Every other error is a fault of the program and passes
-    with its traceback.
+    with its traceback. One of several hosts tells the others and ends at once (see `hosts.leave`).
 
     Args:
       main: takes the arguments, returns the exit code or None for 0.
       argv: arguments without the program's name.
 
     Returns:
-      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C).
+      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C), 75 after
+      the loss of another host.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     wants_traceback = os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0")
     try:
-        return main(argv) or 0
+        code = main(argv) or 0
+        hosts.report(DONE)
+        return code
     except (ValueError, OSError) as error:
         message = _message(error)
         if wants_traceback or message is None:
+            _leave_others(error)
             raise
         print(f"error: {message}", file=sys.stderr)
+        hosts.leave(message, 1)
         return 1
     except KeyboardInterrupt:
         if wants_traceback:
             raise
         print("interrupted", file=sys.stderr)
+        hosts.leave("interrupted", _INTERRUPTED)
         return _INTERRUPTED
+    except BaseException as error:
+        _leave_others(error)
+        raise
+
+
+def _leave_others(error: BaseException) -> None:
+    """On several hosts print the traceback and end; alone do nothing."""
+    if isinstance(error, SystemExit) or not hosts.are_joined():
+        return
+    traceback.print_exception(error)
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    if type(error).__name__ == "JaxRuntimeError":  # most likely a collective without its partner
+        print(
+            "error: something that all hosts do together failed; probably another host ended, see"
+            " its messages. The same command continues from the last checkpoint.",
+            file=sys.stderr,
+        )
+        hosts.leave(text, LOST_HOST)
+    hosts.leave(text, 1)
 
 
 def _default_cache() -> Path:

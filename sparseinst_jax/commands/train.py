@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
-from sparseinst_jax import runtime
+from sparseinst_jax import hosts
 from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.batch_pictures import save_first_batches
 from sparseinst_jax.commands.train_setup import Run, prepare, resolve_schedule
@@ -27,7 +27,8 @@ from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.training.trainer import Intervals, NonFiniteLossError, Trainer
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.
-Exit codes: 0 done, 1 error or non-finite loss, 130 and 143 saved and stopped by a signal."""
+Exit codes: 0 done, 1 error or non-finite loss, 75 another host was lost, 130 and 143 saved and
+stopped by a signal."""
 _METRICS_FILE = "metrics.csv"
 
 
@@ -45,12 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="start from these weights, the same as --config.train.init_from: .npz or .safetensors"
         " with the original release's names, or a run or checkpoint folder",
     )
-    parser.add_argument(
-        "--several-hosts",
-        action="store_true",
-        help="join the other hosts of the job: start the same command on each; outside of TPU"
-        " pods, Slurm and Open MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID",
-    )
+    hosts.add_argument(parser)
     arguments = configs.parse_command_line(parser, argv)
     if arguments.config is None:
         parser.error("--config FILE is needed, such as --config configs/shapes.py")
@@ -59,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
-    if arguments.several_hosts:
-        runtime.join_hosts()
+    hosts.join(arguments.distributed)
     workdir = arguments.workdir or configs.default_workdir(arguments.config)
     return train(config, workdir, literal_keys=arguments.overrides)
 
@@ -69,7 +64,7 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
     """Train as the configuration says, or continue the run in `workdir`.
 
     Writes `config.json`, `metrics.csv`, `checkpoints/`, `curves.png` and pictures of the first
-    batches into the folder. On several hosts all of them call this, after `runtime.join_hosts()`.
+    batches into the folder. On several hosts all of them call this, after `hosts.join()`.
 
     Args:
       config: its schedule is written for `train.base_batch_size` and translated to
@@ -88,6 +83,7 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
     workdir = Path(workdir)
     is_first_host = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first_host else lambda *_: None
+    hosts.refuse_differences("configuration or workdir", f"{workdir} {config.to_json()}")
     train_checks.check(config)
     config, lines = resolve_schedule(config, literal_keys)
     say("\n".join([f"configuration of {workdir}:\n{configs.describe(config)}", *lines]))

@@ -1,6 +1,7 @@
 """From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
 
 import importlib.metadata
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparseinst_jax import builders, layers
+from sparseinst_jax import builders, hosts, layers
 from sparseinst_jax import config as configs
 from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
@@ -187,12 +188,11 @@ def _make_step(
 
 def prepare_data(config: ConfigDict) -> None:
     """Draw the generated data set where it is missing; every host but the first waits."""
-    if config.data.generator == "shapes" and jax.process_index() == 0:
-        shapes.draw_if_missing(config.data.train.annotations, config.data.val.annotations)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("data are there")
+    if config.data.generator == "shapes":
+        data = config.data
+        hosts.first_alone(
+            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
+        )
 
 
 def make_evaluation(
@@ -209,13 +209,15 @@ def make_evaluation(
     predictor = build_predictor(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
+    predictor.use_devices(jax.local_devices())
 
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
         predictor.set_weights(params, statistics)
         workers = max(config.data.num_workers, 1)
         _, metrics = evaluator.evaluate_dataset(predictor, dataset, num_workers=workers)
-        assert metrics is not None, "annotations were asked for above"
-        return {name: metrics[name] for name in ("AP", "AP50", "AP75")}
+        names = () if metrics is None else ("AP", "AP50", "AP75")
+        # The first host has them; all must do the same about them.
+        return json.loads(hosts.gather(json.dumps({n: metrics[n] for n in names}).encode())[0])
 
     return evaluate
 

@@ -1,4 +1,9 @@
-"""Run a predictor over a COCO data set and score what it finds."""
+"""Run a predictor over a COCO data set and score what it finds.
+
+The images are cut into batches of one padded size, as many as the local devices take together. On
+several hosts each takes every so-manieth batch, and the first gets what all have found: every image
+is predicted exactly once, on whatever number of devices and hosts.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,16 @@ import logging
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TextIO, TypeVar
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from sparseinst_jax import hosts
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, coco_results, evaluate
@@ -32,7 +40,11 @@ class ImagePredictor(Protocol):
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]
-    batch_size: int
+
+    @property
+    def num_together(self) -> int:
+        """Images that go through the network together, over all local devices."""
+        ...
 
     def prepare(self, image: np.ndarray) -> Any:
         """Resize an image on the host."""
@@ -56,6 +68,9 @@ def evaluate_dataset(
 ) -> tuple[list[dict[str, Any]], CocoMetrics | None]:
     """Predict every image of a data set and score the result.
 
+    On several hosts all of them call this together; the first one gets the result, the others
+    `([], None)`.
+
     Args:
         predictor: a `Predictor`.
         dataset: from `load_coco`, with its image folder.
@@ -73,7 +88,7 @@ def evaluate_dataset(
             of the predictor is in the data set.
     """
     results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
-    if not dataset.num_targets.any():
+    if jax.process_index() or not dataset.num_targets.any():
         return results, None
     return results, evaluate(dataset.annotations_path, results, dataset.classes)
 
@@ -87,11 +102,33 @@ def predict_dataset(
 ) -> list[dict[str, Any]]:
     """Predict every image of a data set: COCO results, in the order of the images.
 
-    See `evaluate_dataset` for the arguments and the errors.
+    See `evaluate_dataset` for the arguments, the errors and several hosts.
     """
-    category_ids = match_categories(predictor.class_names, dataset)
-    _check_files(dataset)
+
+    def predict() -> dict[int, list[dict[str, Any]]]:
+        category_ids = match_categories(predictor.class_names, dataset)
+        _check_files(dataset)
+        batches = _batches(dataset.records, predictor.eval_size, predictor.num_together)
+        mine = batches[jax.process_index() :: jax.process_count()]
+        return _predict_batches(predictor, mine, category_ids, num_workers, progress)
+
+    found = predict() if jax.process_count() == 1 else _gather(predict)
+    if jax.process_index():
+        return []
+    return [entry for record in dataset.records for entry in found[record.image_id]]
+
+
+def _predict_batches(
+    predictor: ImagePredictor,
+    batches: Sequence[Sequence[ImageRecord]],
+    category_ids: Sequence[int | None],
+    num_workers: int,
+    progress: TextIO | None,
+) -> dict[int, list[dict[str, Any]]]:
+    """Predict batches of equal padded size: COCO results by image id."""
     found: dict[int, list[dict[str, Any]]] = {}
+    order = [record for batch in batches for record in batch]
+    what = "evaluated" if jax.process_count() == 1 else "first host evaluated"
 
     def prepare(record: ImageRecord) -> Any:
         return predictor.prepare(read_record(record))
@@ -102,23 +139,47 @@ def predict_dataset(
             found[record.image_id] = coco_results(
                 record.image_id, rles, kept.scores, kept.labels, category_ids
             )
+        line.advance(len(batch))
+        hosts.report(f"evaluating, image {line.done} of {len(order)}")
 
-    batches = _batches(dataset.records, predictor.eval_size, predictor.batch_size)
-    order = [record for batch in batches for record in batch]
-    with Progress(len(order), progress) as line, ThreadPoolExecutor(max(1, num_workers)) as pool:
-        prepared = map_ahead(pool, prepare, order, ahead=2 * (num_workers + predictor.batch_size))
-        waiting: tuple[Sequence[ImageRecord], Any] | None = None
-        for batch in batches:
-            pending = predictor.start(list(itertools.islice(prepared, len(batch))))
-            # The device computes this batch while the host packs the masks of the one before.
+    ahead = 2 * (num_workers + predictor.num_together)
+    with Progress(len(order), progress, what) as line:
+        with ThreadPoolExecutor(max(1, num_workers)) as pool:
+            prepared = map_ahead(pool, prepare, order, ahead=ahead)
+            waiting: tuple[Sequence[ImageRecord], Any] | None = None
+            for batch in batches:
+                pending = predictor.start(list(itertools.islice(prepared, len(batch))))
+                # The device computes this batch while the host packs the masks of the one before.
+                if waiting is not None:
+                    collect(*waiting)
+                waiting = batch, pending
             if waiting is not None:
                 collect(*waiting)
-                line.advance(len(waiting[0]))
-            waiting = batch, pending
-        if waiting is not None:
-            collect(*waiting)
-            line.advance(len(waiting[0]))
-    return [entry for record in dataset.records for entry in found[record.image_id]]
+    return found
+
+
+def _gather(
+    predict: Callable[[], dict[int, list[dict[str, Any]]]],
+) -> dict[int, list[dict[str, Any]]]:
+    """Bring what all hosts have found to the first; what goes wrong on one is raised on all.
+
+    Raised on one alone it would leave the others waiting.
+    """
+    fault, found = "", {}
+    try:
+        found = predict()
+    except (ValueError, OSError) as error:
+        fault = f"host {jax.process_index()}: {error}"
+    faults = [text.decode() for text in hosts.gather(fault.encode()) if text]
+    if faults:
+        raise ValueError("\n".join(faults))
+    parts = hosts.gather(zlib.compress(json.dumps(list(found.items())).encode(), 1))
+    if jax.process_index():
+        return {}
+    pairs = [pair for part in parts for pair in json.loads(zlib.decompress(part))]
+    found = dict(pairs)
+    assert len(found) == len(pairs), "an image was predicted twice"
+    return found
 
 
 def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:

@@ -77,10 +77,6 @@ class Checkpoints:
         """Wait for the save in progress."""
         self._manager.wait_until_finished()
 
-    def must_stop(self, step: int) -> bool:
-        """Whether the scheduler of a job on several hosts asked all of them to stop at `step`."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     @property
     def steps(self) -> tuple[int, ...]:
         """Steps with a complete checkpoint, increasing."""

@@ -24,6 +24,8 @@ from sparseinst_jax.layers import DEVICE_AXIS
 from sparseinst_jax.structures import Batch, Tree
 from sparseinst_jax.training.optimizer import moving_average
 
+STOP = "stop"  # the one of the metrics that says whether a host was asked to stop
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes.
@@ -124,7 +126,7 @@ class TrainStep:
         return part if sums is None else jax.tree.map(jnp.add, sums, part)
 
     def _finish_on_device(
-        self, state, sums, outputs, pull_back, statistics, batch, query_index, counts
+        self, state, stop, sums, outputs, pull_back, statistics, batch, query_index, counts
     ):
         sums = self._accumulate_on_device(sums, outputs, pull_back, batch, query_index, counts)
         # Sums, not means: each device's loss is its share of the global batch's.
@@ -134,6 +136,7 @@ class TrainStep:
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["num_targets"] = jax.lax.psum(counts.targets, DEVICE_AXIS)
+        metrics[STOP] = jax.lax.pmax(stop, DEVICE_AXIS)
         average = state.average
         if average is not None:
             average = moving_average(average, (params, statistics), self.ema_decay, state.step)
@@ -178,16 +181,19 @@ class TrainStep:
         ]
         return jax.tree.map(lambda *n: np.stack(n), *per_device)
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    def __call__(
+        self, state: TrainState, batch: Batch, stop: int = 0
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Run one step on this host's batch of NumPy arrays.
 
         Args:
           state: placed by `place` or returned by the step before; it is consumed.
           batch: [B, ...] of this host, in the order of the plan.
+          stop: what this host tells the others; above 0 if it was asked to stop.
 
         Returns:
           The new state, and metrics as device arrays [devices], equal on all: `loss/total`, each
-          `loss/<term>`, `grad_norm`, `num_targets`.
+          `loss/<term>`, `grad_norm`, `num_targets`, and `STOP`, the largest `stop` of all hosts.
         """
         parts = self.split(batch)
         counts = self.counts(parts)
@@ -201,7 +207,10 @@ class TrainStep:
                 sums = self._accumulate(sums, *arguments)
                 del outputs, pull_back, arguments  # residuals: free them before the next half one
         metrics: dict[str, Any]
-        state, metrics = self._finish(state, sums, outputs, pull_back, statistics, *arguments[2:])
+        stops = np.full(len(self.devices), stop, np.int32)
+        state, metrics = self._finish(
+            state, stops, sums, outputs, pull_back, statistics, *arguments[2:]
+        )
         return state, metrics
 
 

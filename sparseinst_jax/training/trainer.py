@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparseinst_jax import hosts
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.progress import Progress, RowWriter
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import STOP, TrainState, TrainStep
 
 # Exit codes of a run that was asked to stop, as a shell reports a process ended by the signal.
 _EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -88,6 +89,7 @@ class Trainer:
         # Several collectives in flight can hang on virtual CPU devices; there is nothing to gain
         # from running ahead on a CPU anyway.
         self._must_block = step.devices[0].platform == "cpu"
+        self._num_hosts = jax.process_count()
 
     def run(self, state: TrainState, batches: Iterator[Batch]) -> int:
         """Train from a host state to the last step.
@@ -105,17 +107,22 @@ class Trainer:
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
+        # On several hosts a signal to one of them stops all after the same step: each tells the
+        # others with its step, and reads what was told with the one before, which is finished.
+        before = agreed = 0
         placed = self._step.place(state)
         with _StopSignals() as stop, closing(self._progress):
             while done < self._intervals.num_steps:
                 started = time.monotonic()
                 try:
+                    hosts.report(f"waiting for the images of step {done + 1}")
                     with stop.children_ignore_sigint(done == first):
                         batch = next(batches)
                 except Exception:
                     # An image cannot be read, or a signal went to the whole group and ended the
-                    # processes that read images: the steps done are not lost.
-                    if done == first:
+                    # processes that read images: the steps done are not lost. One of several
+                    # hosts cannot save: the others are in their next step, and are told to end.
+                    if done == first or self._num_hosts > 1:
                         raise
                     if done != self._checkpoints.latest_step:
                         self._after(done, placed, stopping=True)
@@ -124,18 +131,20 @@ class Trainer:
                     self._say_stopped(done, "an error")
                     raise
                 waited = time.monotonic() - started
-                placed, metrics = self._step(placed, batch)
+                hosts.report(f"training, step {done + 1}")
+                placed, metrics = self._step(placed, batch, int(stop.received or 0))
                 if self._must_block:
                     jax.block_until_ready((placed, metrics))
                 done += 1
+                before, agreed = agreed, metrics.pop(STOP, 0)
                 self._pending.steps.append(done)
                 self._pending.metrics.append(metrics)
                 self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
                 self._progress.stepped(done, waited)
-                stopping = stop.received is not None or self._checkpoints.must_stop(done)
-                self._after(done, placed, stopping)
-                if stopping and done < self._intervals.num_steps:
-                    return self._stopped(done, stop.received)
+                received = stop.received if self._num_hosts == 1 else _signal(before)
+                self._after(done, placed, received is not None)
+                if received is not None and done < self._intervals.num_steps:
+                    return self._stopped(done, received)
                 if self._early_stopping.is_over and done < self._intervals.num_steps:
                     self._checkpoints.wait()
                     best = self._checkpoints.best_step
@@ -220,9 +229,9 @@ class Trainer:
         self._progress.say(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 
-    def _stopped(self, done: int, received: signal.Signals | None) -> int:
-        self._say_stopped(done, received.name if received else "the scheduler's notice")
-        return _EXIT_CODES[received or signal.SIGTERM]
+    def _stopped(self, done: int, received: signal.Signals) -> int:
+        self._say_stopped(done, received.name)
+        return _EXIT_CODES[received]
 
     def _say_stopped(self, done: int, reason: str) -> None:
         self._checkpoints.wait()
@@ -267,6 +276,12 @@ class _StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
+
+
+def _signal(told: Any) -> signal.Signals | None:
+    """Read the signal that a host was sent, from the metrics."""
+    number = int(_to_float(told))
+    return signal.Signals(number) if number else None
 
 
 def _to_float(value: Any) -> float:

@@ -28,6 +28,8 @@ LAYERS = (
     ("losses", "matching", "masks"),
     ("layers", "ops", "charts"),
     ("structures", "config", "runtime", "pytest_data", "fonts", "files"),
+    ("hosts",),
+    ("watch",),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -108,11 +108,11 @@ def test_steps_after_the_last_checkpoint_are_done_again_and_counted_once(
 ):
     real, calls = TrainStep.__call__, []
 
-    def crash_in_the_fourth_step(self, state, batch):
+    def crash_in_the_fourth_step(self, state, batch, *stop):
         calls.append(0)
         if len(calls) == 4:
             raise RuntimeError("power cut")
-        return real(self, state, batch)
+        return real(self, state, batch, *stop)
 
     monkeypatch.setattr(TrainStep, "__call__", crash_in_the_fourth_step)
     with pytest.raises(RuntimeError, match="power cut"):
@@ -132,11 +132,11 @@ def test_a_signal_finishes_the_step_saves_and_says_where(
 ):
     real, calls = TrainStep.__call__, []
 
-    def signal_in_the_third_step(self, state, batch):
+    def signal_in_the_third_step(self, state, batch, *stop):
         calls.append(0)
         if len(calls) == 3:
             os.kill(os.getpid(), number)
-        return real(self, state, batch)
+        return real(self, state, batch, *stop)
 
     monkeypatch.setattr(TrainStep, "__call__", signal_in_the_third_step)
     assert train(data, tmp_path) == code
@@ -202,8 +202,8 @@ def test_a_non_finite_loss_stops_with_step_images_and_last_good_checkpoint(
 ):
     real, calls, batches = TrainStep.__call__, [], []
 
-    def nan_in_the_fourth_step(self, state, batch):
-        state, metrics = real(self, state, batch)
+    def nan_in_the_fourth_step(self, state, batch, *stop):
+        state, metrics = real(self, state, batch, *stop)
         calls.append(0)
         batches.append(batch.image_id.tolist())
         if len(calls) == 4:

@@ -1,0 +1,161 @@
+"""Notice from inside a process that another host of the job has stopped answering.
+
+A collective waits for ever for a host that was killed, suspended or cut off, and for one that is
+alive but stuck in something else. So each host writes twice a second or so on the job's board (the
+key-value store of the coordinator) that it is there and what it is doing, and reads what the
+others wrote. JAX has heartbeats of its own; they come later, know nothing of a process that is
+alive but stuck, and end the process by an abort.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+LOST_HOST = 75  # exit code; EX_TEMPFAIL of sysexits.h: try again
+STUCK = 6  # time-outs without progress, for a host that is alive: compiling takes minutes
+DONE = "done, waiting for the others"  # needs no progress any more
+_FOLDER = "sparseinst_hosts/"
+_ALIVE, _FAILED = "alive", "failed"
+
+
+class Board(Protocol):
+    """The key-value store of a job; JAX's distributed client is one."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        """Write a value."""
+        ...
+
+    def key_value_dir_get(self, key: str) -> list[tuple[str, str]]:
+        """Read all values below a key."""
+        ...
+
+
+class Watch:
+    """Two threads: one writes and reads the board, one judges.
+
+    Ends the process with a message and the code `LOST_HOST` when
+
+    * another host has written nothing for `timeout` seconds (it was killed, suspended, cut off);
+    * another host wrote that it failed;
+    * this host has not got on for `STUCK` times `timeout` seconds: somebody is stuck. The message
+      says what every host was doing last.
+
+    Args:
+      board: of the job.
+      index: of this host.
+      number: of hosts.
+      name: of this machine, for the messages of the others.
+      timeout: seconds.
+      end: ends the process with an exit code.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        index: int,
+        number: int,
+        name: str,
+        timeout: float,
+        end: Callable[[int], None],
+    ):
+        self._board, self._index, self._name = board, index, name
+        self._timeout, self._end = timeout, end
+        self._period = min(2.0, timeout / 10)
+        now = time.monotonic()
+        # What each host wrote last, and when that was first seen here.
+        self._seen = {host: ("", now) for host in range(number)}
+        self._doing, self._since = "starting", now
+        self._count, self._failure = 0, ""
+
+    def start(self) -> None:
+        """Start watching, until the process ends."""
+        for function in (self._exchange_for_ever, self._judge_for_ever):
+            threading.Thread(target=function, daemon=True, name="hosts").start()
+
+    def report(self, doing: str) -> None:
+        """Note that this host gets on."""
+        self._doing, self._since = doing, time.monotonic()
+
+    def tell(self, message: str) -> None:
+        """Write that this host fails, and give the others the time to read it."""
+        self._failure = message
+        try:
+            self._write()
+        except RuntimeError:  # nobody is there to be told
+            return
+        # The board is gone with the first host.
+        time.sleep(2 * self._period + 1 if self._index == 0 else self._period / 2)
+
+    def exchange(self) -> None:
+        """Write on the board and read it, once."""
+        self._count += 1
+        self._write()
+        for key, value in self._board.key_value_dir_get(_FOLDER):
+            host = int(key.rpartition("/")[2])
+            if host in self._seen and self._seen[host][0] != value:
+                self._seen[host] = value, time.monotonic()
+
+    def verdict(self) -> str | None:
+        """Why this process has to end, or None."""
+        now = time.monotonic()
+        others = {host: value for host, value in self._seen.items() if host != self._index}
+        for host, (value, _) in others.items():
+            state, _, _, message = _parsed(value)
+            if state == _FAILED:
+                return f"{self._named(host)} has failed: {message}"
+        # The board lives on the first host: without it the others seem silent, too.
+        for host, (_, when) in others.items():
+            if now - when > self._timeout:
+                doing = _parsed(self._seen[host][0])[3]
+                return (
+                    f"{self._named(host)} has not answered for {now - when:.0f} s; the last thing"
+                    f" it said: {doing or 'nothing'}"
+                )
+        if now - self._since > STUCK * self._timeout and self._doing != DONE:
+            lines = [f"  {self._named(host)}: {_parsed(v)[3]}" for host, (v, _) in others.items()]
+            lines.insert(self._index, f"  {self._named(self._index)}: {self._doing}")
+            return "\n".join(
+                [f"no progress for {now - self._since:.0f} s. What each host was doing:", *lines]
+            )
+        return None
+
+    def _write(self) -> None:
+        state = _FAILED if self._failure else _ALIVE
+        text = self._failure or self._doing
+        value = "\t".join([state, self._name, str(self._count), text])
+        self._board.key_value_set(f"{_FOLDER}{self._index}", value, allow_overwrite=True)
+
+    def _exchange_for_ever(self) -> None:
+        while True:
+            try:
+                self.exchange()
+            except RuntimeError:  # of the connection: the judge sees that nothing is heard
+                pass
+            time.sleep(self._period)
+
+    def _judge_for_ever(self) -> None:
+        while True:
+            time.sleep(self._period)
+            verdict = self.verdict()
+            if verdict is not None:
+                if " has failed: " in verdict:
+                    time.sleep(self._period)  # it may be our fault as well, and told better
+                print(
+                    f"error: {verdict}\nThis host ends, too (exit code {LOST_HOST}). The same"
+                    " command continues from the last checkpoint, on any number of hosts.",
+                    file=sys.stderr,
+                )
+                self._end(LOST_HOST)
+                return
+
+    def _named(self, host: int) -> str:
+        name = self._name if host == self._index else _parsed(self._seen[host][0])[1]
+        return f"host {host}{f' ({name})' if name else ''}"
+
+
+def _parsed(value: str) -> tuple[str, str, str, str]:
+    """State, machine, count and text of what a host wrote."""
+    state, name, count, text = (*value.split("\t", 3), "", "", "", "")[:4]
+    return state, name, count, text
