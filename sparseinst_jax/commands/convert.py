@@ -211,7 +211,7 @@ def _nothing(path: str) -> Any:
 
 
 def _next_step(output: Path, arguments: argparse.Namespace) -> str:
-    if output.suffix:
+    if output.suffix == ".safetensors":
         return f"weights under our names: {output} (use it with --weights and --config)"
     return f"checkpoint: {output}\n  predict.py --checkpoint {output} PHOTO.jpg --output out"
 

@@ -18,7 +18,8 @@ from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import named_arrays
 
 OURS, ORIGINAL = "ours", "original"
-_SUFFIXES = {OURS: ("", ".safetensors"), ORIGINAL: (".safetensors", ".npz")}
+# A folder may have a dot in its name, but who gives one of these means a file.
+_OTHER_FILES = (".npz", ".pth", ".pt", ".pkl", ".pdparams", ".ckpt", ".bin", ".h5", ".json")
 _KINDS = {
     OURS: "a folder for a checkpoint, or a .safetensors file",
     ORIGINAL: "a .safetensors or .npz file",
@@ -33,7 +34,11 @@ def check_output(output: Path, form: str) -> None:
     """
     if output.exists():
         raise ValueError(f"--output {output} exists: give another one, or move it away.")
-    if output.suffix not in _SUFFIXES[form]:
+    if form == OURS:
+        is_known = output.suffix not in _OTHER_FILES
+    else:
+        is_known = output.suffix in (".safetensors", ".npz")
+    if not is_known:
         raise ValueError(
             f"--output must be {_KINDS[form]} where weights are written with --to {form}, got "
             f"{output}."

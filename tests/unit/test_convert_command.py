@@ -58,13 +58,13 @@ def assert_same(found, expected):
 
 
 def test_a_checkpoint_opens_without_a_run_and_says_where_it_comes_from(source, tmp_path, capsys):
-    assert run(source, "--config", TINY, "--output", tmp_path / "new/checkpoint") == 0
+    assert run(source, "--config", TINY, "--output", tmp_path / "new/giam_v1.0") == 0
     out = capsys.readouterr().out
     sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
     assert f"{source} (npz, sha256 {sha256})" in out
     assert "names of the original release: it has backbone.stem.conv1.weight" in out
     assert "class head  2 (5,200)" in out  # 80 x 64 and 80
-    folder = tmp_path / "new/checkpoint"
+    folder = tmp_path / "new/giam_v1.0"
     predictor = sparseinst_jax.load(folder)
     assert predictor.class_names == coco_classes.CLASS_NAMES
     assert predictor.category_ids[-1] == 90 and len(predictor.category_ids) == 80
