@@ -17,7 +17,7 @@ from sparseinst_jax import builders, layers, zoo
 from sparseinst_jax.commands import train_checks, train_setup
 from sparseinst_jax.config import flatten, load_config
 from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.step import TrainState
+from sparseinst_jax.training.step import STOP, TrainState
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -88,7 +88,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
         )
         seen["score"], seen["outputs"] = score, outputs
         return step._finish_on_device(
-            state, None, outputs, pull_back, statistics, batch, query_index, counts
+            state, 0, None, outputs, pull_back, statistics, batch, query_index, counts
         )
 
     # One device: `vmap` over an axis of one gives the collectives their axis without a device.
@@ -102,6 +102,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
 
     assert kinds(new_state, 1) == kinds(state, 0)
     assert {value.shape for value in metrics.values()} == {(1,)}
+    assert metrics.pop(STOP).dtype == np.int32
     assert {value.dtype.name for value in metrics.values()} == {"float32"}
     wanted = {"loss/total", "loss/class", "loss/mask", "loss/dice", "loss/objectness"}
     assert metrics.keys() == wanted | {"grad_norm", "num_targets"}
