@@ -64,11 +64,12 @@ def average_pool_2x2_stride_2(x: jax.Array) -> jax.Array:
     return x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).mean((2, 4))
 
 
+@jax.custom_vjp
 def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return every channel convolved with a 3x3 kernel of its own, with a border of zeros.
 
-    As the sum of nine shifted products, which compiles to one pass over memory; XLA:CPU takes very
-    long over a convolution in as many groups as channels.
+    As the sum of nine shifted products, which compiles to one pass over memory: on XLA:CPU eight
+    times as fast as a convolution in as many groups as channels. The gradient is of the same form.
 
     Args:
       x: [B, H, W, C].
@@ -77,15 +78,40 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, C].
     """
+    kernel = kernel.astype(jnp.float32)
+    with jax.named_scope(PRODUCT_SCOPE):
+        taps = [x * kernel[i, j, 0] for i, j, x in _shifted_3x3(x)]
+    return functools.reduce(jnp.add, taps)
+
+
+def _shifted_3x3(x):
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-    with jax.named_scope(PRODUCT_SCOPE):
-        taps = [
-            padded[:, i : i + height, j : j + width] * kernel[i, j, 0].astype(jnp.float32)
-            for i in range(3)
-            for j in range(3)
-        ]
-    return functools.reduce(jnp.add, taps)
+    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(3) for j in range(3)]
+
+
+def _depthwise_forward(x, kernel):
+    return depthwise_3x3(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals, cotangent):
+    x, kernel = residuals
+    # Without the barrier XLA would make the cotangent again for each of the shifts.
+    cotangent = jax.lax.optimization_barrier(cotangent)
+    sums = [(x * cotangent).sum((0, 1, 2)) for _, _, x in _shifted_3x3(x)]
+    to_x = depthwise_3x3(cotangent, kernel[::-1, ::-1])
+    return to_x.astype(x.dtype), jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+depthwise_3x3.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Return x times the normal distribution function at x, exactly.
+
+    By `erf`, as PyTorch; `jax.nn.gelu` takes `erfc`, which is more than twice as slow on XLA:CPU.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
 def _bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -93,7 +93,7 @@ class Attention(nnx.Module):
         if self.is_reduced:
             source = self.norm(self.sr(source))
         if self.linear:
-            source = jax.nn.gelu(source, approximate=False)
+            source = ops.gelu(source)
         q = self.q(x).reshape(batch, -1, self.num_heads, width)  # [B, N, heads, width]
         kv = self.kv(source).reshape(batch, -1, 2, self.num_heads, width)  # [B, M, 2, ...]
         logits = jnp.einsum("bnhc,bmhc->bhnm", q, kv[:, :, 0], preferred_element_type=jnp.float32)
@@ -120,7 +120,7 @@ def _convolve_and_activate(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> 
     widest map of the network.
     """
     y = ops.depthwise_3x3(x, kernel) + bias
-    return jax.nn.gelu(y, approximate=False).astype(x.dtype)
+    return ops.gelu(y).astype(x.dtype)
 
 
 class Mlp(nnx.Module):

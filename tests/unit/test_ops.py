@@ -74,3 +74,25 @@ def test_nearest_upsampling_repeats_every_pixel():
     np.testing.assert_array_equal(
         np.asarray(ops.upsample_nearest_x2(x))[0, :, :, 0], [[1, 1, 2, 2], [1, 1, 2, 2]]
     )
+
+
+def test_depthwise_convolution_and_its_gradients_are_sums_over_nine_neighbours(rng):
+    x, kernel = rng.normal(size=(2, 4, 5, 3)), rng.normal(size=(3, 3, 1, 3))
+    cotangent = rng.normal(size=(2, 4, 5, 3))
+    y, to_x, to_kernel = np.zeros_like(x), np.zeros_like(x), np.zeros_like(kernel)
+    for row, column, i, j in np.ndindex(4, 5, 3, 3):
+        r, c = row + i - 1, column + j - 1
+        if 0 <= r < 4 and 0 <= c < 5:
+            y[:, row, column] += x[:, r, c] * kernel[i, j, 0]
+            to_x[:, r, c] += cotangent[:, row, column] * kernel[i, j, 0]
+            to_kernel[i, j, 0] += (cotangent[:, row, column] * x[:, r, c]).sum(0)
+    single = [jnp.asarray(a, jnp.float32) for a in (x, kernel, cotangent)]
+    got, pull_back = jax.vjp(ops.depthwise_3x3, *single[:2])
+    for a, b in zip((got, *pull_back(single[2])), (y, to_x, to_kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_gelu_is_exact():
+    x = np.array([-3.0, -1.0, 0.0, 0.5, 2.0], np.float32)
+    wanted = [-0.00404970, -0.15865525, 0.0, 0.34573123, 1.95449974]
+    np.testing.assert_allclose(ops.gelu(jnp.asarray(x)), wanted, rtol=1e-5, atol=1e-7)
