@@ -125,7 +125,7 @@ def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path
     for path in folder.glob("*.png"):  # of an earlier evaluation; its ranks would mix with these
         if re.match(r"\d{3}_", path.name):
             path.unlink()
-    if any(image.record.path is None for image in worst):
+    if not all(image.record.has_image for image in worst):
         print("no picture of the worst images: set --config.data.val.images to their folder")
         return
     unread = []

@@ -35,14 +35,13 @@ def check_image(record: ImageRecord) -> ImageFindings:
     """Decode an image whole, compare it with the json, and look for masks without a pixel.
 
     Args:
-        record: with a path; that of a missing file finds nothing, the rules of the json name it.
+        record: with an image; that of a missing file finds nothing, the rules of the json name it.
     """
     faults: list[Fault] = []
     kind = ""
-    assert record.path is not None, "the index was made with an image folder"
     try:
-        header = read_header(record.path)
-        image = read_image(record.path)
+        header = read_header(record.open(), record.source)
+        image = read_image(record.open(), record.source)
     except FileNotFoundError:
         pass
     except ValueError as error:
@@ -75,7 +74,7 @@ def check_image(record: ImageRecord) -> ImageFindings:
 def _few_levels(record: ImageRecord, kind: str, levels: int) -> Fault:
     return Fault(
         "image of few levels",
-        f"image {record.image_id}: {record.path} ({kind}) has only {levels} of 256 levels when "
+        f"image {record.image_id}: {record.source} ({kind}) has only {levels} of 256 levels when "
         "read as 8 bits: of 16 bits the upper eight are used. If its values use fewer, stretch "
         "them to the whole range and save the image anew",
         is_fatal=False,

@@ -7,18 +7,13 @@ come from the json. Faults of the file are collected and raised once.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import coco_json
-from sparseinst_jax.data.annotation_filter import (
-    AnnotationFilter,
-    candidates,
-    find_filter,
-    read_boxes,
-)
+from sparseinst_jax.data.annotation_filter import candidates, find_filter, read_boxes
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.coco_index import CocoIndex
 from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
@@ -30,6 +25,7 @@ from sparseinst_jax.data.records import (
     ImageRecord,
     IndexedRecords,
     Segmentation,
+    StoredImages,
 )
 
 __all__ = [
@@ -47,6 +43,16 @@ __all__ = [
 ]
 
 MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
+
+
+class Selection(NamedTuple):
+    """What is taken of a json; see ``load_coco``."""
+
+    classes: Sequence[str] = ()
+    class_map: Sequence[str] = ()
+    all_classes_known: bool = True
+    annotation_filter: str = "detectron2"
+    keeps_boxes: bool = False
 
 
 def load_coco(
@@ -92,17 +98,27 @@ def load_coco(
         keeps_boxes=keeps_boxes,
     )
     faults.raise_if_fatal()
-    if dataset.has_annotations and not keep_empty:
-        has_targets = dataset.num_targets > 0
-        if not has_targets.any():
-            raise ValueError(
-                f"nothing to learn: none of the {len(dataset.records)} images of "
-                f"{annotations_path} has an object, expected at least one (crowd regions and "
-                "objects without a mask do not count). Annotate some, or give another json by "
-                "--config.data.train.annotations."
-            )
-        assert isinstance(dataset.records, IndexedRecords), "just made"
-        dataset.records.choose(has_targets)
+    return dataset if keep_empty else without_empty(dataset)
+
+
+def without_empty(dataset: CocoDataset) -> CocoDataset:
+    """Leave out the images without objects, where the json has annotations.
+
+    Raises:
+        ValueError: no image is left.
+    """
+    if not dataset.has_annotations:
+        return dataset
+    has_targets = dataset.num_targets > 0
+    if not has_targets.any():
+        raise ValueError(
+            f"nothing to learn: none of the {len(dataset.records)} images of "
+            f"{dataset.annotations_path} has an object, expected at least one (crowd regions and "
+            "objects without a mask do not count). Annotate some, or give another json by "
+            "--config.data.train.annotations."
+        )
+    assert isinstance(dataset.records, IndexedRecords), "made from an index"
+    dataset.records.choose(has_targets)
     return dataset
 
 
@@ -124,36 +140,59 @@ def index_coco(
         ValueError: the file is no COCO json at all, or the classes cannot be chosen.
     """
     path = Path(annotations_path)
-    kept = find_filter(annotation_filter)
-    root = None if images_dir is None else Path(images_dir)
+    find_filter(annotation_filter)
     coco_json.refuse_no_file(path)
+    root = None if images_dir is None else Path(images_dir)
     _refuse_missing_folder(root, path)
-    index = read_index(path)
-    faults = Faults(path)
+    selection = Selection(classes, class_map, all_classes_known, annotation_filter, keeps_boxes)
+    dataset, faults = make_dataset(
+        read_index(path), str(path), None if root is None else str(root), selection
+    )
+    if check_files and root is not None:
+        note_missing(dataset, root, faults)
+    return dataset, faults
+
+
+def make_dataset(
+    index: CocoIndex, name: str, images: str | StoredImages | None, selection: Selection
+) -> tuple[CocoDataset, Faults]:
+    """Make the data set of an index, and the faults that are left with the chosen classes.
+
+    Args:
+        index: of a json.
+        name: what messages call it: its path.
+        images: the folder that file names are relative to, or where images come from.
+        selection: what is taken of it.
+
+    Raises:
+        ValueError: the classes cannot be chosen.
+    """
+    faults = Faults(Path(name))
     of_categories, of_images, of_annotations = index.faults
     faults.found += of_categories
-    mapped = {part.strip() for entry in class_map for part in str(entry).split("=")}
+    mapped = {part.strip() for entry in selection.class_map for part in str(entry).split("=")}
     coco_json.refuse_equal_names(index.categories, mapped, faults)
     chosen = choose_classes(
-        index.categories, classes, class_map, all_known=all_classes_known, path=path
+        index.categories,
+        selection.classes,
+        selection.class_map,
+        all_known=selection.all_classes_known,
+        path=name,
     )
     label_of = _labels(index.categories, chosen)
-    faults.found += of_images
-    records = _records(index, root, label_of, kept, keeps_boxes)
-    if check_files and root is not None:
-        note_missing(records, root, faults)
     # What is wrong with an object of a class that is left out does no harm.
-    faults.found += [
+    faults.found += of_images + [
         fault for fault, category in of_annotations if category < 0 or label_of[category] >= 0
     ]
+    records = _records(index, images, label_of, selection)
     return CocoDataset(
         records,
         chosen.names,
         chosen.category_ids,
         index.has_annotations,
-        str(path),
+        name,
         int(np.array(index.num_without_mask, np.int64)[label_of >= 0].sum()),
-        chosen if classes or class_map else None,
+        chosen if selection.classes or selection.class_map else None,
         int(np.array(index.num_objects, np.int64)[label_of < 0].sum()),
         records.num_filtered,
     ), faults
@@ -166,39 +205,32 @@ def _labels(categories: dict[int, str], chosen: Classes) -> np.ndarray:
 
 
 def _records(
-    index: CocoIndex,
-    root: Path | None,
-    label_of: np.ndarray,
-    kept: AnnotationFilter,
-    keeps_boxes: bool,
+    index: CocoIndex, images: str | StoredImages | None, label_of: np.ndarray, selection: Selection
 ) -> IndexedRecords:
-    """The records of an index as a filter leaves them."""
+    """The records of an index as the filter leaves them."""
+    kept = find_filter(selection.annotation_filter)
     columns = index.columns
-    boxes = read_boxes(columns) if keeps_boxes or kept.keeps is not None else None
+    boxes = read_boxes(columns) if selection.keeps_boxes or kept.keeps is not None else None
     is_kept = None
     if kept.keeps is not None and boxes is not None:
         # Crowd regions are no objects: they pass.
         is_kept = kept.keeps(candidates(columns, boxes)) | (columns["is_crowd"] != 0)
     records = IndexedRecords(
-        columns,
-        index.folder,
-        None if root is None else str(root),
-        label_of,
-        is_kept,
-        boxes if keeps_boxes else None,
+        columns, index.folder, images, label_of, is_kept, boxes if selection.keeps_boxes else None
     )
     if kept.smallest_side:
         records.choose(np.all(records.image_sizes >= kept.smallest_side, axis=1))
     return records
 
 
-def note_missing(records: IndexedRecords, root: Path, faults: Faults) -> None:
+def note_missing(dataset: CocoDataset, root: Path, faults: Faults) -> None:
     """Note every image file that does not exist."""
     is_first = True
-    for image_id, (name, path) in zip(records.image_ids, records.files, strict=True):
+    for place, (name, path) in enumerate(dataset.files):
         if path is not None and not os.path.isfile(path):
             hint = _where_else(root, name) if is_first else ""
             is_first = False
+            image_id = dataset.records[place].image_id
             faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
 
 
@@ -253,10 +285,10 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
 
 def read_record(record: ImageRecord) -> np.ndarray:
     """Read the image of a record and check its size against the json, uint8 [h, w, 3]."""
-    if record.path is None:
+    if not record.has_image:
         raise ValueError(f"image {record.image_id} ({record.file_name}): no image folder was given")
     try:
-        image = read_image(record.path)
+        image = read_image(record.open(), record.source)
     except ValueError as error:
         raise ValueError(f"{error}. `sparseinst check-data` finds all such images") from error
     if image.shape[:2] != (record.height, record.width):
@@ -266,10 +298,11 @@ def read_record(record: ImageRecord) -> np.ndarray:
 
 def size_fault(record: ImageRecord, height: int, width: int) -> str:
     """Say that an image, upright, is not of the json's size, and what to do about it."""
-    assert record.path is not None, "an image was read"
     expected = (record.height, record.width)
-    header = read_header(record.path)
-    message = f"image {record.path} is {(height, width)} (height, width), the json says {expected}"
+    header = read_header(record.open(), record.source)
+    message = (
+        f"image {record.source} is {(height, width)} (height, width), the json says {expected}"
+    )
     if header.stored_size == expected and header.orientation > 1:
         return (
             f"{message}: that is its size without its EXIF orientation ({header.orientation}). "

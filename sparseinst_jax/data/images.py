@@ -21,12 +21,16 @@ _DECODING_ERRORS = (
 )
 
 
-def read_image(path: str | os.PathLike) -> np.ndarray:
+def read_image(file: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:
     """Read any image that Pillow knows as RGB.
 
     The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does
     (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, fractions
     in 0...1 become 0...255, of an animation or of several pages the first is taken.
+
+    Args:
+        file: path, or an open file.
+        name: what a message calls it; by default the path.
 
     Returns:
         uint8 [h, w, 3].
@@ -35,7 +39,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: the file cannot be read as an image; names it.
     """
-    with _upright(path) as image:
+    with _upright(file, name) as image:
         return np.array(_to_rgb(image))
 
 
@@ -135,13 +139,13 @@ class ImageHeader(NamedTuple):
     is_animated: bool
 
 
-def read_header(path: str | os.PathLike) -> ImageHeader:
-    """Read what an image file says of itself, no pixel.
+def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> ImageHeader:
+    """Read what an image file says of itself, no pixel; see `read_image`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
-    with _opened(path) as image:
+    with _opened(file, name) as image:
         return ImageHeader(
             f"{image.format} {image.mode}",
             (image.height, image.width),

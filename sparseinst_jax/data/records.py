@@ -1,10 +1,12 @@
 """What a COCO json comes to: objects, images and the data set."""
 
+import functools
+import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, overload
+from typing import Any, BinaryIO, NamedTuple, Protocol, overload
 
 import numpy as np
 
@@ -30,9 +32,23 @@ class Annotation(NamedTuple):
     box_xyxy: BoxXYXY | None = None
 
 
+class StoredImages(Protocol):
+    """Where images come from that are no files of their own; goes to other processes by pickle."""
+
+    name: str
+
+    def read(self, place: int, image_id: int) -> bytes:
+        """The encoded bytes of the image at a place of the index."""
+        ...
+
+
 @dataclass(slots=True)
 class ImageRecord:
-    """One image of the json; ``path`` is None when no image folder was given."""
+    """One image of the json.
+
+    ``path`` is None when no image folder was given; ``encoded`` reads the bytes of an image that is
+    no file of its own, and ``origin`` says where it does.
+    """
 
     image_id: int
     file_name: str
@@ -40,6 +56,25 @@ class ImageRecord:
     height: int
     width: int
     annotations: list[Annotation] = field(default_factory=list)
+    encoded: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    origin: str = field(default="", compare=False, repr=False)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the image can be asked for."""
+        return self.path is not None or self.encoded is not None
+
+    @property
+    def source(self) -> str:
+        """What messages call the image."""
+        return self.path or f"{self.file_name}{self.origin}"
+
+    def open(self) -> str | BinaryIO:
+        """The path of the image, or its encoded bytes as a file."""
+        if self.encoded is not None:
+            return io.BytesIO(self.encoded())
+        assert self.path is not None, "the index was made with an image folder"
+        return self.path
 
     @property
     def targets(self) -> list[Annotation]:
@@ -58,7 +93,7 @@ class IndexedRecords(Sequence[ImageRecord]):
         self,
         columns: Columns,
         folder: str | None,
-        images_dir: str | None,
+        images: str | StoredImages | None,
         label_of: np.ndarray,
         is_kept: np.ndarray | None = None,
         boxes_xyxy: np.ndarray | None = None,
@@ -68,12 +103,12 @@ class IndexedRecords(Sequence[ImageRecord]):
         Args:
             columns: see ``data.columns``.
             folder: of their files; None where they are in memory.
-            images_dir: folder that file names are relative to, if any.
+            images: folder that file names are relative to, or where they come from, if any.
             label_of: label of each category, -1 for those left out.
             is_kept: bool [annotations], which of them count; None for all of the labels.
             boxes_xyxy: [annotations, 4], for annotations with boxes.
         """
-        self._columns, self._folder, self._images_dir = columns, folder, images_dir
+        self._columns, self._folder, self._images = columns, folder, images
         self._label_of, self._is_kept, self._boxes = label_of, is_kept, boxes_xyxy
         self._places: np.ndarray | None = None  # of the images, where not all of them are there
 
@@ -99,14 +134,19 @@ class IndexedRecords(Sequence[ImageRecord]):
         index = index + len(self) if index < 0 else int(index)
         place = index if self._places is None else int(self._places[index])
         name, path = self._file(place)
-        return ImageRecord(
-            int(self._columns["image_ids"][place]),
+        image_id = int(self._columns["image_ids"][place])
+        record = ImageRecord(
+            image_id,
             name,
             path,
             int(self._columns["heights"][place]),
             int(self._columns["widths"][place]),
             list(self._annotations(place)),
         )
+        if self._images is not None and not isinstance(self._images, str):
+            record.encoded = functools.partial(self._images.read, place, image_id)
+            record.origin = f" of {self._images.name}"
+        return record
 
     def __getstate__(self) -> dict[str, Any]:
         if self._folder is None:
@@ -121,7 +161,7 @@ class IndexedRecords(Sequence[ImageRecord]):
 
     def _file(self, place: int) -> tuple[str, str | None]:
         name = stored.text_at(self._columns, place)
-        return name, None if self._images_dir is None else os.path.join(self._images_dir, name)
+        return name, os.path.join(self._images, name) if isinstance(self._images, str) else None
 
     def _annotations(self, place: int) -> Iterator[Annotation]:
         columns = self._columns

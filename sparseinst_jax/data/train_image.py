@@ -157,6 +157,6 @@ def _moved(move: _Move, annotation: Annotation, record: ImageRecord, transform: 
         return move(annotation.segmentation, (record.height, record.width), transform)
     except Exception as error:
         raise ValueError(
-            f"annotation {annotation.id} of image {record.path} has a broken segmentation "
+            f"annotation {annotation.id} of image {record.source} has a broken segmentation "
             f"({error}); correct or remove it"
         ) from error
