@@ -130,7 +130,9 @@ def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarra
     """Reads all arrays, after all of them were checked."""
     if not stored:
         raise WeightsFileError("it holds no arrays; give the file with the weights")
-    faults = [f"{name} has {fault}" for name, array in stored.items() if (fault := array.fault())]
+    faults = [
+        f"{short(name)} has {fault}" for name, array in stored.items() if (fault := array.fault())
+    ]
     if faults:
         raise WeightsFileError(f"arrays that are damaged or of no use: {join_some(faults)}")
     total = sum(array.num_bytes for array in stored.values())

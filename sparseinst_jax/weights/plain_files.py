@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tokenize
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,8 +20,17 @@ from sparseinst_jax.weights.arrays import (
 )
 from sparseinst_jax.weights.zip_entries import ZipEntries
 
+# What NumPy raises for headers that are none; it tokenizes those that are no literal.
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
 # Names, shapes and places of 10,000 arrays take 1.5 MB.
-MAX_HEADER_BYTES = 4 << 20
+MAX_HEADER_BYTES = 2 << 20
 SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -65,7 +75,7 @@ def _npy(name: str, piece: Piece) -> StoredArray:
         if version not in formats:
             raise ValueError(f"version {version} of the .npy format")
         shape, is_fortran, dtype = formats[version](head)
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except _HEADER_ERRORS as error:
         raise WeightsFileError(f"{short(name)} is not a readable .npy array: {short(error)}") from (
             error
         )

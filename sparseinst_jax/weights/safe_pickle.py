@@ -14,9 +14,9 @@ of its own for the same operations, which has no way to import or call anything:
 * Names whose only use in a pickle is an attack (`os`, `subprocess`, `builtins.eval`, ...) refuse
   the file wherever they stand. Nothing would happen if they did not: the user should know.
 
-Runs of bytes longer than `SHORT_BYTES` are not read but remembered as a place in the file, and
-their sizes compared with it; operations, short texts and integers are counted. A file can
-therefore neither take much memory nor much time.
+Long runs of bytes are not read but remembered as a place in the file, and their sizes compared
+with it; operations, short texts and integers are counted (`pickle_bytes`). A file can therefore
+neither take much memory nor much time.
 
 Source: the operations as documented in Python's `pickletools`, protocols 0 to 5.
 """
@@ -29,13 +29,10 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from sparseinst_jax.weights.arrays import Piece, WeightsFileError, short
+from sparseinst_jax.weights.arrays import WeightsFileError, short
+from sparseinst_jax.weights.pickle_bytes import PickleBytes
 from sparseinst_jax.weights.refused_names import canonical, is_refused
-from sparseinst_jax.weights.stand_ins import MEANINGS, Foreign, Name, Settable, Text, set_items
-
-SHORT_BYTES = 1024
-# A checkpoint of 500 arrays with its optimizer takes 50,000 operations and 50 kB of names.
-MAX_OPERATIONS, MAX_SHORT_BYTES, MAX_INTEGER_BYTES, MAX_LINE = 500_000, 16 << 20, 64, 4096
+from sparseinst_jax.weights.stand_ins import MEANINGS, Foreign, Name, Settable, set_items
 
 _REFUSED_OPERATIONS = {
     b"\x82": "a name from a registry",
@@ -68,8 +65,7 @@ class Unpickler:
     """
 
     def __init__(self, file: BinaryIO, end: int, persistent: Callable[[Any], object] | None = None):
-        self._file, self._end, self._persistent = file, end, persistent
-        self._operations, self._short_bytes = 0, 0
+        self._bytes, self._persistent = PickleBytes(file, end), persistent
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -83,117 +79,33 @@ class Unpickler:
         self._stack, self._marks, self._memo = [], [], {}
         try:
             while True:
-                code = self._file.read(1)
+                code = self._bytes.file.read(1)
                 if code == b".":
                     break
                 if code not in _OPERATIONS:
                     self._refuse_operation(code)
-                self._spend(operations=1)
+                self._bytes.spend(operations=1)
                 _OPERATIONS[code](self)
             result = self._stack.pop()
         except WeightsFileError:
             raise
         except _DAMAGE as error:
             raise WeightsFileError(
-                f"the pickle is damaged before byte {self._file.tell()} ({short(error)}); download "
-                "the file again"
+                f"the pickle is damaged before byte {self._bytes.file.tell()} ({short(error)}); "
+                "download the file again"
             ) from error
-        if self._file.tell() > self._end:
-            self._refuse_short()
+        if self._bytes.file.tell() > self._bytes.end:
+            self._bytes.refuse_short()
         return result
 
     def _refuse_operation(self, code: bytes) -> None:
         if not code:
-            self._refuse_short()
+            self._bytes.refuse_short()
         what = _REFUSED_OPERATIONS.get(code, "unknown to Python")
         raise WeightsFileError(
-            f"the pickle holds the operation {code!r} ({what}) before byte {self._file.tell()}, "
-            "which no weights file needs: damaged, or not weights"
+            f"the pickle holds the operation {code!r} ({what}) before byte "
+            f"{self._bytes.file.tell()}, which no weights file needs: damaged, or not weights"
         )
-
-    def _refuse_short(self) -> None:
-        raise WeightsFileError("the pickle ends in the middle: cut off; download the file again")
-
-    def _spend(self, operations: int = 0, short_bytes: int = 0) -> None:
-        self._operations += operations
-        self._short_bytes += short_bytes
-        if self._operations > MAX_OPERATIONS:
-            raise WeightsFileError(
-                f"the pickle takes more than {MAX_OPERATIONS} operations, expected some 50,000: it "
-                "holds something else than weights"
-            )
-        if self._short_bytes > MAX_SHORT_BYTES:
-            raise WeightsFileError(
-                f"the pickle holds more than {MAX_SHORT_BYTES} bytes of names and short texts: it "
-                "holds something else than weights"
-            )
-
-    # Reading bytes
-
-    def _fixed(self, format: str) -> Any:
-        return struct.unpack(format, self._read(struct.calcsize(format)))[0]
-
-    def _read(self, size: int) -> bytes:
-        content = self._file.read(size)
-        if len(content) < size:
-            self._refuse_short()
-        return content
-
-    def _line(self) -> bytes:
-        line = self._file.readline(MAX_LINE)
-        self._spend(short_bytes=len(line))
-        if len(line) == MAX_LINE:
-            raise WeightsFileError(
-                f"the pickle holds a line of more than {MAX_LINE} bytes, as protocol 0 has for "
-                "arrays; load it where it was made and save it with protocol 2 or later"
-            )
-        if not line.endswith(b"\n"):
-            self._refuse_short()
-        return line[:-1]
-
-    def _run(self, size: int) -> bytes | Piece:
-        """Bytes of a claimed size: read if they are short, else only their place."""
-        start = self._file.tell()
-        if not 0 <= size <= self._end - start:
-            raise WeightsFileError(
-                f"the pickle claims {size} bytes at byte {start}, of {self._end - start} left: "
-                "cut off or damaged; download the file again"
-            )
-        if size <= SHORT_BYTES:
-            self._spend(short_bytes=size)
-            return self._read(size)
-        self._file.seek(start + size)
-        return Piece(self._file, start, size)
-
-    def _text(self, size: int) -> str | Text:
-        run = self._run(size)
-        return Text(run) if isinstance(run, Piece) else run.decode("utf-8", "surrogatepass")
-
-    def _old_text(self, size: int) -> str | Piece:
-        """Python 2's strings: names and bytes alike."""
-        run = self._run(size)
-        return run if isinstance(run, Piece) else run.decode("latin-1")
-
-    def _integer(self, size: int) -> int:
-        if not 0 <= size <= MAX_INTEGER_BYTES:
-            raise WeightsFileError(
-                f"the pickle holds an integer of {size} bytes, expected at most {MAX_INTEGER_BYTES}"
-            )
-        return int.from_bytes(self._read(size), "little", signed=True)
-
-    def _decimal(self) -> int | bool:
-        line = self._line().decode().removesuffix("L")
-        if line in ("00", "01"):
-            return line == "01"
-        if len(line) > 2 * MAX_INTEGER_BYTES:
-            raise WeightsFileError(f"the pickle holds an integer of {len(line)} digits")
-        return int(line)
-
-    def _quoted(self) -> str:
-        line = self._line()
-        if len(line) < 2 or line[0] != line[-1] or line[0] not in b"'\"":
-            raise ValueError("a string without quotes")
-        return codecs.decode(line[1:-1], "unicode_escape")
 
     # Operations on the stack
 
@@ -251,7 +163,7 @@ class Unpickler:
         self._push(self._name(f"{module}.{name}"))
 
     def _name(self, path: str) -> Name:
-        self._spend(short_bytes=len(path) + 64)
+        self._bytes.spend(operations=10, short_bytes=len(path))
         path = canonical(path)
         if is_refused(path) or not _NAME.fullmatch(path):
             raise WeightsFileError(
@@ -269,10 +181,10 @@ class Unpickler:
         if function.path == "builtins.getattr":
             self._push(self._attribute(arguments))
         elif isinstance(function, Name) and function.path in MEANINGS:
-            self._spend(operations=_items(arguments), short_bytes=_short_bytes(arguments))
-            place = self._file.tell()
+            self._bytes.spend(operations=_items(arguments), short_bytes=_short_bytes(arguments))
+            place = self._bytes.file.tell()
             self._push(MEANINGS[function.path](*arguments))
-            self._file.seek(place)  # a long text may have been read
+            self._bytes.file.seek(place)  # a long text may have been read
         else:
             self._push(Foreign(function.path))
 
@@ -310,22 +222,14 @@ class Unpickler:
                 "the pickle refers to data outside of it, expected a file of plain arrays; give "
                 "the checkpoint as torch.save wrote it"
             )
-        place = self._file.tell()
+        place = self._bytes.file.tell()
         self._push(self._persistent(self._stack.pop()))
-        self._file.seek(place)
+        self._bytes.file.seek(place)
 
     def _protocol(self) -> None:
-        protocol = self._fixed("B")
+        protocol = self._bytes.fixed("B")
         if protocol > 5:
             raise WeightsFileError(f"a pickle of protocol {protocol}, expected 0 to 5")
-
-    def _frame(self) -> None:
-        size = self._fixed("<Q")
-        if size > self._end - self._file.tell():
-            raise WeightsFileError(
-                f"the pickle claims a frame of {size} bytes, but {self._end - self._file.tell()} "
-                "are left: cut off or damaged; download the file again"
-            )
 
 
 def _items(arguments: tuple[Any, ...]) -> int:
@@ -341,26 +245,26 @@ _READ: dict[bytes, Callable[[Unpickler], object]] = {
     b"N": lambda u: None,
     b"\x88": lambda u: True,
     b"\x89": lambda u: False,
-    b"I": lambda u: u._decimal(),
-    b"L": lambda u: u._decimal(),
-    b"F": lambda u: float(u._line()),
-    b"G": lambda u: u._fixed(">d"),
-    b"J": lambda u: u._fixed("<i"),
-    b"K": lambda u: u._fixed("B"),
-    b"M": lambda u: u._fixed("<H"),
-    b"\x8a": lambda u: u._integer(u._fixed("B")),
-    b"\x8b": lambda u: u._integer(u._fixed("<i")),
-    b"S": lambda u: u._quoted(),
-    b"T": lambda u: u._old_text(u._fixed("<i")),
-    b"U": lambda u: u._old_text(u._fixed("B")),
-    b"C": lambda u: u._run(u._fixed("B")),
-    b"B": lambda u: u._run(u._fixed("<I")),
-    b"\x8e": lambda u: u._run(u._fixed("<Q")),
-    b"\x96": lambda u: u._run(u._fixed("<Q")),
-    b"V": lambda u: codecs.decode(u._line(), "raw_unicode_escape"),
-    b"\x8c": lambda u: u._text(u._fixed("B")),
-    b"X": lambda u: u._text(u._fixed("<I")),
-    b"\x8d": lambda u: u._text(u._fixed("<Q")),
+    b"I": lambda u: u._bytes.decimal(),
+    b"L": lambda u: u._bytes.decimal(),
+    b"F": lambda u: float(u._bytes.line()),
+    b"G": lambda u: u._bytes.fixed(">d"),
+    b"J": lambda u: u._bytes.fixed("<i"),
+    b"K": lambda u: u._bytes.fixed("B"),
+    b"M": lambda u: u._bytes.fixed("<H"),
+    b"\x8a": lambda u: u._bytes.integer(u._bytes.fixed("B")),
+    b"\x8b": lambda u: u._bytes.integer(u._bytes.fixed("<i")),
+    b"S": lambda u: u._bytes.quoted(),
+    b"T": lambda u: u._bytes.old_text(u._bytes.fixed("<i")),
+    b"U": lambda u: u._bytes.old_text(u._bytes.fixed("B")),
+    b"C": lambda u: u._bytes.run(u._bytes.fixed("B")),
+    b"B": lambda u: u._bytes.run(u._bytes.fixed("<I")),
+    b"\x8e": lambda u: u._bytes.run(u._bytes.fixed("<Q")),
+    b"\x96": lambda u: u._bytes.run(u._bytes.fixed("<Q")),
+    b"V": lambda u: codecs.decode(u._bytes.line(), "raw_unicode_escape"),
+    b"\x8c": lambda u: u._bytes.text(u._bytes.fixed("B")),
+    b"X": lambda u: u._bytes.text(u._bytes.fixed("<I")),
+    b"\x8d": lambda u: u._bytes.text(u._bytes.fixed("<Q")),
     b"]": lambda u: [],
     b")": lambda u: (),
     b"}": lambda u: {},
@@ -369,13 +273,13 @@ _READ: dict[bytes, Callable[[Unpickler], object]] = {
     b"t": lambda u: tuple(u._pop_to_mark()),
     b"\x91": lambda u: Foreign(f"builtins.frozenset of {len(u._pop_to_mark())}"),
     b"2": lambda u: u._stack[-1],
-    b"g": lambda u: u._memo[int(u._line())],
-    b"h": lambda u: u._memo[u._fixed("B")],
-    b"j": lambda u: u._memo[u._fixed("<I")],
+    b"g": lambda u: u._memo[int(u._bytes.line())],
+    b"h": lambda u: u._memo[u._bytes.fixed("B")],
+    b"j": lambda u: u._memo[u._bytes.fixed("<I")],
 }
 _DO: dict[bytes, Operation] = {
     b"\x80": lambda u: u._protocol(),
-    b"\x95": lambda u: u._frame(),
+    b"\x95": lambda u: u._bytes.frame(),
     b"(": lambda u: u._marks.append(len(u._stack)),
     b"0": lambda u: u._pop_one(),
     b"1": lambda u: u._drop_to_mark(),
@@ -388,16 +292,16 @@ _DO: dict[bytes, Operation] = {
     b"d": lambda u: u._dict(u._pop_to_mark()),
     b"s": lambda u: u._set_items([u._stack.pop(-2), u._stack.pop()]),
     b"u": lambda u: u._set_items(u._pop_to_mark()),
-    b"p": lambda u: u._memoize(int(u._line())),
-    b"q": lambda u: u._memoize(u._fixed("B")),
-    b"r": lambda u: u._memoize(u._fixed("<I")),
+    b"p": lambda u: u._memoize(int(u._bytes.line())),
+    b"q": lambda u: u._memoize(u._bytes.fixed("B")),
+    b"r": lambda u: u._memoize(u._bytes.fixed("<I")),
     b"\x94": lambda u: u._memoize(len(u._memo)),
-    b"c": lambda u: u._push_name(u._line().decode(), u._line().decode()),
+    b"c": lambda u: u._push_name(u._bytes.line().decode(), u._bytes.line().decode()),
     b"\x93": lambda u: u._push_name(u._stack.pop(-2), u._stack.pop()),
     b"R": lambda u: u._call(u._stack.pop(-2), u._stack.pop()),
     b"\x81": lambda u: u._call(u._stack.pop(-2), u._stack.pop()),
     b"\x92": lambda u: u._new_with_keywords(),
-    b"i": lambda u: u._instance(f"{u._line().decode()}.{u._line().decode()}"),
+    b"i": lambda u: u._instance(f"{u._bytes.line().decode()}.{u._bytes.line().decode()}"),
     b"o": lambda u: u._instance(None),
     b"b": lambda u: u._build(u._stack.pop()),
     b"Q": lambda u: u._persistent_id(),

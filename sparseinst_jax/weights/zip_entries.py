@@ -13,7 +13,7 @@ from sparseinst_jax.weights.arrays import Piece, WeightsFileError, name_some, sh
 # A directory of 2 MB has room for some 20,000 entries; a checkpoint has a few thousand.
 MAX_DIRECTORY_BYTES = 2 << 20
 # What compressed entries may grow to: weights shrink by a tenth, runs of zeros more.
-INFLATED_BYTES, INFLATED_RATIO = 96 << 20, 8
+INFLATED_BYTES, INFLATED_RATIO = 64 << 20, 8
 _ENCRYPTED, _LOCAL_HEADER = 0x1, struct.Struct("<4s22xHH")
 
 
