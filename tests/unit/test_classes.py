@@ -142,7 +142,7 @@ class Kept(NamedTuple):
 class Oracle:
     """Predicts the annotations of a data set."""
 
-    eval_size, batch_size = (40, 48), 1
+    eval_size, batch_size, num_together = (40, 48), 1, 1
 
     def __init__(self, dataset):
         self.class_names = dataset.class_names
