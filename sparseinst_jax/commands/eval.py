@@ -35,7 +35,7 @@ Score a model on config.data.val: COCO mask AP, a table for each class, predicti
 
   eval.py --workdir RUN                     the last checkpoint of a run
   eval.py --checkpoint RUN/checkpoints/600  this checkpoint
-  eval.py --config FILE --weights FILE      weights of the original release, .npz or .safetensors
+  eval.py --config FILE --weights FILE      published weights: .pth, .pkl, .pdparams, .npz, ...
   eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
   ... --plots                               also what went wrong, in <output>/plots: tables of
                                             classes and images, precision-recall curves, the

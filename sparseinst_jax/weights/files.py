@@ -105,7 +105,7 @@ def _contents(file: BinaryIO, size: int, prefer_ema: bool) -> _Contents:
         if not is_torch_zip(entries):
             return _Contents("npz", read_npz(entries), {}, [])
         return _Contents("PyTorch zip", *unwrap(read_torch_zip(entries), prefer_ema))
-    if head.startswith(LEGACY_START):
+    if head[:1] == b"\x80" and LEGACY_START in head[:32]:
         return _Contents("PyTorch legacy", *unwrap(read_torch_legacy(file, size), prefer_ema))
     if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GB, which is a json
         return _Contents("safetensors", read_safetensors(file, size), {}, [])

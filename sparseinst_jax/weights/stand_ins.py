@@ -224,6 +224,8 @@ def storage_of(kind: object, name: object, size: object) -> Storage:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> object:
+    if isinstance(storage, Foreign):  # such as a file of torch.save inside of a plain pickle
+        return storage
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without storage")
     return Tensor(storage, offset, shape, strides, storage.dtype or "unknown")
@@ -234,7 +236,8 @@ def _tensor_of_dtype(
 ) -> object:
     path = dtype.path if isinstance(dtype, Name) else "unknown"
     tensor = _tensor(storage, offset, shape, strides)
-    return tensor._replace(dtype=path.removeprefix("torch."))  # type: ignore[attr-defined]
+    is_tensor = isinstance(tensor, Tensor)
+    return tensor._replace(dtype=path.removeprefix("torch.")) if is_tensor else tensor
 
 
 def _parameter(data: object, *_: object) -> object:

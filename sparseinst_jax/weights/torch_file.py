@@ -18,7 +18,7 @@ from sparseinst_jax.weights.stand_ins import Storage, storage_of
 from sparseinst_jax.weights.zip_entries import ZipEntries
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_START = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, behind the protocol
 _PICKLE_NAME = "data.pkl"
 _LEGACY_PROTOCOL = 1001
 

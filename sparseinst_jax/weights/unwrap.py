@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from sparseinst_jax.weights.arrays import StoredArray, WeightsFileError, join_some, name_some, short
 from sparseinst_jax.weights.stand_ins import Foreign, Name, PickledArray, Tensor
@@ -90,17 +90,7 @@ def _choose(content: dict[Any, Any], prefer_ema: bool) -> tuple[dict[Any, Any], 
     if not found:
         if _has_arrays(content):
             return dict(content), []
-        objects = [
-            f"{short(name)} ({_kind_of(value)})"
-            for name, value in content.items()
-            if isinstance(value, Foreign)
-        ]
-        cure = "; it holds a whole object, save its state_dict() and give that" if objects else ""
-        keys = objects or [name for name in content if isinstance(name, str)]
-        raise WeightsFileError(
-            f"no arrays were found in it, expected them at the top or under one of "
-            f"{', '.join((*WRAPPERS, *EMA_WRAPPERS))}; it has: {name_some(keys) or 'nothing'}{cure}"
-        )
+        _refuse_without_arrays(content)
     taken = averaged[0] if prefer_ema and averaged else found[0]
     notes = [f"took the weights under {taken}"]
     if taken in averaged:
@@ -118,6 +108,24 @@ def _choose(content: dict[Any, Any], prefer_ema: bool) -> tuple[dict[Any, Any], 
     weights = wrapped[taken]
     assert weights is not None
     return dict(weights), notes
+
+
+def _refuse_without_arrays(content: dict[Any, Any]) -> NoReturn:
+    wrapped = [content.get(name) for name in (*WRAPPERS, *EMA_WRAPPERS)]
+    objects = [
+        f"{short(name) if isinstance(name, str) else _kind_of(name)} ({_kind_of(value)})"
+        for part in (content, *wrapped)
+        if isinstance(part, dict)
+        for name, value in part.items()
+        if isinstance(value, Foreign)
+    ]
+    keys = [short(name) for name in content if isinstance(name, str)]
+    cure = "; if a whole model was saved, save its state_dict() and give that" if objects else ""
+    raise WeightsFileError(
+        "no arrays were found in it, expected them at the top or under one of "
+        f"{', '.join((*WRAPPERS, *EMA_WRAPPERS))}; it has: "
+        f"{join_some(objects or keys, between=', ') or 'nothing'}{cure}"
+    )
 
 
 def _inner(value: Any) -> dict[Any, Any] | None:

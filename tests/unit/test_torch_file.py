@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import tarfile
 import zipfile
@@ -160,6 +161,23 @@ def test_a_zip_that_was_packed_again_with_compression_is_read(read, rng):
     entries = {entry.filename: data for entry, data in _entries(content)}
     found = read(zip_of(entries, zipfile.ZIP_DEFLATED))
     np.testing.assert_array_equal(found.arrays["a"], array)
+
+
+def test_legacy_files_of_another_pickle_protocol_are_known_by_their_number(read):
+    storages = Storages(is_legacy=True)
+    content = torch_legacy({"a": storages.tensor(np.ones(3, np.float32))}, storages)
+    first = pickle_of(0x1950A86A20F9469CFC6C)
+    assert content.startswith(first)
+    framed = pickle.dumps(0x1950A86A20F9469CFC6C, 4)
+    found = read(framed + content[len(first) :])
+    assert found.kind == "PyTorch legacy"
+    np.testing.assert_array_equal(found.arrays["a"], [1, 1, 1])
+
+
+def test_tensors_in_a_plain_pickle_are_refused_by_name(refusal):
+    inner = Call("torch.storage._load_from_bytes", ("...",))
+    message = refusal(pickle_of({"model": {"a": tensor(inner, (3,))}}))
+    assert "a (an object of torch.storage._load_from_bytes)" in message
 
 
 def test_a_legacy_view_of_a_storage_starts_where_it_says(read):
