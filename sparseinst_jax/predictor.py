@@ -28,10 +28,6 @@ from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
 from sparseinst_jax.training.checkpoints import Checkpoints
-from sparseinst_jax.weights import fit
-from sparseinst_jax.weights.convert import original_to_ours
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.translate import translate
 
 Size = tuple[int, int]
 
@@ -335,7 +331,7 @@ def load_run(
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
     class_names = meta["class_names"]
-    apply, *fresh = functional(build_model(config.model, len(class_names), config.seed))
+    apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
     _refuse_other_network(fresh, (params, statistics), path)
     predictor = build_predictor(
         config, apply, params, statistics, class_names, meta["category_ids"]
@@ -368,45 +364,3 @@ def _refuse_other_network(
             + "\nOf a checkpoint only data.*, eval.* and model.dtype can be overridden: leave the"
             " other overrides out, or give another checkpoint."
         )
-
-
-def _refuse_other_classes(
-    state: Mapping[str, np.ndarray], wanted: int, annotations: str, weights: str | os.PathLike
-) -> None:
-    """Say in words what would otherwise be two shapes that differ."""
-    found = fit.count_classes(state)
-    if found is not None and found != wanted:
-        raise ValueError(
-            f"{weights} is of a model with {found} classes, {annotations} has {wanted}: give "
-            "the json (--config.data.val.annotations) of the classes that the weights were trained "
-            "with; to start training from them with other classes use train.py --init-from."
-        )
-
-
-def load_weights_file(
-    config: Any,
-    weights: str | os.PathLike,
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-) -> Predictor:
-    """Load a predictor from a weight file of any kind and implementation.
-
-    Args:
-        config: the whole configuration; it must describe the network of the file.
-        weights: the file.
-        class_names: the classes, in the order that the network was trained with.
-        category_ids: the data set's id of each class.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file does not fit the network; lists every difference.
-    """
-    state = translate(read_weights_file(weights).arrays).arrays
-    annotations = config.data.val.annotations
-    if not Path(annotations).is_file():
-        annotations = f"COCO (there is no {annotations})"
-    _refuse_other_classes(state, len(class_names), annotations, weights)
-    model = build_model(config.model, len(class_names), seed=None)
-    apply, params, statistics = functional(model)
-    params, statistics = original_to_ours(state, params, statistics, source=str(weights))
-    return build_predictor(config, apply, params, statistics, class_names, category_ids)

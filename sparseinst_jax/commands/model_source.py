@@ -8,12 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax import hosts
+from sparseinst_jax.builders import build_model
 from sparseinst_jax.commands.datasets import load_val
 from sparseinst_jax.config import add_config_arguments, default_workdir, load_config
 from sparseinst_jax.data import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
-from sparseinst_jax.predictor import Predictor, load_run, load_weights_file
+from sparseinst_jax.layers import functional
+from sparseinst_jax.predictor import Predictor, build_predictor, load_run
 from sparseinst_jax.training.checkpoints import Checkpoints, locate
+from sparseinst_jax.weights import fit
+from sparseinst_jax.weights.convert import original_to_ours
+from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.translate import translate
 
 
 class Source(NamedTuple):
@@ -101,7 +107,7 @@ def open_source(arguments: argparse.Namespace) -> Source:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        predictor = load_weights_file(config, arguments.weights, *_classes(config))
+        predictor = load_weights_file(config, arguments.weights)
         return Source(predictor, config, workdir, f"weights {arguments.weights}")
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
@@ -109,12 +115,38 @@ def open_source(arguments: argparse.Namespace) -> Source:
     return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
 
 
-def _classes(config: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and ids of the classes of a weights file, which does not say them."""
-    if not Path(config.data.val.annotations).is_file() and not config.data.classes:
-        return coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
-    dataset = load_val(config, with_images=False)
-    return dataset.class_names, dataset.category_ids
+def load_weights_file(config: Any, weights: str | Path) -> Predictor:
+    """Load a predictor from a weights file of any kind and implementation.
+
+    Such a file does not say its classes: they are those of `config.data.val` or, where these
+    annotations are missing, of COCO.
+
+    Args:
+        config: the whole configuration; it must describe the network of the file.
+        weights: the file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not fit the network or the classes; says how.
+    """
+    state = translate(read_weights_file(weights).arrays).arrays
+    annotations = config.data.val.annotations
+    if Path(annotations).is_file() or config.data.classes:
+        dataset, origin = load_val(config, with_images=False), annotations
+        names, ids = dataset.class_names, dataset.category_ids
+    else:
+        names, ids = coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
+        origin = f"COCO (there is no {annotations})"
+    found = fit.count_classes(state)
+    if found not in (None, len(names)):
+        raise ValueError(
+            f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
+            "the json (--config.data.val.annotations) of the classes that the weights were trained "
+            "with; to start training from them with other classes use train.py --init-from."
+        )
+    apply, *empty = functional(build_model(config.model, len(names), seed=None))
+    params, statistics = original_to_ours(state, *empty, source=str(weights))
+    return build_predictor(config, apply, params, statistics, names, ids)
 
 
 def stored_config(arguments: argparse.Namespace) -> Any:
