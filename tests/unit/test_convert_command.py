@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import pickle
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from sparseinst_jax.commands.model_source import add_model_arguments, open_sourc
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data import coco_classes
 from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.training.initial_weights import load_initial_weights
 from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
 from tests.unit import foreign_names
@@ -254,6 +256,30 @@ def test_a_backbone_alone_and_other_networks_are_refused_with_what_to_do(tmp_pat
     with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
         run(tmp_path / "absent.pth", "--config", TINY, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path):
+    state = random_state(80)
+    average = {name: array + 1 for name, array in state.items()}
+    content = {"state_dict": state, "ema_state_dict": average}
+    (tmp_path / "both.pkl").write_bytes(pickle.dumps(content))
+    options = (tmp_path / "both.pkl", "--config", TINY, "--to", "original", "--output")
+    run(*options, tmp_path / "plain.npz")
+    run(*options, tmp_path / "ema.npz", "--ema")
+    assert_same(dict(np.load(tmp_path / "plain.npz")), state)
+    assert_same(dict(np.load(tmp_path / "ema.npz")), average)
+
+
+def test_training_starts_from_a_converted_checkpoint_but_for_the_class_head(source, tmp_path):
+    run(source, "--config", TINY, "--output", tmp_path / "out")
+    config = load_config(TINY)
+    _, *own = layers.functional(builders.build_model(config.model, 3, seed=1))
+    initial = load_initial_weights(tmp_path / "out", *own, ("a", "b", "c"))
+    head = {f"decoder.inst_branch.cls_score.{leaf}" for leaf in ("weight", "bias")}
+    assert initial.fresh == dict.fromkeys(head, "other classes")
+    loaded = ours_to_original(initial.params, initial.statistics)
+    given = {name: array for name, array in np.load(source).items() if name not in head}
+    assert_same({name: array for name, array in loaded.items() if name not in head}, given)
 
 
 def test_a_converted_checkpoint_cannot_be_continued_as_a_run(source, tmp_path):
