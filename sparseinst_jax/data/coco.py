@@ -143,7 +143,7 @@ def index_coco(
     find_filter(annotation_filter)
     coco_json.refuse_no_file(path)
     root = None if images_dir is None else Path(images_dir)
-    _refuse_missing_folder(root, path)
+    coco_json.refuse_no_folder(root, path)
     selection = Selection(classes, class_map, all_classes_known, annotation_filter, keeps_boxes)
     dataset, faults = make_dataset(
         read_index(path), str(path), None if root is None else str(root), selection
@@ -246,14 +246,6 @@ def _where_else(root: Path, name: str) -> str:
         if seen > MAX_FILES_SEEN:
             break
     return ""
-
-
-def _refuse_missing_folder(root: Path | None, path: Path) -> None:
-    if root is not None and not root.is_dir():
-        raise FileNotFoundError(
-            f"image folder {root} does not exist (asked for by the annotations {path}); set "
-            "config.data.train.images or config.data.val.images to the folder of the images"
-        )
 
 
 def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

@@ -53,10 +53,14 @@ def build_index(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
     finally:
         if collects:
             gc.enable()
-    if folder is None:
-        return index
-    columns.save(index.columns, _describe(index), folder)
+    if folder is not None:
+        save_index(index, folder)
     return index
+
+
+def save_index(index: CocoIndex, folder: Path) -> None:
+    """Write an index to a folder; columns that have their file there already stay."""
+    columns.save(index.columns, _describe(index), folder)
 
 
 def open_index(folder: Path) -> CocoIndex:

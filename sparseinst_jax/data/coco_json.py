@@ -67,6 +67,15 @@ def refuse_no_file(path: Path) -> None:
             raise ValueError(f"{WHAT} {path} is empty ({size} bytes); {CURE}")
 
 
+def refuse_no_folder(root: Path | None, path: Path) -> None:
+    """Refuse an image folder that does not exist; `path` is the json."""
+    if root is not None and not root.is_dir():
+        raise FileNotFoundError(
+            f"image folder {root} does not exist (asked for by the annotations {path}); set "
+            "config.data.train.images or config.data.val.images to the folder of the images"
+        )
+
+
 def _refuse_other_kinds(path: Path, content: Any) -> None:
     """Make sure that a json has the lists of a COCO file."""
     if not isinstance(content, dict):

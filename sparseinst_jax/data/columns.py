@@ -120,7 +120,7 @@ def save(columns: Columns, description: Mapping[str, Any], folder: Path) -> None
         path = _path(folder, name)
         if not path.exists() or path.stat().st_size != column.nbytes:
             column.tofile(path)
-    lengths = {name: len(column) for name, column in columns.items()}
+    lengths = {name: len(columns[name]) for name in DTYPES}
     text = json.dumps({"format": FORMAT, "lengths": lengths, **description})
     (folder / DESCRIPTION).write_text(text, encoding="utf-8")
 

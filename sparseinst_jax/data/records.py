@@ -193,7 +193,34 @@ class IndexedRecords(Sequence[ImageRecord]):
             return {"size": size, "counts": columns["runs"][first:end].tolist()}
         return {"size": size, "counts": columns["letters"][first:end].tobytes().decode()}
 
+    def entries(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """The annotations as a json has them, without boxes; an area only where there was one."""
+        entries = []
+        for index, record in enumerate(self):
+            place = index if self._places is None else int(self._places[index])
+            first, end = self._columns["annotation_ends"][place : place + 2].tolist()
+            ids = self._columns["annotation_ids"][first:end].tolist()
+            areas = dict(zip(ids, self._columns["areas"][first:end].tolist(), strict=True))
+            for annotation in record.annotations:
+                area = areas[annotation.id]
+                entries.append(
+                    {
+                        "id": annotation.id,
+                        "image_id": record.image_id,
+                        "category_id": category_ids[annotation.label],
+                        "segmentation": annotation.segmentation,
+                        "iscrowd": int(annotation.iscrowd),
+                    }
+                    | ({"area": area} if area == area else {})
+                )
+        return entries
+
     # What follows looks at whole columns and opens no record.
+
+    @property
+    def has_files(self) -> bool:
+        """Whether the records are of a json, with image files or without images."""
+        return self._images is None or isinstance(self._images, str)
 
     @property
     def files(self) -> list[tuple[str, str | None]]:
@@ -300,6 +327,26 @@ class CocoDataset:
     classes: Classes | None = None
     num_left_out: int = 0
     num_filtered: int = 0
+
+    @property
+    def truth(self) -> str | dict[str, Any]:
+        """What detections are scored against: the path of the json, or its content without one."""
+        if not isinstance(self.records, IndexedRecords) or self.records.has_files:
+            return self.annotations_path
+        sizes, names = self.image_sizes.tolist(), self.files
+        return {
+            "images": [
+                {"id": image_id, "file_name": name, "height": height, "width": width}
+                for image_id, (name, _), (height, width) in zip(
+                    self.records.image_ids.tolist(), names, sizes, strict=True
+                )
+            ],
+            "annotations": self.records.entries(self.category_ids),
+            "categories": [
+                {"id": category_id, "name": name}
+                for category_id, name in zip(self.category_ids, self.class_names, strict=True)
+            ],
+        }
 
     @property
     def num_targets(self) -> np.ndarray:
