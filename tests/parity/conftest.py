@@ -31,9 +31,9 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not rows:
         return
     terminalreporter.section("parity with the original: the largest error against its tolerance")
-    header = f"{'case':22} {'kind':27} {'worst quantity':44} {'error':>9} {'tolerance':>9}  share"
+    header = f"{'case':25} {'kind':27} {'worst quantity':44} {'error':>9} {'tolerance':>9}  share"
     terminalreporter.write_line(header)
     for (case, kind), (share, quantity, error, tolerance) in rows.items():
         terminalreporter.write_line(
-            f"{case:22} {kind[:27]:27} {quantity:44} {error:9.3g} {tolerance:9.3g} {share:6.1%}"
+            f"{case:25} {kind[:27]:27} {quantity:44} {error:9.3g} {tolerance:9.3g} {share:6.1%}"
         )
