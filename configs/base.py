@@ -62,6 +62,9 @@ def _data() -> ConfigDict:
     data.val = ConfigDict()
     data.val.images = "datasets/coco/val2017"
     data.val.annotations = "datasets/coco/annotations/instances_val2017.json"
+    data.train.tfds = ""  # in place of both: "coco_instances/train", see `sparseinst build-tfds`
+    data.val.tfds = ""
+    data.tfds_dir = ""  # where that was built; "" is TFDS's own folder, ~/tensorflow_datasets
     data.classes = ()  # names of the classes to keep; () keeps all that the json has
     data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")
     data.generator = ""  # "shapes" draws the demo's data when it is missing

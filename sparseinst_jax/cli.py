@@ -13,6 +13,7 @@ _COMMANDS = {
     "check-data": "what a data set holds, what is wrong with it, what will be lost",
     "debug-batch": "draw any batch of a training run and say what is in it",
     "import-data": "YOLO, LabelMe and VIA labels and mask images to a COCO json",
+    "build-tfds": "a COCO folder to a few large files that TFDS reads",
     "convert": "weights of other implementations to a checkpoint, and back",
     "zoo": "every published model: AP, sizes, where the weights are",
 }

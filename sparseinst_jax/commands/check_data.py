@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from sparseinst_jax import config as configs
 from sparseinst_jax.commands import check_page, check_report, model_source
 from sparseinst_jax.commands.check_report import Report
+from sparseinst_jax.commands.datasets import name_of
 from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.files import check_writable
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = configs.parse_command_line(parser, argv)
     config = _config(arguments)
-    output = Path(arguments.output or Path("runs/check") / Path(config.data.train.annotations).stem)
+    output = Path(arguments.output or Path("runs/check") / Path(name_of(config.data.train)).stem)
     check_writable(output, "--output")
     report = check_report.make_report(config, sys.stderr)
     check_page.write_page(report, output)
@@ -94,9 +95,11 @@ def _config(arguments: argparse.Namespace) -> Any:
         model_source.draw_missing_data(config)
         return config
     with config.unlocked():
-        config.data.train.update(dict(annotations=arguments.json, images=arguments.images))
+        named = dict(annotations=arguments.json, images=arguments.images, tfds="")
+        config.data.train.update(named)
         images = arguments.val_images or arguments.images
-        config.data.val.update(dict(annotations=arguments.val_json or "", images=images))
+        named = dict(annotations=arguments.val_json or "", images=images, tfds="")
+        config.data.val.update(named)
     return config
 
 
@@ -106,7 +109,8 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict(dict(num_masks=100))
     data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
     data.update(train_max_size=853, num_workers=8)
-    data.update(train=dict(images="", annotations=""), val=dict(images="", annotations=""))
+    part = dict(images="", annotations="", tfds="")
+    data.update(train=part, val=dict(part), tfds_dir="")
     config.data = ConfigDict(data)
     config.lock()
     return config

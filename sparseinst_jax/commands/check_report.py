@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from sparseinst_jax.commands import datasets
 from sparseinst_jax.data import check
 from sparseinst_jax.data.check_images import check_image
-from sparseinst_jax.data.coco import CocoDataset, ImageRecord, index_coco
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.evaluation.evaluator import Progress, map_ahead
 
@@ -80,23 +81,7 @@ def make_report(config: Any, progress: TextIO | None = None) -> Report:
             all such faults in one message.
     """
     _refuse_sizes(config)
-    indexed, errors = {}, []
-    for title in ("train", "val"):
-        if not config.data[title].annotations:
-            continue
-        try:
-            indexed[title] = index_coco(
-                config.data[title].annotations,
-                config.data[title].images,
-                check_files=True,
-                classes=config.data.classes,
-                class_map=config.data.class_map,
-                all_classes_known=title == "train",
-            )
-        except (FileNotFoundError, ValueError) as error:
-            errors.append(str(error))
-    if errors:
-        raise ValueError("\n".join(errors))
+    indexed = datasets.index_both(config)
     splits = [
         _check_split(config, title, dataset, list(faults), progress)
         for title, (dataset, faults) in indexed.items()

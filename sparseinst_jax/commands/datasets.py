@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sparseinst_jax.data import check
-from sparseinst_jax.data.coco import CocoDataset, load_coco
+from sparseinst_jax.data.coco import CocoDataset, Selection, index_coco, without_empty
+from sparseinst_jax.data.faults import Faults
 
 
 def load_train(config: Any) -> CocoDataset:
@@ -15,17 +16,16 @@ def load_train(config: Any) -> CocoDataset:
         FileNotFoundError, ValueError: as `load_coco`.
     """
     data = config.data
-    return load_coco(
-        data.train.annotations,
-        data.train.images,
-        keep_empty=data.keep_empty,
-        check_files=True,
+    selection = _selection(
+        data,
         annotation_filter=data.get("annotation_filter", "detectron2"),
         # What a crop of PaddleDetection's keeps is decided by boxes.
         keeps_boxes=data.get("resize_rule") == "paddledetection"
         and data.augmentation == "flip_resize_crop",
-        **_choice(data),
     )
+    dataset, faults = _index(data, data.train, selection, check_files=True)
+    faults.raise_if_fatal()
+    return dataset if data.keep_empty else without_empty(dataset)
 
 
 def load_val(config: Any, *, with_images: bool = True, check_files: bool = False) -> CocoDataset:
@@ -37,18 +37,53 @@ def load_val(config: Any, *, with_images: bool = True, check_files: bool = False
         FileNotFoundError, ValueError: as `load_coco`.
     """
     data = config.data
-    return load_coco(
-        data.val.annotations,
-        data.val.images if with_images else None,
-        check_files=check_files,
-        **_choice(data),
-        all_classes_known=False,
-    )
+    selection = _selection(data, all_classes_known=False)
+    dataset, faults = _index(data, data.val, selection, with_images, check_files)
+    faults.raise_if_fatal()
+    return dataset
 
 
-def _choice(data: Any) -> dict[str, Any]:
+def index_both(config: Any) -> dict[str, tuple[CocoDataset, Faults]]:
+    """Index what `config.data` names, "train" and "val", and collect what is wrong.
+
+    Raises:
+        ValueError: something is such that nothing can be indexed; all such faults in one message.
+    """
+    indexed, errors = {}, []
+    for title in ("train", "val"):
+        part = config.data[title]
+        if not (part.annotations or part.get("tfds", "")):
+            continue
+        try:
+            selection = _selection(config.data, all_classes_known=title == "train")
+            indexed[title] = _index(config.data, part, selection, check_files=True)
+        except (FileNotFoundError, ValueError) as error:
+            errors.append(str(error))
+    if errors:
+        raise ValueError("\n".join(errors))
+    return indexed
+
+
+def name_of(part: Any) -> str:
+    """What messages call the data of `config.data.train` or `config.data.val`."""
+    return part.get("tfds", "") or part.annotations
+
+
+def _index(
+    data: Any, part: Any, selection: Selection, with_images: bool = True, check_files: bool = False
+) -> tuple[CocoDataset, Faults]:
+    """Index a json or a TFDS split; runs of before the keys of the latter have none."""
+    if part.get("tfds", ""):
+        from sparseinst_jax.data import tfds_source  # takes seconds to import
+
+        return tfds_source.index_tfds(part.tfds, data.get("tfds_dir", ""), selection)
+    images = part.images if with_images else None
+    return index_coco(part.annotations, images, check_files=check_files, **selection._asdict())
+
+
+def _selection(data: Any, **others: Any) -> Selection:
     # A run that was made before these keys has every class.
-    return {key: data.get(key, ()) for key in ("classes", "class_map")}
+    return Selection(data.get("classes", ()), data.get("class_map", ()), **others)
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:

@@ -106,8 +106,8 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     # Names every fault of the json. Only --plots looks at images, and does without them too.
     dataset = load_val(config, with_images=os.path.isdir(images))
     results = load_json(arguments.predictions)
-    metrics = evaluate(config.data.val.annotations, results, dataset.classes)
-    print(f"{arguments.predictions} against {config.data.val.annotations}\n")
+    metrics = evaluate(dataset.truth, results, dataset.classes)
+    print(f"{arguments.predictions} against {dataset.annotations_path}\n")
     _report(arguments, dataset, results, metrics, output)
 
 
@@ -119,7 +119,7 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     source.predictor.use_devices(jax.local_devices())
     hosts.refuse_differences("checkpoint or configuration", source.title + config.to_json())
     if is_first_host:
-        print(f"{source.title}, on {config.data.val.annotations} ({len(dataset.records)} images)")
+        print(f"{source.title}, on {dataset.annotations_path} ({len(dataset.records)} images)")
     results, metrics = evaluate_dataset(
         source.predictor,
         dataset,
@@ -134,7 +134,7 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     if metrics is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
-        print(f"{config.data.val.annotations} has no object: predicted, not scored")
+        print(f"{dataset.annotations_path} has no object: predicted, not scored")
     else:
         print()
         _report(arguments, dataset, results, metrics, output)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sparseinst_jax import hosts
 from sparseinst_jax.builders import build_model
-from sparseinst_jax.commands.datasets import load_val
+from sparseinst_jax.commands.datasets import load_val, name_of
 from sparseinst_jax.config import add_config_arguments, default_workdir, load_config
 from sparseinst_jax.data import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
@@ -130,8 +130,9 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         ValueError: the file does not fit the network or the classes; says how.
     """
     state = translate(read_weights_file(weights).arrays).arrays
-    annotations = config.data.val.annotations
-    if Path(annotations).is_file() or config.data.classes:
+    annotations = name_of(config.data.val)
+    is_there = config.data.val.get("tfds", "") or Path(annotations).is_file()
+    if is_there or config.data.classes:
         dataset, origin = load_val(config, with_images=False), annotations
         names, ids = dataset.class_names, dataset.category_ids
     else:

@@ -135,7 +135,7 @@ def load_val_data(
     dataset = datasets.load_val(config, check_files=True)
     if not dataset.num_targets.any():
         raise ValueError(
-            f"{config.data.val.annotations} has no object to score against (crowd regions do not"
+            f"{dataset.annotations_path} has no object to score against (crowd regions do not"
             " count): give a json with some by --config.data.val.annotations, or set"
             " --config.train.eval_every=0."
         )

@@ -6,8 +6,10 @@ images themselves is in `check_images`.
 
 import hashlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,6 @@ COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
 # Objects that are rasterised for an estimate of how many are lost: about a second for each size.
 NUM_SAMPLED = 500
 MAX_NAMES = 10
-_File = tuple[str, str | None]  # name and path of an image
 
 
 class LostObjects(NamedTuple):
@@ -134,7 +135,8 @@ def describe(dataset: CocoDataset) -> list[str]:
 
 def class_counts(dataset: CocoDataset) -> Counter[int]:
     """Number of objects of each label, crowd regions left out."""
-    return Counter(dict(enumerate(dataset.targets_per_class.tolist())))
+    counts = dataset.targets_per_class.tolist()
+    return Counter({label: count for label, count in enumerate(counts) if count})
 
 
 def warn_of_unusable(dataset: CocoDataset) -> list[str]:
@@ -259,17 +261,33 @@ def find_overlap(
         second: usually the validation data.
         every_file: compare files of different names, too.
     """
-    by_key: dict[object, list[_File]] = {}
-    for file in first.files:
-        by_key.setdefault(_key(file, every_file), []).append(file)
+    by_key: dict[object, list[_Entry]] = {}
+    for entry in _entries(first):
+        by_key.setdefault(_key(entry, every_file), []).append(entry)
     hashes: dict[str, str] = {}
     found = []
-    for file in second.files:
-        for other in by_key.get(_key(file, every_file), []):
-            if _is_same(other, file, hashes):
-                found.append(Overlap(other[0], file[0]))
+    for entry in _entries(second):
+        for other in by_key.get(_key(entry, every_file), []):
+            if _is_same(other, entry, hashes):
+                found.append(Overlap(other.name, entry.name))
                 break
     return found
+
+
+class _Entry(NamedTuple):
+    """An image of a data set: its name, its path if any, and where its record is."""
+
+    name: str
+    path: str | None
+    records: Sequence[ImageRecord]
+    place: int
+
+
+def _entries(dataset: CocoDataset) -> list[_Entry]:
+    return [
+        _Entry(name, path, dataset.records, place)
+        for place, (name, path) in enumerate(dataset.files)
+    ]
 
 
 def warn_of_overlap(found: Sequence[Overlap], num_images: int) -> list[str]:
@@ -289,22 +307,28 @@ def find_repeated(dataset: CocoDataset) -> list[str]:
     return [name for name, count in counts.items() if count > 1]
 
 
-def _key(file: _File, every_file: bool) -> object:
-    name, path = file
-    return _bytes_of(path) if every_file else os.path.basename(name)
+def _key(entry: _Entry, every_file: bool) -> object:
+    if every_file and entry.path is not None:
+        return _bytes_of(entry.path)
+    return os.path.basename(entry.name)
 
 
 def _bytes_of(path: str | None) -> int:
     try:
-        return -1 if path is None else os.stat(path).st_size
+        found = None if path is None else os.stat(path)
+        # Reading a device or a pipe might never end.
+        return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else -1
     except (OSError, ValueError):  # not there, or a name that no file can have
         return -1
 
 
-def _is_same(first: _File, second: _File, hashes: dict[str, str]) -> bool:
-    if first[1] is None or second[1] is None:
-        return first[0] == second[0]
-    paths = first[1], second[1]
+def _is_same(first: _Entry, second: _Entry, hashes: dict[str, str]) -> bool:
+    if first.path is None or second.path is None:
+        contents = _content(first), _content(second)
+        if None in contents:
+            return first.name == second.name
+        return contents[0] == contents[1]
+    paths = first.path, second.path
     if paths[0] == paths[1]:
         return True
     if _bytes_of(paths[0]) != _bytes_of(paths[1]) or _bytes_of(paths[0]) < 0:
@@ -316,6 +340,18 @@ def _is_same(first: _File, second: _File, hashes: dict[str, str]) -> bool:
             with open(path, "rb") as file:
                 hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes[paths[0]] == hashes[paths[1]]
+
+
+def _content(entry: _Entry) -> bytes | None:
+    """The bytes of an image in a shard or a file, None where no image is named."""
+    record = entry.records[entry.place]
+    if not record.has_image:
+        return None
+    try:
+        file = record.open()
+        return Path(file).read_bytes() if isinstance(file, str) else file.read()
+    except (OSError, ValueError) as error:  # not there or broken: like nothing else
+        return str(error).encode()
 
 
 def _mean(counts: np.ndarray) -> float:

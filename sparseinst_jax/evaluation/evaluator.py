@@ -90,7 +90,7 @@ def evaluate_dataset(
     results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
     if jax.process_index() or not dataset.num_targets.any():
         return results, None
-    return results, evaluate(dataset.annotations_path, results, dataset.classes)
+    return results, evaluate(dataset.truth, results, dataset.classes)
 
 
 def predict_dataset(
