@@ -45,7 +45,10 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
         is_cut = error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated")
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(broken_json(path, what, cure, error.msg, place, is_cut)) from error
-    except ValueError as error:  # text that cannot be decoded
+    except RecursionError:
+        reason = "lists or objects are nested too deeply"
+        raise ValueError(broken_json(path, what, cure, reason)) from None
+    except ValueError as error:  # text that cannot be decoded, an integer of too many digits
         raise ValueError(broken_json(path, what, cure, str(error))) from error
 
 
@@ -53,6 +56,8 @@ def check_json_file(path: Path, what: str, cure: str) -> None:
     """Refuse a path that leads to no file; see `read_json`."""
     if path.is_dir():
         raise ValueError(f"{what} {path} is a folder; {cure}")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{what} {path} is a device or a pipe, expected a file; {cure}")
     if not path.is_file():
         raise FileNotFoundError(f"{what} {path} does not exist; {cure}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparseinst_jax import hosts
+from sparseinst_jax.texts import printable
 from sparseinst_jax.watch import DONE, LOST_HOST
 
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another,
@@ -68,7 +69,7 @@ def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> in
         if wants_traceback or message is None:
             _leave_others(error)
             raise
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
         hosts.leave(message, 1)
         return 1
     except KeyboardInterrupt:

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from sparseinst_jax.commands.model_source import (
     add_model_arguments,
     check_arguments,
@@ -18,10 +16,12 @@ from sparseinst_jax.commands.model_source import (
     workdir_of,
 )
 from sparseinst_jax.config import parse_command_line
+from sparseinst_jax.data.images import image_suffixes
 from sparseinst_jax.evaluation.evaluator import Progress, write_json
 from sparseinst_jax.files import check_writable
 from sparseinst_jax.prediction import SHOWN_SCORE
 from sparseinst_jax.predictor import Predictor, as_rgb
+from sparseinst_jax.texts import printable
 
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json.
@@ -41,7 +41,7 @@ def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
     Raises:
         ValueError: there is no image at all.
     """
-    suffixes = set(Image.registered_extensions())
+    suffixes = image_suffixes()
     excluded = excluded.resolve()
     found: list[Path] = []
     for path in map(Path, inputs):
@@ -125,5 +125,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(paths) - len(faults)} pictures: {output / '*.png'}")
     print(f"{len(results)} detections: {output / 'predictions.json'}")
     for fault in faults:
-        print(f"failed: {fault}", file=sys.stderr)
+        print(f"failed: {printable(fault)}", file=sys.stderr)
     return 1 if faults else 0

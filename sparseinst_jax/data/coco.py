@@ -17,6 +17,7 @@ from sparseinst_jax.data.annotation_filter import candidates, find_filter, read_
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.coco_index import CocoIndex
 from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
+from sparseinst_jax.data.image_paths import FolderRule
 from sparseinst_jax.data.images import read_header, read_image
 from sparseinst_jax.data.index_cache import read_index
 from sparseinst_jax.data.records import (
@@ -224,14 +225,20 @@ def _records(
 
 
 def note_missing(dataset: CocoDataset, root: Path, faults: Faults) -> None:
-    """Note every image file that does not exist."""
+    """Note every image file that does not exist, or that may not be opened."""
     is_first = True
+    rule = FolderRule(str(root))
     for place, (name, path) in enumerate(dataset.files):
-        if path is not None and not os.path.isfile(path):
+        if path is None:
+            continue
+        is_there, fault = rule.state(path)
+        if not is_there:
             hint = _where_else(root, name) if is_first else ""
             is_first = False
             image_id = dataset.records[place].image_id
             faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
+        elif fault is not None:
+            faults.add("file_name", fault)
 
 
 def _where_else(root: Path, name: str) -> str:

@@ -1,28 +1,40 @@
 """Read image files of any kind as RGB."""
 
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from sparseinst_jax.data.image_paths import PathError, refuse_no_regular_file
+from sparseinst_jax.texts import printable
+
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
-# What Pillow raises, depending on the format, for a file that is broken, cut off or far too large.
-_DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    EOFError,
-    ValueError,
-    struct.error,
-    Image.DecompressionBombError,
+
+# What is read of what Pillow can. Some other kinds are handed to other programs (EPS to
+# Ghostscript), or to code that few have looked at. HEIF is there where its plugin is installed.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF"),
+    "TGA",  # the last: it has no mark at its beginning
 )
+# Pillow's own limit, which a program may have lifted: 0.5 GB as RGB, up to 5 GB while 16 bits a
+# channel become 8. A file of a few kilobytes can claim any size.
+MAX_PIXELS = 178_956_970
+MAX_BYTES = 1 << 30  # of a file: more than so many pixels need without compression
+# A progressive JPEG is decoded once more for each of its scans, and a scan of nothing takes a
+# hundred bytes. Encoders write about ten.
+MAX_SCANS = 64
+_CHUNK = 1 << 20
+
+
+class _Refused(ValueError):
+    """An image that Pillow would read, and should not."""
 
 
 def read_image(file: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:
-    """Read any image that Pillow knows as RGB.
+    """Read an image of any of `FORMATS` as RGB.
 
     The EXIF orientation is applied, transparency is dropped as Pillow's ``convert`` does
     (detectron2 too), grey, palette and CMYK are converted, 16 bit keeps the upper eight, fractions
@@ -91,22 +103,74 @@ def _opened(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator
     """Open an image as it is stored; errors, also those of decoding it later, name it."""
     name = file if name is None else name
     try:
-        with Image.open(file) as image:
+        if isinstance(file, str | os.PathLike):
+            refuse_no_regular_file(file, name)
+        with Image.open(file, formats=_formats()) as image:
+            _refuse_bomb(image, name)
             yield image
     except FileNotFoundError:
         raise FileNotFoundError(
             f"image {name} does not exist; check the path (of a data set: the image folder and the "
             "json's file_name)"
         ) from None
+    except (PathError, _Refused):
+        raise
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"image {name} cannot be read: it is damaged, no image, or of a kind that Pillow does "
-            "not know; replace the file, convert it to JPEG or PNG, or leave it out"
+            f"image {name} cannot be read: it is damaged, no image, or of a kind that is not read; "
+            "replace the file, convert it to JPEG or PNG, or leave it out"
         ) from error
-    except _DECODING_ERRORS as error:
+    # For a file that is broken, cut off or too large Pillow raises almost anything.
+    except Exception as error:
+        reason = printable(str(error) or type(error).__name__, 300)
         raise ValueError(
-            f"image {name} cannot be read ({error}); replace the file or leave it out"
+            f"image {name} cannot be read ({reason}); replace the file or leave it out"
         ) from error
+
+
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow has; asking it for others fails."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def image_suffixes() -> frozenset[str]:
+    """The endings of file names of what can be read, such as ".jpg"."""
+    kinds = {*_formats(), "MPO"}  # photos of two pictures, read as JPEG
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in kinds)
+
+
+def _refuse_bomb(image: Image.Image, name: object) -> None:
+    """Refuse, before a pixel is decoded, what would take too much memory or time."""
+    fp: Any = image.fp  # type: ignore[attr-defined]
+    place = fp.tell()
+    num_bytes = fp.seek(0, os.SEEK_END)
+    fp.seek(place)
+    cure = "make it smaller, or leave it out"
+    if image.width * image.height > MAX_PIXELS:
+        raise _Refused(
+            f"image {name} says it is {image.width} x {image.height} pixels, expected "
+            f"{MAX_PIXELS} in all or fewer; {cure}"
+        )
+    if num_bytes > MAX_BYTES:
+        raise _Refused(f"image {name} has {num_bytes} bytes, expected {MAX_BYTES} at most; {cure}")
+    if image.info.get("progressive") and (scans := _count_scans(fp)) > MAX_SCANS:
+        raise _Refused(
+            f"image {name} is a JPEG of {scans} scans, expected {MAX_SCANS} at most: each takes "
+            "as long as the whole picture; save it anew, or leave it out"
+        )
+
+
+def _count_scans(fp: BinaryIO) -> int:
+    """Count the marks at which scans of a JPEG begin; inside a scan they cannot occur."""
+    place = fp.tell()
+    fp.seek(0)
+    count, tail = 0, b""
+    while chunk := fp.read(_CHUNK):
+        count += (tail + chunk).count(b"\xff\xda")
+        tail = chunk[-1:]
+    fp.seek(place)
+    return count
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

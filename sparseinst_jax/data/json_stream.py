@@ -11,6 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO
 
 WINDOW = 1 << 22  # characters read at a time; an element that is longer makes it grow
+# Characters of one element, and of one section that is not read element by element: as Python
+# values they take about ten times as many bytes. An image's annotation has some hundred.
+MAX_VALUE = 1 << 28
 # A number or a literal such as -Infinity that the window cuts; a text that it cuts says so itself.
 _CUT = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -83,6 +86,8 @@ class _Window:
 
     def fill(self) -> None:
         """Drop what was read and read more, at least as much as is left."""
+        if len(self.text) - self.position > MAX_VALUE:
+            raise self.error(f"a value is longer than {MAX_VALUE} characters")
         done, left = self.text[: self.position], self.text[self.position :]
         ends = done.count("\n")
         self._lines += ends
@@ -131,6 +136,8 @@ class _Window:
                 reason, place = error.msg, error.pos
             except RecursionError:
                 raise self.error("lists or objects are nested too deeply") from None
+            except ValueError as error:  # Python refuses integers of more than some 4300 digits
+                raise self.error(str(error).partition(";")[0]) from None
             else:
                 # A number at the end of the window may go on: "2" as "2.5", "2.5" as "2.5e-3".
                 if end + 2 < len(self.text) or self._is_whole:

@@ -1,35 +1,18 @@
 """What a COCO json comes to: objects, images and the data set."""
 
 import functools
-import io
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple, Protocol, overload
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 import numpy as np
 
 from sparseinst_jax.data import columns as stored
 from sparseinst_jax.data.classes import Classes
 from sparseinst_jax.data.columns import Columns
-
-Segmentation = list | dict
-BoxXYXY = tuple[float, float, float, float]
-
-
-class Annotation(NamedTuple):
-    """One object: ``label`` in 0 ... K-1, ``area`` in px², ``id`` the json's own.
-
-    ``box_xyxy`` (pixels) is read only where a recipe decides by boxes.
-    """
-
-    label: int
-    segmentation: Segmentation
-    iscrowd: bool
-    area: float
-    id: int
-    box_xyxy: BoxXYXY | None = None
+from sparseinst_jax.data.image_record import Annotation, ImageRecord, Segmentation
 
 
 class StoredImages(Protocol):
@@ -40,46 +23,6 @@ class StoredImages(Protocol):
     def read(self, place: int, image_id: int) -> bytes:
         """The encoded bytes of the image at a place of the index."""
         ...
-
-
-@dataclass(slots=True)
-class ImageRecord:
-    """One image of the json.
-
-    ``path`` is None when no image folder was given; ``encoded`` reads the bytes of an image that is
-    no file of its own, and ``origin`` says where it does.
-    """
-
-    image_id: int
-    file_name: str
-    path: str | None
-    height: int
-    width: int
-    annotations: list[Annotation] = field(default_factory=list)
-    encoded: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
-    origin: str = field(default="", compare=False, repr=False)
-
-    @property
-    def has_image(self) -> bool:
-        """Whether the image can be asked for."""
-        return self.path is not None or self.encoded is not None
-
-    @property
-    def source(self) -> str:
-        """What messages call the image."""
-        return self.path or f"{self.file_name}{self.origin}"
-
-    def open(self) -> str | BinaryIO:
-        """The path of the image, or its encoded bytes as a file."""
-        if self.encoded is not None:
-            return io.BytesIO(self.encoded())
-        assert self.path is not None, "the index was made with an image folder"
-        return self.path
-
-    @property
-    def targets(self) -> list[Annotation]:
-        """The objects that training learns from: all but the crowd regions."""
-        return [annotation for annotation in self.annotations if not annotation.iscrowd]
 
 
 class IndexedRecords(Sequence[ImageRecord]):
@@ -143,7 +86,9 @@ class IndexedRecords(Sequence[ImageRecord]):
             int(self._columns["widths"][place]),
             list(self._annotations(place)),
         )
-        if self._images is not None and not isinstance(self._images, str):
+        if isinstance(self._images, str):
+            record.folder = self._images
+        elif self._images is not None:
             record.encoded = functools.partial(self._images.read, place, image_id)
             record.origin = f" of {self._images.name}"
         return record

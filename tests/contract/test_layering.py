@@ -28,8 +28,9 @@ LAYERS = (
     ("losses", "matching", "masks"),
     ("layers", "ops", "charts"),
     ("structures", "config", "runtime", "pytest_data", "fonts", "files"),
+    ("config_history",),
     ("hosts",),
-    ("watch",),
+    ("watch", "texts"),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

@@ -192,9 +192,10 @@ def test_broken_and_missing_images_are_named(tmp_path):
     "error", [Image.DecompressionBombError("too large"), struct.error("cut"), SyntaxError("bad")]
 )
 def test_whatever_pillow_raises_names_the_image(tmp_path, monkeypatch, error):
-    def fail(path):
+    def fail(path, formats):
         raise error
 
+    (tmp_path / "odd.png").write_bytes(b"odd")
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(ValueError, match=rf"odd\.png cannot be read \({error}\)"):
         read_image(tmp_path / "odd.png")
