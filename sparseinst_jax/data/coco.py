@@ -16,6 +16,7 @@ from sparseinst_jax.data import coco_json
 from sparseinst_jax.data.annotation_filter import candidates, find_filter, read_boxes
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.coco_index import CocoIndex
+from sparseinst_jax.data.coco_masks import refuse_broken_runs, refuse_vast_polygons
 from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
 from sparseinst_jax.data.image_paths import FolderRule
 from sparseinst_jax.data.images import read_header, read_image
@@ -256,17 +257,20 @@ def _where_else(root: Path, name: str) -> str:
 
 
 def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths of polygons (any part may lie outside) or of any run lengths."""
+    """Compressed run lengths of polygons (any part may lie outside) or of any run lengths.
+
+    Every mask of a data set or a results file goes through here before pycocotools sees it.
+
+    Raises:
+        ValueError: polygons that are vast, or run lengths that are not of this size.
+    """
     if isinstance(segmentation, list):
+        refuse_vast_polygons(segmentation)
         return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if list(segmentation["size"]) != [height, width]:
-        raise ValueError(
-            f"run lengths of size {segmentation['size']} for an image of {[height, width]}; "
-            "they must be equal"
-        )
-    if isinstance(segmentation["counts"], list):
-        return rle.frPyObjects(segmentation, height, width)
-    counts = segmentation["counts"]
+    counts = segmentation.get("counts")
+    refuse_broken_runs(segmentation.get("size"), counts, height, width)
+    if isinstance(counts, list):
+        return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {
         "size": [height, width],
         "counts": counts.encode() if isinstance(counts, str) else counts,

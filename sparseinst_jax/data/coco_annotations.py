@@ -16,6 +16,7 @@ from sparseinst_jax.data.coco_json import MAX_INTEGER, lacks
 from sparseinst_jax.data.coco_masks import sum_runs, usable_polygons
 from sparseinst_jax.data.columns import LETTERS, POLYGONS, RUNS, Columns, Growing, text_at
 from sparseinst_jax.data.faults import Fault, Faults
+from sparseinst_jax.texts import brief
 
 NO_MASK = 255  # in place of the kind of a mask: the annotation is left out
 _KEYS = ("id", "image_id", "category_id", "segmentation")
@@ -235,9 +236,9 @@ def _wrong_value(area: Any, iscrowd: Any) -> Fault | None:
     except OverflowError:  # an integer beyond all floats
         is_number = False
     if not is_number:
-        return Fault("area", f"area must be a number of px², got {area!r}")
+        return Fault("area", f"area must be a number of px², got {brief(area)}")
     if iscrowd not in (0, 1):
-        return Fault("iscrowd", f"iscrowd must be 0 or 1, got {iscrowd!r}")
+        return Fault("iscrowd", f"iscrowd must be 0 or 1, got {brief(iscrowd)}")
     return None
 
 
@@ -305,11 +306,11 @@ class _Context(NamedTuple):
                 continue
             expected = [int(heights[place]), int(widths[place])]
             if not isinstance(size, list) or size != expected:
-                text = f"run lengths of size {size}, image is {expected} (height, width)"
+                text = f"run lengths of size {brief(size)}, image is {expected} (height, width)"
             elif wrong is not None:
                 text = wrong
             elif total != expected[0] * expected[1]:
-                text = f"run lengths sum to {total}, not to height x width"
+                text = f"run lengths sum to {brief(total)}, not to height x width"
             else:
                 continue
             notes.append(_Note(row, _CONTENT, Fault("run lengths", text)))

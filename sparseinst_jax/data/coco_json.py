@@ -14,14 +14,18 @@ import numpy as np
 
 from sparseinst_jax.data.columns import Columns, decode_name, encode_name
 from sparseinst_jax.data.faults import Faults
+from sparseinst_jax.data.image_paths import name_fault
+from sparseinst_jax.data.images import MAX_PIXELS
 from sparseinst_jax.data.json_stream import JsonError, read_object
 from sparseinst_jax.files import broken_json, check_json_file
+from sparseinst_jax.texts import acting_letter, brief
 
 WHAT = "annotations file"
 CURE = "set config.data.train.annotations or config.data.val.annotations to a COCO instance json"
 LISTS = ("images", "annotations", "categories")
 MAX_INTEGER = 2**63 - 1  # of ids, which are kept as 64-bit numbers
 MAX_SIDE = 2**31 - 1  # of an image in pixels; height times width stays a 64-bit number
+MAX_CLASS_NAME = 200  # letters, more than any picture shows
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 
 
@@ -90,7 +94,11 @@ def _refuse_other_kinds(path: Path, content: Any) -> None:
         wrong.append("annotations")
     if wrong:
         keys = sorted(map(str, content))
-        got = f"it has the keys {', '.join(keys[:20])}" if keys else "it is an empty object, {}"
+        got = (
+            f"it has the keys {', '.join(key[:80] for key in keys[:20])}"
+            if keys
+            else "it is an empty object, {}"
+        )
         raise ValueError(
             f"{path} is not a COCO annotation file: expected lists under 'images', 'annotations' "
             f"and 'categories', got no list under {' and '.join(map(repr, wrong))}; {got}. "
@@ -115,10 +123,33 @@ def read_categories(entries: list, faults: Faults) -> dict[int, str]:
             continue
         if entry["id"] in names:
             faults.add("duplicate id", f"category id {entry['id']} occurs more than once")
-        names[entry["id"]] = str(entry["name"])
+        fault = class_name_fault(entry["name"])
+        if fault is not None:
+            faults.add("class name", f"category {entry['id']}: {fault}")
+        # What is told of it later is not to hold what is wrong with it.
+        names[entry["id"]] = str(entry["name"]) if fault is None else f"category {entry['id']}"
     if not entries:
         faults.add("empty list", "'categories' is empty: no class to learn")
     return {category_id: names[category_id] for category_id in sorted(names)}
+
+
+def class_name_fault(name: Any) -> str | None:
+    """Say why a value cannot be the name of a class; None where it can.
+
+    Names go to terminals, pages, pictures and tables. Any letters will do, of any script, and
+    numbers too.
+    """
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        return f"the name must be a text, got {brief(name)}"
+    name = str(name)
+    if not name.strip():
+        return "the name is empty; give it one"
+    if len(name) > MAX_CLASS_NAME:
+        return f"the name has {len(name)} letters, expected {MAX_CLASS_NAME} at most: {brief(name)}"
+    letter = acting_letter(name)
+    if letter is not None:
+        return f"the name {brief(name)} holds the control character {letter!r}; rename the class"
+    return None
 
 
 def refuse_equal_names(names: Mapping[int, str], mapped: set[str], faults: Faults) -> None:
@@ -161,14 +192,25 @@ class ImageReader:
         if image_id in self._place_of:
             other = self._name(self._place_of[image_id])
             self.faults.add(
-                "duplicate id", f"image id {image_id} occurs more than once: {other} and {name}"
+                "duplicate id",
+                f"image id {image_id} occurs more than once: {other} and {brief(name)[1:-1]}",
             )
+            return
+        if (fault := name_fault(name)) is not None:
+            self.faults.add("file_name", f"image {image_id}: {fault}")
             return
         if not (_is_side(height) and _is_side(width)):
             self.faults.add(
                 "image size",
-                f"image {image_id} ({name}): height {height!r} and width {width!r} must be > 0"
-                + f" and at most {MAX_SIDE}" * (_is_vast(height) or _is_vast(width)),
+                f"image {image_id} ({name}): height {brief(height)} and width {brief(width)} must "
+                "be > 0" + f" and at most {MAX_SIDE}" * (_is_vast(height) or _is_vast(width)),
+            )
+            return
+        if int(height) * int(width) > MAX_PIXELS:
+            self.faults.add(
+                "image size",
+                f"image {image_id} ({name}): {brief(height)} x {brief(width)} (height x width) are "
+                f"more than {MAX_PIXELS} pixels: such images are not read; cut it into parts",
             )
             return
         self._place_of[image_id] = len(self._ids)
@@ -198,30 +240,30 @@ def lacks(entry: Any, keys: tuple[str, ...], what: str, index: int, faults: Faul
     """Note the keys that an entry lacks, and ids that are no integers."""
     what = f"{what}[{index}]"
     if not isinstance(entry, dict):
-        faults.add("entry", f"{what}: expected an object, got {entry!r}"[:200])
+        faults.add("entry", f"{what}: expected an object, got {brief(entry)}")
         return True
     found = True
     for key in keys:
         value = entry.get(key)
         if value is None:
             hint = "; boxes alone cannot be learned from" if key == "segmentation" else ""
-            faults.add("missing key", f"{what} (id {entry.get('id')}): no {key}{hint}")
+            faults.add("missing key", f"{what} (id {brief(entry.get('id'))}): no {key}{hint}")
             found = False
-        elif key.endswith("id") and not isinstance(value, int):
-            faults.add("id", f"{what}: {key} must be an integer, got {value!r}")
+        elif key.endswith("id") and type(value) is not int:  # True is an int
+            faults.add("id", f"{what}: {key} must be an integer, got {brief(value)}")
             found = False
         elif key.endswith("id") and abs(value) > MAX_INTEGER:
-            faults.add("id", f"{what}: {key} must be at most {MAX_INTEGER}, got {value}")
+            faults.add("id", f"{what}: {key} must be at most {MAX_INTEGER}, got {brief(value)}")
             found = False
         elif key == "file_name" and not isinstance(value, str):
-            faults.add("file_name", f"{what}: file_name must be a text, got {value!r}")
+            faults.add("file_name", f"{what}: file_name must be a text, got {brief(value)}")
             found = False
     return not found
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, int | float) and 1 <= value <= MAX_SIDE  # NaN is neither
+    return type(value) in (int, float) and 1 <= value <= MAX_SIDE  # NaN is neither
 
 
 def _is_vast(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > MAX_SIDE
+    return type(value) in (int, float) and MAX_SIDE < value < math.inf

@@ -7,16 +7,24 @@ from typing import Any
 import numpy as np
 
 from sparseinst_jax.data.faults import Fault
+from sparseinst_jax.texts import brief
 
 MIN_POLYGON = 6  # numbers of a polygon with three corners
-# pycocotools walks along a polygon's border: an object that far outside takes all memory.
-MAX_COORDINATE = 1e6
+# pycocotools walks along a polygon's border in fifths of a pixel and remembers each step: an object
+# that goes far outside, or to and fro without end, takes all memory.
+MAX_COORDINATE = 1e6  # pixels
+MAX_BORDER = 2e6  # pixels, of one object: 0.3 GB while it is drawn
+MAX_MOVED_COORDINATE = 1e8  # after a resize; in fifths of a pixel still a 32-bit number
+MAX_MOVED_BORDER = 1e7  # after a resize: 1.2 GB while it is drawn
+MAX_CORNERS = 1_000_000  # of one object; annotators draw tens, segmentation networks thousands
 MAX_LETTERS = 8  # of one run length in compressed form, more than any image needs
+MAX_TEXT = 1 << 22  # letters of the run lengths of one object: a million runs or more
 
 
 def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
     """The polygons that have three corners, and what is wrong; where that is fatal, none."""
     usable = []
+    num_numbers, border = 0, 0.0
     for polygon in polygons:
         if not isinstance(polygon, list):
             text = "not a list of polygons [[x, y, x, y, ...], ...]"
@@ -31,13 +39,80 @@ def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
             return [], Fault("NaN or infinity", "a coordinate is NaN or infinite")
         if len(polygon) < MIN_POLYGON or len(polygon) % 2:
             continue
-        if max(polygon) > MAX_COORDINATE or min(polygon) < -MAX_COORDINATE:
+        largest, smallest = max(polygon), min(polygon)
+        if largest > MAX_COORDINATE or smallest < -MAX_COORDINATE:
             worst = max(polygon, key=abs)
             return [], Fault("coordinates", f"a polygon has the coordinate {worst:g} px")
+        num_numbers += len(polygon)
+        longest = len(polygon) * (largest - smallest)  # its border is shorter than that
+        border += longest if longest < MAX_BORDER else _border(coordinates)
+        if num_numbers > 2 * MAX_CORNERS or border > MAX_BORDER:
+            return [], Fault("segmentation", _vast(num_numbers, border, MAX_BORDER))
         usable.append(coordinates)
     if len(usable) == max(len(polygons), 1):
         return usable, None
     return usable, _left_out(polygons, bool(usable))
+
+
+def refuse_vast_polygons(polygons: list) -> None:
+    """Refuse polygons that pycocotools would need all memory for, or read as something else.
+
+    Args:
+        polygons: [[x, y, x, y, ...], ...] in pixels of the picture that they are drawn in.
+
+    Raises:
+        ValueError: says why.
+    """
+    num_numbers, border = 0, 0.0
+    for polygon in polygons:
+        # A list in a list is meant; pycocotools takes dicts for run lengths of any size.
+        if not isinstance(polygon, list | tuple | np.ndarray):
+            raise ValueError(f"polygons must be lists of numbers, got {brief(polygon)}")
+        points = np.asarray(polygon, np.float64)
+        if points.ndim != 1:
+            raise ValueError("polygons must be lists of numbers [x, y, x, y, ...]")
+        largest = np.abs(points).max(initial=0)
+        if not largest <= MAX_MOVED_COORDINATE:  # NaN is not either
+            raise ValueError(f"a polygon has the coordinate {largest:g} px")
+        num_numbers += len(points)
+        longest = 2 * len(points) * largest
+        border += longest if longest < MAX_MOVED_BORDER else _border(points)
+        if num_numbers > 2 * MAX_CORNERS or border > MAX_MOVED_BORDER:
+            raise ValueError(_vast(num_numbers, border, MAX_MOVED_BORDER))
+
+
+def _border(coordinates: array | np.ndarray) -> float:
+    """Length of a polygon's border in pixels, each side as long as its longer axis."""
+    numbers = np.asarray(coordinates, np.float64)
+    points = numbers[: len(numbers) // 2 * 2].reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0).sum())
+
+
+def _vast(num_numbers: int, border: float, most: float) -> str:
+    return (
+        f"the polygons of an object have {num_numbers // 2} corners and a border of {border:.3g} "
+        f"px, expected at most {MAX_CORNERS} and {most:g}; draw it with fewer, or as run lengths"
+    )
+
+
+def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
+    """Refuse run lengths that are not those of a mask of height x width.
+
+    pycocotools does not ask: it would read and write past the end of its memory.
+
+    Raises:
+        ValueError: says why.
+    """
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise ValueError(
+            f"run lengths of size {brief(size)} for an image of {[height, width]}; "
+            "they must be equal"
+        )
+    total, wrong = sum_runs(counts)
+    if wrong is not None:
+        raise ValueError(wrong)
+    if total != height * width:
+        raise ValueError(f"run lengths sum to {brief(total)}, not to {height} x {width}")
 
 
 def _left_out(polygons: list, is_usable: bool) -> Fault:
@@ -56,7 +131,9 @@ def _left_out(polygons: list, is_usable: bool) -> Fault:
 
 def sum_runs(counts: Any) -> tuple[int, str | None]:
     """Add up run lengths; also says what is wrong with them."""
-    if isinstance(counts, str):
+    if isinstance(counts, str | bytes | list) and len(counts) > MAX_TEXT:
+        return 0, f"run lengths of {len(counts)} letters or numbers, expected {MAX_TEXT} at most"
+    if isinstance(counts, str | bytes):
         total = compressed_length(counts)
         return total or 0, "compressed run lengths that cannot be decoded" * (total is None) or None
     if not isinstance(counts, list):

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from pycocotools.cocoeval import COCOeval
 from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.data.coco import encode_segmentation
 from sparseinst_jax.files import read_json
+from sparseinst_jax.texts import brief, printable
 
 METRIC_NAMES = (
     "AP",
@@ -67,6 +67,7 @@ UNDEFINED = -1.0
 # Places of these thresholds among pycocotools' ten, 0.50 to 0.95.
 IOU_50, IOU_75 = 0, 5
 MAX_SHOWN_FAULTS = 10
+MAX_SCORE = 1e30  # of a detection, either side of 0; probabilities are meant, logits are taken
 # Numbers of a polygon with three corners. pycocotools takes four numbers for a box and fails on an
 # empty list, so polygons with fewer corners are left out, as they are when the data is read.
 MIN_POLYGON = 6
@@ -287,14 +288,23 @@ def _unreadable(entry: Any) -> str | None:
     if missing:
         return f"lacks {', '.join(sorted(missing))}"
     for key in ("image_id", "category_id"):
-        if not isinstance(entry[key], int | np.integer):
-            return f"has the {key} {entry[key]!r}, not an integer"
+        if isinstance(entry[key], bool) or not isinstance(entry[key], int | np.integer):
+            return f"has the {key} {brief(entry[key])}, not an integer"
     score = entry["score"]
-    if not isinstance(score, int | float | np.floating) or not math.isfinite(score):
-        return f"has the score {score!r}, not a number"
+    # No score is larger; this also holds back integers that no float can hold.
+    if (
+        isinstance(score, bool)
+        or not isinstance(score, int | float | np.floating)
+        or not abs(score) <= MAX_SCORE
+    ):
+        return f"has the score {brief(score)}, not a number"
     if not isinstance(entry["segmentation"], Mapping | list):
         return "has a mask that is neither run lengths nor polygons"
     return None
+
+
+def _reason(error: Exception) -> str:
+    return printable(str(error), 300)
 
 
 def _prepare_detections(
@@ -312,14 +322,16 @@ def _prepare_detections(
             continue
         image = images.get(entry["image_id"])
         if image is None:
-            faults.append(f"detection {number} is of image {entry['image_id']}, not in the json")
+            image_id = brief(entry["image_id"])
+            faults.append(f"detection {number} is of image {image_id}, not in the json")
             continue
         size = (image["height"], image["width"])
         mask: Any = entry["segmentation"]
-        got = tuple(mask.get("size", ())) if isinstance(mask, dict) else size
+        got = size if isinstance(mask, list) else mask.get("size")
+        got = tuple(got) if isinstance(got, list) else got
         if got != size:
             faults.append(
-                f"detection {number} has a mask of (height, width) {got}, image "
+                f"detection {number} has a mask of (height, width) {brief(got)}, image "
                 f"{entry['image_id']} has {size}"
             )
             continue
@@ -327,7 +339,7 @@ def _prepare_detections(
             rle: Any = encode_segmentation(mask, *size)
             area = float(coco_mask.area(rle))
         except Exception as error:  # pycocotools raises whatever it trips over
-            faults.append(f"detection {number} has a mask that cannot be read: {error}")
+            faults.append(f"detection {number} has a mask that cannot be read: {_reason(error)}")
             continue
         prepared.append(
             {
