@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
+from sparseinst_jax.data.coco_masks import refuse_broken_runs
 from sparseinst_jax.data.columns import LETTERS, POLYGONS, Columns
 
 SHORTEST_BOX_SIDE = 1e-5  # pixels; PaddleDetection
@@ -92,11 +93,13 @@ def _box_of_mask(columns: Columns, row: int, image: int) -> tuple[float, float, 
         (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return x0, y0, x1, y1
     size = [int(columns["heights"][image]), int(columns["widths"][image])]
-    if columns["kinds"][row] == LETTERS:
-        runs: Any = {"size": size, "counts": columns["letters"][first:end].tobytes()}
-    else:
-        counts = columns["runs"][first:end].tolist()
-        runs = rle.frPyObjects({"size": size, "counts": counts}, *size)
+    is_text = columns["kinds"][row] == LETTERS
+    found = columns["letters" if is_text else "runs"][first:end]
+    counts = found.tobytes() if is_text else found.tolist()
+    refuse_broken_runs(size, counts, *size)  # of shards, nobody has looked at them before
+    runs: Any = {"size": size, "counts": counts}
+    if not is_text:
+        runs = rle.frPyObjects(runs, *size)
     x, y, width, height = rle.toBbox(runs).tolist()
     return x, y, x + width, y + height
 

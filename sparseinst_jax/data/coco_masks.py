@@ -18,6 +18,7 @@ MAX_MOVED_COORDINATE = 1e8  # after a resize; in fifths of a pixel still a 32-bi
 MAX_MOVED_BORDER = 1e7  # after a resize: 1.2 GB while it is drawn
 MAX_CORNERS = 1_000_000  # of one object; annotators draw tens, segmentation networks thousands
 MAX_LETTERS = 8  # of one run length in compressed form, more than any image needs
+MAX_RUN = 2**31 - 1  # pixels; a sum that ran over 64 bits would have passed it on its way
 MAX_TEXT = 1 << 22  # letters of the run lengths of one object: a million runs or more
 
 
@@ -153,17 +154,18 @@ def compressed_length(counts: str | bytes) -> int | None:
     to the one two before.
     """
     raw = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
-    letters = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
-    if not len(letters) or letters.min() < 0 or letters.max() > 63 or letters[-1] & 32:
+    letters = np.frombuffer(raw, np.uint8) - np.uint8(48)  # what is below "0" becomes large
+    if not len(letters) or letters.max() > 63 or letters[-1] & 32:
         return None
-    is_last = (letters & 32) == 0
-    starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
-    place = np.arange(len(letters)) - np.repeat(starts, np.diff([*starts, len(letters)]))
-    if place.max() > MAX_LETTERS:
+    ends = np.flatnonzero(letters < 32)
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    num_letters = ends - starts + 1
+    if num_letters.max() > MAX_LETTERS + 1:
         return None
-    values = np.add.reduceat((letters & 31) << 5 * place, starts)
-    is_negative = (letters[is_last] & 16) != 0
-    values -= is_negative.astype(np.int64) << 5 * (place[is_last] + 1)
+    place = np.arange(len(letters)) - starts.repeat(num_letters)
+    values = np.add.reduceat((letters & 31).astype(np.int64) << 5 * place, starts)
+    values -= ((letters[ends] & 16) != 0).astype(np.int64) << 5 * num_letters
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    return None if values.min() < 0 else int(values.sum())
+    return None if values.min() < 0 or values.max() > MAX_RUN else int(values.sum())
