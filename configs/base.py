@@ -79,6 +79,8 @@ def _data() -> ConfigDict:
     data.resize_rule = "detectron2"  # sizes, crops, filters of training; or "paddledetection"
     data.annotation_filter = "detectron2"  # or "paddledetection", "mmdetection": what is learned
     data.eval_size = (640, 853)  # short side, and the most that the long side may have
+    data.on_error = "stop"  # at an image that cannot be read, or "skip": an empty one instead
+    data.on_change = "stop"  # when a run goes on with other data than before, or "continue"
     data.num_workers = 8  # processes that read images; 0 reads in the training process
     return data
 
@@ -104,6 +106,7 @@ def _train() -> ConfigDict:
     train.checkpoint_every = 5000  # steps
     train.eval_every = 10_000  # steps; 0 is never
     train.early_stopping = 0  # evaluations without a better AP that end the run; 0 is off
+    train.skip_nonfinite = 0  # steps in a row with a NaN or infinite loss that change nothing
     train.tensorboard = False  # needs the extra `tensorboard`
     return train
 

@@ -20,6 +20,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from sparseinst_jax import config_history
+
 # A run may be continued with other values of these: they move no weight.
 FREE_KEYS = (
     "train.num_steps",
@@ -27,6 +29,10 @@ FREE_KEYS = (
     "train.checkpoint_every",
     "train.eval_every",
     "train.early_stopping",
+    "train.skip_nonfinite",
+    "data.on_error",
+    "data.on_change",
+    "data.num_workers",
 )
 _PREFIX = "--config."
 _MISSING = "(not set)"
@@ -50,7 +56,7 @@ def load_config(
         another type; all faults in one message.
     """
     if isinstance(source, Mapping):
-        config = _from_plain(source)
+        config = _from_stored(source)
     else:
         path = Path(source)
         if path.is_dir():
@@ -121,7 +127,7 @@ def from_json(text: str) -> ConfigDict:
         raise ValueError(f"a stored configuration must be JSON: {error}") from error
     if not isinstance(plain, dict):
         raise ValueError(f"a stored configuration must be a JSON object, got {type(plain)}.")
-    return _from_plain(plain)
+    return _from_stored(plain)
 
 
 def diff(first: ConfigDict, second: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -258,6 +264,11 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
     group = key.partition(".")[0] + "."
     keys = [name for name in known if name.startswith(group)] or list(known)
     return f"--config.{key} is not a key of the configuration.{hint} Keys: {', '.join(keys)}."
+
+
+def _from_stored(plain: Mapping[str, Any]) -> ConfigDict:
+    """A configuration that an earlier version may have stored, with the keys that came later."""
+    return _from_plain(config_history.complete(plain)[0])
 
 
 def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import sys
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -18,13 +19,15 @@ from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.batch_pictures import save_first_batches
 from sparseinst_jax.commands.train_setup import Run, prepare, resolve_schedule
 from sparseinst_jax.data import loader
+from sparseinst_jax.data.skipping import SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import curves, progress
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
+from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.step import TrainState
-from sparseinst_jax.training.trainer import Intervals, NonFiniteLossError, Trainer
+from sparseinst_jax.training.trainer import Intervals, Trainer
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.
 Exit codes: 0 done, 1 error or non-finite loss, 75 another host was lost, 130 and 143 saved and
@@ -89,7 +92,8 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
     say("\n".join([f"configuration of {workdir}:\n{configs.describe(config)}", *lines]))
     with Checkpoints(workdir) as checkpoints:
         stored = _stored_meta(checkpoints)
-        train_checks.refuse_changes(stored, config, workdir)
+        for line in train_checks.refuse_changes(stored, config, workdir):
+            say(line)
         if stored is not None and stored["step"] >= config.train.num_steps:
             say(
                 f"the run in {workdir} is finished: step {stored['step']} of"
@@ -102,22 +106,33 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
             if early_stopping.is_over:
                 say(early_stopping.explain(stored["step"], checkpoints.best_step))
                 return 0
-        run = prepare(config, say, is_new=stored is None)
+        skipped = _skipped_images(config, workdir, 0 if stored is None else stored["step"])
+        run = prepare(config, say, is_new=stored is None, skipped=skipped)
         train_checks.refuse_classes(stored, run.meta, workdir)
+        for line in train_checks.refuse_changed_data(stored, run.meta, config, workdir):
+            say(line)
+        hosts.refuse_differences("data set", json.dumps(run.meta["data"]))
         if is_first_host:
             evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
         state = run.first_state
         if stored is not None:
             state, _ = checkpoints.restore_state(state)
             say(f"continuing after step {int(state.step)} of {config.train.num_steps}")
-        code = _loop(config, workdir, checkpoints, run, state)
+        code = _loop(config, workdir, checkpoints, run, state, skipped)
+        if skipped is not None:
+            print("\n".join(skipped.summary()), flush=True)
         if code == 0:
             say(f"finished: step {checkpoints.latest_step}; results in {workdir}")
     return code
 
 
 def _loop(
-    config: ConfigDict, workdir: Path, checkpoints: Checkpoints, run: Run, state: TrainState
+    config: ConfigDict,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    run: Run,
+    state: TrainState,
+    skipped: SkippedImages | None,
 ) -> int:
     """Run the trainer between open files, and draw the curves at the end."""
     settings, done = config.train, int(state.step)
@@ -144,6 +159,7 @@ def _loop(
             early_stopping=early_stopping,
             writers=writers,
             progress=shown_progress,
+            nonfinite=_nonfinite_steps(config, workdir, done),
         )
         batches = loader.train_batches(
             run.dataset,
@@ -153,6 +169,7 @@ def _loop(
             jax.process_index(),
             jax.process_count(),
             config.data.num_workers,
+            None if skipped is None else skipped.add,
         )
         shown: Iterator[Batch] = batches
         if is_first_host and not done:
@@ -178,6 +195,20 @@ def _loop(
 def _early_stopping(config: ConfigDict, workdir: Path, done: int) -> EarlyStopping:
     rows = progress.read_metrics(workdir / _METRICS_FILE)
     return EarlyStopping(config.train.early_stopping, [r for r in rows if r["step"] <= done])
+
+
+def _nonfinite_steps(config: ConfigDict, workdir: Path, done: int) -> NonFiniteSteps:
+    rows = progress.read_metrics(workdir / _METRICS_FILE)
+    return NonFiniteSteps(config.train.skip_nonfinite, [r for r in rows if r["step"] <= done])
+
+
+def _skipped_images(config: ConfigDict, workdir: Path, done: int) -> SkippedImages | None:
+    """The list of this host; None where an image that cannot be used ends the run."""
+    if config.data.on_error != "skip":
+        return None
+    index = jax.process_index()
+    path = workdir / (f"skipped_host{index}.csv" if index else "skipped.csv")
+    return SkippedImages(path, done, config.train.batch_size // jax.process_count())
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

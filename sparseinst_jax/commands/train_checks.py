@@ -8,14 +8,24 @@ import jax
 from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
+from sparseinst_jax import config_history
 from sparseinst_jax.data import coco
+from sparseinst_jax.data.skipping import ON_ERROR
 from sparseinst_jax.training import batch_scaling
 
+ON_CHANGE = ("stop", "continue")
 
-def refuse_changes(stored: Mapping[str, Any] | None, config: ConfigDict, workdir: Path) -> None:
-    """Refuse to continue a run with another configuration."""
+
+def refuse_changes(
+    stored: Mapping[str, Any] | None, config: ConfigDict, workdir: Path
+) -> list[str]:
+    """Refuse to continue a run with another configuration.
+
+    Returns:
+      Lines for the user: keys that the version which stored the run did not know.
+    """
     if stored is None:
-        return
+        return []
     changes = configs.forbidden_changes(configs.load_config(stored["config"]), config)
     if changes:
         lines = [f"  {key}: {a!r} in the run, {b!r} now" for key, (a, b) in changes.items()]
@@ -26,6 +36,7 @@ def refuse_changes(stored: Mapping[str, Any] | None, config: ConfigDict, workdir
             + ", ".join(configs.FREE_KEYS)
             + " may change."
         )
+    return config_history.explain(config_history.complete(stored["config"])[1])
 
 
 def refuse_classes(stored: Mapping[str, Any] | None, meta: Mapping[str, Any], folder: Path) -> None:
@@ -37,6 +48,38 @@ def refuse_classes(stored: Mapping[str, Any] | None, meta: Mapping[str, Any], fo
             f" {stored['category_ids']}, the annotations now have {meta['class_names']} with ids"
             f" {meta['category_ids']}. Restore the annotations, or give another --workdir."
         )
+
+
+def refuse_changed_data(
+    stored: Mapping[str, Any] | None, meta: Mapping[str, Any], config: ConfigDict, folder: Path
+) -> list[str]:
+    """Refuse to continue a run with other data than it had, unless `data.on_change` allows it.
+
+    Returns:
+      Lines for the user where they differ and the run goes on. Runs of earlier versions stored
+      nothing to compare.
+    """
+    before, now = (stored or {}).get("data", {}), meta["data"]
+    changes = []
+    for title in before.keys() & now.keys():
+        old, new = before[title], now[title]
+        if old != new:
+            of = config.data[title]
+            what = of.get("tfds", "") or of.annotations
+            count = f"{old['images']} images then, {new['images']} now"
+            same = "the annotations are as they were" if old["sha256"] == new["sha256"] else ""
+            edited = same or f"sha256 {old['sha256'][:12]} then, {new['sha256'][:12]} now"
+            changes.append(f"data.{title}, {what}: {count}; {edited}")
+    if not changes:
+        return []
+    text = "\n  ".join(sorted(changes))
+    if config.data.on_change == "continue":
+        return [f"WARNING: the run goes on with other data than before:\n  {text}"]
+    raise ValueError(
+        f"the run in {folder} had other data:\n  {text}\nThe order of images and the scores would"
+        " no longer be those of one run. Restore the data, give another --workdir (and --init-from"
+        f" {folder}), or go on nevertheless by --config.data.on_change=continue."
+    )
 
 
 def refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
@@ -85,6 +128,7 @@ def check(config: ConfigDict) -> None:
             "lr_decay": 0,
             "gradient_clip_norm": 0,
             "frozen_stages": 0,
+            "skip_nonfinite": 0,
         }.items()
         if not config.train[key] >= least  # so that NaN is refused too
     ]
@@ -101,6 +145,9 @@ def check(config: ConfigDict) -> None:
         faults.append(
             f"train.ema_decay must be at least 0 (off) and below 1, got {config.train.ema_decay}"
         )
+    for key, values in {"on_error": ON_ERROR, "on_change": ON_CHANGE}.items():
+        if config.data[key] not in values:
+            faults.append(f"data.{key} must be one of {values}, got {config.data[key]!r}")
     if config.data.generator not in ("", "shapes"):
         faults.append(f'data.generator must be "" or "shapes", got {config.data.generator!r}')
     if len(config.data.eval_size) != 2:

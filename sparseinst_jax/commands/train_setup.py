@@ -13,8 +13,10 @@ from sparseinst_jax import builders, hosts, layers
 from sparseinst_jax import config as configs
 from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data.fingerprint import fingerprint
 from sparseinst_jax.data.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.data.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.predictor import build_predictor
 from sparseinst_jax.structures import Tree
@@ -34,7 +36,12 @@ class Run(NamedTuple):
     meta: dict[str, Any]
 
 
-def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True) -> Run:
+def prepare(
+    config: ConfigDict,
+    say: Callable[[str], None],
+    is_new: bool = True,
+    skipped: SkippedImages | None = None,
+) -> Run:
     """Load the data and say what they are, build the model and the step.
 
     Args:
@@ -42,6 +49,7 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
       say: takes one line for the user.
       is_new: whether the first state will be used; a run that continues needs no weights to
         start from, and their file may be gone by then.
+      skipped: lists the images that evaluations skip; None skips none.
     """
     dataset = load_train_data(config, say)
     val_dataset = load_val_data(config, dataset, say)
@@ -65,13 +73,18 @@ def prepare(config: ConfigDict, say: Callable[[str], None], is_new: bool = True)
         make_plan(config, dataset),
         step,
         learning_rate,
-        make_evaluation(config, apply, params, statistics, dataset, val_dataset),
+        make_evaluation(config, apply, params, statistics, dataset, val_dataset, skipped, say),
         TrainState(np.int32(0), params, statistics, opt_state, average),
         {
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
             "category_ids": list(dataset.category_ids),
             "code_version": _code_version(),
+            "data": {
+                title: fingerprint(each)
+                for title, each in {"train": dataset, "val": val_dataset}.items()
+                if each is not None
+            },
         },
     )
 
@@ -181,7 +194,11 @@ def _make_step(
     )
     objective = builders.build_objective(config, apply)
     step = TrainStep(
-        objective, adamw, micro_batches=settings.micro_batches, ema_decay=settings.ema_decay
+        objective,
+        adamw,
+        micro_batches=settings.micro_batches,
+        ema_decay=settings.ema_decay,
+        skips_nonfinite=settings.skip_nonfinite > 0,
     )
     return step, learning_rate
 
@@ -202,6 +219,8 @@ def make_evaluation(
     statistics: Tree,
     train_dataset: coco.CocoDataset,
     dataset: coco.CocoDataset | None,
+    skipped: SkippedImages | None = None,
+    say: Callable[[str], None] = print,
 ) -> Callable[[Tree, Tree], dict[str, float]]:
     """Make the function that scores weights on the validation data; compiled shapes are kept."""
     if dataset is None:
@@ -214,7 +233,13 @@ def make_evaluation(
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
         predictor.set_weights(params, statistics)
         workers = max(config.data.num_workers, 1)
-        _, metrics = evaluator.evaluate_dataset(predictor, dataset, num_workers=workers)
+        skips: list[Skip] | None = None if skipped is None else []
+        _, metrics = evaluator.evaluate_dataset(
+            predictor, dataset, num_workers=workers, skips=skips
+        )
+        if skipped is not None:
+            for text in skipped.add_evaluated(skips or (), len(dataset.records)):
+                say(text)
         names = () if metrics is None else ("AP", "AP50", "AP75")
         # The first host has them; all must do the same about them.
         return json.loads(hosts.gather(json.dumps({n: metrics[n] for n in names}).encode())[0])

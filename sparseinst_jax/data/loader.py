@@ -3,11 +3,15 @@
 One element is one whole step, so the order is the plan's and a resumed run needs only its step.
 """
 
+import functools
 import gc
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,16 +19,19 @@ from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
+from sparseinst_jax.data.skipping import Skip, load_or_skip
+from sparseinst_jax.data.supervision import supervised
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import MASK_STRIDE
 from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own
 PREFETCH_STEPS = 4
+_PARENT_POLL_SECONDS = 2.0
 
 
 class _Steps:
-    """Grain source: element i is the batch of step ``start + i``."""
+    """Grain source: element i is the batch of step ``start + i``, and what was skipped of it."""
 
     def __init__(
         self,
@@ -34,17 +41,20 @@ class _Steps:
         number: int,
         host_index: int,
         host_count: int,
+        skips_errors: bool,
     ) -> None:
-        self.records, self.plan = records, plan
+        self.records, self.plan, self.skips_errors = records, plan, skips_errors
         self.start, self.number = start, number
         self.host_index, self.host_count = host_index, host_count
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> tuple[Batch, tuple[Skip, ...]]:
         step = self.plan.batch(self.start + int(index), self.host_index, self.host_count)
-        return make_batch(self.records, step)
+        skips: list[Skip] | None = [] if self.skips_errors else None
+        batch = make_batch(self.records, step, skips)
+        return batch, tuple(skips or ())
 
     def __repr__(self) -> str:
         # Grain prints sources; the records would fill the screen.
@@ -59,6 +69,7 @@ def train_batches(
     host_index: int = 0,
     host_count: int = 1,
     num_workers: int = 0,
+    on_step: Callable[[int, Sequence[Skip]], None] | None = None,
 ) -> Iterator[Batch]:
     """Iterate over the batches of steps ``start_step ... start_step + num_steps - 1`` in order.
 
@@ -71,23 +82,39 @@ def train_batches(
         host_count: number of hosts.
         num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
             start a fresh interpreter: the calling script needs ``if __name__ == "__main__":``.
+            One that dies or hangs is replaced, see ``data.supervision``.
+        on_step: leave out images that cannot be used, see ``data.skipping``, and be told before
+            each batch which they were: (number of the step from 1, images). None raises.
 
     Yields:
         NumPy batches of this host, in order.
 
     Raises:
-        ValueError: an image cannot be read; names the file.
+        ValueError: an image cannot be read; names the file. Or nothing can be read any more.
     """
     if num_steps <= 0:
         return
     # Refuse an impossible host count before workers start.
     plan.batch(start_step, host_index, host_count)
+
     # Processes get the records by name: they open the files of a large data set themselves.
-    source = _Steps(dataset.records, plan, start_step, num_steps, host_index, host_count)
-    yield from _run_grain(source, num_workers)
+    def start(done: int) -> Iterator[tuple[Batch, tuple[Skip, ...]]]:
+        first, number = start_step + done, num_steps - done
+        skips_errors = on_step is not None
+        source = _Steps(dataset.records, plan, first, number, host_index, host_count, skips_errors)
+        return _run_grain(source, num_workers)
+
+    items = supervised(start, num_steps)
+    try:
+        for step, (batch, skips) in enumerate(items, start=start_step + 1):
+            if on_step is not None:
+                on_step(step, skips)
+            yield batch
+    finally:
+        items.close()
 
 
-def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
+def _run_grain(source: _Steps, num_workers: int) -> Iterator[tuple[Batch, tuple[Skip, ...]]]:
     """Read the elements of a source in order, ahead of time."""
     # Without workers the threads read ahead; with them each process holds one step in hand.
     options = grain.ReadOptions(
@@ -103,14 +130,15 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
         steps = steps.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(
                 num_workers=min(num_workers, len(source)), per_worker_buffer_size=2
-            )
+            ),
+            functools.partial(_end_with_parent, os.getpid()),
         )
-    iterator = iter(steps)
+    iterator: Any = iter(steps)
     try:
-        for batch in iterator:
+        for batch, skips in iterator:
             # Worker processes hand over shared memory; copied, it can be freed at once, and none is
             # left over when the program ends.
-            yield _copied(batch) if num_workers else batch
+            yield (_copied(batch) if num_workers else batch), skips
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -120,6 +148,17 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[Batch]:
             # leaked when the program ends.
             iterator = steps = batch = None
             gc.collect()
+
+
+def _end_with_parent(parent: int, *_: int) -> None:
+    """In a worker: end when the program is gone; killed, it could not say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _start_quiet_tracker() -> None:
@@ -142,19 +181,27 @@ def _copied(batch: Batch) -> Batch:
     return Batch(*(None if array is None else np.array(array) for array in batch))
 
 
-def make_batch(records: Sequence[ImageRecord], plan: StepPlan) -> Batch:
+def make_batch(
+    records: Sequence[ImageRecord], plan: StepPlan, skips: list[Skip] | None = None
+) -> Batch:
     """Read and pad the images of a planned step.
 
     Args:
         records: of the data set; the plan's positions index it.
         plan: the step.
+        skips: takes the images that cannot be used; None raises for the first of them.
 
     Returns:
         NumPy batch with B = number of the plan's images, see ``structures.Batch``.
     """
     options = plan.flip_labels, plan.ignores_crowd
     # One after the other: an image is freed as soon as it is in the batch.
-    images = (load_train_image(records, image, *options) for image in plan.images)
+    images = (
+        load_train_image(records, image, *options)
+        if skips is None
+        else load_or_skip(records, image, *options, skips)
+        for image in plan.images
+    )
     return pad_batch(plan, [records[image.position].image_id for image in plan.images], images)
 
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from sparseinst_jax import hosts
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, coco_results, evaluate
 from sparseinst_jax.files import replace_file
@@ -65,6 +66,7 @@ def evaluate_dataset(
     *,
     num_workers: int = 2,
     progress: TextIO | None = None,
+    skips: list[Skip] | None = None,
 ) -> tuple[list[dict[str, Any]], CocoMetrics | None]:
     """Predict every image of a data set and score the result.
 
@@ -76,6 +78,8 @@ def evaluate_dataset(
         dataset: from `load_coco`, with its image folder.
         num_workers: threads that read and resize images.
         progress: where progress is written; None writes nothing.
+        skips: takes the images that cannot be used, which count as images without detections; of
+            several hosts each gets its own. None raises for the first of them.
 
     Returns:
         The detections in COCO results format, in the order of the images, and the metrics; None
@@ -87,7 +91,9 @@ def evaluate_dataset(
         ValueError: an image cannot be read or is not of the size that the json says, or no class
             of the predictor is in the data set.
     """
-    results = predict_dataset(predictor, dataset, num_workers=num_workers, progress=progress)
+    results = predict_dataset(
+        predictor, dataset, num_workers=num_workers, progress=progress, skips=skips
+    )
     if jax.process_index() or not dataset.num_targets.any():
         return results, None
     return results, evaluate(dataset.truth, results, dataset.classes)
@@ -99,6 +105,7 @@ def predict_dataset(
     *,
     num_workers: int = 2,
     progress: TextIO | None = None,
+    skips: list[Skip] | None = None,
 ) -> list[dict[str, Any]]:
     """Predict every image of a data set: COCO results, in the order of the images.
 
@@ -107,10 +114,11 @@ def predict_dataset(
 
     def predict() -> dict[int, list[dict[str, Any]]]:
         category_ids = match_categories(predictor.class_names, dataset)
-        _check_files(dataset)
+        if skips is None:
+            _check_files(dataset)
         batches = _batches(dataset.records, predictor.eval_size, predictor.num_together)
         mine = batches[jax.process_index() :: jax.process_count()]
-        return _predict_batches(predictor, mine, category_ids, num_workers, progress)
+        return _predict_batches(predictor, mine, category_ids, num_workers, progress, skips)
 
     found = predict() if jax.process_count() == 1 else _gather(predict)
     if jax.process_index():
@@ -124,6 +132,7 @@ def _predict_batches(
     category_ids: Sequence[int | None],
     num_workers: int,
     progress: TextIO | None,
+    skips: list[Skip] | None,
 ) -> dict[int, list[dict[str, Any]]]:
     """Predict batches of equal padded size: COCO results by image id."""
     found: dict[int, list[dict[str, Any]]] = {}
@@ -131,10 +140,27 @@ def _predict_batches(
     what = "evaluated" if jax.process_count() == 1 else "first host evaluated"
 
     def prepare(record: ImageRecord) -> Any:
-        return predictor.prepare(read_record(record))
+        try:
+            image = read_record(record)
+        except ERRORS as error:
+            if skips is None:
+                raise
+            return skip_of(record, error)
+        return predictor.prepare(image)
+
+    def start(batch: Sequence[ImageRecord], items: Sequence[Any]) -> tuple[list[ImageRecord], Any]:
+        usable = [pair for pair in zip(batch, items, strict=True) if not isinstance(pair[1], Skip)]
+        unusable = [item for item in items if isinstance(item, Skip)]
+        if skips is not None:
+            skips.extend(unusable)
+        found.update({skip.image_id: [] for skip in unusable})
+        line.advance(len(unusable))
+        prepared = [item for _, item in usable]
+        return [record for record, _ in usable], predictor.start(prepared) if prepared else None
 
     def collect(batch: Sequence[ImageRecord], pending: Any) -> None:
-        for record, kept in zip(batch, predictor.finish(pending), strict=True):
+        kept_of_batch = predictor.finish(pending) if batch else []
+        for record, kept in zip(batch, kept_of_batch, strict=True):
             rles = [rle for chunk in kept.masks for rle in encode_transposed(chunk)]
             found[record.image_id] = coco_results(
                 record.image_id, rles, kept.scores, kept.labels, category_ids
@@ -148,11 +174,11 @@ def _predict_batches(
             prepared = map_ahead(pool, prepare, order, ahead=ahead)
             waiting: tuple[Sequence[ImageRecord], Any] | None = None
             for batch in batches:
-                pending = predictor.start(list(itertools.islice(prepared, len(batch))))
+                pending = start(batch, list(itertools.islice(prepared, len(batch))))
                 # The device computes this batch while the host packs the masks of the one before.
                 if waiting is not None:
                     collect(*waiting)
-                waiting = batch, pending
+                waiting = pending
             if waiting is not None:
                 collect(*waiting)
     return found

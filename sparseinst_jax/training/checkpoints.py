@@ -7,7 +7,6 @@ that averages its weights has the averages in `model`, for whoever uses it, and 
 devices.
 """
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,9 +20,25 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sparseinst_jax.files import make_folder, remove_empty
+from sparseinst_jax.training.checkpoint_folders import (
+    has_bad_metrics,
+    is_step,
+    locate,
+    set_aside,
+    whole_steps,
+)
+from sparseinst_jax.training.checkpoint_rules import (
+    check_meta,
+    refuse_strange_files,
+    refuse_vast_arrays,
+)
 from sparseinst_jax.training.step import TrainState
 
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
+
+
+class SaveError(ValueError):
+    """A checkpoint could not be written; the ones before it are whole."""
 
 
 class Checkpoints:
@@ -42,13 +57,14 @@ class Checkpoints:
 
     def __init__(self, path: str | Path, read_only: bool = False):
         self._made: list[Path] = []
+        self._saving: int | None = None
         if read_only:
             self.directory, self._only_step = locate(path)
         else:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
             self._made = make_folder(self.directory, "--workdir")
-            broken = [p for p in self.directory.iterdir() if _is_step(p) and _has_bad_metrics(p)]
-            _set_aside(broken)  # Orbax would refuse to open the whole folder
+            broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
+            set_aside(broken)  # Orbax would refuse to open the whole folder
         with _quiet():
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -64,18 +80,35 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            print(error, file=sys.stderr)  # as well as what is being raised
 
     def close(self) -> None:
-        """Wait for the save in progress, release the folder, and remove it if it stayed empty."""
-        self._manager.wait_until_finished()
-        self._manager.close()
-        remove_empty(self._made)
+        """Wait for the save in progress, release the folder, and remove it if it stayed empty.
+
+        Raises:
+          SaveError: that save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            remove_empty(self._made)
 
     def wait(self) -> None:
-        """Wait for the save in progress."""
-        self._manager.wait_until_finished()
+        """Wait for the save in progress; raises SaveError if it failed."""
+        with self._save_errors():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raise SaveError if the save in progress is known to have failed; does not wait."""
+        with self._save_errors():
+            self._manager.check_for_errors()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -104,6 +137,9 @@ class Checkpoints:
             must not be written to afterwards. With opt_state None a run can start from it only.
           meta: JSON values; `step` is added.
           metrics: what an evaluation of this state gave; `AP` ranks the checkpoints.
+
+        Raises:
+          SaveError: the state cannot be written, or the one before could not.
         """
         step = int(state.step)
         if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
@@ -111,7 +147,9 @@ class Checkpoints:
         items = {name: _storable(tree) for name, tree in _weights(state).items()}
         if state.opt_state is not None:
             items["optimizer"] = _leaves(state.opt_state)
-        with _quiet():
+        self.wait()
+        self._saving = step
+        with _quiet(), self._save_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -121,6 +159,23 @@ class Checkpoints:
                 metrics=metrics,
                 force=True,
             )
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """Say which step could not be saved, why, and what is left."""
+        try:
+            yield
+        # A disk shows as OSError, ValueError of TensorStore, or an error of Orbax around them.
+        except Exception as error:
+            steps = [s for s in whole_steps(self.directory) if s != self._saving]
+            left = (
+                f"{self.directory / str(steps[-1])} is whole" if steps else "none was saved before"
+            )
+            raise SaveError(
+                f"the checkpoint of step {self._saving} could not be saved:"
+                f" {_first_line(error)}. The last one: {left}. Free some space, or mend what is in"
+                " the way; then the same command continues from there."
+            ) from error
 
     def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Restore the last state that can be read, to continue training.
@@ -153,7 +208,7 @@ class Checkpoints:
             raise ValueError(f"{self.directory / str(step)} holds averages: set train.ema_decay.")
         newer = [self.directory / str(s) for s in self.steps if s > step]
         if newer:
-            _set_aside(newer)
+            set_aside(newer)
             self._manager.reload()
         weights = {name: _thaw(restored[name]) for name in _weights(abstract)}
         trained = weights.get("trained", weights["model"])
@@ -185,6 +240,7 @@ class Checkpoints:
         """
 
         def read(candidate: int) -> dict[str, Any]:
+            refuse_strange_files(self.directory / str(candidate))
             shapes = self._manager.item_metadata(candidate)["model"]
             return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
 
@@ -244,58 +300,17 @@ class Checkpoints:
         return [int(wanted)]
 
     def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+        refuse_strange_files(self.directory / str(step))
+        if targets:
+            stored = self._manager.item_metadata(step)
+            for name in targets:
+                refuse_vast_arrays(stored[name], name)
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
         )
+        check_meta(restored["meta"])
         return {name: restored[name] for name in (*targets, "meta")}
-
-
-def locate(path: str | Path) -> tuple[Path, int | None]:
-    """Find the checkpoints below a run folder, a `checkpoints` folder or one step's folder.
-
-    Returns:
-      The folder that holds the steps, and the step if the path names one.
-
-    Raises:
-      FileNotFoundError: the path holds no checkpoint.
-    """
-    path = Path(path).resolve()
-    if path.name.isdigit() and (path / "model").is_dir():
-        return path.parent, int(path.name)
-    for folder in (path / "checkpoints", path):
-        if folder.is_dir() and any(_is_step(child) for child in folder.iterdir()):
-            return folder, None
-    raise FileNotFoundError(
-        f"no checkpoint in {path}: expected a run folder with checkpoints/<step>/, that folder,"
-        " or one step's folder. Train first, or give the right path."
-    )
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdigit() and path.is_dir()
-
-
-def _has_bad_metrics(folder: Path) -> bool:
-    file = folder / "metrics" / "metrics"
-    try:
-        json.loads(file.read_text() if file.exists() else "{}")
-    except (ValueError, OSError):
-        return True
-    return False
-
-
-def _set_aside(folders: Sequence[Path]) -> None:
-    """Rename unreadable checkpoints, so that the continued run can save those steps again."""
-    if folders and jax.process_count() > 1:
-        raise ValueError(
-            f"{[str(folder) for folder in folders]} cannot be read. Several hosts cannot agree to"
-            " rename them: remove them, then start again."
-        )
-    for folder in folders:
-        target = _free_name(folder)
-        folder.rename(target)
-        print(f"{folder} cannot be read and is now {target.name}", file=sys.stderr)
 
 
 @contextmanager
@@ -307,11 +322,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         absl.logging.set_verbosity(before)
-
-
-def _free_name(folder: Path) -> Path:
-    names = [folder.with_name(f"{folder.name}.unreadable{end}") for end in ("", *range(1, 1000))]
-    return next(name for name in names if not name.exists())
 
 
 def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
@@ -332,6 +342,7 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
         read_only=read_only,
         create=not read_only,
         lightweight_initialize=read_only,
+        cleanup_tmp_directories=not read_only,  # of a save in which the process was killed
         enable_async_checkpointing=not read_only,
     )
 

@@ -81,6 +81,8 @@ class TrainStep:
       micro_batches: parts a global batch is cut into, one after the other; the gradient is that of
         the whole batch (except under trainable batch norm, see `layers.BatchNorm`).
       ema_decay: of the averages, in states that have some; see `optimizer.moving_average`.
+      skips_nonfinite: a step whose loss or gradient is NaN or infinite changes nothing but the
+        number of the step and the place in the learning rate's schedule.
       devices: local devices to use; all by default.
     """
 
@@ -91,10 +93,12 @@ class TrainStep:
         *,
         micro_batches: int = 1,
         ema_decay: float = 0.0,
+        skips_nonfinite: bool = False,
         devices: Sequence[Any] | None = None,
     ):
         self.objective, self.optimizer = objective, optimizer
         self.micro_batches, self.ema_decay = micro_batches, ema_decay
+        self.skips_nonfinite = skips_nonfinite
         self.devices = list(devices or jax.local_devices())
 
         def mapped(function, **options):
@@ -140,7 +144,13 @@ class TrainStep:
         average = state.average
         if average is not None:
             average = moving_average(average, (params, statistics), self.ema_decay, state.step)
-        return TrainState(state.step + 1, params, statistics, opt_state, average), metrics
+        new = TrainState(state.step + 1, params, statistics, opt_state, average)
+        if self.skips_nonfinite:
+            # Of sums over all devices: these decide alike.
+            losses = [value for name, value in metrics.items() if name.startswith("loss/")]
+            is_finite = jnp.isfinite(jnp.stack([*losses, metrics["grad_norm"]])).all()
+            new = _choose(is_finite, new, state)
+        return new, metrics
 
     # What the host does.
 
@@ -212,6 +222,21 @@ class TrainStep:
             state, stops, sums, outputs, pull_back, statistics, *arguments[2:]
         )
         return state, metrics
+
+
+def _choose(is_finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """The new state, or the old one as the next step's."""
+
+    def choose(a, b):
+        # The schedule follows the steps, skipped or not, as the plan of batches does.
+        if isinstance(a, optax.ScaleByScheduleState):
+            return a
+        return jnp.where(is_finite, a, b)
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(choose, new, old, is_leaf=is_schedule)._replace(step=new.step)
 
 
 def sum_trees(trees: Sequence[Any]) -> Any:

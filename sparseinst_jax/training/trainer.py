@@ -1,12 +1,10 @@
 """The training loop: batches in, checkpoints and metrics out. It knows no model family."""
 
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import jax
@@ -16,15 +14,10 @@ from sparseinst_jax import hosts
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
+from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
 from sparseinst_jax.training.step import STOP, TrainState, TrainStep
-
-# Exit codes of a run that was asked to stop, as a shell reports a process ended by the signal.
-_EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss or the gradient became NaN or infinite; training on would only spread it."""
+from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,7 @@ class Trainer:
       evaluate: takes a host state's params and statistics, returns metrics with `AP`.
       early_stopping: may end the run after an evaluation.
       writers: take one row per step.
+      nonfinite: counts the steps that the step skips; by default it skips none.
       progress: shows the run.
     """
 
@@ -79,12 +73,14 @@ class Trainer:
         early_stopping: EarlyStopping,
         writers: Sequence[RowWriter],
         progress: Progress,
+        nonfinite: NonFiniteSteps | None = None,
     ):
         self._step, self._checkpoints, self._meta = step, checkpoints, meta
         self._learning_rate, self._steps_per_epoch = learning_rate, steps_per_epoch
         self._intervals, self._evaluate = intervals, evaluate
         self._early_stopping = early_stopping
         self._writers, self._progress = writers, progress
+        self._nonfinite = nonfinite or NonFiniteSteps(0)
         self._pending = _Pending()
         # Several collectives in flight can hang on virtual CPU devices; there is nothing to gain
         # from running ahead on a CPU anyway.
@@ -100,10 +96,12 @@ class Trainer:
 
         Returns:
           The exit code: 0 when the last step is done or there is no progress any more, 130 or 143
-          after SIGINT or SIGTERM (the state is saved first; a second SIGINT stops at once).
+          after SIGINT or SIGTERM (the state is saved first; see `StopSignals` for a second one).
 
         Raises:
-          ValueError: an image cannot be read; the state before that step is saved first.
+          ValueError: an image cannot be read; the state before that step, or of the step that was
+            to be evaluated, is saved first.
+          SaveError: a checkpoint could not be written.
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
@@ -111,13 +109,12 @@ class Trainer:
         # others with its step, and reads what was told with the one before, which is finished.
         before = agreed = 0
         placed = self._step.place(state)
-        with _StopSignals() as stop, closing(self._progress):
+        with StopSignals() as stop, closing(self._progress):
             while done < self._intervals.num_steps:
                 started = time.monotonic()
                 try:
                     hosts.report(f"waiting for the images of step {done + 1}")
-                    with stop.children_ignore_sigint(done == first):
-                        batch = next(batches)
+                    batch = next(batches)
                 except Exception:
                     # An image cannot be read, or a signal went to the whole group and ended the
                     # processes that read images: the steps done are not lost. One of several
@@ -161,13 +158,21 @@ class Trainer:
         wants_log = is_last or every.is_due(every.log_every, done)
         if not (wants_log or wants_save):
             return
+        self._checkpoints.check()
         rows = self._collect()
         if rows:
             rows[-1].update(self._progress.rates())
         if rows and wants_log:
             self._progress.report(rows[-1])
         state = self._step.fetch(placed) if wants_save else None
-        scores = self._score(done, state) if wants_eval and state is not None else None
+        scores, fault = None, None
+        if wants_eval and state is not None:
+            try:
+                scores = self._score(done, state)
+            except (ValueError, OSError) as error:  # an image, mostly: the steps done are not lost
+                if self._num_hosts > 1:
+                    raise
+                fault = error
         if scores is not None:
             rows[-1].update(scores)
             self._early_stopping.add(scores["AP"])
@@ -177,13 +182,16 @@ class Trainer:
             started = time.monotonic()
             self._checkpoints.save(state, self._meta, scores)
             self._progress.paused(time.monotonic() - started)
+        if fault is not None:
+            self._say_stopped(done, "an error in the evaluation")
+            raise fault
 
     def _collect(self) -> list[dict[str, float | int]]:
         """Fetch the metrics of the pending steps, one row each.
 
         Raises:
-          NonFiniteLossError: with the range of steps, the images of the first bad batch and the
-            last good checkpoint. The rows before the bad one are written first.
+          NonFiniteLossError: more steps in a row than may be skipped; with the range of steps, the
+            images of the batch and the last good checkpoint. The rows before are written first.
         """
         pending, self._pending = self._pending, _Pending()
         rows: list[dict[str, float | int]] = []
@@ -193,31 +201,44 @@ class Trainer:
             # Compiled functions sort the names; the total reads best in front.
             names = sorted(metrics, key=lambda name: (name != "loss/total", "/" not in name, name))
             values = {name: _to_float(metrics[name]) for name in names}
-            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            kept, bad, is_over = self._nonfinite.judge(values)
             if bad:
-                for writer in self._writers:
-                    writer.write(rows)
-                self._checkpoints.wait()
-                last = self._checkpoints.latest_step
-                place = "none yet" if last is None else f"{self._checkpoints.directory / str(last)}"
-                raise NonFiniteLossError(
-                    f"{', '.join(f'{name} became {values[name]}' for name in bad)} at step {step},"
-                    f" checked for steps {pending.steps[0]} to {pending.steps[-1]}."
-                    f" Image ids of the batch: {image_ids}. Last good checkpoint: {place}."
-                    " Look at the batch (sparseinst debug-batch --workdir"
-                    f" {self._checkpoints.directory.parent} --step {step - 1}), lower"
-                    " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16"
-                    " users: try model.dtype=float32."
+                what = (
+                    f"{', '.join(f'{name} became {values[name]}' for name in bad)} at step {step}"
                 )
+                folder = self._checkpoints.directory.parent
+                look = f"sparseinst debug-batch --workdir {folder} --step {step - 1}"
+                if is_over:
+                    for writer in self._writers:
+                        writer.write(rows)
+                    checked = f"{pending.steps[0]} to {pending.steps[-1]}"
+                    raise self._nonfinite_error(what, checked, image_ids, look)
+                self._progress.say(f"WARNING: {what}: the step is skipped. Its batch: {look}")
             rows.append(
                 {
                     "step": step,
-                    **values,
+                    **kept,
                     "learning_rate": float(self._learning_rate(step - 1)),
                     "epoch": step / self._steps_per_epoch,
                 }
             )
         return rows
+
+    def _nonfinite_error(
+        self, what: str, checked: str, image_ids: Sequence[int], look: str
+    ) -> NonFiniteLossError:
+        self._checkpoints.wait()
+        last = self._checkpoints.latest_step
+        place = "none yet" if last is None else f"{self._checkpoints.directory / str(last)}"
+        skipped = self._nonfinite.in_a_row - 1
+        before = f", the {skipped} steps before were skipped" if skipped else ""
+        return NonFiniteLossError(
+            f"{what}, checked for steps {checked}{before}. Image ids of the batch: {image_ids}."
+            f" Last good checkpoint: {place}. Look at the batch ({look}), lower"
+            " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16 users:"
+            " try model.dtype=float32. --config.train.skip_nonfinite=N skips up to N such steps"
+            " in a row."
+        )
 
     def _score(self, done: int, state: TrainState) -> dict[str, float]:
         started = time.monotonic()
@@ -231,7 +252,7 @@ class Trainer:
 
     def _stopped(self, done: int, received: signal.Signals) -> int:
         self._say_stopped(done, received.name)
-        return _EXIT_CODES[received]
+        return EXIT_CODES[received]
 
     def _say_stopped(self, done: int, reason: str) -> None:
         self._checkpoints.wait()
@@ -239,43 +260,6 @@ class Trainer:
             f"stopped by {reason} after step {done}; saved in"
             f" {self._checkpoints.directory / str(done)}. The same command continues."
         )
-
-
-class _StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying; a second SIGINT interrupts as usual."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "_StopSignals":
-        for number in _EXIT_CODES:
-            try:
-                self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not in the main thread: signals stay with whoever runs us
-                break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @contextmanager
-    def children_ignore_sigint(self, is_active: bool) -> Iterator[None]:
-        """Start processes deaf to SIGINT: a terminal sends it to them too, in mid-sentence."""
-        if not is_active or signal.SIGINT not in self._before:
-            yield
-            return
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = signal.Signals(number)
 
 
 def _signal(told: Any) -> signal.Signals | None:

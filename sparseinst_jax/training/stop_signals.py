@@ -1,0 +1,76 @@
+"""Finish what is begun after a first signal; end at once by a second one."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+# Exit codes of a run that was asked to stop, as a shell reports a process ended by the signal.
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# `timeout` and some job systems send a signal to the process and to its group: that is one.
+_SAME_SECONDS = 0.5
+
+
+class StopSignals:
+    """Notes the first SIGINT or SIGTERM instead of dying; by a second one the process ends at once.
+
+    A thread sees the second one, because the main thread may be in the middle of something
+    compiled or of a save, where it runs no Python for a long time.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._fds: tuple[int, int] | None = None
+        self._fd_before = -1
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals stay with whoever runs us
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        self._fds = reading, writing
+        self._fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
+        for number in EXIT_CODES:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._fds is not None:
+            signal.set_wakeup_fd(self._fd_before)
+            os.close(self._fds[1])  # the thread reads the end, and closes its side
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+            _say(f"{self.received.name}: finishing the step and saving; another one ends at once")
+
+
+def _watch(reading: int) -> None:
+    """End the process by the second signal that is read."""
+    first = None
+    while received := os.read(reading, 1):
+        number = received[0]
+        if number not in EXIT_CODES:
+            continue
+        first = first or time.monotonic()
+        if time.monotonic() - first > _SAME_SECONDS:
+            name = signal.Signals(number).name
+            _say(f"ended at once by a second {name}; the same command goes on from the last save")
+            for child in multiprocessing.active_children():
+                child.kill()
+            os._exit(EXIT_CODES[signal.Signals(number)])
+    os.close(reading)
+
+
+def _say(text: str) -> None:
+    # Not by print: the main thread may be in the middle of one.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
