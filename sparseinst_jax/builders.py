@@ -14,6 +14,7 @@ from sparseinst_jax.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.backbones.resnet import ResNet
 from sparseinst_jax.sparseinst.model import Normalizer, SparseInst
 from sparseinst_jax.sparseinst.objective import SparseInstObjective
+from sparseinst_jax.texts import brief
 
 BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
 FAMILIES = {"sparseinst": (SparseInst, SparseInstObjective)}
@@ -29,6 +30,10 @@ SIZES = (
     "num_groups",
     "kernel_dim",
 )
+
+
+# Nobody needs these; a configuration that came with a checkpoint may hold any number.
+MAX_SIZE, MAX_CONVS = 1 << 16, 1 << 8
 
 
 def check_model(model_config: Any) -> None:
@@ -47,11 +52,13 @@ def check_model(model_config: Any) -> None:
         for key, (value, known) in choices.items()
         if value not in known
     ]
-    faults += [
-        f"model.{key} must be at least 1, got {model_config[key]}"
-        for key in SIZES
-        if model_config[key] < 1
-    ]
+    for key in SIZES:
+        value, most = model_config[key], MAX_CONVS if key == "decoder_convs" else MAX_SIZE
+        if type(value) is not int:
+            faults.append(f"model.{key} must be an integer, got {brief(value)}")
+        elif not 1 <= value <= most:
+            limit = "at least 1" if value < 1 else f"at most {most}"
+            faults.append(f"model.{key} must be {limit}, got {brief(value)}")
     faults += [f"model.backbone.{fault}" for fault in _backbone_faults(**model_config.backbone)]
     if faults:
         raise ValueError("this network cannot be built:\n  " + "\n  ".join(faults))

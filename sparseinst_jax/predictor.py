@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +28,12 @@ from sparseinst_jax.ops import normalize_images
 from sparseinst_jax.prediction import Prediction
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
+from sparseinst_jax.texts import brief, printable
 from sparseinst_jax.training.checkpoints import Checkpoints
 
 Size = tuple[int, int]
+# Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
+MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
 
 
 class Prepared(NamedTuple):
@@ -70,6 +74,18 @@ class Kept(NamedTuple):
     query_index: np.ndarray
     masks: Iterator[np.ndarray]
     original_size: Size
+
+
+def _checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
+    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
+    sizes = tuple(eval_size)
+    if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
+        raise ValueError(
+            f"data.eval_size must be two lengths of 1 to {MAX_EVAL_SIZE} pixels, got {brief(sizes)}"
+        )
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
+    return int(sizes[0]), int(sizes[1])
 
 
 class Predictor:
@@ -114,7 +130,7 @@ class Predictor:
             )
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.eval_size = (int(eval_size[0]), int(eval_size[1]))
+        self.eval_size = _checked_sizes(eval_size, batch_size)
         self.mask_threshold = mask_threshold
         self.batch_size = batch_size
         self._protocol = find_protocol(protocol)
@@ -331,12 +347,27 @@ def load_run(
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
     class_names = meta["class_names"]
-    apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
+    with _named_faults(path):
+        apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
     _refuse_other_network(fresh, (params, statistics), path)
-    predictor = build_predictor(
-        config, apply, params, statistics, class_names, meta["category_ids"]
-    )
+    with _named_faults(path):
+        predictor = build_predictor(
+            config, apply, params, statistics, class_names, meta["category_ids"]
+        )
     return predictor, config, int(meta["step"])
+
+
+@contextmanager
+def _named_faults(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what values of any type lead to into a message about the stored configuration."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+        raise ValueError(
+            f"the configuration stored with the checkpoint in {path} is not one of this package "
+            f"({reason}): give another checkpoint"
+        ) from error
 
 
 def _refuse_other_network(
