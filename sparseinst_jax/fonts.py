@@ -26,6 +26,7 @@ _SYSTEM_FONTS = (
     "PingFang.ttc",
 )
 _ELLIPSIS = "..."
+MAX_LETTERS = 400  # no picture has room for more in a line
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,6 +57,8 @@ def font_for(texts: Iterable[str], size: int) -> Font:
 
 def one_line(text: str) -> str:
     """Replace line breaks, tabs and other control characters by single spaces."""
+    if len(text) > 2 * MAX_LETTERS:
+        text = f"{text[:MAX_LETTERS]}{_ELLIPSIS}{text[-MAX_LETTERS:]}"
     plain = "".join(" " if unicodedata.category(c)[0] in "ZC" else c for c in text)
     return " ".join(plain.split())
 
@@ -78,7 +81,9 @@ def drawable(text: str, font: Font) -> str:
 
 def shorten(text: str, font: Font, width: float) -> str:
     """Cut a drawable text to `width` pixels; the middle goes, both ends tell names apart."""
-    if font.getlength(text) <= width:
+    if len(text) > MAX_LETTERS:  # measuring takes time for each letter
+        text = text[: MAX_LETTERS // 2] + text[-MAX_LETTERS // 2 :]
+    elif font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
         tail = kept // 2

@@ -18,6 +18,7 @@ from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.faults import grouped
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
 from sparseinst_jax.files import replace_file
+from sparseinst_jax.texts import printable
 
 PAGE, SHEET = "index.html", "labels.png"
 NUM_PICTURES = 16
@@ -206,4 +207,4 @@ def _list(lines: Sequence[str], name: str) -> str:
 
 
 def _text(text: str) -> str:
-    return html.escape(text, quote=True)
+    return html.escape(printable(text), quote=True)

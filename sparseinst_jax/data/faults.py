@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from sparseinst_jax.texts import printable
+
 MAX_FAULTS_SHOWN = 20
+MAX_LETTERS = 1_000  # of one fault; values of the json are shortened, paths can be long
 MISSING_IMAGE = "missing image file"  # a kind of fault; its cure is another one
 
 
@@ -55,7 +58,9 @@ class Faults:
         fatal = self.fatal
         if not fatal:
             return
-        shown = "\n  ".join(fault.message for fault in fatal[:MAX_FAULTS_SHOWN])
+        shown = "\n  ".join(
+            printable(fault.message, MAX_LETTERS) for fault in fatal[:MAX_FAULTS_SHOWN]
+        )
         rest = len(fatal) - MAX_FAULTS_SHOWN
         more = f"\n  ... and {rest} more (`sparseinst check-data` lists all)" if rest > 0 else ""
         cure = "Correct the file (its form: https://cocodataset.org/#format-data)."

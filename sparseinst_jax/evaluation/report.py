@@ -22,6 +22,7 @@ from sparseinst_jax.evaluation.errors import ImageErrors
 from sparseinst_jax.files import replace_file
 
 BACKGROUND = "background"
+_FORMULA = ("=", "+", "-", "@")
 # A chart of more classes than these would be too large to look at; the tables hold them all.
 MAX_CURVES, MAX_ROWS = 119, 100
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -179,7 +180,12 @@ def _cell(value: float) -> str:
     return "" if value == UNDEFINED else f"{value:.6f}"
 
 
+def _inert(cell: Any) -> Any:
+    """Put an apostrophe before a text that a spreadsheet would compute, as in a name `=1+1`."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([_inert(cell) for cell in row] for row in rows)
     replace_file(path, text.getvalue().encode())

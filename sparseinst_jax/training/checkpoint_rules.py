@@ -7,7 +7,7 @@ leads out of it is refused.
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,22 @@ def refuse_strange_files(folder: Path) -> None:
             raise ValueError(f"it holds more than {MAX_FILES} files")
 
 
-def refuse_vast_arrays(shapes: Any, what: str) -> None:
+def refuse_vast_arrays(stored: Any, items: Iterable[str]) -> None:
     """Refuse stored shapes that would take all memory.
 
     Args:
-        shapes: nested mapping of things with a `shape`.
-        what: the item's name.
+        stored: for each item a nested mapping of things with a `shape`.
+        items: their names.
 
     Raises:
-        ValueError: all arrays together have too many numbers.
+        ValueError: all arrays of an item together have too many numbers.
     """
-    total = _count(shapes)
-    if total > MAX_NUMBERS:
-        raise ValueError(
-            f"the arrays of {what} have {total:.3g} numbers, expected {MAX_NUMBERS} at most"
-        )
+    for name in items:
+        total = _count(stored[name])
+        if total > MAX_NUMBERS:
+            raise ValueError(
+                f"the arrays of {name} have {total:.3g} numbers, expected {MAX_NUMBERS} at most"
+            )
 
 
 def _count(node: Any) -> int:

@@ -20,17 +20,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from sparseinst_jax.files import make_folder, remove_empty
+from sparseinst_jax.training import checkpoint_rules as rules
 from sparseinst_jax.training.checkpoint_folders import (
     has_bad_metrics,
     is_step,
     locate,
     set_aside,
     whole_steps,
-)
-from sparseinst_jax.training.checkpoint_rules import (
-    check_meta,
-    refuse_strange_files,
-    refuse_vast_arrays,
 )
 from sparseinst_jax.training.step import TrainState
 
@@ -240,7 +236,6 @@ class Checkpoints:
         """
 
         def read(candidate: int) -> dict[str, Any]:
-            refuse_strange_files(self.directory / str(candidate))
             shapes = self._manager.item_metadata(candidate)["model"]
             return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
 
@@ -266,6 +261,7 @@ class Checkpoints:
         faults = []
         for step in candidates:
             try:
+                rules.refuse_strange_files(self.directory / str(step))
                 return read(step), step
             # Damage shows as almost any error: KeyError, JSON errors, errors of TensorStore.
             except Exception as error:
@@ -300,16 +296,13 @@ class Checkpoints:
         return [int(wanted)]
 
     def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
-        refuse_strange_files(self.directory / str(step))
         if targets:
-            stored = self._manager.item_metadata(step)
-            for name in targets:
-                refuse_vast_arrays(stored[name], name)
+            rules.refuse_vast_arrays(self._manager.item_metadata(step), targets)
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
         )
-        check_meta(restored["meta"])
+        rules.check_meta(restored["meta"])
         return {name: restored[name] for name in (*targets, "meta")}
 
 
