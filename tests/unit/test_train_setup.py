@@ -58,7 +58,7 @@ def start(data: Path, workdir: Path, monkeypatch, *words: str):
             *words,
         ]
     )
-    config, _, _, run, _ = seen[-1]
+    config, _, _, run, *_ = seen[-1]
     return config, run
 
 
