@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT = 1  # another number for every change of what is stored; a part of the cache's key
+FORMAT = 1  # another number for every change of what is stored
 DESCRIPTION = "index.json"
 WRITE_ABOVE = 1 << 18  # numbers of a growing column that wait in memory
 

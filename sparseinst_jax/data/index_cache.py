@@ -1,14 +1,18 @@
 """Where the index of a json is kept: the second start of a run reads it from there.
 
 Small jsons are read anew each time. Of a large one the columns go to a folder that is named by the
-hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
+hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same. A
+version of this package with other rules has folders of its own.
 A folder is written under another name and renamed when it is whole; whatever does not fit in one
 when it is opened is built anew.
 """
 
 import contextlib
+import functools
 import hashlib
+import inspect
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,7 +22,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sparseinst_jax.data import columns
+from sparseinst_jax import texts
+from sparseinst_jax.data import (
+    coco_annotations,
+    coco_index,
+    coco_json,
+    coco_masks,
+    columns,
+    image_paths,
+    images,
+    json_stream,
+)
 from sparseinst_jax.data.coco_index import CocoIndex, build_index, open_index
 from sparseinst_jax.files import cache_folder
 
@@ -26,6 +40,13 @@ VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
 MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second
 MAX_SIZE = 20 << 30  # bytes of all folders together
 MIN_AGE = 7 * 24 * 3600  # seconds since the last use; younger ones are never removed
+_NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
+# All that is ever removed.
+_OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
+_RULES = (
+    *(coco_annotations, coco_index, coco_json, coco_masks, columns, json_stream),
+    *(image_paths, images, texts),
+)
 _BROKEN = (ValueError, KeyError, TypeError, OSError)
 
 
@@ -76,7 +97,17 @@ def _root() -> Path | None:
 
 
 def _key(digest: str) -> str:
-    return f"{digest[:32]}-{columns.FORMAT}"
+    """The name of a folder: which json, and by which rules it was read."""
+    return f"{digest[:32]}-{_rules()}"
+
+
+@functools.cache
+def _rules() -> str:
+    """A hash of the code that decides what becomes of a json."""
+    found = hashlib.sha256(str(columns.FORMAT).encode())
+    for module in _RULES:
+        found.update(inspect.getsource(module).encode())
+    return found.hexdigest()[:8]
 
 
 def _hash(path: Path) -> str:
@@ -143,7 +174,7 @@ def _build_temporary(path: Path) -> CocoIndex:
 def _build_kept(path: Path, root: Path) -> CocoIndex:
     root.mkdir(parents=True, exist_ok=True)
     _prune(root)
-    temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+    temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=root))
     try:
         with open(path, "rb") as file:
             source = _Hashing(file)
@@ -164,7 +195,7 @@ def _rename(temporary: Path, folder: Path) -> None:
         if _open(folder) is not None:
             return
         # Damaged; another process may still be reading it.
-        aside = Path(tempfile.mkdtemp(prefix=".old-", dir=folder.parent))
+        aside = Path(tempfile.mkdtemp(prefix=_OLD, dir=folder.parent))
         with contextlib.suppress(OSError):
             os.rename(folder, aside / folder.name)
         shutil.rmtree(aside, ignore_errors=True)
@@ -184,13 +215,12 @@ def _prune(root: Path) -> None:
         kept = sorted(
             (folder.stat().st_mtime, folder, _size(folder))
             for folder in root.iterdir()
-            if folder.is_dir()
+            if _OURS.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
         )
         total = sum(size for *_, size in kept)
         for used, folder, size in kept:
-            is_old = time.time() - used > MIN_AGE
-            is_ours = folder.name.startswith((".new-", ".old-")) or "-" in folder.name
-            if is_old and is_ours and (total > MAX_SIZE or folder.name.startswith(".")):
+            is_left_over = folder.name.startswith(".")
+            if time.time() - used > MIN_AGE and (total > MAX_SIZE or is_left_over):
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
 

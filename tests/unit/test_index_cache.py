@@ -30,7 +30,7 @@ def _content():
         "images": [
             {"id": 7, "file_name": "ä.png", "height": 10, "width": 12},
             {"id": 5, "file_name": "empty.png", "height": 4, "width": 4.0},
-            {"id": 3, "file_name": "sub/b\ud800.png", "height": 8, "width": 8},
+            {"id": 3, "file_name": "sub/b✓.png", "height": 8, "width": 8},
         ],
         "annotations": [
             {"id": i, "image_id": image, "category_id": c, "segmentation": mask, **more}
@@ -74,7 +74,7 @@ def test_records_hold_what_the_json_says(path):
     assert (first.image_id, first.file_name) == (7, "ä.png")
     assert first.path == str(path.with_name("ä.png"))
     assert (empty.annotations, empty.height, empty.width) == ([], 4, 4)
-    assert last.file_name == "sub/b\ud800.png"
+    assert last.file_name == "sub/b✓.png"
     assert [tuple(a) for a in first.annotations] == [
         (1, [[2.5, 1, 6, 1, 6, 5.25, 2, 5], [0, 0, 1, 0, 1, 1]], False, 16.0, 11, None),
         (0, {"size": [10, 12], "counts": "h3"}, False, 0.0, 13, None),
@@ -156,6 +156,13 @@ def test_a_json_that_changed_is_indexed_anew(path, cache):
     assert path.stat().st_size == before.st_size
     assert load_coco(path, None).records[1].file_name == "other.png"
     assert len(list(cache.iterdir())) == 2
+
+
+def test_what_was_kept_under_other_rules_is_not_used(path, cache, monkeypatch):
+    load_coco(path, None)
+    monkeypatch.setattr(index_cache, "_rules", lambda: "0123abcd")
+    load_coco(path, None)
+    assert sorted(f.name.endswith("0123abcd") for f in cache.iterdir()) == [False, True]
 
 
 @pytest.mark.parametrize("name", [*columns.DTYPES, "description"])
@@ -253,14 +260,17 @@ def test_two_processes_may_build_the_same_index(path, cache, monkeypatch):
 def test_what_was_not_used_for_long_makes_room(path, cache, monkeypatch):
     load_coco(path, None)
     (first,) = cache.iterdir()
-    (cache / "notes").mkdir()  # not ours
+    left_over = cache / ".sparseinst-new-abc_1"
+    for folder in (cache / "my-photos-1", left_over):
+        folder.mkdir()
     old = time.time() - 2 * index_cache.MIN_AGE
-    for folder in (first, cache / "notes"):
+    for folder in (first, cache / "my-photos-1", left_over):
         os.utime(folder, (old, old))
     monkeypatch.setattr(index_cache, "MAX_SIZE", 1)
     path.write_text(path.read_text() + " ")
     load_coco(path, None)
-    assert not first.exists() and (cache / "notes").exists()
+    assert not first.exists() and not left_over.exists()
+    assert (cache / "my-photos-1").exists()  # not ours
     path.write_text(path.read_text() + " ")
     load_coco(path, None)
     assert len(list(cache.iterdir())) == 3  # the younger ones stay
