@@ -178,6 +178,8 @@ def test_warnings_alone_leave_the_exit_code_0(folder, capsys):
 def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
     content = read(folder / "train.json")
     content["categories"][0]["name"] = HOSTILE
+    markup = "<script>alert('1')</script>&lt;"  # letters like any other: shown as they are
+    content["categories"][1]["name"] = markup
     Image.fromarray(NOISE).save(folder / "photos/hostile.png")
     (folder / "photos/hostile.png").rename(folder / "photos" / HOSTILE.replace("/", "_"))
     content["images"] += [
@@ -189,11 +191,13 @@ def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
     content["annotations"].append(annotation(70, 20, square(9, 9, 20)))
     write(folder / "train.json", content)
     code, out, _ = run(capsys, "train.json", "--images", "photos", "--output", "out")
-    assert code == 1 and "FAULT: missing image file: 3" in out
+    assert code == 1 and "FAULT: file_name: 4" in out and "FAULT: class name: 1" in out
+    assert "half a letter \\ud83d.png' holds the control character" in out
     assert "\x1b" not in out and "\u202e" not in out
     page = Page(folder / "out" / check_page.PAGE)
     assert "script" not in page.tags and page.tags.count("img") == 1
-    assert HOSTILE in page.text  # shown as it is
+    assert markup in page.text
+    assert "\x1b" not in page.text and "\u202e" not in page.text
 
 
 def test_shared_images_and_classes_of_validation_data_are_told(folder, capsys):
