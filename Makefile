@@ -1,6 +1,7 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
 #   make demo    draw a small data set, train, evaluate, draw pictures (about 11 minutes on two cores)
 #   make test    the whole test suite
+#   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
 #   make lint    ruff: rules and format          make types    pyright
 #   make parity  the largest error against each recorded case of the original
 # Another interpreter or environment: make test PYTHON=python3.12 VENV=.venv312
@@ -12,17 +13,20 @@ STAMP := $(VENV)/.installed
 DEMO_CONFIG ?= configs/shapes.py
 DEMO_RUN ?= runs/shapes
 DEMO_FLAGS ?=
+FUZZ_EXAMPLES ?= 2500
+MUTATED_FILES := test_mutated_files_are_read_or_refused_by_one_type_of_error
+FUZZ_TESTS := tests/unit/test_fuzz.py tests/unit/test_weights_files.py::$(MUTATED_FILES)
 TEST_FLAGS ?= -n 2 --dist loadscope --durations=15
 
 # Two cores serve both workers well; jax wants more pool threads than cores (see CONTRIBUTING.md).
 export NPROC ?= 32
 export PJRT_NPROC ?= 32
 
-.PHONY: help install demo test parity lint types clean
+.PHONY: help install demo test fuzz parity lint types clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -47,6 +51,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q --timeout=3600 --durations=12 $(FUZZ_TESTS)
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest tests/parity -q

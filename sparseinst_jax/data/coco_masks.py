@@ -65,13 +65,18 @@ def refuse_vast_polygons(polygons: list) -> None:
         ValueError: says why.
     """
     num_numbers, border = 0, 0.0
+    if not polygons:
+        raise ValueError("an object without a polygon")
     for polygon in polygons:
         # A list in a list is meant; pycocotools takes dicts for run lengths of any size.
         if not isinstance(polygon, list | tuple | np.ndarray):
             raise ValueError(f"polygons must be lists of numbers, got {brief(polygon)}")
-        points = np.asarray(polygon, np.float64)
-        if points.ndim != 1:
-            raise ValueError("polygons must be lists of numbers [x, y, x, y, ...]")
+        try:
+            points = np.asarray(polygon, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            points = np.zeros(0)
+        if points.ndim != 1 or len(points) < 4:  # pycocotools takes four for a box
+            raise ValueError(f"polygons must be lists of numbers, got {brief(polygon)}")
         largest = np.abs(points).max(initial=0)
         if not largest <= MAX_MOVED_COORDINATE:  # NaN is not either
             raise ValueError(f"a polygon has the coordinate {largest:g} px")
