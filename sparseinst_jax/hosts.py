@@ -84,7 +84,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def join(wanted: bool | None = None) -> None:
-    """Join the other hosts of the job, before anything else uses JAX.
+    """Join the other hosts of the job, before anything else uses JAX; once joined do nothing.
 
     Args:
       wanted: True joins and False does not; None joins where the environment says that this
@@ -93,6 +93,8 @@ def join(wanted: bool | None = None) -> None:
     Raises:
       ValueError: it is not known where the others are.
     """
+    if are_joined():
+        return
     place = place_in_environment()
     if wanted is False or (wanted is None and place is None):
         return

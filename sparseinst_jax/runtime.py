@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ _REFUSALS = {
     *(errno.ENOSPC, errno.EDQUOT),
 }
 _INTERRUPTED = 130
+_XLA_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
 def prepare() -> None:
@@ -89,7 +91,8 @@ def _leave_others(error: BaseException) -> None:
         return
     traceback.print_exception(error)
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    if type(error).__name__ == "JaxRuntimeError":  # most likely a collective without its partner
+    # A status of XLA is most likely that of a collective without its partner.
+    if _XLA_STATUS.match(str(error)):
         print(
             "error: something that all hosts do together failed; probably another host ended, see"
             " its messages. The same command continues from the last checkpoint.",
