@@ -171,6 +171,11 @@ class Predictor:
         """Images that go through the network together, over all devices."""
         return self.batch_size * len(self._devices)
 
+    @property
+    def weights(self) -> tuple[Tree, Tree]:
+        """The parameters and statistics in use, as they were given."""
+        return self._weights
+
     def set_weights(self, params: Tree, statistics: Tree) -> None:
         """Use other weights of the same network; nothing is compiled again."""
         self._weights = params, statistics

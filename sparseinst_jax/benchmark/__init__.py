@@ -1,0 +1,1 @@
+"""Measure speed and memory: what `sparseinst benchmark` and `sparseinst summary` print."""
