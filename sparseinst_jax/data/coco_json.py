@@ -18,7 +18,7 @@ from sparseinst_jax.data.image_paths import name_fault
 from sparseinst_jax.data.images import MAX_PIXELS
 from sparseinst_jax.data.json_stream import JsonError, read_object
 from sparseinst_jax.files import broken_json, check_json_file
-from sparseinst_jax.texts import acting_letter, brief
+from sparseinst_jax.texts import acting_letter, brief, printable
 
 WHAT = "annotations file"
 CURE = "set config.data.train.annotations or config.data.val.annotations to a COCO instance json"
@@ -93,12 +93,8 @@ def _refuse_other_kinds(path: Path, content: Any) -> None:
     if "annotations" in content and not isinstance(content["annotations"], list):
         wrong.append("annotations")
     if wrong:
-        keys = sorted(map(str, content))
-        got = (
-            f"it has the keys {', '.join(key[:80] for key in keys[:20])}"
-            if keys
-            else "it is an empty object, {}"
-        )
+        keys = [printable(key, 80) for key in sorted(map(str, content))]
+        got = f"it has the keys {', '.join(keys[:20])}" if keys else "it is an empty object, {}"
         raise ValueError(
             f"{path} is not a COCO annotation file: expected lists under 'images', 'annotations' "
             f"and 'categories', got no list under {' and '.join(map(repr, wrong))}; {got}. "

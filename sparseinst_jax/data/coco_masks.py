@@ -75,8 +75,10 @@ def refuse_vast_polygons(polygons: list) -> None:
             points = np.asarray(polygon, np.float64)
         except (TypeError, ValueError, OverflowError):
             points = np.zeros(0)
-        if points.ndim != 1 or len(points) < 4:  # pycocotools takes four for a box
-            raise ValueError(f"polygons must be lists of numbers, got {brief(polygon)}")
+        if points.ndim != 1 or len(points) < MIN_POLYGON:  # pycocotools takes four for a box
+            raise ValueError(
+                f"polygons must be lists of {MIN_POLYGON} numbers or more, got {brief(polygon)}"
+            )
         largest = np.abs(points).max(initial=0)
         if not largest <= MAX_MOVED_COORDINATE:  # NaN is not either
             raise ValueError(f"a polygon has the coordinate {largest:g} px")

@@ -21,6 +21,7 @@ MAX_JSON = 1 << 26
 # file of some bytes can stand for an array of any size that holds one number everywhere.
 MAX_NUMBERS = 1 << 31
 MAX_DEPTH = 12  # groups in groups of a configuration; ours have 3
+_OLD_FORM = "checkpoint"  # Orbax would read it in place of the arrays
 _JSON_FILES = {"metadata", "metrics", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"}
 
 
@@ -45,6 +46,8 @@ def refuse_strange_files(folder: Path) -> None:
                 raise ValueError(f"it holds a symbolic link, {path}; {cure}")
             if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
                 raise ValueError(f"it holds a device or a pipe, {path}; remove it")
+            if name == _OLD_FORM:
+                raise ValueError(f"it holds {path}, a form of Orbax that is no longer written")
             if name in _JSON_FILES and found.st_size > MAX_JSON:
                 raise ValueError(f"{path} has {found.st_size} bytes, expected {MAX_JSON} at most")
         num_files += len(files)

@@ -342,6 +342,11 @@ def test_ids_that_are_there_twice_are_refused(folder):
     assert message.count("occurs more than once") == 3
 
 
+def test_the_keys_of_a_json_of_another_kind_cannot_steer_the_terminal(folder):
+    message = refusal(folder, {"images": None, "\x1b[2J": 1, "k" * 10**6: 2})
+    assert "it has the keys \\x1b[2J, images, kkk" in message and len(message) < 1000
+
+
 # ---- masks
 
 BROKEN_RUNS = [
@@ -399,9 +404,10 @@ def test_sums_that_run_over_64_bits_are_refused():
         ([[float("nan")] * 6], "has the coordinate nan px"),
         ([[0, 0, 9e7, 9e7, 0, 9e7]], "a border of 2.7e"),
         ([], "without a polygon"),
-        ([[]], "must be lists of numbers"),
-        ([[[1, 2], [3, 4]]], "must be lists of numbers"),
-        ([[10**400] * 6], "must be lists of numbers"),
+        ([[]], "must be lists of 6 numbers"),
+        ([[0, 0, 0, 0]], "must be lists of 6 numbers"),  # a box to pycocotools, which fails on it
+        ([[[1, 2], [3, 4]]], "must be lists of 6 numbers"),
+        ([[10**400] * 6], "must be lists of 6 numbers"),
     ],
 )
 def test_polygons_that_would_take_all_memory_never_reach_pycocotools(polygons, reason):
