@@ -1,6 +1,8 @@
 """Stored configurations of earlier versions: what a key that came later means for them."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # Keys that the first version did not have, with the value that does what was done before them.
@@ -73,6 +75,11 @@ def explain(added: list[str]) -> list[str]:
         "the run was stored by an earlier version; keys that it did not know take the value that"
         f" does what was done then: {', '.join(added)}"
     ]
+
+
+def explain_file(path: Path) -> list[str]:
+    """`explain` for a stored configuration that could be loaded."""
+    return explain(complete(json.loads(path.read_text()))[1])
 
 
 def _group(plain: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sparseinst_jax import charts
+from sparseinst_jax import charts, config_history
 from sparseinst_jax import config as configs
 from sparseinst_jax.commands import batch_pictures, datasets, train_setup
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import pad_batch
 from sparseinst_jax.data.plan import ImagePlan, StepPlan
+from sparseinst_jax.data.skipping import Skip, load_or_skip
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--step must be 0 or more, got {arguments.step}")
     if arguments.config is None:
         workdir = Path(arguments.workdir)
-        config = configs.load_config(_stored_config(workdir), arguments.overrides)
+        stored = _stored_config(workdir)
+        config = configs.load_config(stored, arguments.overrides)
+        for line in config_history.explain_file(stored):
+            print(line)
     else:
         workdir = configs.default_workdir(arguments.config)
         config = configs.load_config(arguments.config, arguments.overrides)
@@ -76,7 +80,13 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     dataset = datasets.load_train(config)
     plan = train_setup.make_plan(config, dataset).batch(step)
     options = plan.flip_labels, plan.ignores_crowd
-    loaded = [load_train_image(dataset.records, image, *options) for image in plan.images]
+    skips: list[Skip] = []
+    if config.data.on_error == "skip":
+        loaded = [load_or_skip(dataset.records, image, *options, skips) for image in plan.images]
+    else:
+        loaded = [load_train_image(dataset.records, image, *options) for image in plan.images]
+    for skip in skips:
+        print(f"WARNING: left out, as in training: {skip.reason}")
     ids = [dataset.records[image.position].image_id for image in plan.images]
     batch = pad_batch(plan, ids, loaded)
     print("\n".join(describe_batch(plan, loaded, dataset)))

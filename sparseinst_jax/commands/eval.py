@@ -24,6 +24,7 @@ from sparseinst_jax.commands.model_source import (
 )
 from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import CocoDataset
+from sparseinst_jax.data.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
 from sparseinst_jax.files import check_writable
@@ -120,12 +121,15 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     hosts.refuse_differences("checkpoint or configuration", source.title + config.to_json())
     if is_first_host:
         print(f"{source.title}, on {dataset.annotations_path} ({len(dataset.records)} images)")
+    skips: list[Skip] | None = [] if config.data.on_error == "skip" else None
     results, metrics = evaluate_dataset(
         source.predictor,
         dataset,
         num_workers=max(1, config.data.num_workers),
         progress=sys.stderr if is_first_host else None,
+        skips=skips,
     )
+    _say_skipped(skips, dataset, output)
     if not is_first_host:
         return
     write_json(output / "predictions.json", results)
@@ -138,6 +142,17 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     else:
         print()
         _report(arguments, dataset, results, metrics, output)
+
+
+def _say_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:
+    """List the images of this host that could not be used, in place of those of another time."""
+    index = jax.process_index()
+    path = output / (f"skipped_host{index}.csv" if index else "skipped.csv")
+    path.unlink(missing_ok=True)
+    if skips:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listed = SkippedImages(path, 0, 1)
+        print("\n".join(listed.add_evaluated(skips, len(dataset.records))), flush=True)
 
 
 def _report(

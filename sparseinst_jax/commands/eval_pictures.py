@@ -39,7 +39,8 @@ def draw_pictures(
         count: how many.
 
     Returns:
-        The paths. An image with annotations has them drawn beside the detections.
+        The paths; an image that cannot be read has none. One with annotations has them drawn
+        beside the detections.
     """
     count = min(count, len(dataset.records))
     if count <= 0:
@@ -53,7 +54,10 @@ def draw_pictures(
     names = unique_names([record.file_name for record in chosen])
     paths = []
     for record, name in zip(chosen, names, strict=True):
-        image = read_record(record)
+        try:
+            image = read_record(record)
+        except (ValueError, OSError):
+            continue  # the evaluation has listed it, see config.data.on_error
         picture = _prediction(image, found[record.image_id], dataset).plot()
         if dataset.has_annotations:
             truth = _draw_annotations(image, record, dataset)
