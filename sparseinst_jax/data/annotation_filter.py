@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 
 from sparseinst_jax.data.coco_masks import refuse_broken_runs
 from sparseinst_jax.data.columns import LETTERS, POLYGONS, Columns
+from sparseinst_jax.data.image_record import BoxXYXY
 
 SHORTEST_BOX_SIDE = 1e-5  # pixels; PaddleDetection
 
@@ -51,18 +52,13 @@ class AnnotationFilter(NamedTuple):
     smallest_side: int
 
 
-def candidates(columns: Columns, boxes_xyxy: np.ndarray) -> Candidates:
-    """Gather what the filters ask for.
-
-    Args:
-        columns: of an index, see ``data.columns``.
-        boxes_xyxy: of `read_boxes`.
-    """
+def candidates(columns: Columns) -> Candidates:
+    """Gather what the filters ask for of the columns of an index, see ``data.columns``."""
     number = np.diff(columns["annotation_ends"])
     sizes = np.stack([columns["heights"], columns["widths"]], axis=1)
     areas = columns["areas"]
     return Candidates(
-        boxes_xyxy,
+        _read_boxes(columns),
         np.isnan(areas) | (areas > 0),
         columns["kinds"] == POLYGONS,
         columns["is_ignored"] != 0,
@@ -70,11 +66,8 @@ def candidates(columns: Columns, boxes_xyxy: np.ndarray) -> Candidates:
     )
 
 
-def read_boxes(columns: Columns) -> np.ndarray:
-    """Read the boxes of all annotations, (x0, y0, x1, y1) in pixels [annotations, 4].
-
-    A box is found from the mask where the json has none.
-    """
+def _read_boxes(columns: Columns) -> np.ndarray:
+    """`read_box` of all annotations, [annotations, 4]."""
     boxes = columns["boxes"].reshape(-1, 4).copy()
     boxes[:, 2:] += boxes[:, :2]
     number = np.diff(columns["annotation_ends"])
@@ -84,7 +77,19 @@ def read_boxes(columns: Columns) -> np.ndarray:
     return boxes
 
 
-def _box_of_mask(columns: Columns, row: int, image: int) -> tuple[float, float, float, float]:
+def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
+    """Read the box of an annotation, (x0, y0, x1, y1) in pixels, from its mask if it has none.
+
+    Args:
+        columns: of an index, see ``data.columns``.
+        row: place of the annotation.
+        image: place of its image.
+    """
+    x, y, width, height = columns["boxes"][4 * row : 4 * row + 4].tolist()
+    return (x, y, x + width, y + height) if x == x else _box_of_mask(columns, row, image)
+
+
+def _box_of_mask(columns: Columns, row: int, image: int) -> BoxXYXY:
     first = int(columns["first_parts"][row])
     end = first + int(columns["num_parts"][row])
     if columns["kinds"][row] == POLYGONS:

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import coco_json
-from sparseinst_jax.data.annotation_filter import candidates, find_filter, read_boxes
+from sparseinst_jax.data.annotation_filter import candidates, find_filter
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.coco_index import CocoIndex
 from sparseinst_jax.data.coco_masks import refuse_broken_runs, refuse_vast_polygons
@@ -212,13 +212,12 @@ def _records(
     """The records of an index as the filter leaves them."""
     kept = find_filter(selection.annotation_filter)
     columns = index.columns
-    boxes = read_boxes(columns) if selection.keeps_boxes or kept.keeps is not None else None
     is_kept = None
-    if kept.keeps is not None and boxes is not None:
+    if kept.keeps is not None:
         # Crowd regions are no objects: they pass.
-        is_kept = kept.keeps(candidates(columns, boxes)) | (columns["is_crowd"] != 0)
+        is_kept = kept.keeps(candidates(columns)) | (columns["is_crowd"] != 0)
     records = IndexedRecords(
-        columns, index.folder, images, label_of, is_kept, boxes if selection.keeps_boxes else None
+        columns, index.folder, images, label_of, is_kept, selection.keeps_boxes
     )
     if kept.smallest_side:
         records.choose(np.all(records.image_sizes >= kept.smallest_side, axis=1))

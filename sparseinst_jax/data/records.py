@@ -10,6 +10,7 @@ from typing import Any, Protocol, overload
 import numpy as np
 
 from sparseinst_jax.data import columns as stored
+from sparseinst_jax.data.annotation_filter import read_box
 from sparseinst_jax.data.classes import Classes
 from sparseinst_jax.data.columns import Columns
 from sparseinst_jax.data.image_record import Annotation, ImageRecord, Segmentation
@@ -39,7 +40,7 @@ class IndexedRecords(Sequence[ImageRecord]):
         images: str | StoredImages | None,
         label_of: np.ndarray,
         is_kept: np.ndarray | None = None,
-        boxes_xyxy: np.ndarray | None = None,
+        has_boxes: bool = False,
     ) -> None:
         """Keep what the records are made of.
 
@@ -49,10 +50,10 @@ class IndexedRecords(Sequence[ImageRecord]):
             images: folder that file names are relative to, or where they come from, if any.
             label_of: label of each category, -1 for those left out.
             is_kept: bool [annotations], which of them count; None for all of the labels.
-            boxes_xyxy: [annotations, 4], for annotations with boxes.
+            has_boxes: whether annotations have boxes.
         """
         self._columns, self._folder, self._images = columns, folder, images
-        self._label_of, self._is_kept, self._boxes = label_of, is_kept, boxes_xyxy
+        self._label_of, self._is_kept, self._has_boxes = label_of, is_kept, has_boxes
         self._places: np.ndarray | None = None  # of the images, where not all of them are there
 
     def choose(self, is_chosen: np.ndarray) -> None:
@@ -122,7 +123,7 @@ class IndexedRecords(Sequence[ImageRecord]):
                 bool(columns["is_crowd"][row]),
                 area if area == area else 0.0,
                 int(columns["annotation_ids"][row]),
-                None if self._boxes is None else tuple(self._boxes[row].tolist()),
+                read_box(columns, row, place) if self._has_boxes else None,
             )
 
     def _segmentation(self, row: int, place: int) -> Segmentation:
@@ -213,7 +214,7 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def target_boxes(self) -> Sequence[np.ndarray] | None:
         """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
-        return None if self._boxes is None else _TargetBoxes(self)
+        return _TargetBoxes(self) if self._has_boxes else None
 
     @property
     def _is_there(self) -> np.ndarray:
