@@ -25,15 +25,13 @@ from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.layers import functional
 from sparseinst_jax.ops import normalize_images
-from sparseinst_jax.prediction import Prediction
+from sparseinst_jax.prediction import Prediction, checked_sizes
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
-from sparseinst_jax.texts import brief, printable
+from sparseinst_jax.texts import printable
 from sparseinst_jax.training.checkpoints import Checkpoints
 
 Size = tuple[int, int]
-# Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
-MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
 
 
 class Prepared(NamedTuple):
@@ -74,18 +72,6 @@ class Kept(NamedTuple):
     query_index: np.ndarray
     masks: Iterator[np.ndarray]
     original_size: Size
-
-
-def _checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
-    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
-    sizes = tuple(eval_size)
-    if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
-        raise ValueError(
-            f"data.eval_size must be two lengths of 1 to {MAX_EVAL_SIZE} pixels, got {brief(sizes)}"
-        )
-    if not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
-    return int(sizes[0]), int(sizes[1])
 
 
 class Predictor:
@@ -130,7 +116,7 @@ class Predictor:
             )
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.eval_size = _checked_sizes(eval_size, batch_size)
+        self.eval_size = checked_sizes(eval_size, batch_size)
         self.mask_threshold = mask_threshold
         self.batch_size = batch_size
         self._protocol = find_protocol(protocol)

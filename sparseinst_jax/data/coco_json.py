@@ -50,12 +50,23 @@ def read_lists(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
             is_list = isinstance(value, list | Iterator)
             content[key] = value if key not in LISTS else [] if is_list else None
             if key not in LISTS or is_list:
-                yield key, value
+                yield key, _elements(path, value) if isinstance(value, Iterator) else value
     except JsonError as error:
-        place = f"line {error.line}, column {error.column}" if error.line else ""
-        message = broken_json(path, WHAT, CURE, error.reason, place, error.is_cut)
-        raise ValueError(message) from error
+        raise _broken(path, error) from error
     _refuse_other_kinds(path, content)
+
+
+def _elements(path: Path, elements: Iterator[Any]) -> Iterator[Any]:
+    """The elements of a list; what is wrong between them names the file."""
+    try:
+        yield from elements
+    except JsonError as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: JsonError) -> ValueError:
+    place = f"line {error.line}, column {error.column}" if error.line else ""
+    return ValueError(broken_json(path, WHAT, CURE, error.reason, place, error.is_cut))
 
 
 def refuse_no_file(path: Path) -> None:

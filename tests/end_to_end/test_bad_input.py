@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -158,6 +161,48 @@ CASES = {
     "output is a file": Case(
         "eval --workdir={w}/run --output={w}/file", (IS_FILE + "--output", "move the file away")
     ),
+    "images that lead out of their folder": Case(
+        TRAIN_JSON + "outside.json",
+        (
+            "file_name '../file' leads upwards by '..'; move the images into the image folder",
+            "file_name '/etc/passwd' is an absolute path",
+            "is an address, not a file: nothing is downloaded",
+            "file_name 'a\\x1b[2J' holds the control character",
+        ),
+    ),
+    "masks and numbers made to do harm": Case(
+        TRAIN_JSON + "harm.json",
+        (
+            "run lengths sum to 18446744073709551616, not to height x width",
+            "compressed run lengths that cannot be decoded",
+            "a coordinate is NaN or infinite",
+            "the name '\\x1b[31mred' holds the control character",
+        ),
+    ),
+    "results made to do harm": Case(
+        EVAL + "--predictions={w}/harm_results.json",
+        (
+            "3 of 3 detections",
+            "detection 0 has a mask that cannot be read: compressed run lengths",
+            "detection 1 has the score inf",
+            "detection 2 is of image",
+        ),
+    ),
+    "a checkpoint with a link in it": Case(
+        "predict --workdir={w}/linked {w}/jpg --output={out}",
+        ("it holds a symbolic link", "copy the checkpoint with its files"),
+        is_first=False,
+    ),
+    "images that are bombs, pipes and programs": Case(
+        "predict --workdir={w}/run {w}/bomb.png {w}/pipe.png {w}/program.png --output={out}",
+        (
+            "bomb.png cannot be read (Image size (10000000000 pixels) exceeds limit",
+            "pipe.png is a pipe; expected a file",
+            "program.png cannot be read: it is damaged, no image, or of a kind that is not read",
+        ),
+        made=("predictions.json",),
+        is_first=False,
+    ),
     "results that are none": Case(
         EVAL + "--predictions={w}/results.json",
         ("2 of 2 detections", "detection 0 is a int", "detection 1 has the score 'high'"),
@@ -205,8 +250,11 @@ def world(tmp_path_factory):
         "    config.train.learnin_rate = 1\n    return config\n"
     )
     _write_jsons(folder)
+    _write_harm(folder)
     names = _write_jpegs(folder)
     _write_run(folder)
+    shutil.copytree(folder / "run", folder / "linked")
+    (folder / "linked" / "checkpoints" / "1" / "model" / "link").symlink_to(folder / "file")
     return folder, names
 
 
@@ -236,6 +284,35 @@ def _write_jsons(folder):
         (folder / f"{name}.json").write_text(json.dumps(content))
     (folder / "zero.json").write_text("")
     (folder / "cut.json").write_text(json.dumps(train)[:-40])
+
+
+def _write_harm(folder):
+    """Write data sets, results and images that are made to do harm."""
+    train = json.loads((folder / "d" / "train.json").read_text())
+    names = ("../file", "/etc/passwd", "https://example.org/a.png", "a\x1b[2J")
+    outside = [e | {"file_name": n} for e, n in zip(train["images"], names, strict=False)]
+    (folder / "outside.json").write_text(json.dumps({**train, "images": outside}))
+    size = [64, 64]
+    masks = [
+        {"size": size, "counts": [2**64]},
+        {"size": size, "counts": "o"},
+        [[float("inf"), 1, 2, 3, 4, 5]],
+    ]
+    entries = [e | {"segmentation": m} for e, m in zip(train["annotations"], masks, strict=False)]
+    categories = [train["categories"][0] | {"name": "\x1b[31mred"}, *train["categories"][1:]]
+    harm = {**train, "annotations": entries, "categories": categories}
+    (folder / "harm.json").write_text(json.dumps(harm))
+    image_id = json.loads((folder / "d" / "val.json").read_text())["images"][0]["id"]
+    found = {"image_id": image_id, "category_id": 1, "score": 0.5, "segmentation": masks[1]}
+    results = [found, found | {"score": float("inf")}, found | {"image_id": 2**70}]
+    (folder / "harm_results.json").write_text(json.dumps(results))
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header))
+    end = struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    (folder / "bomb.png").write_bytes(start + b"IHDR" + header + check + end)
+    (folder / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n(x) run\n")
+    os.mkfifo(folder / "pipe.png")
 
 
 def _write_jpegs(folder):

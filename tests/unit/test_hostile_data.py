@@ -245,7 +245,8 @@ def test_kinds_that_are_handed_to_other_programs_are_refused(tmp_path):
     ],
 )
 def test_a_json_that_would_break_a_parser_is_refused(folder, text, reason):
-    assert reason in refusal(folder, text)
+    message = refusal(folder, text)
+    assert reason in message and "any.json" in message
 
 
 def test_bytes_that_are_no_letters_are_refused(folder):
