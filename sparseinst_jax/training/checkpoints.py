@@ -28,13 +28,10 @@ from sparseinst_jax.training.checkpoint_folders import (
     set_aside,
     whole_steps,
 )
+from sparseinst_jax.training.save_errors import SaveError, cause, hush
 from sparseinst_jax.training.step import TrainState
 
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
-
-
-class SaveError(ValueError):
-    """A checkpoint could not be written; the ones before it are whole."""
 
 
 class Checkpoints:
@@ -58,6 +55,7 @@ class Checkpoints:
             self.directory, self._only_step = locate(path)
         else:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
+            hush()
             self._made = make_folder(self.directory, "--workdir")
             broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
             set_aside(broken)  # Orbax would refuse to open the whole folder
@@ -102,9 +100,10 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def check(self) -> None:
-        """Raise SaveError if the save in progress is known to have failed; does not wait."""
-        with self._save_errors():
-            self._manager.check_for_errors()
+        """Raise SaveError if the last save has failed by now; does not wait for it."""
+        # Several hosts would find out at different steps; they do at the next save.
+        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -169,7 +168,7 @@ class Checkpoints:
             )
             raise SaveError(
                 f"the checkpoint of step {self._saving} could not be saved:"
-                f" {_first_line(error)}. The last one: {left}. Free some space, or mend what is in"
+                f" {cause(error)}. The last one: {left}. Free some space, or mend what is in"
                 " the way; then the same command continues from there."
             ) from error
 

@@ -1,4 +1,8 @@
+import contextlib
+import re
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -6,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.training.checkpoints import Checkpoints, locate
+from sparseinst_jax.training.checkpoints import Checkpoints, SaveError, locate
 from sparseinst_jax.training.step import TrainState
 
 META = {"config": {"a": 1}, "class_names": ["x"], "category_ids": [7], "code_version": "0"}
@@ -146,3 +150,77 @@ def test_a_saved_state_does_not_see_later_changes(tmp_path):
         state.params["conv"]["kernel"][:] = 0
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert_same(checkpoints.restore_model()[0], make_state(1).params)
+
+
+@contextlib.contextmanager
+def small_files(size: int):
+    """Files end at so many bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("notice", ["wait", "check", "save", "close"])
+def test_a_save_that_fails_says_so_once_and_leaves_the_ones_before(tmp_path, notice):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(make_state(step, 9000), META)
+    checkpoints.wait()
+    last = re.escape(str(tmp_path / "checkpoints" / "2"))
+    with (
+        small_files(1 << 13),
+        pytest.raises(SaveError, match=rf"checkpoint of step 3 could not .* {last} is whole"),
+    ):
+        checkpoints.save(make_state(3, 9000), META)
+        if notice == "wait":
+            checkpoints.wait()
+        elif notice == "save":
+            checkpoints.save(make_state(4, 9000), META)
+        elif notice == "close":
+            checkpoints.close()
+        while notice == "check":
+            checkpoints.check()
+            time.sleep(0.01)
+    checkpoints.close()
+    with Checkpoints(tmp_path, read_only=True) as opened:
+        assert opened.steps == (1, 2)
+        state, _ = opened.restore_state(make_state(0, 9000))
+        assert_same(state, make_state(2, 9000))
+
+
+def test_what_a_killed_save_left_is_removed_at_the_next_start(tmp_path):
+    save(tmp_path, (1, None))
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / "checkpoints" / "1", half)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == (1,)
+    assert half.exists()  # who only reads removes nothing
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == (1,)
+        checkpoints.save(make_state(2), META)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+@pytest.mark.parametrize("what", ["newest", "all", "file in place"])
+def test_checkpoints_that_vanish_while_a_run_saves(tmp_path, what):
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step), META)
+        checkpoints.wait()
+        shutil.rmtree(folder / "2" if what == "newest" else folder)
+        if what == "file in place":
+            folder.write_text("")
+            with pytest.raises(SaveError, match=r"step 3 could not be saved.*none was saved"):
+                checkpoints.save(make_state(3), META)
+                checkpoints.wait()
+            return
+        for step in (3, 4):
+            checkpoints.save(make_state(step), META)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps == (3, 4)
+        params, _, _ = checkpoints.restore_model()
+    assert_same(params, make_state(4).params)

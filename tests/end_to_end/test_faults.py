@@ -1,0 +1,163 @@
+"""Faults while the train command runs, on a small drawn data set; kills are of real processes."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from sparseinst_jax.commands import debug_batch
+from sparseinst_jax.commands import train as train_command
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.training.checkpoint_folders import whole_steps
+from sparseinst_jax.training.checkpoints import SaveError
+from sparseinst_jax.training.progress import read_metrics
+from tests.end_to_end import kill_at_random
+from tests.unit.test_checkpoints import small_files
+
+TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+SHORT = (
+    "--config.train.num_steps=12",
+    "--config.train.eval_every=6",
+    "--config.data.num_workers=0",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Compile each function once for all runs of this file, also those of other processes."""
+    folder = tmp_path_factory.mktemp("xla")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    return draw_shapes_dataset(folder, num_train=8, num_val=2, seed=3, image_size=(64, 64))
+
+
+@pytest.fixture
+def data(drawn, tmp_path) -> Path:
+    return shutil.copytree(drawn, tmp_path / "shapes")
+
+
+def train(data: Path, workdir: Path, *words: str) -> int:
+    values = [f"--config={TINY}", f"--workdir={workdir}"]
+    for split in ("train", "val"):
+        values.append(f"--config.data.{split}.images={data / 'images' / split}")
+        values.append(f"--config.data.{split}.annotations={data / split}.json")
+    return train_command.main([*values, *words])
+
+
+def test_a_run_killed_in_a_save_and_in_an_evaluation_equals_one_left_alone(drawn, cache, tmp_path):
+    whole, killed, log = tmp_path / "whole", tmp_path / "killed", tmp_path / "log"
+    assert train_command.main(kill_at_random.command(drawn, whole, *SHORT)[2:]) == 0
+    words = kill_at_random.command(drawn, killed, *SHORT)
+
+    def is_saving() -> bool:
+        return bool(list((killed / "checkpoints").glob("*tmp*")))
+
+    process = kill_at_random.start(words, log, cache)
+    assert kill_at_random.kill_at(process, is_saving)
+    process = kill_at_random.start(words, log, cache)
+    assert kill_at_random.kill_at(process, lambda: "evaluating step" in log.read_text())
+    saved = whole_steps(killed / "checkpoints")
+    assert kill_at_random.start(words, log, cache).wait() == 0, log.read_text()
+    if saved:  # no more than what was done since the last save is repeated
+        assert f"continuing after step {saved[-1]} of 12" in log.read_text()
+    rows = kill_at_random.rows(killed)
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, 13)]
+    assert rows == kill_at_random.rows(whole)
+
+
+def test_an_image_that_breaks_is_skipped_listed_and_the_run_can_be_told_so_later(
+    data, tmp_path, capsys
+):
+    broken = sorted((data / "images" / "train").iterdir())[0]
+    unreadable = sorted((data / "images" / "val").iterdir())[0]
+    good = broken.read_bytes()
+    broken.write_bytes(good[: len(good) // 2])
+    words = ["--config.train.num_steps=6", "--config.train.milestones=(5,)"]
+    with pytest.raises(ValueError, match=f"{broken.name} cannot be read"):
+        train(data, tmp_path / "run", *words)
+    words.append("--config.data.on_error=skip")
+    assert train(data, tmp_path / "run", *words) == 0
+    assert train(data, tmp_path / "whole", *words) == 0
+    assert kill_at_random.rows(tmp_path / "run") == kill_at_random.rows(tmp_path / "whole")
+    with (tmp_path / "whole" / "skipped.csv").open() as file:
+        listed = list(csv.DictReader(file))
+    assert {row["file"] for row in listed} == {str(broken)}
+    assert "WARNING: 1 images could not be used" in capsys.readouterr().out
+    step = int(listed[0]["step"])
+    workdir = str(tmp_path / "run")
+    assert debug_batch.main(["--workdir", workdir, "--step", str(step - 1)]) == 0
+    assert "left out, as in training" in capsys.readouterr().out
+    # One of two images of the validation data is more than a twentieth.
+    unreadable.write_bytes(b"")
+    with pytest.raises(ValueError, match="1 of 2 images of the validation data cannot be used"):
+        train(data, tmp_path / "val", *words, "--config.train.eval_every=4")
+    assert "stopped by an error in the evaluation after step 4; saved" in capsys.readouterr().out
+    assert whole_steps(tmp_path / "val" / "checkpoints") == [2, 4]
+
+
+def test_other_data_than_before_are_told_and_refused_unless_wanted(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--config.train.num_steps=2") == 0
+    content = json.loads((data / "train.json").read_text())
+    content["annotations"].pop()
+    (data / "train.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"(?s)had other data.*sha256 .* then.*on_change=continue"):
+        train(data, run, "--config.train.num_steps=3")
+    words = ["--config.train.num_steps=3", "--config.data.on_change=continue"]
+    assert train(data, run, *words) == 0
+    assert "WARNING: the run goes on with other data than before" in capsys.readouterr().out
+    assert train(data, run, "--config.train.num_steps=4") == 0  # it is the run's by now
+    assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_its_batches_can_be_drawn(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--config.train.num_steps=2") == 0
+    path = run / "checkpoints" / "2" / "meta" / "metadata"
+    for file in (run / "config.json", path):
+        stored = json.loads(file.read_text())
+        config = stored.get("config", stored)
+        del config["data"]["crowd"], config["train"]["ema_decay"], config["eval"]["protocol"]
+        stored.pop("data", None) if config is not stored else None
+        file.write_text(json.dumps(stored))
+    assert debug_batch.main(["--workdir", str(run), "--step", "0"]) == 0
+    assert "keys that it did not know" in capsys.readouterr().out
+    assert train(data, run) == 0
+    said = [x for x in capsys.readouterr().out.splitlines() if "stored by an earlier version" in x]
+    assert len(said) == 1 and "data.crowd = 'drop', train.ema_decay = 0.0" in said[0]
+    assert json.loads((run / "config.json").read_text())["data"]["crowd"] == "drop"
+
+
+def test_a_disk_without_room_ends_the_run_with_one_message(data, tmp_path, capfd):
+    run = tmp_path / "run"
+    assert train(data, run, "--config.train.num_steps=2") == 0
+    capfd.readouterr()
+    with (
+        small_files(1 << 14),
+        pytest.raises(SaveError, match=r"step 4 could not be saved: File too large\..*/2 is whole"),
+    ):
+        train(data, run)
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "orbax" not in said
+    assert train(data, run) == 0
+    assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
