@@ -2,6 +2,7 @@
 #   make demo    draw a small data set, train, evaluate, draw pictures (about 11 minutes on two cores)
 #   make test    the whole test suite
 #   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
+#   make kill-test  kill small runs at 30 random moments and compare the losses (some minutes)
 #   make lint    ruff: rules and format          make types    pyright
 #   make parity  the largest error against each recorded case of the original
 # Another interpreter or environment: make test PYTHON=python3.12 VENV=.venv312
@@ -22,11 +23,11 @@ TEST_FLAGS ?= -n 2 --dist loadscope --durations=15
 export NPROC ?= 32
 export PJRT_NPROC ?= 32
 
-.PHONY: help install demo test fuzz parity lint types clean
+.PHONY: help install demo test fuzz kill-test parity lint types clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,8s/^# *//p' Makefile
+	@sed -n '2,9s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -54,6 +55,9 @@ test: $(STAMP)
 
 fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q --timeout=3600 --durations=12 $(FUZZ_TESTS)
+
+kill-test: $(STAMP)
+	$(BIN)/python tests/end_to_end/kill_at_random.py --kills 30
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest tests/parity -q

@@ -1,4 +1,9 @@
-"""Prepare the process before JAX starts, and run a command so that its errors read well."""
+"""Prepare the process before JAX starts, and run a command so that its errors read well.
+
+Exit codes of every command: 0 done, 1 an error with one message (or a loss that is not finite), 2
+wrong usage, 75 another host of the job was lost, 130 and 143 ended by SIGINT and SIGTERM (training
+saves first; a second signal ends it at once). See docs/faults.md.
+"""
 
 import errno
 import logging
