@@ -28,11 +28,11 @@ class Compilations:
     def __init__(self):
         self.number, self.seconds = 0, 0.0
 
-    def __call__(self, event: str, duration: float, **_: Any) -> None:
+    def __call__(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         """Take a report of JAX."""
         if event == _COMPILED:
             self.number += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 @contextmanager

@@ -124,14 +124,23 @@ def serve(
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        has_own_peak = machine.forget_peak()
         timed(workload.run, Repeats(max(repeats.warmup, 1), 0), clock)
+        with_compilation = machine.peak_process_mib()
+        has_own_peak = machine.forget_peak()
         answer({"ready": True})
         samples = []
         for line in orders:
             block = timed(workload.run, Repeats(0, int(line)), clock)
             samples += block
             answer({"ms": block})
-        answer({**_row(name, workload, samples), "peak_is_of_this_part": has_own_peak})
+        row = _row(name, workload, samples)
+        answer(
+            {
+                **row,
+                "peak_is_of_this_part": has_own_peak,
+                "peak_with_compilation_mib": with_compilation,
+                "machine": machine.describe(),
+            }
+        )
     finally:
         workload.close()

@@ -92,8 +92,8 @@ def text(facts: Mapping[str, Any]) -> str:
         "",
         f"Forward pass ({facts['dtype']}), XLA's plan: "
         + ", ".join(f"{name.removesuffix('_mib')} {mib:.0f} MiB" for name, mib in _memory(xla)),
-        f"Training keeps about {facts['training_residual_mib']:.0f} MiB between its two halves, besides "
-        "parameters.",
+        f"Training keeps about {facts['training_residual_mib']:.0f} MiB between its two halves, "
+        "besides parameters.",
     ]
     return "\n".join(lines)
 

@@ -1,0 +1,359 @@
+"""Our speed and memory beside PyTorch's: same machine, same sizes, in turn.
+
+    python benchmarks/compare_torch.py --torch-python PYTHON --yardstick FILE --output FILE.json
+
+Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
+same network), each in its own environment and process. Both are warmed up, then measured in turn,
+A B A B, so that what else the machine does falls on both. Weights are drawn by each side; all masks
+are kept. A ratio is how many times as fast we are: the median of the rounds' ratios, with the
+extremes. Exit code with --check: 1 if a target of what was asked for is missed or has no value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparseinst_jax.benchmark import inference
+from sparseinst_jax.benchmark.statistics import speed_ratio
+from sparseinst_jax.files import replace_file
+
+HERE = Path(__file__).parent
+CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
+AGAINST = ("eager", "compiled")
+
+
+class Work(NamedTuple):
+    """What both sides do: our name for it, and whether it trains."""
+
+    ours: str
+    trains: bool = False
+
+
+WORKS = {
+    "inference": Work("latency/with_masks"),
+    "network": Work("latency/network"),
+    "post-processing": Work("post/masks"),
+    "training": Work("training/step", trains=True),
+}
+
+
+class Target(NamedTuple):
+    """What is aimed at: `speed` is at least, `memory` (ours over theirs) at most `limit`."""
+
+    work: str
+    against: str
+    measure: str
+    limit: float
+
+
+TARGETS = (
+    Target("inference", "eager", "speed", 1.5),
+    Target("inference", "compiled", "speed", 1.1),
+    Target("network", "eager", "speed", 1.25),
+    Target("network", "compiled", "speed", 0.95),
+    Target("post-processing", "eager", "speed", 5.0),
+    Target("post-processing", "compiled", "speed", 3.0),
+    Target("training", "eager", "speed", 1.0),
+    Target("training", "compiled", "speed", 0.9),
+    *(Target("inference", against, "memory", 1.0) for against in AGAINST),
+    *(Target("training", against, "memory", 1.3) for against in AGAINST),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print; returns 1 with --check if a target is missed or was not measured."""
+    arguments = _parse(argv)
+    rows = []
+    for name in arguments.only:
+        for against in arguments.against:
+            print(f"{name}, {against}: starting", file=sys.stderr, flush=True)
+            rows.append(compare(name, against, arguments))
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+            report = make_report(rows, arguments)
+            if arguments.output:  # after each row: the measurements take long
+                text = json.dumps(report, indent=1) + "\n"
+                replace_file(arguments.output, text.encode())
+    report = make_report(rows, arguments)
+    print(markdown(report))
+    missed = [t for t in report["targets"] if t["is_met"] is not True]
+    for target in missed:
+        print(f"MISSED: {describe_target(target)}")
+    return 1 if missed and arguments.check else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--torch-python", metavar="PYTHON", required=True, help="interpreter that has torch")
+    add("--yardstick", metavar="FILE", required=True, help="see torch_side.py")
+    add("--config", metavar="FILE", default="configs/giam_r50.py", help="ours; the yardstick's net")
+    add("--only", choices=tuple(WORKS), nargs="+", default=list(WORKS))
+    add("--against", choices=AGAINST, nargs="+", default=list(AGAINST))
+    add("--size", type=int, nargs=2, default=(640, 864), help="of inference, padded")
+    add("--train-size", type=int, nargs=2, default=(512, 512))
+    add("--batch", type=int, default=1, help="of inference")
+    add("--train-batch", type=int, default=2)
+    add("--objects", type=int, default=8, help="on each image in training")
+    add("--device", default="cpu", help="of torch: cpu or cuda")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--channels-last", action="store_true", help="torch's layout")
+    add("--threads", type=int, default=os.cpu_count(), help="of torch; ours are the machine's")
+    add("--warmup", type=int, default=2)
+    add("--rounds", type=int, default=5, help="of the alternation")
+    add("--iterations", type=int, default=2, help="runs of one side in a round")
+    add("--output", metavar="FILE", help="JSON, written after each comparison")
+    add("--check", action="store_true", help="exit code 1 if a target is missed")
+    return parser.parse_args(argv)
+
+
+def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure one work of both sides in turn; plain values."""
+    load = list(os.getloadavg())
+    commands = {
+        "ours": our_command(name, arguments),
+        "theirs": their_command(name, against, arguments),
+    }
+    sides: dict[str, Side] = {}
+    samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
+    try:
+        # One after the other: what one compiles must not slow the other's warm-up.
+        for side, command in commands.items():
+            sides[side] = Side(f"{name}, {side} ({against})", command)
+            sides[side].read("ready")
+        for _ in range(arguments.rounds):
+            for side in ("theirs", "ours"):
+                samples[side].append(sides[side].ask(arguments.iterations))
+        results = {side: process.end() for side, process in sides.items()}
+    finally:
+        for process in sides.values():
+            process.kill()
+    ratio = speed_ratio(samples["theirs"], samples["ours"])
+    return {
+        "work": name,
+        "against": against,
+        "speed": ratio._asdict(),
+        "memory": memory_ratio(results["ours"], results["theirs"]),
+        "load_before": load,
+        "load_after": list(os.getloadavg()),
+        **results,
+        "samples_ms": samples,
+        "commands": {k: _without_paths(command, arguments) for k, command in commands.items()},
+    }
+
+
+def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
+    """`sparseinst benchmark` for one work, by this interpreter."""
+    work = WORKS[name]
+    only = work.ours
+    if not work.trains and arguments.batch > 1 and name != "post-processing":
+        only = f"throughput/{only.partition('/')[2]}/{arguments.batch}"
+    return [
+        *(sys.executable, "-c", CLI, "benchmark", "--config", arguments.config, "--serve"),
+        *("--only", only, "--warmup", str(arguments.warmup), "--batch", str(arguments.batch)),
+        *("--size", _by(arguments.size), "--train-size", _by(arguments.train_size)),
+        *("--train-batch", str(arguments.train_batch), "--objects", str(arguments.objects)),
+        f"--config.model.dtype={arguments.dtype}",
+    ]
+
+
+def their_command(name: str, against: str, arguments: argparse.Namespace) -> list[str]:
+    """torch_side.py for one work, by the other interpreter."""
+    work = WORKS[name]
+    size = tuple(arguments.train_size if work.trains else arguments.size)
+    photo = inference.usual_photo(size)
+    batch = arguments.train_batch if work.trains else arguments.batch
+    return [
+        *(arguments.torch_python, str(HERE / "torch_side.py"), "--yardstick", arguments.yardstick),
+        *("--work", name, "--size", *map(str, size), "--batch", str(batch)),
+        *("--valid-size", *map(str, inference.valid_size(photo, size))),
+        *("--photo-size", *map(str, photo), "--objects", str(arguments.objects)),
+        *("--device", arguments.device, "--dtype", arguments.dtype),
+        *("--threads", str(arguments.threads), "--warmup", str(arguments.warmup)),
+        *(["--channels-last"] * arguments.channels_last),
+        *(["--compile"] * (against == "compiled")),
+    ]
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str:
+    """The command for a reader; where things lie on this machine says nothing."""
+    names = {
+        sys.executable: "python",
+        arguments.torch_python: "TORCH_PYTHON",
+        arguments.yardstick: "YARDSTICK",
+        str(HERE / "torch_side.py"): "benchmarks/torch_side.py",
+        CLI: "sparseinst.cli",
+        arguments.config: f"configs/{Path(arguments.config).name}",
+    }
+    return " ".join(names.get(part, part) for part in command)
+
+
+class Side:
+    """A process that measures when it is asked to.
+
+    Args:
+      name: for messages.
+      command: answers in lines of JSON, see `benchmark.workloads.serve`.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]):
+        self._name = name
+        # Two processes share a GPU: neither may take all of its memory beforehand.
+        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def read(self, key: str) -> Any:
+        """Read on until an answer with a key.
+
+        Raises:
+          ValueError: the process ended before; says how.
+        """
+        assert self._process.stdout is not None
+        for text in self._process.stdout:
+            if text.startswith("{"):
+                answer = json.loads(text)
+                if key in answer:
+                    return answer
+        raise ValueError(
+            f"{self._name}: ended with code {self._process.wait()} before it answered; its own "
+            "message is above"
+        )
+
+    def ask(self, runs: int) -> list[float]:
+        """Have it run so many times; returns milliseconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{runs}\n")
+        self._process.stdin.flush()
+        return self.read("ms")["ms"]
+
+    def end(self) -> dict[str, Any]:
+        """Tell it that nothing more is asked for; returns its result."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        result = self.read("p50_ms")
+        self._process.wait()
+        return result
+
+    def kill(self) -> None:
+        """End the process if it still runs."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+def memory_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float] | None:
+    """Return our peak memory over theirs; None where one is unknown.
+
+    On a GPU of the device; on a CPU of the whole process from its start, compilation included.
+    """
+    device = ours["peak_device_mib"], theirs["peak_device_mib"]
+    pair = device
+    if None in device:
+        pair = tuple(
+            max(side["peak_process_mib"] or 0, side["peak_with_compilation_mib"] or 0)
+            for side in (ours, theirs)
+        )
+    if not all(pair):
+        return None
+    steady = ours["peak_process_mib"], theirs["peak_process_mib"]
+    found = {"ratio": pair[0] / pair[1], "ours_mib": pair[0], "theirs_mib": pair[1]}
+    if None in device and all(steady):
+        found["ratio_after_warmup"] = steady[0] / steady[1]
+    return found
+
+
+def judge(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Say of each target what was reached; None where it was not measured."""
+    found = {(row["work"], row["against"]): row for row in rows}
+    verdicts = []
+    for target in TARGETS:
+        row = found.get((target.work, target.against))
+        value, is_met = None, None
+        if row is not None and target.measure == "speed":
+            value = row["speed"]["median"]
+            is_met = value >= target.limit
+        elif row is not None and row["memory"] is not None:
+            value = row["memory"]["ratio"]
+            is_met = value <= target.limit
+        verdicts.append({**target._asdict(), "value": value, "is_met": is_met})
+    return verdicts
+
+
+def describe_target(target: Mapping[str, Any]) -> str:
+    """One line on a target."""
+    sign = ">=" if target["measure"] == "speed" else "<="
+    got = "not measured" if target["value"] is None else f"{target['value']:.2f}"
+    name = f"{target['work']}, {target['measure']} against {target['against']}"
+    return f"{name}: {got}, expected {sign} {target['limit']:g}"
+
+
+def make_report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Collect the rows, the settings and the verdicts on the targets."""
+    hidden = ("torch_python", "yardstick", "output", "check", "config")
+    settings = {key: value for key, value in vars(arguments).items() if key not in hidden}
+    return {
+        "config": f"configs/{Path(arguments.config).name}",
+        "weights": "drawn by each side; all masks kept",
+        "settings": settings,
+        "rows": list(rows),
+        "targets": [
+            target
+            for target in judge(rows)
+            if target["work"] in arguments.only and target["against"] in arguments.against
+        ],
+    }
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One comparison in words."""
+    speed, memory = row["speed"], row["memory"]
+    text = (
+        f"{row['work']}, {row['against']}: {row['theirs']['p50_ms']:.1f} ms against our "
+        f"{row['ours']['p50_ms']:.1f} ms, {speed['median']:.2f} times as fast "
+        f"({speed['least']:.2f} to {speed['most']:.2f})"
+    )
+    return text + (f", {memory['ratio']:.2f} times the memory" if memory else "")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report as the table of docs/performance.md."""
+    targets = {(t["work"], t["against"], t["measure"]): t for t in report["targets"]}
+    lines = [
+        "| work | against | PyTorch ms | ours ms | times as fast (rounds) | aim | memory | aim |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        speed, memory = row["speed"], row["memory"]
+        key = row["work"], row["against"]
+        wanted = {m: targets.get((*key, m)) for m in ("speed", "memory")}
+        limits = {m: "" if t is None else f"{t['limit']:g}" for m, t in wanted.items()}
+        cells = (
+            row["work"],
+            row["against"],
+            f"{row['theirs']['p50_ms']:.1f}",
+            f"{row['ours']['p50_ms']:.1f}",
+            f"{speed['median']:.2f} ({speed['least']:.2f}–{speed['most']:.2f})",
+            limits["speed"] and f"≥ {limits['speed']}",
+            f"{memory['ratio']:.2f}" if memory else "unknown",
+            limits["memory"] and f"≤ {limits['memory']}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
