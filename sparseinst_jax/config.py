@@ -25,6 +25,7 @@ from sparseinst_jax import config_history
 # A run may be continued with other values of these: they move no weight.
 FREE_KEYS = (
     "train.num_steps",
+    "train.micro_batches",  # fewer devices have less memory; the gradient is that of the batch
     "train.log_every",
     "train.checkpoint_every",
     "train.eval_every",

@@ -148,9 +148,10 @@ def _start_watch(timeout: float) -> None:
     import jax
     from jax._src import distributed  # the board of the job has no public name
 
-    if jax.process_count() > 1:
+    board = distributed.global_state.client
+    if board is not None and jax.process_count() > 1:
         _watch = Watch(
-            distributed.global_state.client,
+            board,
             jax.process_index(),
             jax.process_count(),
             socket.gethostname(),

@@ -240,9 +240,9 @@ def make_evaluation(
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):
                 say(text)
-        names = () if metrics is None else ("AP", "AP50", "AP75")
+        scores = {} if metrics is None else {n: metrics[n] for n in ("AP", "AP50", "AP75")}
         # The first host has them; all must do the same about them.
-        return json.loads(hosts.gather(json.dumps({n: metrics[n] for n in names}).encode())[0])
+        return json.loads(hosts.gather(json.dumps(scores).encode())[0])
 
     return evaluate
 

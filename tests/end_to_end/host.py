@@ -11,6 +11,7 @@ import shutil
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -78,7 +79,7 @@ def run_task(task: dict, all_devices: list) -> int | str:
         loader.train_batches = _train_batches
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the tasks of the file; the results go to `<file>.<process>`."""
     hosts.join()
     devices = jax.local_devices()
