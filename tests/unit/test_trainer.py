@@ -1,6 +1,8 @@
 """The step and the loop with a network of one number, so that every value is computed by hand."""
 
 import io
+import os
+import signal
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.optimizer import moving_average
 from sparseinst_jax.training.progress import Progress
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import STOP, TrainState, TrainStep
 from sparseinst_jax.training.trainer import Intervals, Trainer
 
 META = {"config": {}, "class_names": ["a"], "category_ids": [1], "code_version": "0"}
@@ -212,3 +214,39 @@ def test_an_image_that_cannot_be_read_stops_the_run_after_saving_the_steps_done(
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         params, _, _ = checkpoints.restore_model()
     assert params["w"] == 1 - 1.25 - 3.125  # see the averages above
+
+
+@pytest.mark.parametrize("own_signal", [signal.SIGTERM, None], ids=["told by us", "told to us"])
+def test_several_hosts_stop_after_the_step_that_follows_the_telling(
+    tmp_path, monkeypatch, own_signal
+):
+    """The host that is asked and the one that only hears of it end after the same step."""
+    real, told = TrainStep.__call__, []
+
+    def one_of_two_hosts(self, state, batch, stop=0):
+        told.append(stop)
+        state, metrics = real(self, state, batch, stop)
+        if len(told) == 1 and own_signal is not None:
+            os.kill(os.getpid(), own_signal)
+        if len(told) == 2 and own_signal is None:  # the other host's
+            metrics[STOP] = np.int32(signal.SIGTERM)
+        return state, metrics
+
+    monkeypatch.setattr(TrainStep, "__call__", one_of_two_hosts)
+    with Checkpoints(tmp_path) as checkpoints:
+        trainer = Trainer(
+            step=TrainStep(OneNumber(), OPTIMIZER),
+            checkpoints=checkpoints,
+            meta=META,
+            learning_rate=lambda step: 0.125,
+            steps_per_epoch=1,
+            intervals=Intervals(num_steps=4, log_every=1, checkpoint_every=0, eval_every=0),
+            evaluate=lambda *_: {},
+            early_stopping=EarlyStopping(0, ()),
+            writers=[],
+            progress=Progress(4, 1, 1, 0, io.StringIO()),
+        )
+        trainer._num_hosts = 2
+        assert trainer.run(first_state(False), batches()) == 143
+        assert checkpoints.steps == (3,)
+    assert told == [0, *[int(own_signal or 0)] * 2]
