@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import sys
 from collections.abc import Collection, Generator, Iterator, Sequence
@@ -111,7 +110,6 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
         train_checks.refuse_classes(stored, run.meta, workdir)
         for line in train_checks.refuse_changed_data(stored, run.meta, config, workdir):
             say(line)
-        hosts.refuse_differences("data set", json.dumps(run.meta["data"]))
         if is_first_host:
             evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
         state = run.first_state
@@ -161,16 +159,7 @@ def _loop(
             progress=shown_progress,
             nonfinite=_nonfinite_steps(config, workdir, done),
         )
-        batches = loader.train_batches(
-            run.dataset,
-            run.plan,
-            done,
-            settings.num_steps - done,
-            jax.process_index(),
-            jax.process_count(),
-            config.data.num_workers,
-            None if skipped is None else skipped.add,
-        )
+        batches = _read_batches(config, run, done, skipped)
         shown: Iterator[Batch] = batches
         if is_first_host and not done:
             shown = save_first_batches(
@@ -190,6 +179,21 @@ def _loop(
                 curves.draw_curves(
                     progress.read_metrics(workdir / _METRICS_FILE), workdir / "curves.png"
                 )
+
+
+def _read_batches(
+    config: ConfigDict, run: Run, done: int, skipped: SkippedImages | None
+) -> Iterator[Batch]:
+    return loader.train_batches(
+        run.dataset,
+        run.plan,
+        done,
+        config.train.num_steps - done,
+        jax.process_index(),
+        jax.process_count(),
+        config.data.num_workers,
+        None if skipped is None else skipped.add,
+    )
 
 
 def _early_stopping(config: ConfigDict, workdir: Path, done: int) -> EarlyStopping:

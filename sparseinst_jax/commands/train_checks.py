@@ -1,5 +1,6 @@
 """What no run can have, refused before it starts: values, other data, another configuration."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
-from sparseinst_jax import config_history
+from sparseinst_jax import config_history, hosts
 from sparseinst_jax.data import coco
 from sparseinst_jax.data.skipping import ON_ERROR
 from sparseinst_jax.training import batch_scaling
@@ -59,6 +60,7 @@ def refuse_changed_data(
       Lines for the user where they differ and the run goes on. Runs of earlier versions stored
       nothing to compare.
     """
+    hosts.refuse_differences("data set", json.dumps(meta["data"]))
     before, now = (stored or {}).get("data", {}), meta["data"]
     changes = []
     for title in before.keys() & now.keys():

@@ -6,7 +6,7 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -22,7 +22,7 @@ class _LostError(Exception):
 
 def supervised(
     start: Callable[[int], Iterator[Item]], number: int, say: Callable[[str], None] | None = None
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Iterate over `number` items of a reader that may be lost and started again.
 
     Args:

@@ -99,9 +99,7 @@ class Trainer:
           after SIGINT or SIGTERM (the state is saved first; see `StopSignals` for a second one).
 
         Raises:
-          ValueError: an image cannot be read; the state before that step, or of the step that was
-            to be evaluated, is saved first.
-          SaveError: a checkpoint could not be written.
+          ValueError: an image cannot be read, or (SaveError) a checkpoint not be written.
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
