@@ -156,12 +156,14 @@ def check(config: ConfigDict) -> None:
         faults.append(
             f"data.eval_size must be (shortest, longest) in pixels, got {config.data.eval_size}"
         )
-    parts = config.train.micro_batches * jax.local_device_count() * jax.process_count()
-    if not faults and config.train.batch_size % parts:
+    micro, devices, size = config.train.micro_batches, jax.device_count(), config.train.batch_size
+    if not faults and size % (micro * devices):
+        parts = micro * devices
+        below = size // parts * parts
+        nearest = f"{below} or {below + parts}" if below else f"{parts}"
         faults.append(
-            f"train.batch_size must be a multiple of micro_batches x devices ="
-            f" {config.train.micro_batches} x {parts // config.train.micro_batches} = {parts}, got"
-            f" {config.train.batch_size}"
+            f"train.batch_size must be a multiple of micro_batches x devices of all hosts ="
+            f" {micro} x {devices} = {parts}, got {size}: give {nearest}"
         )
     if faults:
         raise ValueError("this configuration cannot be trained:\n  " + "\n  ".join(faults))

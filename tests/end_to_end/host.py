@@ -66,7 +66,7 @@ def run_task(task: dict, all_devices: list) -> int | str:
     if "devices" in task:
         devices = all_devices[: task["devices"]]
         jax.local_devices = lambda: devices
-        jax.local_device_count = lambda: len(devices)
+        jax.device_count = lambda: len(devices)
         train_setup.TrainStep = functools.partial(TrainStep, devices=devices)
     if "log" in task:
         log_batches(task["log"])

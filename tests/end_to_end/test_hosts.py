@@ -22,6 +22,8 @@ from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.progress import read_metrics
 from tests.end_to_end import host
 
+pytestmark = pytest.mark.timeout(900)  # three processes that compile, maybe on a busy machine
+
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 20
 CACHE_SETTINGS = {

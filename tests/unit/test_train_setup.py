@@ -1,5 +1,6 @@
 """What a command line comes to, before the first step."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.commands import train as train_command
+from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.train_setup import resolve_schedule
 from sparseinst_jax.config import diff, load_config
 from sparseinst_jax.data.shapes import draw_shapes_dataset
@@ -129,3 +131,24 @@ def test_values_of_these_options_that_make_no_sense_are_refused(data, tmp_path, 
     assert "train.ema_decay must be at least 0 (off) and below 1, got 1.0" in message
     assert "train.frozen_stages must be at least 0, got -1" in message
     assert "train.early_stopping counts evaluations, and there are none" in message
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "micro_batches", "message"),
+    [
+        (64, 1, "= 1 x 24 = 24, got 64: give 48 or 72"),
+        (64, 3, "= 3 x 24 = 72, got 64: give 72"),
+        (48, 2, None),
+    ],
+)
+def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_nearest(
+    monkeypatch, batch_size, micro_batches, message
+):
+    monkeypatch.setattr(jax, "device_count", lambda: 24)  # three hosts of eight
+    values = {"train.batch_size": str(batch_size), "train.micro_batches": str(micro_batches)}
+    config = load_config(CONFIGS / "base.py", values)
+    if message is None:
+        train_checks.check(config)
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_checks.check(config)
