@@ -28,6 +28,7 @@ from sparseinst_jax.commands import benchmark as command
 from sparseinst_jax.commands import summary
 from sparseinst_jax.data.coco import decode_mask, load_coco
 
+SETTING = "jax_compilation_cache_dir"
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 
 
@@ -38,7 +39,8 @@ def _clock(*seconds: float):
 
 def test_times_are_median_ninth_decile_mean_and_least():
     found = statistics.times([4.0, 1.0, 2.0, 3.0, 10.0])
-    assert found == statistics.Times(p50=3.0, p90=pytest.approx(7.6), mean=4.0, least=1.0, number=5)
+    assert (found.p50, found.mean, found.least, found.number) == (3.0, 4.0, 1.0, 5)
+    assert found.p90 == pytest.approx(7.6)  # 4 and 60 % of the way to 10
 
 
 def test_a_ratio_is_the_median_of_the_rounds_with_its_extremes():
@@ -76,11 +78,11 @@ def test_served_runs_are_those_that_were_asked_for():
 def test_the_second_first_call_compiles_nothing():
     x = jnp.ones((8, 8))
     function = jax.jit(lambda x: jnp.sin(x) @ x)
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.values[SETTING]
     found = compilation.first_calls(lambda: function(x).block_until_ready(), _clock(0, 3, 3, 4))
     assert (found["first_call_cold_s"], found["first_call_cached_s"]) == (3, 1)
     assert found["num_programs"] == 1
-    assert jax.config.jax_compilation_cache_dir == folder
+    assert jax.config.values[SETTING] == folder
     with compilation.watched() as again:
         function(x).block_until_ready()
     assert (again.number, again.seconds) == (0, 0.0)
@@ -262,4 +264,6 @@ def test_memory_is_that_of_the_process_and_of_the_plan():
     before = machine.peak_process_mib()
     block = np.ones(64 * 2**20, np.uint8)
     after = machine.peak_process_mib()
-    assert block.all() and (before is None or after - before == pytest.approx(64, abs=16))
+    assert block.all()
+    if before is not None and after is not None:
+        assert after - before == pytest.approx(64, abs=16)
