@@ -74,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in arguments.only:
         for against in arguments.against:
             print(f"{name}, {against}: starting", file=sys.stderr, flush=True)
-            rows.append(compare(name, against, arguments))
+            try:
+                rows.append(compare(name, against, arguments))
+            except ValueError as error:  # the others can still be measured
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                continue
             print(line(rows[-1]), file=sys.stderr, flush=True)
             report = make_report(rows, arguments)
             if arguments.output:  # after each row: the measurements take long

@@ -92,6 +92,7 @@ def _import(path: str):
     spec = importlib.util.spec_from_file_location("yardstick", path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
+    sys.modules["yardstick"] = module  # torch.compile looks its functions up by name
     spec.loader.exec_module(module)
     return module
 
