@@ -301,7 +301,7 @@ def build_predictor(
         select=select,
         mask_threshold=config.eval.mask_threshold,
         batch_size=config.eval.batch_size,
-        protocol=config.eval.get("protocol", "original"),  # runs of before have no such key
+        protocol=config.eval.protocol,
     )
 
 

@@ -18,9 +18,9 @@ def load_train(config: Any) -> CocoDataset:
     data = config.data
     selection = _selection(
         data,
-        annotation_filter=data.get("annotation_filter", "detectron2"),
+        annotation_filter=data.annotation_filter,
         # What a crop of PaddleDetection's keeps is decided by boxes.
-        keeps_boxes=data.get("resize_rule") == "paddledetection"
+        keeps_boxes=data.resize_rule == "paddledetection"
         and data.augmentation == "flip_resize_crop",
     )
     dataset, faults = _index(data, data.train, selection, check_files=True)
@@ -52,7 +52,7 @@ def index_both(config: Any) -> dict[str, tuple[CocoDataset, Faults]]:
     indexed, errors = {}, []
     for title in ("train", "val"):
         part = config.data[title]
-        if not (part.annotations or part.get("tfds", "")):
+        if not (part.annotations or part.tfds):
             continue
         try:
             selection = _selection(config.data, all_classes_known=title == "train")
@@ -66,24 +66,23 @@ def index_both(config: Any) -> dict[str, tuple[CocoDataset, Faults]]:
 
 def name_of(part: Any) -> str:
     """What messages call the data of `config.data.train` or `config.data.val`."""
-    return part.get("tfds", "") or part.annotations
+    return part.tfds or part.annotations
 
 
 def _index(
     data: Any, part: Any, selection: Selection, with_images: bool = True, check_files: bool = False
 ) -> tuple[CocoDataset, Faults]:
-    """Index a json or a TFDS split; runs of before the keys of the latter have none."""
-    if part.get("tfds", ""):
+    """Index a json or a TFDS split."""
+    if part.tfds:
         from sparseinst_jax.data import tfds_source  # takes seconds to import
 
-        return tfds_source.index_tfds(part.tfds, data.get("tfds_dir", ""), selection)
+        return tfds_source.index_tfds(part.tfds, data.tfds_dir, selection)
     images = part.images if with_images else None
     return index_coco(part.annotations, images, check_files=check_files, **selection._asdict())
 
 
 def _selection(data: Any, **others: Any) -> Selection:
-    # A run that was made before these keys has every class.
-    return Selection(data.get("classes", ()), data.get("class_map", ()), **others)
+    return Selection(data.classes, data.class_map, **others)
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:

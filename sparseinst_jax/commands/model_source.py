@@ -131,7 +131,7 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     """
     state = translate(read_weights_file(weights).arrays).arrays
     annotations = name_of(config.data.val)
-    is_there = config.data.val.get("tfds", "") or Path(annotations).is_file()
+    is_there = config.data.val.tfds or Path(annotations).is_file()
     if is_there or config.data.classes:
         dataset, origin = load_val(config, with_images=False), annotations
         names, ids = dataset.class_names, dataset.category_ids

@@ -67,7 +67,7 @@ def refuse_changed_data(
         old, new = before[title], now[title]
         if old != new:
             of = config.data[title]
-            what = of.get("tfds", "") or of.annotations
+            what = of.tfds or of.annotations
             count = f"{old['images']} images then, {new['images']} now"
             same = "the annotations are as they were" if old["sha256"] == new["sha256"] else ""
             edited = same or f"sha256 {old['sha256'][:12]} then, {new['sha256'][:12]} now"

@@ -254,9 +254,6 @@ def test_training_and_validation_data_get_the_same_classes_from_a_configuration(
     assert train.class_names == ("vehicle", "dog", "cat")
     assert val.class_names == ("vehicle", "cat")  # it has no dog
     assert match_categories(train.class_names, val) == [2, None, 9]
-    with config.unlocked():
-        del config.data.classes, config.data.class_map  # a run of before these keys
-    assert len(datasets.load_val(config).class_names) == 5
 
 
 def test_categories_of_one_name_are_refused_unless_they_are_merged(folder):
