@@ -86,7 +86,7 @@ class Watch:
         except RuntimeError:  # nobody is there to be told
             return
         # The board is gone with the first host.
-        time.sleep(2 * self._period + 1 if self._index == 0 else self._period / 2)
+        time.sleep(4 * self._period if self._index == 0 else self._period / 2)
 
     def exchange(self) -> None:
         """Write on the board and read it, once."""
