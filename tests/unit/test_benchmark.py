@@ -26,7 +26,10 @@ from sparseinst_jax.benchmark import (
 )
 from sparseinst_jax.commands import benchmark as command
 from sparseinst_jax.commands import summary
+from sparseinst_jax.commands.benchmark_parts import Bench
+from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import decode_mask, load_coco
+from sparseinst_jax.weights.convert import ours_to_original
 
 SETTING = "jax_compilation_cache_dir"
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
@@ -267,3 +270,19 @@ def test_memory_is_that_of_the_process_and_of_the_plan():
     assert block.all()
     if before is not None and after is not None:
         assert after - before == pytest.approx(64, abs=16)
+
+
+def test_named_weights_are_the_ones_that_are_measured(tmp_path):
+    config = tiny.get_config()
+    _, params, statistics = layers.functional(builders.build_model(config.model, 80, 0))
+    branch = params["decoder"]["inst_branch"]
+    branch["cls_score"]["bias"] = np.full(80, -40, np.float32)  # nothing is found
+    weights = tmp_path / "weights.npz"
+    np.savez(weights, **ours_to_original(params, statistics))
+    kept = []
+    no_data = ["--config.data.generator=", "--config.data.val.annotations=none.json"]
+    for more in ([], ["--weights", str(weights), *no_data]):
+        arguments = parse_command_line(command._parser(), [*SMALL, *more])
+        subject = Bench(arguments, tmp_path).subject
+        kept.append(inference.with_masks(subject, 2).details()["kept_masks_per_image"])
+    assert kept == [10, 0]
