@@ -1,8 +1,10 @@
 """Faults while the train command runs, on a small drawn data set; kills are of real processes."""
 
 import csv
+import itertools
 import json
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -161,3 +163,20 @@ def test_a_disk_without_room_ends_the_run_with_one_message(data, tmp_path, capfd
     assert "Traceback" not in said and "orbax" not in said
     assert train(data, run) == 0
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
+
+
+def test_a_clock_that_jumps_back_changes_nothing_and_nothing_is_written_beside_the_data(
+    data, tmp_path, monkeypatch
+):
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in data.rglob("*")}
+
+    before, now, hours = files(), time.time(), itertools.count()
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now - 3600.0 * next(hours))
+        assert train(data, tmp_path / "back", "--config.train.eval_every=2") == 0
+    assert train(data, tmp_path / "whole", "--config.train.eval_every=2") == 0
+    assert next(hours) > 0  # somebody asked for the time
+    assert kill_at_random.rows(tmp_path / "back") == kill_at_random.rows(tmp_path / "whole")
+    assert whole_steps(tmp_path / "back" / "checkpoints") == [2, 4]
+    assert files() == before
