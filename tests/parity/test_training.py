@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import functools
+import gc
 
 import jax
 import numpy as np
@@ -60,6 +62,18 @@ def _remember_gradients() -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: params, lambda g, state, p=None: (g, g))
 
 
+@pytest.fixture(scope="module", params=TRAIN_CASES)
+def name(request):
+    """Go through the cases one after the other, and give their gigabytes back."""
+    yield request.param
+    _train.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
+    if trim is not None:
+        trim(0)
+
+
 @functools.cache
 def _train(name: str) -> Run:
     """Take five steps, and a sixth only for the losses after the fifth."""
@@ -94,7 +108,6 @@ def _train(name: str) -> Run:
     return run
 
 
-@pytest.mark.parametrize("name", TRAIN_CASES)
 def test_match_scores_and_pairs_equal_the_originals(name, errors):
     case, run = cases.load(name), _train(name)
     for image, score in enumerate(run.scores[0]):
@@ -109,7 +122,6 @@ def test_match_scores_and_pairs_equal_the_originals(name, errors):
         errors.check("matched pairs", f"wrong pairs, step {number}", wrong, 0)
 
 
-@pytest.mark.parametrize("name", TRAIN_CASES)
 def test_each_loss_term_equals_the_originals_for_five_steps(name, errors):
     case, run = cases.load(name), _train(name)
     for number, record in enumerate(case.manifest["steps_f32"]):
@@ -131,7 +143,6 @@ def test_each_loss_term_equals_the_originals_for_five_steps(name, errors):
         errors.check("losses, step 0", f"{mine}, unweighted, relative", error, LOSS[0])
 
 
-@pytest.mark.parametrize("name", TRAIN_CASES)
 def test_every_gradient_equals_the_originals(name, errors):
     case, run = cases.load(name), _train(name)
     names = case.manifest["param_names"]
@@ -162,7 +173,6 @@ def _compare_gradient(errors, case, key, gradient):
     errors.check("gradient cosine", key.removeprefix("backbone."), 1 - cosine, COSINE)
 
 
-@pytest.mark.parametrize("name", TRAIN_CASES)
 @pytest.mark.parametrize(
     ("steps", "near", "share", "rest"),
     [
