@@ -146,6 +146,7 @@ def measure_workers(path: Path, _: int) -> dict[str, float]:
     from multiprocessing import get_context
 
     dataset, _ = _load(path)
+    os.sync()  # file pages that are not on the disk yet count as a process's own
     context = get_context("spawn")
     found: dict[str, float] = {}
     for name, records in (("without records", []), ("with records", dataset.records)):
