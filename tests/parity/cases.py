@@ -67,9 +67,14 @@ class Case:
     tensors: dict[str, np.ndarray]
 
     @property
+    def config_path(self) -> Path:
+        """The file of the configuration of the same network."""
+        return CONFIGS / CONFIG_OF_ORIGINALS[self.manifest["config"]]
+
+    @property
     def config(self) -> Any:
         """The configuration of the same network."""
-        return load_config(CONFIGS / CONFIG_OF_ORIGINALS[self.manifest["config"]])
+        return load_config(self.config_path)
 
     @property
     def padded_size(self) -> tuple[int, int]:
@@ -80,7 +85,7 @@ class Case:
 
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
-        module = build_model(self.config.model, self.manifest["num_classes"], 0)
+        module = build_model(self.config.model, self.manifest["num_classes"], None)
         apply, params, statistics = layers.functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)

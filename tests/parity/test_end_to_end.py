@@ -1,4 +1,4 @@
-"""Photos through the whole path, from the file to COCO results, against the original's.
+"""Photos and weights as files through `eval.py`: its COCO results against the original's.
 
 Run with `pytest --data DIR tests/parity/test_end_to_end.py`; DIR holds `coco_train160/train.json`
 and `coco_train160/images/`, 160 photos of COCO train2017.
@@ -12,10 +12,13 @@ import lzma
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from safetensors.numpy import save_file
 
 from sparseinst_jax import layers
 from sparseinst_jax.builders import build_model
+from sparseinst_jax.commands import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.images import as_rgb
 from sparseinst_jax.predictor import Predictor
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.weights import original_to_ours
@@ -30,7 +33,7 @@ NEAR_CUT = 1e-4
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["end_to_end_r50_giam", "end_to_end_r50vd_dcn_giam"])
-def test_photos_give_the_originals_coco_results(name, data_dir, errors):
+def test_photos_give_the_originals_coco_results(name, data_dir, errors, tmp_path):
     manifest = json.loads((cases.GOLDEN / name / "manifest.json").read_text())
     # image id -> the size, and (category_id, score, RLE counts) in the order of the queries
     recorded = json.loads(
@@ -40,11 +43,15 @@ def test_photos_give_the_originals_coco_results(name, data_dir, errors):
     (images,) = [path for path in (folder / "images").rglob(manifest["file_names"][0])]
     dataset = load_coco(folder / "train.json", images.parent)
     records = {record.image_id: record for record in dataset.records}
-    predictor = _predictor(manifest, dataset)
+    state_dict = golden_weights.make(
+        cases.load(manifest["config"]).manifest["state_dict"], manifest["weights_seed"]
+    )
+    results = _evaluate(manifest, state_dict, folder / "train.json", images.parent, tmp_path)
+    predictor = _predictor(manifest, state_dict, dataset)
     ious = []
     for image_id in manifest["image_ids"]:
-        prediction = predictor(records[image_id].path)
-        found, spans = prediction.to_coco(image_id), _score_spans(predictor, prediction)
+        found = [entry for entry in results if entry["image_id"] == image_id]
+        spans = _score_spans(predictor, as_rgb(records[image_id].path))
         wanted = recorded[str(image_id)]
         errors.check(
             "instances", f"count, image {image_id}", abs(len(found) - len(wanted["instances"])), 0
@@ -63,12 +70,32 @@ def test_photos_give_the_originals_coco_results(name, data_dir, errors):
     errors.check("mean mask IoU", "1 - mean IoU", 1 - np.mean(ious), 1 - MEAN_IOU)
 
 
-def _predictor(manifest, dataset) -> Predictor:
+def _evaluate(manifest, state_dict, annotations, images, tmp_path) -> list[dict]:
+    """Run the command on the named photos; the results that it writes."""
+    save_file(
+        {key: np.ascontiguousarray(array) for key, array in state_dict.items()},
+        tmp_path / "weights.safetensors",
+    )
+    content, wanted = json.loads(annotations.read_text()), set(manifest["image_ids"])
+    content["images"] = [entry for entry in content["images"] if entry["id"] in wanted]
+    content["annotations"] = [e for e in content["annotations"] if e["image_id"] in wanted]
+    (tmp_path / "six.json").write_text(json.dumps(content))
+    arguments = {
+        "--config": cases.load(manifest["config"]).config_path,
+        "--weights": tmp_path / "weights.safetensors",
+        "--output": tmp_path / "eval",
+        "--config.data.val.annotations": tmp_path / "six.json",
+        "--config.data.val.images": images,
+        "--config.data.eval_size": tuple(manifest["eval_size"]),
+    }
+    assert eval_command.main([f"{key}={value}" for key, value in arguments.items()]) == 0
+    return json.loads((tmp_path / "eval" / "predictions.json").read_text())
+
+
+def _predictor(manifest, state_dict, dataset) -> Predictor:
     case = cases.load(manifest["config"])
-    weights_of = case.manifest
-    model = build_model(case.config.model, weights_of["num_classes"], 0)
+    model = build_model(case.config.model, case.manifest["num_classes"], None)
     apply, params, statistics = layers.functional(model)
-    state_dict = golden_weights.make(weights_of["state_dict"], manifest["weights_seed"])
     params, statistics = original_to_ours(state_dict, params, statistics)
     return Predictor(
         apply,
@@ -80,9 +107,9 @@ def _predictor(manifest, dataset) -> Predictor:
     )
 
 
-def _score_spans(predictor, prediction) -> list[tuple[float, float]]:
+def _score_spans(predictor, image) -> list[tuple[float, float]]:
     """Lowest and highest score of each instance, its pixels near the cut in or out."""
-    (pending,) = predictor.start([predictor.prepare(prediction.image)])
+    (pending,) = predictor.start([predictor.prepare(image)])
     selection = pending.selection
     kept = np.flatnonzero(selection.is_kept[0])
     cut = predictor.mask_threshold
