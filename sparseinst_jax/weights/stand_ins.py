@@ -9,6 +9,7 @@ Source: what `numpy.ndarray.__reduce__` and `torch.Tensor.__reduce_ex__` write.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -103,14 +104,14 @@ class Text:
         return self._latin1
 
 
-class Settable:
+class Settable(abc.ABC):
     """A stand-in that gets its content afterwards, by `set_state`."""
 
     __slots__ = ()
 
+    @abc.abstractmethod
     def set_state(self, state: Any) -> None:
         """Takes what the pickle has for `__setstate__`; a ValueError or TypeError if damaged."""
-        raise NotImplementedError
 
 
 class PickledDtype(Settable):

@@ -25,6 +25,21 @@ from tests.parity import golden_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIGS = Path(__file__).parents[2] / "configs"
+# Networks whose final detections are recorded, too.
+DETECTION_CASES = (
+    "r50_base",
+    "r50_giam",
+    "r50_giam_soft",
+    "r50_giam_odd",
+    "r50vd_giam",
+    "r50vd_dcn_giam",
+    "r50_dcn_giam",
+    "r101_giam",
+    "cspdarknet53_giam",
+    "darknet53_giam",
+    "pvt_b1_giam",
+    "pvt_b2_li_giam",
+)
 CONFIG_OF_ORIGINALS = {
     "sparse_inst_r50_base.yaml": "iam_r50.py",
     "sparse_inst_r50_giam.yaml": "giam_r50.py",

@@ -13,21 +13,6 @@ from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Outputs
 from tests.parity import cases
 
-DETECTION_CASES = (
-    "r50_base",
-    "r50_giam",
-    "r50_giam_soft",
-    "r50_giam_odd",
-    "r50vd_giam",
-    "r50vd_dcn_giam",
-    "r50_dcn_giam",
-    "r101_giam",
-    "cspdarknet53_giam",
-    "darknet53_giam",
-    "pvt_b1_giam",
-    "pvt_b2_li_giam",
-)
-
 SCORE = 2e-5  # noise of the original up to 5e-6
 # One mask pixel that crosses the 0.45 cut changes the rescoring by up to 1 / area: 6.4e-5 seen.
 SCORE_NEAR_CUT = 1e-3
@@ -35,7 +20,7 @@ IOU = 1e-3  # 1 - IoU
 CLASS_MARGIN = 1e-4  # below it the second class may win by rounding
 
 
-@pytest.mark.parametrize("name", DETECTION_CASES)
+@pytest.mark.parametrize("name", cases.DETECTION_CASES)
 def test_every_final_instance_equals_the_originals(name, errors):
     case, ours = cases.load(name), cases.forward(name)
     outputs = Outputs(ours["pred_logits"], ours["pred_masks"], ours["pred_scores"][..., 0])

@@ -16,21 +16,10 @@ IAM = 5e-4  # values up to tens, noise up to 8.4e-5
 MASK, MASK_IN_STD = 1e-3, 1e-4  # noise up to 2.1e-4, and 2.1e-5 deviations
 
 FORWARD_CASES = (
-    "r50_base",
-    "r50_giam",
-    "r50_giam_soft",
-    "r50_giam_odd",
+    *cases.DETECTION_CASES,
     "train_r50_base",
     "train_r50_giam",
     "train_empty_r50_giam",
-    "r50vd_giam",
-    "r50vd_dcn_giam",
-    "r50_dcn_giam",
-    "r101_giam",
-    "cspdarknet53_giam",
-    "darknet53_giam",
-    "pvt_b1_giam",
-    "pvt_b2_li_giam",
     "train_r50vd_dcn_giam",
 )
 
