@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
 from sparseinst_jax.data import coco_tfds
-from sparseinst_jax.data.coco import Selection, make_dataset, without_empty
+from sparseinst_jax.data.coco import Selection, make_dataset
 from sparseinst_jax.data.coco_index import open_index
 from sparseinst_jax.data.faults import Faults
 from sparseinst_jax.data.records import CocoDataset
@@ -79,15 +79,6 @@ def index_tfds(
         ) from error
     images = ShardImages(str(directory), split, title)
     return make_dataset(index, title, images, selection)
-
-
-def load_tfds(
-    name: str, data_dir: str | os.PathLike, *, keep_empty: bool = True, selection: Selection
-) -> CocoDataset:
-    """Open a split as a data set to train on, see `index_tfds` and `load_coco`."""
-    dataset, faults = index_tfds(name, data_dir, selection)
-    faults.raise_if_fatal()
-    return dataset if keep_empty else without_empty(dataset)
 
 
 def _find(name: str, data_dir: str | os.PathLike) -> tuple[Path, str]:

@@ -15,12 +15,17 @@ tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("importlib_resources")
 
 from sparseinst_jax.data import coco_tfds, index_cache  # noqa: E402
-from sparseinst_jax.data.coco import Selection, load_coco, read_record  # noqa: E402
+from sparseinst_jax.data.coco import (  # noqa: E402
+    Selection,
+    load_coco,
+    read_record,
+    without_empty,
+)
 from sparseinst_jax.data.coco_tfds import Source, build, record_of  # noqa: E402
 from sparseinst_jax.data.loader import train_batches  # noqa: E402
 from sparseinst_jax.data.plan import TrainPlan  # noqa: E402
 from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402
-from sparseinst_jax.data.tfds_source import index_tfds, load_tfds  # noqa: E402
+from sparseinst_jax.data.tfds_source import index_tfds  # noqa: E402
 from sparseinst_jax.evaluation.coco_metrics import evaluate  # noqa: E402
 
 POLYGON = [[1.5, 2.0, 30.0, 2.0, 30.0, 40.25]]
@@ -101,13 +106,17 @@ def test_tfds_alone_reads_records_and_pixels_as_they_went_in_and_in_their_order(
     assert "tensorflow" not in sys.modules
 
 
+def _from_shards(name, data_dir, *, keep_empty=True, **selection):
+    dataset, faults = index_tfds(name, data_dir, Selection(**selection))
+    faults.raise_if_fatal()
+    return dataset if keep_empty else without_empty(dataset)
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("keep_empty", [True, False])
 def test_every_image_and_record_equals_that_of_the_folder(folder, built, split, keep_empty):
     expected = _from_folder(folder, split, keep_empty=keep_empty)
-    found = load_tfds(
-        f"coco_instances/{split}", built, keep_empty=keep_empty, selection=Selection()
-    )
+    found = _from_shards(f"coco_instances/{split}", built, keep_empty=keep_empty)
     assert len(found.records) == len(expected.records)
     for one, other in zip(found.records, expected.records, strict=True):
         assert (one.image_id, one.file_name, one.annotations, one.height, one.width) == (
@@ -129,9 +138,7 @@ def test_training_batches_equal_those_of_the_folder(folder, built, num_workers):
     batches = []
     for dataset in (
         _from_folder(folder, keep_empty=False, **selection),
-        load_tfds(
-            "coco_instances/train", built, keep_empty=False, selection=Selection(**selection)
-        ),
+        _from_shards("coco_instances/train", built, keep_empty=False, **selection),
     ):
         plan = TrainPlan(
             dataset.image_sizes, dataset.num_targets, seed=1, batch_size=4, train_sizes=(64, 96),
@@ -174,7 +181,7 @@ def test_opening_a_split_reads_no_shard_and_goes_to_workers_by_name(built, tmp_p
     shutil.copytree(built, copy)
     for shard in (copy / "coco_instances/1.0.0").glob("*array_record*"):
         shard.write_bytes(b"")
-    dataset = load_tfds("coco_instances/train", copy, selection=Selection())
+    dataset = _from_shards("coco_instances/train", copy)
     assert len(dataset.records) == 9 and dataset.num_targets.sum() > 0
     assert len(pickle.dumps(dataset.records)) < 2000
     with pytest.raises(ValueError, match=r"image \d+ of coco_instances/train in .* its shard"):
@@ -188,7 +195,7 @@ def test_shards_of_another_data_set_than_the_index_are_refused(built, tmp_path):
     content = first.read_bytes()
     first.write_bytes(last.read_bytes())
     last.write_bytes(content)
-    dataset = load_tfds("coco_instances/train", tmp_path / "copy", selection=Selection())
+    dataset = _from_shards("coco_instances/train", tmp_path / "copy")
     with pytest.raises(ValueError, match=r"the shards hold image .* build the data set anew"):
         read_record(dataset.records[0])
 
