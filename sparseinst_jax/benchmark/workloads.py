@@ -50,11 +50,12 @@ def measure(
     repeats: Repeats,
     say: Callable[[str], None],
     clock: Clock = time.perf_counter,
+    with_compile_times: bool = True,
 ) -> dict[str, Any]:
     """Measure a workload; returns plain values, times in milliseconds."""
     try:
         say(f"{name}: compiling")
-        found = compilation.first_calls(workload.run, clock)
+        found = compilation.first_calls(workload.run, clock) if with_compile_times else {}
         say(f"{name}: {repeats.warmup} runs to warm up, {repeats.iterations} to be timed")
         has_own_peak = machine.forget_peak()
         samples = timed(workload.run, repeats, clock)

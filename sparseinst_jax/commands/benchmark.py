@@ -34,6 +34,7 @@ post        the network's outputs to masks at the photo's size, every one kept
 scoring     encode: run lengths of 100 masks; evaluate: COCO's numbers
 
 Every part is compiled twice, with an empty compilation cache and with a full one, then warmed up.
+The JSON is written after each part, so that what was measured before a failure is not lost.
 """
 PROTOCOL_WARMUP, PROTOCOL_ITERATIONS = 100, 400
 PROTOCOL_NOTE = (
@@ -57,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = measure(bench)
     print(f"\n{text(report)}")
     if arguments.output:
-        write_json(arguments.output, report, indent=1)
         print(f"\n{arguments.output}")
     return 0
 
@@ -72,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--only", metavar="PART", nargs="+", default=[], help="parts, or names such as post/masks")
     add("--size", metavar="HxW", type=parse_size, help="padded image of inference, default 640x864")
+    add(
+        "--shortest-side",
+        metavar="N",
+        type=int,
+        help="instead of --size: the short side that a photo is resized to, as papers say it",
+    )
     add("--photo-size", metavar="HxW", type=parse_size, help="original photo, default 480x640")
     add("--batch", metavar="N", type=int, nargs="+", default=[1, 4], help="sizes for throughput")
     add("--train-size", metavar="HxW", type=parse_size, default=(512, 512), help="default 512x512")
@@ -82,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--scoring-images", metavar="N", type=int, default=200, help="default 200")
     add("--own-data", action="store_true", help="input from config.data.train, not drawn photos")
     add("--protocol", choices=("original",), help="latency as the original's release measures it")
+    add(
+        "--skip-compile-times",
+        action="store_true",
+        help="compile once, with the usual compilation cache, where compiling takes long",
+    )
     add("--warmup", metavar="N", type=int, help="untimed runs, default 2")
     add("--iterations", metavar="N", type=int, help="timed runs, default 10")
     add("--output", metavar="FILE", help="all results as JSON")
@@ -115,6 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
       ValueError: all faults in one message.
     """
     positive = ("train_batch", "micro_batches", "objects", "scoring_images", "iterations")
+    positive += ("shortest_side",)
     values = [(name, getattr(arguments, name)) for name in positive]
     values += [("batch", number) for number in arguments.batch]
     faults = [
@@ -127,6 +139,8 @@ def _check(arguments: argparse.Namespace) -> None:
     faults += filter(None, (size_fault(n, getattr(arguments, n)) for n in ("size", "train_size")))
     if arguments.train_batch % max(arguments.micro_batches, 1):
         faults.append("--train-batch must be a multiple of --micro-batches")
+    if arguments.size and arguments.shortest_side:
+        faults.append("give --size or --shortest-side, not both")
     if arguments.protocol and (arguments.only or arguments.serve):
         faults.append("--protocol original measures one thing: leave --only and --serve out")
     if faults:
@@ -159,12 +173,15 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
     for name, make in wanted:
         start = time.perf_counter()
-        row = workloads.measure(name, make(), repeats, say)
+        with_compile_times = not arguments.skip_compile_times
+        row = workloads.measure(name, make(), repeats, say, with_compile_times=with_compile_times)
         if arguments.protocol:
             row["fps"] = 1e3 / row["mean_ms"]
             row["protocol"] = PROTOCOL_NOTE.format(warmup=repeats.warmup)
         say(f"{name}: {row['p50_ms']:.1f} ms; {time.perf_counter() - start:.0f} s in all")
         report["results"].append(row)
+        if arguments.output:
+            write_json(arguments.output, report, indent=1)
     return report
 
 
@@ -208,7 +225,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
     peak = row["peak_device_mib"] if row["peak_device_mib"] is not None else row["peak_process_mib"]
     temporary = [memory["temporary_mib"] for memory in row["xla"].values() if memory]
-    is_compiled = row["num_programs"] > 0
+    is_compiled = row.get("num_programs", 0) > 0
     return (
         row["name"],
         number(row["p50_ms"], 1),

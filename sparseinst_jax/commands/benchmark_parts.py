@@ -16,6 +16,7 @@ from sparseinst_jax.commands import datasets, train_setup
 from sparseinst_jax.commands.model_source import draw_missing_data, open_source, stored_config
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data import coco
+from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.predictor import Predictor, build_predictor
 from sparseinst_jax.structures import Tree
 from sparseinst_jax.training import optimizer
@@ -37,12 +38,22 @@ class Bench:
         self.arguments, self._folder = arguments, folder
 
     @functools.cached_property
+    def size(self) -> Size | None:
+        """(height, width) of the padded image, from --size or --shortest-side; None without."""
+        arguments = self.arguments
+        if arguments.shortest_side is None:
+            return arguments.size
+        photo = arguments.photo_size or inference.USUAL_PHOTO
+        longest = stored_config(arguments).data.eval_size[1]
+        return padded_size(resized_size(photo, arguments.shortest_side, longest))
+
+    @functools.cached_property
     def config(self) -> Any:
-        """The configuration; images are resized to fill --size."""
+        """The configuration; images are resized to fill the padded image that was asked for."""
         config = stored_config(self.arguments)
-        if self.arguments.size is None:
+        if self.size is None:
             return config
-        sides = str((min(self.arguments.size), max(self.arguments.size)))
+        sides = str((min(self.size), max(self.size)))
         return load_config(config.to_dict(), {"data.eval_size": sides})
 
     @property
@@ -72,7 +83,7 @@ class Bench:
     def subject(self) -> inference.Subject:
         """What inference is measured on."""
         apply, params, statistics, num_classes = self._network
-        size = self.arguments.size or inference.USUAL_SIZE
+        size = self.size or inference.USUAL_SIZE
         photo_size = self.arguments.photo_size or inference.usual_photo(size)
         inference.valid_size(photo_size, size)
 

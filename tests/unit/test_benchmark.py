@@ -78,6 +78,21 @@ def test_served_runs_are_those_that_were_asked_for():
     assert result["p50_ms"] == pytest.approx(2) and result["images_per_s"] == pytest.approx(2000)
 
 
+def test_without_compile_times_a_workload_only_warms_up_and_runs():
+    ran = []
+    workload = workloads.Workload(lambda: ran.append(0), 1, {})
+    row = workloads.measure("x", workload, workloads.Repeats(1, 2), print, with_compile_times=False)
+    assert len(ran) == 1 + 2 and "compile_cold_s" not in row
+    workloads.measure("x", workload, workloads.Repeats(1, 2), print)
+    assert len(ran) == 3 + 2 + 1 + 2, "cold and cached come first"
+
+
+def test_a_short_side_gives_the_padded_size_of_the_photo(tmp_path):
+    given = ["--config", TINY, "--shortest-side", "64", "--photo-size", "96x128"]
+    bench = Bench(parse_command_line(command._parser(), given), tmp_path)
+    assert bench.subject.size == (64, 96) and bench.subject.valid_size == (64, 85)
+
+
 def test_the_second_first_call_compiles_nothing():
     x = jnp.ones((8, 8))
     function = jax.jit(lambda x: jnp.sin(x) @ x)
@@ -248,6 +263,7 @@ def test_the_original_protocol_gives_frames_per_second_of_the_mean(tmp_path, cap
         (["--size", "60x96"], "--size must be multiples of 32, got 60x96"),
         (["--train-batch", "3", "--micro-batches", "2"], "a multiple of --micro-batches"),
         (["--batch", "0"], "--batch must be at least 1, got 0"),
+        (["--shortest-side", "64"], "--size or --shortest-side, not both"),
         (["--protocol", "original", "--only", "post"], "leave --only"),
         (["--serve"], "--serve measures one thing"),
         (["--only", "latency/network", "--photo-size", "10x500"], "does not fill --size"),
