@@ -107,30 +107,37 @@ def chunk_length(bucket_size: tuple[int, int], num_masks: int) -> int:
 def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
     """Apply an operator along axis 1: [D, h, w] -> [D, P, w]."""
     terms = [
-        jnp.take(masks, operator.index[:, tap], axis=1) * operator.weight[:, tap][:, None]
+        jnp.take(masks, operator.index[:, tap], axis=1, mode="clip")
+        * operator.weight[:, tap][:, None]
         for tap in range(NUM_TAPS)
     ]
     return terms[0] + terms[1] + terms[2]
 
 
 @jax.jit
-def _upsample_chunk(
+def _upsample_rows(
     mask_probs: jax.Array,
     image_index: jax.Array,
     query_index: jax.Array,
     row_operator: AxisOperator,
-    column_operator: AxisOperator,
-    threshold: jax.Array,
 ) -> jax.Array:
-    """Upsample chosen masks of one image and cut them: uint8 [D, width, height].
+    """Bring the rows of chosen masks of one image to full length: float32 [D, w, height].
 
-    The columns come first in the result because RLE runs down the columns; and both gathers then
-    move whole rows of memory.
+    A compiled function of its own: in one with `_cut_columns`, XLA would fuse the two and make
+    every row again for each tap of each column, which takes five times as long.
     """
     masks = mask_probs[image_index, query_index].astype(jnp.float32)
-    rows = _apply_to_rows(masks, row_operator)
-    columns = _apply_to_rows(jnp.swapaxes(rows, 1, 2), column_operator)
-    return (columns > threshold).astype(jnp.uint8)
+    return jnp.swapaxes(_apply_to_rows(masks, row_operator), 1, 2)
+
+
+@jax.jit
+def _cut_columns(rows: jax.Array, column_operator: AxisOperator, threshold: jax.Array) -> jax.Array:
+    """Bring the columns of [D, w, height] to full length and cut: uint8 [D, width, height].
+
+    The columns come first because RLE runs down the columns; and the gather then moves whole rows
+    of memory.
+    """
+    return (_apply_to_rows(rows, column_operator) > threshold).astype(jnp.uint8)
 
 
 def upsample_masks(
@@ -167,9 +174,8 @@ def upsample_masks(
         chosen = np.asarray(query_index[start : start + chunk], np.int32)
         padded = np.zeros(chunk, np.int32)
         padded[: len(chosen)] = chosen
-        masks = _upsample_chunk(
-            mask_probs, np.int32(image_index), padded, *operators, np.float32(mask_threshold)
-        )
+        rows = _upsample_rows(mask_probs, np.int32(image_index), padded, operators[0])
+        masks = _cut_columns(rows, operators[1], np.float32(mask_threshold))
         # The device works on this chunk while the host handles the one before.
         if waiting is not None:
             yield _crop(*waiting, original_size)

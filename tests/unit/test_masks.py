@@ -80,7 +80,7 @@ def test_one_compiled_function_serves_every_original_size_of_a_bucket(rng):
     counts = []
     for original in [(100, 90), (128, 1), (33, 128)]:
         list(masks.upsample_masks(probs, 0, np.arange(3), (32, 36), original, 0.45))
-        counts.append(masks._upsample_chunk._cache_size())
+        counts.append((masks._upsample_rows._cache_size(), masks._cut_columns._cache_size()))
     assert counts[0] == counts[1] == counts[2]
 
 
