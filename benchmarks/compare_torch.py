@@ -4,9 +4,10 @@
 
 Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
 same network), each in its own environment and process. Both are warmed up, then measured in turn,
-A B A B, so that what else the machine does falls on both. Weights are drawn by each side; all masks
-are kept. A ratio is how many times as fast we are: the median of the rounds' ratios, with the
-extremes. Exit code with --check: 1 if a target of what was asked for is missed or has no value.
+A B A B, so that what else the machine does falls on both. Weights are drawn by each side (then all
+masks are kept), or both load --weights. A ratio is how many times as fast we are: the median of the
+rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what was asked for is
+missed or has no value.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--torch-python", metavar="PYTHON", required=True, help="interpreter that has torch")
     add("--yardstick", metavar="FILE", required=True, help="see torch_side.py")
     add("--config", metavar="FILE", default="configs/giam_r50.py", help="ours; the yardstick's net")
+    add("--weights", metavar="FILE", help="for both: a .pth of the original's names; else drawn")
     add("--only", choices=tuple(WORKS), nargs="+", default=list(WORKS))
     add("--against", choices=AGAINST, nargs="+", default=list(AGAINST))
     add("--size", type=int, nargs=2, default=(640, 864), help="of inference, padded")
@@ -166,6 +168,7 @@ def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
         *("--size", _by(arguments.size), "--train-size", _by(arguments.train_size)),
         *("--train-batch", str(arguments.train_batch), "--objects", str(arguments.objects)),
         f"--config.model.dtype={arguments.dtype}",
+        *(["--weights", arguments.weights] if arguments.weights else []),
     ]
 
 
@@ -182,6 +185,7 @@ def their_command(name: str, against: str, arguments: argparse.Namespace) -> lis
         *("--photo-size", *map(str, photo), "--objects", str(arguments.objects)),
         *("--device", arguments.device, "--dtype", arguments.dtype),
         *("--threads", str(arguments.threads), "--warmup", str(arguments.warmup)),
+        *(["--weights", arguments.weights] if arguments.weights else []),
         *(["--channels-last"] * arguments.channels_last),
         *(["--compile"] * (against == "compiled")),
     ]
@@ -199,6 +203,7 @@ def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str
         arguments.yardstick: "YARDSTICK",
         str(HERE / "torch_side.py"): "benchmarks/torch_side.py",
         CLI: "sparseinst.cli",
+        arguments.weights: "WEIGHTS",
         arguments.config: f"configs/{Path(arguments.config).name}",
     }
     return " ".join(names.get(part, part) for part in command)
@@ -307,11 +312,13 @@ def describe_target(target: Mapping[str, Any]) -> str:
 
 def make_report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Collect the rows, the settings and the verdicts on the targets."""
-    hidden = ("torch_python", "yardstick", "output", "check", "config")
+    hidden = ("torch_python", "yardstick", "weights", "output", "check", "config")
     settings = {key: value for key, value in vars(arguments).items() if key not in hidden}
     return {
         "config": f"configs/{Path(arguments.config).name}",
-        "weights": "drawn by each side; all masks kept",
+        "weights": Path(arguments.weights).name
+        if arguments.weights
+        else "drawn by each side; all masks kept",
         "settings": settings,
         "rows": list(rows),
         "targets": [

@@ -22,8 +22,10 @@ import numpy as np
 
 from sparseinst_jax import layers, runtime
 from sparseinst_jax.backbones import deformable
+from sparseinst_jax.benchmark import machine
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.config import load_config
+from sparseinst_jax.files import replace_file
 
 # Height, width and channels of the 3x3 convolutions of ResNet-50 for a padded image of 640x864.
 SIZES = {"res4": (40, 54, 256), "res5": (20, 27, 512)}
@@ -39,6 +41,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="rounds of the alternation")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--no-network", action="store_true", help="only the convolutions")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--calls", type=int, default=1, help="that are waited for together: many on an accelerator"
+    )
     parser.add_argument("--output", help="JSON file")
     arguments = parser.parse_args()
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, load {os.getloadavg()[0]:.2f}")
@@ -47,28 +53,30 @@ def main() -> None:
     rows = []
     for name, size in SIZES.items():
         for batch in arguments.batch_sizes:
-            for kind, functions in convolutions(batch, *size).items():
-                rows += compare(f"{name}, batch {batch}, {kind}", functions, arguments.repeats)
+            for kind, functions in convolutions(batch, *size, arguments.dtype).items():
+                rows += compare(f"{name}, batch {batch}, {kind}", functions, arguments)
     if not arguments.no_network:
-        rows += compare("network, forward", networks(), arguments.repeats)
+        rows += compare("network, forward", networks(arguments.dtype), arguments)
     if arguments.output:
-        with open(arguments.output, "w") as file:
-            json.dump({"load": os.getloadavg(), "rows": rows}, file, indent=1)
+        settings = {k: v for k, v in vars(arguments).items() if k != "output"}
+        report = {"settings": settings, "machine": machine.describe(), "rows": rows}
+        replace_file(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def convolutions(
-    batch: int, height: int, width: int, channels: int
+    batch: int, height: int, width: int, channels: int, dtype: str = "float32"
 ) -> dict[str, dict[str, Compiled]]:
     """Build the alternatives, forward and with gradients of everything."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
-        return jnp.asarray(rng.standard_normal(shape, np.float32))
+        return jnp.asarray(rng.standard_normal(shape, np.float32), dtype)
 
     x, of_y = draw(batch, height, width, channels), draw(batch, height, width, channels)
     kernel = draw(3, 3, channels, channels)
-    offsets = OFFSET_SPREAD * draw(batch, height, width, deformable.TAPS, 2)
-    modulation = jax.nn.sigmoid(draw(batch, height, width, deformable.TAPS))
+    # Places are float32 in every compute type.
+    offsets = OFFSET_SPREAD * draw(batch, height, width, deformable.TAPS, 2).astype(jnp.float32)
+    modulation = jax.nn.sigmoid(draw(batch, height, width, deformable.TAPS).astype(jnp.float32))
     offset_kernel = 0.01 * draw(3, 3, channels, deformable.MODULATED_CHANNELS)
 
     def version_1(x, kernel, offsets):
@@ -110,12 +118,13 @@ def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-def networks() -> dict[str, Compiled]:
+def networks(dtype: str) -> dict[str, Compiled]:
     """Build the whole networks with fresh weights, offsets that are not zero, and one image."""
     alternatives = {}
     images = np.random.default_rng(0).standard_normal((1, *NETWORK_SIZE, 3)).astype(np.float32)
     for name, path in NETWORKS.items():
-        apply, params, statistics = layers.functional(build_model(load_config(path).model, 80, 0))
+        config = load_config(path, {"model.dtype": dtype})
+        apply, params, statistics = layers.functional(build_model(config.model, 80, 0))
         for stage in ("res4", "res5"):
             for block in params["backbone"][stage].values():
                 if "conv2_offset" in block:
@@ -137,23 +146,26 @@ class Compiled:
         analysis: Any = self.executable.memory_analysis()
         self.memory = analysis.temp_size_in_bytes / MIB
 
-    def __call__(self) -> None:
-        """Run once, to the end."""
-        jax.block_until_ready(self.executable(*self.given))
+    def __call__(self, calls: int = 1) -> None:
+        """Run so many times, to the end."""
+        jax.block_until_ready([self.executable(*self.given) for _ in range(calls)])
 
 
-def compare(what: str, alternatives: dict[str, Compiled], repeats: int) -> list[dict[str, Any]]:
+def compare(
+    what: str, alternatives: dict[str, Compiled], arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
     """Time the alternatives in turn and print a row for each; the first is what they divide by."""
     for run in alternatives.values():
         run()
     wall: dict[str, list[float]] = {name: [] for name in alternatives}
     cpu: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(repeats):
+    calls = arguments.calls
+    for _ in range(arguments.repeats):
         for name, run in alternatives.items():
             start, start_cpu = time.perf_counter(), time.process_time()
-            run()
-            cpu[name].append(1e3 * (time.process_time() - start_cpu))
-            wall[name].append(1e3 * (time.perf_counter() - start))
+            run(calls)
+            cpu[name].append(1e3 * (time.process_time() - start_cpu) / calls)
+            wall[name].append(1e3 * (time.perf_counter() - start) / calls)
     base = next(iter(alternatives))
     rows = []
     for name, run in alternatives.items():
@@ -168,7 +180,7 @@ def compare(what: str, alternatives: dict[str, Compiled], repeats: int) -> list[
         }
         rows.append(row)
         print(
-            f"| {what} | {name} | {row['milliseconds']:.1f} | {row['ratio']:.2f} |"
+            f"| {what} | {name} | {row['milliseconds']:.2f} | {row['ratio']:.2f} |"
             f" {run.memory:.1f} | {row['cpu_milliseconds']:.1f} | {row['cpu_ratio']:.2f} |",
             flush=True,
         )

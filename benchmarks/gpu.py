@@ -1,20 +1,29 @@
-"""Every figure that is wanted of an accelerator, in one run; also a dry run on a CPU.
+"""Every figure that is wanted of an accelerator, beside PyTorch's; also a dry run on a CPU.
 
-    python benchmarks/gpu.py --output gpu.json                              all parts
-    python benchmarks/gpu.py --only latency throughput --output gpu.json     some
-    python benchmarks/gpu.py --torch-python PYTHON --yardstick FILE ...      PyTorch beside it
-    python benchmarks/gpu.py --dry-run --output dry.json                     a tiny network
+    python benchmarks/gpu.py --yardstick FILE --output gpu.json                    all of it
+    python benchmarks/gpu.py --yardstick FILE --output gpu.json --for 570          ten minutes of it
+    python benchmarks/gpu.py --yardstick FILE --output gpu.json --only training torch/training
+    python benchmarks/gpu.py --yardstick FILE --output dry.json --dry-run          a tiny network
 
-Each part is a command of its own, so that its peak memory is its own, and a part that fails leaves
-the others. The JSON holds each command, its result and what is derived from all; it is written
-after every part. Parts that are there already are kept: a run that was cut off goes on.
+bfloat16, 640x864; PyTorch channels last under autocast, eager and compiled. Each part is a process
+of its own, one after the other: its peak memory is its own, JAX's arena is not in PyTorch's way,
+and a part that fails leaves the others. The JSON holds each command, its result, what follows from
+all (`gpu_figures.py`) and whether each aim is met; it is written after every part. Parts that it
+holds are kept, so that the same command goes on where a run was cut off; a failed part is tried
+twice. The most wanted parts come first. torch_side.py says what a yardstick is; without one,
+PyTorch's parts are left out.
+
+There is no kernel of our own for the deformable convolution: whether XLA's gather is enough has yet
+to be measured on an accelerator, and that part is what measures it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,12 +32,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparseinst_jax.benchmark import inference
 from sparseinst_jax.files import replace_file
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import gpu_figures  # noqa: E402
+
 CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
-COCO_IMAGES = 117_266  # of train2017 with an object
-SECONDS = 540  # a part may take
+LEAST_SECONDS = 45  # nothing can be measured in less
+TRIES = 2
 
 
 class Sizes(NamedTuple):
@@ -38,118 +51,187 @@ class Sizes(NamedTuple):
     size: tuple[int, int]
     batches: tuple[int, ...]
     train_batches: tuple[int, ...]
+    matching_batch: int
     dtype: str
     iterations: int
 
 
-REAL = Sizes(
-    "configs/giam_r50.py", (640, 864), (1, 2, 4, 8, 16, 32, 64), (8, 16, 32), "bfloat16", 20
-)
-TINY = Sizes("configs/tiny.py", (64, 96), (1, 2), (2,), "float32", 2)
+class Part(NamedTuple):
+    """A process: its command, to which `--output FILE` is added, and the seconds it may take."""
+
+    command: list[str]
+    seconds: int
 
 
-def commands(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Name the parts and their commands; each takes `--output FILE` after it."""
-    height, width = sizes.size
-    both = f"{height}x{width}"
-    shared = ["--config", sizes.config, f"--config.model.dtype={sizes.dtype}", "--size", both]
-    shared += ["--iterations", str(sizes.iterations), "--train-size", both]
-    bench = [sys.executable, "-c", CLI, "benchmark", *shared]
-    small = ["--size", str(height), str(width), "--dtype", sizes.dtype, "--config", sizes.config]
+REAL = Sizes("configs/giam_r50.py", (640, 864), (1, 4, 16, 32, 64), (8, 16, 32), 16, "bfloat16", 20)
+TINY = Sizes("configs/tiny.py", (64, 96), (1, 2), (2, 4), 2, "bfloat16", 2)
+
+
+def plan(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Part]:
+    """Name the parts, the most wanted first."""
+    found = {"latency": Part([*_benchmark(sizes, "latency", "post"), "--skip-compile-times"], 240)}
+    for batch in reversed(sizes.train_batches):
+        command = _benchmark(sizes, "training", "--train-batch", str(batch))
+        found[f"training/{batch}"] = Part([*command, "--skip-compile-times"], 270)
+    for batch in reversed(sizes.batches[1:]):
+        command = _benchmark(sizes, "throughput", "--batch", str(batch))
+        found[f"throughput/{batch}"] = Part([*command, "--skip-compile-times"], 180)
+    found |= _own_scripts(sizes)
+    command = _benchmark(sizes, "latency/with_masks", "training", "--train-batch")
+    found["start-up"] = Part([*command, str(sizes.train_batches[0])], 400)
+    if not arguments.yardstick:
+        return found
+    torch = _torch(sizes, arguments)
+    order = ["latency", "torch/eager", "torch/compiled/latency"]
+    first, last = sizes.train_batches[0], sizes.train_batches[-1]
+    order += [f"training/{last}", f"training/{first}", "torch/compiled/training"]
+    order += [f"throughput/{batch}" for batch in reversed(sizes.batches[1:])]
+    order += ["torch/compiled/throughput", "roofline", "matching", "deformable"]
+    found |= torch
+    return {name: found[name] for name in dict.fromkeys([*order, *found])}
+
+
+def _benchmark(sizes: Sizes, *only: str) -> list[str]:
+    both = f"{sizes.size[0]}x{sizes.size[1]}"
+    command = [sys.executable, "-c", CLI, "benchmark", "--config", sizes.config]
+    command += [f"--config.model.dtype={sizes.dtype}", "--size", both, "--train-size", both]
+    return [*command, "--iterations", str(sizes.iterations), "--only", *only]
+
+
+def _own_scripts(sizes: Sizes) -> dict[str, Part]:
+    is_small = sizes is TINY
+    size = ["--size", *map(str, sizes.size), "--dtype", sizes.dtype, "--config", sizes.config]
     most = str(sizes.train_batches[-1])
-    found = {"latency": [*bench, "--only", "latency", "post"]}
-    found["throughput"] = [*bench, "--only", "throughput", "--batch", *map(str, sizes.batches)]
-    for batch in sizes.train_batches:
-        found[f"training/{batch}"] = [*bench, "--only", "training", "--train-batch", str(batch)]
-    found["matching"] = [
-        *(sys.executable, str(HERE / "matching_forms.py"), *small),
-        *("--batch", str(sizes.train_batches[0])),
-    ]
-    found["roofline"] = [
-        *(sys.executable, str(HERE / "roofline.py"), *small, "--batch", most, "--gradients"),
-        *(["--product", "256", "--copy-mib", "8"] if sizes is TINY else ["--product", "8192"]),
-    ]
-    if sizes is not TINY:
-        found["deformable"] = [sys.executable, str(HERE / "deformable.py")]
-    if arguments.torch_python and arguments.yardstick:
-        found |= torch_commands(sizes, arguments)
-    return found
-
-
-def torch_commands(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """Name the comparisons with PyTorch, channels last, under autocast."""
-    where = ["--torch-python", arguments.torch_python, "--yardstick", arguments.yardstick]
-    size = [*map(str, sizes.size)]
-    compare = [sys.executable, str(HERE / "compare_torch.py"), *where, "--size", *size]
-    compare += ["--train-size", *size, "--device", arguments.torch_device]
-    compare += ["--dtype", sizes.dtype, "--channels-last"]
-    first, last = sizes.batches[0], sizes.batches[-1]
-    inference = ["--only", "inference", "network"]
+    matching = [sys.executable, str(HERE / "matching_forms.py"), *size]
+    matching += ["--batch", str(sizes.matching_batch), "--forms"]
+    roofline = [sys.executable, str(HERE / "roofline.py"), *size, "--batch", most, "--gradients"]
+    roofline += ["--product", "256" if is_small else "8192"]
+    roofline += ["--copy-mib", "8" if is_small else "1024"]
+    deformable = [sys.executable, str(HERE / "deformable.py"), "--dtype", sizes.dtype]
+    deformable += ["--calls", "2" if is_small else "20"]
+    deformable += ["--batch-sizes", "1", *([] if is_small else [most])]
+    deformable += ["--repeats", "1", "--no-network"] if is_small else []
     return {
-        "torch/latency": [*compare, *inference, "--batch", str(first)],
-        "torch/throughput": [*compare, *inference, "--batch", str(last)],
-        "torch/training": [
-            *(*compare, "--only", "training"),
-            *("--train-batch", str(sizes.train_batches[0])),
-        ],
+        "roofline": Part(roofline, 300),
+        "matching": Part([*matching, "none", "host", "overlapped", "device"], 400),
+        "deformable": Part(deformable, 240),
+        # By itself: in some versions of JAX a callback can wait for ever.
+        "matching/callback": Part([*matching, "callback"], 180),
+    }
+
+
+def _torch(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Part]:
+    photo = inference.usual_photo(sizes.size)
+    valid = inference.valid_size(photo, sizes.size)
+    command = [arguments.torch_python, str(HERE / "gpu_torch.py")]
+    command += ["--yardstick", arguments.yardstick, "--size", *map(str, sizes.size)]
+    command += ["--valid-size", *map(str, valid), "--photo-size", *map(str, photo)]
+    command += ["--device", arguments.torch_device, "--dtype", sizes.dtype]
+    command += ["--iterations", str(sizes.iterations)]
+    latency = ["network/1", "inference/1", "post-processing/1"]
+    throughput = [f"{work}/{b}" for b in sizes.batches[1:] for work in ("network", "inference")]
+    training = [f"training/{batch}" for batch in sizes.train_batches]
+    # Compiling takes PyTorch about a minute each.
+    few = [point for point in throughput if int(point.rpartition("/")[2]) in sizes.batches[-2:]]
+    compiled = [*command, "--compile", "--points"]
+    return {
+        "torch/eager": Part([*command, "--points", *latency, *throughput, *training], 300),
+        "torch/compiled/latency": Part([*compiled, *latency], 270),
+        "torch/compiled/training": Part([*compiled, training[0], training[-1]], 450),
+        "torch/compiled/throughput": Part([*compiled, *few], 400),
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts; returns 1 if one failed."""
+    """Run the parts; returns 1 if one has no whole result."""
+    arguments = _parse(argv)
+    sizes = TINY if arguments.dry_run else REAL
+    parts = plan(sizes, arguments)
+    if arguments.only:
+        parts = {
+            name: part
+            for name, part in parts.items()
+            if any(name == word or name.startswith(f"{word}/") for word in arguments.only)
+        }
+    if not parts:
+        raise SystemExit(f"--only: expected some of {', '.join(plan(sizes, arguments))}")
+    path = Path(arguments.output)
+    report = json.loads(path.read_text()) if path.exists() else {"parts": {}}
+    report["settings"] = sizes._asdict()
+    end = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
+    for name, part in parts.items():
+        before = report["parts"].get(name)
+        if before and (not before["fault"] or before["tries"] >= TRIES):
+            print(f"{name}: is there already{before['fault'] and ', failed'}", flush=True)
+            continue
+        left = end - time.monotonic()
+        if left < LEAST_SECONDS:
+            print("the time is up: the same command goes on from here", flush=True)
+            break
+        report["parts"][name] = run_part(name, part, left, before)
+        report |= gpu_figures.conclude(report["parts"], sizes._asdict())
+        replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
+    report |= gpu_figures.conclude(report["parts"], sizes._asdict())
+    print(gpu_figures.text(report))
+    found = report["parts"]
+    return 0 if all(name in found and not found[name]["fault"] for name in parts) else 1
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--output", metavar="FILE", required=True)
+    add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see torch_side.py")
+    add("--torch-python", metavar="PYTHON", default=sys.executable, help="that has torch")
     add("--only", metavar="PART", nargs="+", help="such as latency, training or torch/training")
-    add("--dry-run", action="store_true", help="a tiny network in float32, a few runs")
-    add("--torch-python", metavar="PYTHON", help="interpreter that has torch")
-    add("--yardstick", metavar="FILE", help="see torch_side.py")
-    add("--torch-device", default="cuda")
-    add("--seconds", type=int, default=SECONDS, help="that a part may take")
+    add("--for", dest="seconds", type=int, metavar="SECONDS", help="end after so many")
+    add("--dry-run", action="store_true", help="a tiny network, a few runs, PyTorch on the CPU")
+    add("--torch-device", help="default: cuda, or cpu in a dry run")
     arguments = parser.parse_args(argv)
-    sizes = TINY if arguments.dry_run else REAL
-    parts = commands(sizes, arguments)
-    if arguments.only:
-        parts = {
-            name: command
-            for name, command in parts.items()
-            if any(name == word or name.startswith(f"{word}/") for word in arguments.only)
-        }
-    if not parts:
-        parser.error("--only: there is no such part")
-    path = Path(arguments.output)
-    report = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    for name, command in parts.items():
-        if report["parts"].get(name, {}).get("result") is not None:
-            print(f"{name}: is there already", flush=True)
-            continue
-        report["parts"][name] = run_part(name, command, arguments.seconds)
-        report["derived"] = derive(report["parts"])
-        replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
-    for line in lines(report["derived"] if "derived" in report else derive(report["parts"])):
-        print(line)
-    return 0 if all(report["parts"][name]["result"] is not None for name in parts) else 1
+    arguments.torch_device = arguments.torch_device or ("cpu" if arguments.dry_run else "cuda")
+    return arguments
 
 
-def run_part(name: str, command: Sequence[str], seconds: int) -> dict[str, Any]:
-    """Run a command and read what it wrote."""
-    print(f"{name}: {shown(command)}", flush=True)
-    start, result, fault = time.perf_counter(), None, ""
+def run_part(
+    name: str, part: Part, left: float, before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Run a command and read what it wrote, which may be incomplete where it failed."""
+    print(f"{name}: {shown(part.command)}", flush=True)
+    seconds = min(part.seconds, left)
+    start, result = time.monotonic(), None
+    # One process has the device at a time.
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
         output = Path(folder) / "part.json"
+        if before and before["result"]:
+            output.write_text(json.dumps(before["result"]))
+        command = [*part.command, "--output", str(output)]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
-            process = subprocess.run([*command, "--output", str(output)], timeout=seconds)
-            fault = f"exit code {process.returncode}" if process.returncode else ""
+            code = process.wait(timeout=seconds)
+            fault = f"exit code {code}" if code else ""
         except subprocess.TimeoutExpired:
-            fault = f"more than {seconds} s"
+            fault = f"more than {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # its own children, too
+                process.wait()
         if output.exists():
             result = json.loads(output.read_text())
+    if result is None and not fault:
+        fault = "wrote nothing"
     if fault:
         print(f"{name}: {fault}", flush=True)
-    took = time.perf_counter() - start
-    return {"command": shown(command), "seconds": took, "fault": fault, "result": result}
+    was_cut_off = seconds < part.seconds and fault.startswith("more than")
+    return {
+        "command": shown(part.command),
+        "seconds": time.monotonic() - start,
+        "fault": fault,
+        "tries": (before["tries"] if before else 0) + (not was_cut_off),
+        "result": result,
+    }
 
 
 def shown(command: Sequence[str]) -> str:
@@ -158,55 +240,13 @@ def shown(command: Sequence[str]) -> str:
     for word in command:
         if word == CLI:
             words[-2:] = ["sparseinst"]
-        elif word.startswith("/"):
-            words.append(Path(word).name if word == sys.executable else f".../{Path(word).name}")
+        elif word.startswith(str(HERE)):
+            words.append(f"benchmarks/{Path(word).name}")
+        elif Path(word).is_absolute():
+            words.append("python" if Path(word).name.startswith("python") else Path(word).name)
         else:
             words.append(word)
     return shlex.join(words)
-
-
-def derive(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Compute what no part says alone; only from parts that are there."""
-    rows = {
-        f"{name}: {row['name']}": row
-        for name, part in parts.items()
-        if part["result"] is not None and "results" in part["result"]
-        for row in part["result"]["results"]
-    }
-    found: dict[str, Any] = {}
-    steps = {key: row for key, row in rows.items() if row["name"] == "training/step"}
-    for row in steps.values():
-        batch, step = row["images"], row["p50_ms"]
-        key = f"training, batch {batch}"
-        peak = row["peak_device_mib"]
-        found[f"{key}: images/s"] = row["images_per_s"]
-        found[f"{key}: minutes for an epoch of COCO"] = COCO_IMAGES / row["images_per_s"] / 60
-        if peak is not None:
-            found[f"{key}: MiB an image, weights included"] = peak / batch
-        host = row["parts"]["matching_ms"] + row["parts"]["score_to_host_ms"]
-        found[f"{key}: share of the step in matching and its transfer"] = host / step
-    roof = (parts.get("roofline") or {}).get("result")
-    if roof:
-        found |= _utilisation(roof, rows)
-    return found
-
-
-def _utilisation(roof: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Operations per second of the network over those of a matrix product."""
-    forward = [s for s in roof["stages"] if "gflops" in s and "gradients" not in s["name"]]
-    per_image = sum(stage["gflops"] for stage in forward) / roof["settings"]["batch"]
-    rate = roof["rates"]["flops"] / 1e9
-    found = {"matrix product: TFLOP/s": rate / 1e3, "network: GFLOP an image": per_image}
-    for row in rows.values():
-        if row["name"].startswith("throughput/network/"):
-            share = per_image * row["images_per_s"] / rate
-            found[f"network, batch {row['images']}: share of the matrix product's rate"] = share
-    return found
-
-
-def lines(derived: Mapping[str, Any]) -> list[str]:
-    """The derived figures for a terminal."""
-    return [f"{name}: {value:.4g}" for name, value in derived.items()]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ overlapped  the same, but every part's forward pass is handed to the device befo
             are kept at once
 callback    one compiled step with SciPy in `jax.pure_callback`
 device      one compiled step with `optax.assignment.hungarian_algorithm`
+none        one compiled step in which target i is given to prediction i: what a step would take if
+            matching took nothing
 
     python benchmarks/matching_forms.py --batch 16 --size 640 864 --dtype bfloat16
 
@@ -37,7 +39,7 @@ from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP, TrainState, TrainStep
 
 CLASSES = 80
-FORMS = ("host", "overlapped", "callback", "device")
+FORMS = ("none", "host", "overlapped", "callback", "device")
 
 
 class OverlappedStep(TrainStep):
@@ -91,6 +93,12 @@ def device_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
     return jax.vmap(one)(score, is_target)
 
 
+def no_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
+    """Give target i to prediction i: [B, N, M] to int32 [B, M]."""
+    index = jnp.broadcast_to(jnp.arange(is_target.shape[1], dtype=jnp.int32), is_target.shape)
+    return jnp.where(is_target, index, matching.UNMATCHED)
+
+
 def one_step(
     objective: Any, adamw: optax.GradientTransformation, match: Callable[..., jax.Array]
 ) -> Callable[[TrainState, Batch, Any], tuple[TrainState, jax.Array]]:
@@ -127,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     facts = machine.describe()
     runs = make_runs(arguments)
-    rows = measure(runs, arguments.rounds, arguments.batch)
+    rows, faults = measure(runs, arguments.rounds, arguments.batch)
     cells = [
         (r["name"], f"{r['p50_ms']:.1f}", f"{r['images_per_s']:.2f}", f"{r['loss']:.4f}")
         for r in rows
@@ -135,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table([("form", "ms a step", "images/s", "first loss"), *cells]))
     if arguments.output:
         settings = {k: v for k, v in vars(arguments).items() if k not in ("output", "config")}
-        report = {"settings": settings, "machine": facts, "rows": rows}
+        report = {"settings": settings, "machine": facts, "rows": rows, "faults": faults}
         replace_file(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 
@@ -178,6 +186,7 @@ def make_runs(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
 
     parts = arguments.micro_batches
     makers = {
+        "none": {"none": lambda: in_one(no_match)},
         "host": {
             "host": lambda: in_halves(TrainStep, 1),
             f"host, {parts} parts": lambda: in_halves(TrainStep, parts),
@@ -190,20 +199,23 @@ def make_runs(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
     return {name: make() for name, make in chosen.items()}
 
 
-def measure(runs: dict[str, Callable[[], float]], rounds: int, batch: int) -> list[dict[str, Any]]:
-    """Run all in turn; one row for each that works."""
-    losses, samples = {}, {name: [] for name in runs}
+def measure(
+    runs: dict[str, Callable[[], float]], rounds: int, batch: int
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Run all in turn; one row for each that works, and what the others say."""
+    losses, faults, samples = {}, {}, {name: [] for name in runs}
     for name, run in runs.items():
         try:
             losses[name] = run()
         except Exception as error:  # of the backend: whatever it raises
-            print(f"{name} does not work here: {str(error).splitlines()[0]}", flush=True)
+            faults[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"{name} does not work here: {faults[name]}", flush=True)
     for _ in range(rounds):
         for name in losses:
             start = time.perf_counter()
             runs[name]()
             samples[name].append(1e3 * (time.perf_counter() - start))
-    return [
+    rows = [
         {
             "name": name,
             "p50_ms": (found := times(samples[name])).p50,
@@ -213,6 +225,7 @@ def measure(runs: dict[str, Callable[[], float]], rounds: int, batch: int) -> li
         }
         for name, loss in losses.items()
     ]
+    return rows, faults
 
 
 if __name__ == "__main__":

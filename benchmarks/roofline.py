@@ -3,8 +3,8 @@
 The floor of a stage is the larger of its operations over the rate of a matrix product, and the
 bytes that it must move (inputs, weights, results, each once) over the rate of a copy; both rates
 are measured in the same run. Each stage is compiled by itself and runs on what the stage before it
-gives. With gradients the operations are three times as many, and inputs, weights and results move
-twice.
+gives. With gradients the operations are three times as many (twice in the stem: images have none),
+and inputs, weights and results move twice.
 
     python benchmarks/roofline.py --config configs/giam_r50.py --gradients --output roofline.json
 """
@@ -12,18 +12,21 @@ twice.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
-from sparseinst_jax import masks, matching, ops, runtime
+from sparseinst_jax import layers, matching, ops, runtime
 from sparseinst_jax.benchmark import inference as benchmark_inference
 from sparseinst_jax.benchmark import machine, training
 from sparseinst_jax.benchmark.statistics import table, times
@@ -33,9 +36,16 @@ from sparseinst_jax.config import load_config
 from sparseinst_jax.files import replace_file
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Outputs
+from sparseinst_jax.training import optimizer
 
 CLASSES = 80
 BACKBONE = ("stem", "res2", "res3", "res4", "res5")
+
+
+# Of what gradients are taken, and how many times the forward pass's operations it then is: of
+# nothing; of the first stage's weights; of weights and inputs; of all weights of the whole network,
+# whose stages but one have gradients of their inputs.
+GRADIENTS = {"none": 0, "weights": 2, "inputs": 3, "whole": 3}
 
 
 class Stage(NamedTuple):
@@ -43,17 +53,21 @@ class Stage(NamedTuple):
 
     Attributes:
       name: of the row.
-      function: takes its weights and its inputs.
-      weights: a tree of arrays, may be empty.
-      inputs: arrays.
-      is_trained: whether its gradients are measured too.
+      function: takes `train`, the weights, the fixed arrays and the inputs.
+      weights: what is trained, a tree of arrays, may be empty.
+      fixed: what is not trained, such as frozen norms.
+      inputs: trees of arrays.
+      gradients: a key of GRADIENTS: of what it is measured too.
+      without: whether it is measured without gradients.
     """
 
     name: str
     function: Callable[..., Any]
     weights: Any
+    fixed: Any
     inputs: tuple[Any, ...]
-    is_trained: bool = True
+    gradients: str = "inputs"
+    without: bool = True
 
 
 class Rates(NamedTuple):
@@ -91,10 +105,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{rates.flops / 1e9:.0f} GFLOP/s in a product, {rates.bytes / 1e9:.1f} GB/s in a copy")
     rows = []
     for stage in stages(model, config, tuple(arguments.size), arguments.batch, arguments.objects):
-        rows.append(measure(stage, rates, arguments.repeats, False))
-        if arguments.gradients and stage.is_trained:
-            rows.append(measure(stage, rates, arguments.repeats, True))
-        print(f"{rows[-1]['name']}: {rows[-1]['p50_ms']:.1f} ms", flush=True)
+        wanted = [False] * stage.without
+        wanted += [True] * (arguments.gradients and stage.gradients != "none")
+        for with_gradients in wanted:
+            rows.append(measure(stage, rates, arguments.repeats, with_gradients))
+            print(f"{rows[-1]['name']}: {rows[-1]['p50_ms']:.1f} ms", flush=True)
     rows += host_rows(config, tuple(arguments.size), arguments, rates)
     report = {
         "config": os.path.basename(arguments.config),
@@ -109,10 +124,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_rates(side: int, copy_mib: int, dtype: str, repeats: int) -> Rates:
-    """Measure a square matrix product and a copy; the best of several."""
-    a = jnp.ones((side, side), dtype)
+    """Measure a square matrix product and a copy; the best of several.
+
+    Of noise: some devices are faster with numbers that are all alike.
+    """
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.standard_normal((side, side), np.float32), dtype)
     product = _milliseconds(jax.jit(lambda a: a @ a), (a,), repeats)
-    x = jnp.ones((copy_mib * 2**20 // 4,), jnp.float32)
+    x = jnp.asarray(rng.random(copy_mib * machine.MIB // 4, np.float32))
     copy = _milliseconds(jax.jit(lambda x: x + 1), (x,), repeats)
     return Rates(2e3 * side**3 / min(product), 2e3 * x.nbytes / min(copy))
 
@@ -122,65 +141,99 @@ def stages(
 ) -> Iterator[Stage]:
     """Cut the network into stages, each with the inputs that it has in a forward pass."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((batch, *size, 3), np.float32))
+    images = x = jnp.asarray(rng.standard_normal((batch, *size, 3), np.float32))
     features = {}
     if all(hasattr(model.backbone, name) for name in BACKBONE):
         for name in BACKBONE:
             stage = _module(f"backbone {name}", getattr(model.backbone, name), _in_turn, x)
-            yield stage
-            x = features[name] = jax.jit(stage.function)(stage.weights, x)
+            yield stage._replace(gradients="weights" if name == "stem" else "inputs")
+            x = features[name] = _run(stage)
     else:
-        stage = _module("backbone", model.backbone, lambda module, x: module(x), x)
-        yield stage
-        names = "res3", "res4", "res5"
-        features = dict(zip(names, jax.jit(stage.function)(stage.weights, x), strict=True))
+        stage = _module("backbone", model.backbone, lambda m, train, x: m(x, train), x)
+        yield stage._replace(gradients="weights")
+        features = dict(zip(("res3", "res4", "res5"), _run(stage), strict=True))
     levels = features["res3"], features["res4"], features["res5"]
-    stage = _module("encoder", model.encoder, lambda module, *xs: module(*xs, {}), *levels)
+    stage = _module("encoder", model.encoder, lambda m, _, *xs: m(*xs, {}), *levels)
     yield stage
-    encoded = jax.jit(stage.function)(stage.weights, *levels)
+    encoded = _run(stage)
     _, height, width, _ = encoded.shape
     grid = jnp.asarray(ops.coordinates(height, width), encoded.dtype)
     grid = jnp.broadcast_to(grid, (batch, height, width, 2))
     given = jnp.concatenate([grid, encoded], axis=-1)
-    instances = _module(
-        "instance branch", model.decoder.inst_branch, lambda module, x: module(x, {}), given
-    )
-    yield instances
-    class_logits, kernels, objectness = jax.jit(instances.function)(instances.weights, given)
-    branch = _module("mask branch", model.decoder.mask_branch, lambda module, x: module(x), given)
-    yield branch
-    mask_features = jax.jit(branch.function)(branch.weights, given)
-    product = Stage("masks: product, x2", _masks, {}, (kernels, mask_features))
-    yield product
-    mask_logits = jax.jit(_masks)({}, *product.inputs)
-    outputs = Outputs(class_logits, mask_logits, objectness)
+    stage = _module("instance branch", model.decoder.inst_branch, lambda m, _, x: m(x, {}), given)
+    yield stage
+    class_logits, kernels, objectness = _run(stage)
+    stage = _module("mask branch", model.decoder.mask_branch, lambda m, _, x: m(x), given)
+    yield stage
+    stage = Stage("masks: product, x2", _masks, {}, {}, (kernels, _run(stage)))
+    yield stage
+    outputs = Outputs(class_logits, _run(stage), objectness)
     outputs = Outputs(*(array.astype(jnp.float32) for array in outputs))
-    targets = training.random_batch(batch, size, num_objects, CLASSES)._replace(image_id=None)
-    objective = build_objective(config, None)
-    yield Stage(
-        "match scores", lambda _, o, b: objective.match_score(o, b), {}, (outputs, targets), False
+    yield from _around(model, config, outputs, size, num_objects)
+    yield _module("whole network", model, lambda m, train, x: m(x, train), images)._replace(
+        gradients="whole"
     )
-    yield Stage("scores", lambda _, o: inference.select(o), {}, (outputs,), False)
+
+
+def _around(
+    model: Any, config: Any, outputs: Outputs, size: tuple[int, int], num_objects: int
+) -> Iterator[Stage]:
+    """What is computed of the network's outputs, and the optimizer."""
+    targets = training.random_batch(len(outputs[0]), size, num_objects, CLASSES)
+    objective: Any = build_objective(config, lambda *_: None)
+    counts, targets = objective.count(targets), targets._replace(image_id=None)
+    score = jax.jit(objective.match_score)(outputs, targets)
+    query_index = matching.match(np.asarray(score), targets.is_target)
+
+    def match_scores(train: bool, weights: Any, fixed: Any, outputs: Any, targets: Any) -> Any:
+        return objective.match_score(outputs, targets)
+
+    def losses(train: bool, weights: Any, fixed: Any, outputs: Any) -> Any:
+        return objective.loss(outputs, *fixed)[0]
+
+    def scores(train: bool, weights: Any, fixed: Any, outputs: Any) -> Any:
+        return inference.select(outputs)
+
+    yield Stage("match scores", match_scores, {}, {}, (outputs, targets), "none")
+    fixed = targets, query_index, counts
+    yield Stage("losses", losses, {}, fixed, (outputs,), "inputs", without=False)
+    yield Stage("scores", scores, {}, {}, (outputs,), "none")
+    _, params, _ = layers.functional(model)
+    adamw = optimizer.make_optimizer(params, config.train.learning_rate, config.train.weight_decay)
+
+    def update(train: bool, weights: Any, fixed: Any, params: Any, gradients: Any) -> Any:
+        updates, state = adamw.update(gradients, fixed, params)
+        return optax.apply_updates(params, updates), state
+
+    yield Stage("optimizer", update, {}, adamw.init(params), (params, params), "none")
+
+
+def _run(stage: Stage) -> Any:
+    return jax.jit(functools.partial(stage.function, False))(
+        stage.weights, stage.fixed, *stage.inputs
+    )
 
 
 def _module(name: str, module: Any, call: Callable[..., Any], *inputs: Any) -> Stage:
-    graphdef, state = nnx.split(module)
+    graphdef, weights, fixed = nnx.split(module, nnx.Param, ...)
 
-    def function(state: Any, *inputs: Any) -> Any:
-        return call(nnx.merge(graphdef, state), *inputs)
+    def function(train: bool, weights: Any, fixed: Any, *inputs: Any) -> Any:
+        return call(nnx.merge(graphdef, weights, fixed), train, *inputs)
 
-    return Stage(name, function, state, inputs)
+    return Stage(name, function, weights, fixed, inputs)
 
 
-def _in_turn(module: Any, x: jax.Array) -> jax.Array:
+def _in_turn(module: Any, train: bool, x: jax.Array) -> jax.Array:
     if not isinstance(module, nnx.List):
-        return module(x, False)
+        return module(x, train)
     for block in module:
-        x = block(x, False, {})
+        x = block(x, train, {})
     return x
 
 
-def _masks(_: Any, kernels: jax.Array, features: jax.Array) -> jax.Array:
+def _masks(
+    train: bool, weights: Any, fixed: Any, kernels: jax.Array, features: jax.Array
+) -> jax.Array:
     """As at the end of `IAMDecoder`."""
     logits = jnp.einsum("bnd,bhwd->bnhw", kernels, features, preferred_element_type=jnp.float32)
     height, width = features.shape[1:3]
@@ -189,14 +242,16 @@ def _masks(_: Any, kernels: jax.Array, features: jax.Array) -> jax.Array:
 
 def measure(stage: Stage, rates: Rates, repeats: int, with_gradients: bool) -> dict[str, Any]:
     """Measure a stage and compute its floor; plain values."""
-    given = jax.device_put((stage.weights, *stage.inputs))
-    results = jax.eval_shape(stage.function, *given)
-    flops = 2 * trace_macs(stage.function, *given)[""]
+    given = jax.device_put((stage.weights, stage.fixed, *stage.inputs))
+    function = functools.partial(stage.function, with_gradients)
+    results = jax.eval_shape(function, *given)
+    flops = 2 * trace_macs(function, *given)[""]
     num_bytes = _bytes(given) + _bytes(results)
-    function, name = stage.function, stage.name
+    name = stage.name
     if with_gradients:
-        function, name = _with_gradients(stage.function), f"{stage.name}, with gradients"
-        flops, num_bytes = 3 * flops, 2 * num_bytes
+        function, name = _with_gradients(function, stage.gradients), f"{name}, with gradients"
+        flops *= GRADIENTS[stage.gradients]
+        num_bytes *= 2
     samples = times(_milliseconds(jax.jit(function), given, repeats))
     floor, bound = floor_ms(flops, num_bytes, rates)
     return {
@@ -211,9 +266,12 @@ def measure(stage: Stage, rates: Rates, repeats: int, with_gradients: bool) -> d
     }
 
 
-def _with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*given: Any) -> Any:
-        results, vjp = jax.vjp(function, *given)
+def _with_gradients(function: Callable[..., Any], of_what: str) -> Callable[..., Any]:
+    def run(weights: Any, fixed: Any, *inputs: Any) -> Any:
+        if of_what == "inputs":
+            results, vjp = jax.vjp(lambda w, *x: function(w, fixed, *x), weights, *inputs)
+        else:
+            results, vjp = jax.vjp(lambda w: function(w, fixed, *inputs), weights)
         return vjp(jax.tree.map(jnp.ones_like, results))
 
     return run
@@ -222,31 +280,32 @@ def _with_gradients(function: Callable[..., Any]) -> Callable[..., Any]:
 def host_rows(
     config: Any, size: tuple[int, int], arguments: argparse.Namespace, rates: Rates
 ) -> list[dict[str, Any]]:
-    """Time what the host does: the assignment, and the masks to the photo's size."""
+    """Time what the host takes part in: the assignment, and the masks of one image."""
     rng = np.random.default_rng(0)
     number, repeats = config.model.num_masks, arguments.repeats
     score = rng.random((arguments.batch, number, arguments.objects), np.float32)
     is_target = np.ones((arguments.batch, arguments.objects), bool)
     photo = benchmark_inference.usual_photo(size)
-    valid = benchmark_inference.valid_size(photo, size)
-    probs = jnp.asarray(rng.random((1, number, size[0] // 4, size[1] // 4), np.float32))
-
-    def upsample() -> int:
-        chunks = masks.upsample_masks(probs, 0, np.arange(number), valid, photo, 0.45)
-        return sum(len(chunk) for chunk in chunks)
-
+    subject: Any = types.SimpleNamespace(
+        num_masks=number,
+        num_classes=CLASSES,
+        size=size,
+        photo_size=photo,
+        valid_size=benchmark_inference.valid_size(photo, size),
+    )
+    post = benchmark_inference.post_processing(subject)
     works = {
         "matching on the host": lambda: matching.match(score, is_target),
-        f"{number} masks to {photo[0]}x{photo[1]}, one image": upsample,
+        f"post-processing: scores, {number} masks to {photo[0]}x{photo[1]}, one image": post.run,
     }
     rows = []
     for name, run in works.items():
         samples = times(_timed(run, repeats))
         rows.append({"name": name, "p50_ms": samples.p50, "p90_ms": samples.p90})
-    # The masks are read once and written once; the host then copies them out of their padding.
-    written = 3 * number * photo[0] * photo[1] + probs.nbytes
-    floor, bound = floor_ms(0.0, written, rates)
-    rows[-1] |= {"mib": written / machine.MIB, "floor_ms": floor, "bound": bound}
+    # At least the logits are read, and a byte written for each pixel of a mask.
+    moved = 4 * number * (size[0] // 4) * (size[1] // 4) + number * photo[0] * photo[1]
+    floor, bound = floor_ms(0.0, moved, rates)
+    rows[-1] |= {"mib": moved / machine.MIB, "floor_ms": floor, "bound": bound}
     rows[-1]["times_the_floor"] = rows[-1]["p50_ms"] / floor
     return rows
 

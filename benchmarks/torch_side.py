@@ -17,6 +17,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,22 +28,8 @@ CLASSES, MASKS, LEARNING_RATE, WEIGHT_DECAY = 80, 100, 5e-5, 0.05
 def main() -> None:
     """Answer what standard input asks for."""
     arguments = _arguments()
-    torch.manual_seed(0)
-    torch.set_num_threads(arguments.threads)
-    torch.backends.cuda.matmul.allow_tf32 = arguments.dtype != "float32"
-    torch.backends.cudnn.allow_tf32 = arguments.dtype != "float32"
-    torch.backends.cudnn.benchmark = True
-    yardstick = _import(arguments.yardstick)
-    run = WORKS[arguments.work](yardstick, arguments)
+    once = prepare(arguments)
     is_gpu = arguments.device != "cpu"
-
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        if is_gpu:
-            torch.cuda.synchronize()
-        return 1e3 * (time.perf_counter() - start)
-
     for _ in range(max(arguments.warmup, 1)):
         once()
     with_compilation = _peak_mib()
@@ -69,6 +56,25 @@ def main() -> None:
     )
 
 
+def prepare(arguments: argparse.Namespace) -> Callable[[], float]:
+    """Build what is asked for; the function that comes back runs it once and gives milliseconds."""
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads)
+    torch.backends.cuda.matmul.allow_tf32 = arguments.dtype != "float32"
+    torch.backends.cudnn.allow_tf32 = arguments.dtype != "float32"
+    torch.backends.cudnn.benchmark = True
+    run = WORKS[arguments.work](_import(arguments.yardstick), arguments)
+
+    def once() -> float:
+        start = time.perf_counter()
+        run()
+        if arguments.device != "cpu":
+            torch.cuda.synchronize()
+        return 1e3 * (time.perf_counter() - start)
+
+    return once
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--yardstick", required=True)
@@ -79,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--objects", type=int, default=8)
     parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--weights", help="state dict, maybe under the key model; else drawn")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--channels-last", action="store_true")
@@ -102,7 +109,13 @@ class _Setting:
 
     def __init__(self, yardstick, a: argparse.Namespace):
         layout = torch.channels_last if a.channels_last else torch.contiguous_format
-        self.model = yardstick.SparseInst(a.groups).to(a.device, memory_format=layout)
+        self.model = yardstick.SparseInst(a.groups)
+        if a.weights:
+            state = torch.load(a.weights, map_location="cpu", weights_only=True)
+            # Not strict: a release holds the pixels' mean and deviation too.
+            missing = self.model.load_state_dict(state.get("model", state), strict=False)[0]
+            assert not missing, f"{a.weights} lacks {missing}"
+        self.model.to(a.device, memory_format=layout)
         images = torch.randn(a.batch, 3, *a.size, device=a.device)
         self.images = images.to(memory_format=layout)
         self.forward = torch.compile(self.model) if a.compile else self.model

@@ -2,7 +2,9 @@
 
 import argparse
 import importlib.util
+import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -10,8 +12,12 @@ import numpy as np
 import pytest
 
 from sparseinst_jax import matching
+from sparseinst_jax.builders import build_model
+from sparseinst_jax.complexity import trace_macs
+from sparseinst_jax.config import load_config
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CONFIG = str(BENCHMARKS.parent / "configs" / "tiny.py")
 
 
 def _script(name: str):
@@ -46,7 +52,7 @@ def test_a_floor_is_the_larger_of_operations_and_bytes():
 
 def test_a_stage_counts_its_product_its_inputs_weights_and_results():
     weights, x = np.ones((4, 8), np.float32), np.ones((2, 4), np.float32)
-    stage = roofline.Stage("s", lambda w, x: x @ w, weights, (x,))
+    stage = roofline.Stage("s", lambda train, w, fixed, x: x @ w, weights, {}, (x,))
     row = roofline.measure(stage, roofline.Rates(1e9, 1e9), 1, False)
     assert row["gflops"] == 2 * 2 * 4 * 8 / 1e9
     assert row["mib"] == 4 * (4 * 8 + 2 * 4 + 2 * 8) / 2**20
@@ -54,45 +60,158 @@ def test_a_stage_counts_its_product_its_inputs_weights_and_results():
     assert trained["gflops"] == pytest.approx(3 * row["gflops"])
     assert trained["mib"] == 2 * row["mib"]
     assert row["times_the_floor"] == pytest.approx(row["p50_ms"] / row["floor_ms"])
+    first = roofline.measure(stage._replace(gradients="weights"), roofline.Rates(1e9, 1e9), 1, True)
+    assert first["gflops"] == pytest.approx(2 * row["gflops"]), "images have no gradient"
 
 
-def test_what_is_derived_of_an_accelerator():
+def test_the_stages_one_after_the_other_are_the_network():
+    config = load_config(CONFIG)
+    model = build_model(config.model, roofline.CLASSES, 0)
+    stages = {s.name: s for s in roofline.stages(model, config, (64, 96), 1, 3)}
+    whole = stages.pop("whole network")
+    outputs = roofline._run(whole)
+    (pieced,) = stages["scores"].inputs
+    for name, value in outputs._asdict().items():
+        np.testing.assert_allclose(getattr(pieced, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
+    counted = [
+        trace_macs(partial(s.function, False), s.weights, s.fixed, *s.inputs)[""]
+        for name, s in stages.items()
+        if name not in ("match scores", "optimizer", "losses")
+    ]
+    assert (
+        sum(counted)
+        == trace_macs(partial(whole.function, False), whole.weights, whole.fixed, *whole.inputs)[""]
+    )
+    assert [name for name, s in stages.items() if s.gradients == "weights"] == ["backbone stem"]
+
+
+def _gpu_report(**more):
+    def rows(*found):
+        return {"fault": "", "result": {"results": list(found)}}
+
     step = {"name": "training/step", "images": 8, "p50_ms": 400.0, "images_per_s": 20.0}
-    step |= {"peak_device_mib": 16000.0, "parts": {"matching_ms": 6.0, "score_to_host_ms": 2.0}}
-    network = {"name": "throughput/network/8", "images": 8, "images_per_s": 100.0}
-    roof = {
-        "stages": [{"name": "a", "gflops": 30.0}, {"name": "a, with gradients", "gflops": 90.0}],
-        "settings": {"batch": 3},
-        "rates": {"flops": 4e12},
+    step |= {"peak_device_mib": 16384.0, "parts": {"matching_ms": 6.0, "score_to_host_ms": 2.0}}
+    network = {"name": "throughput/network/8", "images": 8, "p50_ms": 80.0, "images_per_s": 100.0}
+    stages = [{"name": "whole network", "gflops": 30.0}, {"name": "encoder", "gflops": 90.0}]
+    roof = {"stages": stages, "settings": {"batch": 3}, "rates": {"flops": 4e12}}
+    forms = [{"name": n, "p50_ms": ms} for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0))]
+    deformable = {"what": "res4, batch 1, forward", "alternative": "version 2", "ratio": 1.5}
+    return {
+        "training/8": rows(step),
+        "throughput/8": rows({**network, "peak_device_mib": 900.0}),
+        "latency": {"fault": "exit code 1", "result": None},
+        "roofline": {"fault": "", "result": roof},
+        "matching": {"fault": "", "result": {"rows": forms}},
+        "deformable": {"fault": "", "result": {"rows": [deformable]}},
+        **{name: rows(*found) for name, found in more.items()},
     }
-    parts = {
-        "training/8": {"result": {"results": [step]}},
-        "throughput": {"result": {"results": [network]}},
-        "latency": {"result": None},
-        "roofline": {"result": roof},
-    }
-    assert gpu.derive(parts) == {
-        "training, batch 8: images/s": 20.0,
+
+
+def test_what_follows_from_the_parts_of_an_accelerator():
+    theirs = {"images": 8, "peak_device_mib": 8192.0}
+    compiled = [{"name": f"{work}/8/compiled", "p50_ms": 500.0, **theirs} for work in ("training",)]
+    compiled += [{"name": "network/8/compiled", "fault": "no memory"}]
+    found = gpu.gpu_figures.figures(_gpu_report(**{"torch/compiled/training": compiled}))
+    assert found == {
+        **{"training, batch 8: ms": 400.0, "training, batch 8: images/s": 20.0},
+        "training, batch 8: MiB an image, weights included": 2048.0,
+        **{"network, batch 8: ms": 80.0, "network, batch 8: images/s": 100.0},
+        "network, batch 8: MiB an image, weights included": 112.5,
+        "training, batch 8: times as fast as compiled": 1.25,
+        "training, batch 8: times the time of compiled": 0.8,
+        "training, batch 8: times the memory of compiled": 2.0,
         "training, batch 8: minutes for an epoch of COCO": pytest.approx(117_266 / 20 / 60),
-        "training, batch 8: MiB an image, weights included": 2000.0,
-        "training, batch 8: share of the step in matching and its transfer": 0.02,
+        "training, batch 8: GiB at most": 16.0,
+        "training, batch 8: share of the step in host matching": 0.02,
         "matrix product: TFLOP/s": 4.0,
         "network: GFLOP an image": 10.0,
+        "training, batch 8: share of the matrix product's rate": 3 * 10 * 20 / 4000,
         "network, batch 8: share of the matrix product's rate": 0.25,
+        **{
+            f"step, matching {n}: ms": ms
+            for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0))
+        },
+        "step, matching host: share beyond none": pytest.approx(0.1),
+        "step, matching x: share beyond none": pytest.approx(1 - 90 / 95),
+        "deformable, res4, batch 1, forward: times its dense twin": 1.5,
     }
+    assert gpu.gpu_figures.best_form(found) == "x"
+
+
+def test_memory_for_a_further_image_is_the_slope_of_the_two_largest_batches():
+    rows = [
+        {"name": f"network/{n}/eager", "images": n, "p50_ms": 1.0, "peak_device_mib": mib}
+        for n, mib in ((1, 0.0), (8, 900.0), (32, 2100.0))
+    ]
+    found = gpu.gpu_figures.figures(_gpu_report(**{"torch/eager": rows}))
+    assert found["network, PyTorch eager: MiB for each further image"] == 50.0
+
+
+def test_each_aim_of_an_accelerator_is_met_missed_or_not_measured():
+    settings = {"train_batches": (8,), "batches": (1, 8)}
+    report = {"parts": _gpu_report()} | gpu.gpu_figures.conclude(_gpu_report(), settings)
+    text = gpu.gpu_figures.text(report)
+    assert "NOT MEASURED  training, batch 8: times as fast as compiled, aim >= 1.5" in text
+    assert "MISSED  network, batch 8: share of the matrix product's rate: 0.25, aim >= 0.3" in text
+    assert "met     deformable, res4, batch 1, forward: times its dense twin: 1.5, aim <= 2" in text
+    assert "FAILED  latency: exit code 1" in text and "fastest matching: x" in text
 
 
 def test_a_run_on_an_accelerator_has_every_part_and_names_no_path():
     arguments = argparse.Namespace(
-        torch_python="/some/where/python", yardstick="/some/else.py", torch_device="cuda"
+        torch_python="/some/where/python3", yardstick="/some/else.py", torch_device="cuda"
     )
-    parts = gpu.commands(gpu.REAL, arguments)
+    parts = gpu.plan(gpu.REAL, arguments)
     assert list(parts) == [
-        *("latency", "throughput", "training/8", "training/16", "training/32", "matching"),
-        *("roofline", "deformable", "torch/latency", "torch/throughput", "torch/training"),
+        *("latency", "torch/eager", "torch/compiled/latency", "training/32", "training/8"),
+        *("torch/compiled/training", "throughput/64", "throughput/32", "throughput/16"),
+        *("throughput/4", "torch/compiled/throughput", "roofline", "matching", "deformable"),
+        *("training/16", "matching/callback", "start-up"),
     ]
-    shown = {name: gpu.shown(command) for name, command in parts.items()}
-    assert shown["throughput"].startswith("sparseinst benchmark --config configs/giam_r50.py")
-    assert shown["throughput"].endswith("--only throughput --batch 1 2 4 8 16 32 64")
+    shown = {name: gpu.shown(part.command) for name, part in parts.items()}
+    assert shown["throughput/64"].startswith("sparseinst benchmark --config configs/giam_r50.py")
+    assert "--only throughput --batch 64" in shown["throughput/64"]
     assert not any("/some" in text or sys.executable in text for text in shown.values())
-    assert ".../roofline.py" in shown["roofline"] and "--batch 32" in shown["roofline"]
+    assert "benchmarks/roofline.py" in shown["roofline"] and "--batch 32" in shown["roofline"]
+    assert shown["torch/eager"].startswith("python benchmarks/gpu_torch.py --yardstick else.py")
+    assert max(part.seconds for part in parts.values()) < 600
+
+
+@pytest.fixture
+def made_up(monkeypatch):
+    """Replace the plan by commands of Python that write a list of results, or fail."""
+
+    def plan(**codes):
+        parts = {name: gpu.Part([sys.executable, "-c", c], 20) for name, c in codes.items()}
+        monkeypatch.setattr(gpu, "plan", lambda *_: parts)
+
+    return plan
+
+
+WRITE = "import pathlib, sys; p = pathlib.Path(sys.argv[2]); "
+
+
+def test_a_part_that_fails_leaves_the_others_and_is_tried_once_more(made_up, tmp_path, capsys):
+    output = tmp_path / "gpu.json"
+    good = WRITE + "p.write_text('{\"results\": []}')"
+    # Tells whether it was given what it had written before it failed.
+    bad = WRITE + 'p.write_text(\'{"results": [], "again": %d}\' % p.exists()); sys.exit(3)'
+    made_up(bad=bad, good=good)
+    assert gpu.main(["--output", str(output)]) == 1
+    report = json.loads(output.read_text())
+    assert report["parts"]["bad"]["fault"] == "exit code 3"
+    assert report["parts"]["bad"]["result"]["again"] == 0
+    assert report["parts"]["good"]["fault"] == "" and "FAILED  bad" in capsys.readouterr().out
+    assert gpu.main(["--output", str(output)]) == 1
+    report = json.loads(output.read_text())
+    assert (report["parts"]["bad"]["tries"], report["parts"]["bad"]["result"]["again"]) == (2, 1)
+    assert report["parts"]["good"]["tries"] == 1
+    capsys.readouterr()
+    assert gpu.main(["--output", str(output)]) == 1
+    assert "bad: is there already, failed" in capsys.readouterr().out
+
+
+def test_no_part_is_started_when_the_time_is_up(made_up, tmp_path, capsys):
+    made_up(one="raise SystemExit('started')")
+    assert gpu.main(["--output", str(tmp_path / "gpu.json"), "--for", "40"]) == 1
+    assert "goes on from here" in capsys.readouterr().out
