@@ -12,7 +12,7 @@ from PIL import Image
 from sparseinst_jax import charts, visualize
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
-from sparseinst_jax.data.transforms import MASK_STRIDE
+from sparseinst_jax.data.quarter_levels import MASK_STRIDE
 from sparseinst_jax.structures import Batch
 
 NUM_STEPS = 3  # batches drawn at the start of a run

@@ -155,6 +155,13 @@ def compressed_length(counts: str | bytes) -> int | None:
     """Add up compressed run lengths; None where the text is none.
 
     pycocotools does not ask: it leaves pixels past the end of a short text as memory held them.
+    """
+    runs = read_runs(counts)
+    return None if runs is None else int(runs.sum())
+
+
+def read_runs(counts: str | bytes) -> np.ndarray | None:
+    """Read compressed run lengths, int64 [runs]; None where the text is none.
 
     Source: `rleFrString` of cocoapi's maskApi: five bits a letter from "0" on, the lowest first,
     the sixth bit says that more follow; from the fourth on each run is stored as the difference
@@ -175,4 +182,4 @@ def compressed_length(counts: str | bytes) -> int | None:
     values -= ((letters[ends] & 16) != 0).astype(np.int64) << 5 * num_letters
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    return None if values.min() < 0 or values.max() > MAX_RUN else int(values.sum())
+    return None if values.min() < 0 or values.max() > MAX_RUN else values

@@ -95,7 +95,8 @@ def as_rgb(image: ImageLike) -> np.ndarray:
 def _upright(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
     """Open an image with its EXIF orientation applied; errors name it."""
     with _opened(file, name) as image:
-        yield ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # else a copy, also of what is upright
+        yield image
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours; Pillow asks for it with a warning
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class ImageHeader(NamedTuple):

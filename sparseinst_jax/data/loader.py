@@ -19,10 +19,10 @@ from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
+from sparseinst_jax.data.quarter_levels import MASK_STRIDE
 from sparseinst_jax.data.skipping import Skip, load_or_skip
 from sparseinst_jax.data.supervision import supervised
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.data.transforms import MASK_STRIDE
 from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own

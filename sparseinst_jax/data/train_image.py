@@ -8,12 +8,12 @@ import numpy as np
 from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record
 from sparseinst_jax.data.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
+from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.transforms import (
     Size,
     Transform,
     mask_levels,
     move_mask,
-    reduce_mask,
     transform_image,
 )
 

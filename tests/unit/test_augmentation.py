@@ -12,6 +12,7 @@ from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import CHUNK_STEPS, ImagePlan, Paste, StepPlan, TrainPlan
+from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 
 STAY = T.Transform(False, None, None, (16, 16))
@@ -112,7 +113,7 @@ def test_the_jitter_moves_images_and_masks_alike_and_pads_right_and_below(tmp_pa
     assert not batch.images[0, 32:].any() and not batch.images[0, :, 48:].any()
     assert batch.valid_size.tolist() == [[32, 48]]
     expected = np.zeros((16, 16), np.uint8)
-    expected[:8, :12] = T.reduce_mask(np.ascontiguousarray(mask[:, ::-1])[12:44, 20:68])
+    expected[:8, :12] = reduce_mask(np.ascontiguousarray(mask[:, ::-1])[12:44, 20:68])
     np.testing.assert_array_equal(batch.masks[0, 0], expected)
     assert expected.any()
 

@@ -18,6 +18,7 @@ from sparseinst_jax.data import transforms as T
 from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.eval_protocols import find_protocol
 from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.predictor import Predictor, build_predictor
 from sparseinst_jax.sparseinst.model import InstanceBranch
@@ -246,7 +247,7 @@ def test_pixels_of_images_and_masks_are_opencvs():
         mask = mask[rows][:, columns][window]
     np.testing.assert_array_equal(T.move_mask(polygon, (71, 95), transform), mask)
     levels = T.mask_levels(polygon, (71, 95), transform)
-    np.testing.assert_array_equal(levels, T.reduce_mask(np.ascontiguousarray(mask)))
+    np.testing.assert_array_equal(levels, reduce_mask(np.ascontiguousarray(mask)))
     # Without crops it moves as a polygon.
     plain = T.Transform(True, None, None, (142, 190), "paddledetection", rasterizes_first=False)
     moved = T.move_polygons(polygon, (71, 95), plain)

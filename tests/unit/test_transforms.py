@@ -6,6 +6,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import transforms as T
+from sparseinst_jax.data.quarter_levels import reduce_mask
 
 FLIP = T.Transform(True, None, None, (40, 60))
 CROP = T.Transform(True, (90, 120), (11, 7, 50, 81), (37, 59))
@@ -42,20 +43,6 @@ def test_padded_sizes_are_the_next_multiple():
     assert T.padded_size((5, 8), 4) == (8, 8)
 
 
-def test_levels_are_the_inner_pixels_of_each_block():
-    mask = np.zeros((8, 8), bool)
-    mask[1:3, 1:3] = True  # all four inner pixels of block (0, 0)
-    mask[0, 4:] = mask[3, 4:] = True  # border pixels of block (0, 1) only
-    mask[5, 1] = True
-    mask[6:8, 5:8] = True  # inner pixels (6, 5) and (6, 6)
-    np.testing.assert_array_equal(T.reduce_mask(mask), [[4, 0], [1, 2]])
-
-
-def test_levels_of_a_cut_block_count_the_outside_as_empty():
-    levels = T.reduce_mask(np.ones((6, 9), bool))
-    np.testing.assert_array_equal(levels, [[4, 4, 0], [2, 2, 0]])
-
-
 @pytest.mark.parametrize("length,new", [(853, 640), (640, 853), (97, 273), (100, 400), (5, 1)])
 def test_nearest_indices_are_pillows(length, new):
     values = np.random.default_rng(0).integers(0, 256, (1, length), np.uint8)
@@ -70,7 +57,7 @@ def test_run_lengths_move_as_a_full_size_nearest_resize(transform):
     if transform.crop:
         y, x, height, width = transform.crop
         moved = _nearest(moved, transform.first_size)[y : y + height, x : x + width]
-    expected = T.reduce_mask(_nearest(moved, transform.size))
+    expected = reduce_mask(_nearest(moved, transform.size))
     np.testing.assert_array_equal(T.mask_levels(_encode(mask), (71, 95), transform), expected)
 
 
@@ -103,13 +90,11 @@ def test_polygons_are_rasterised_at_the_final_size_and_cut_by_the_crop():
     expected = np.zeros((64, 64), bool)
     expected[:20, :20] = True
     levels = T.mask_levels(square, (100, 100), crop)
-    np.testing.assert_array_equal(levels, T.reduce_mask(expected))
+    np.testing.assert_array_equal(levels, reduce_mask(expected))
     before = T.Transform(False, (100, 100), (0, 0, 64, 64), (64, 64))
     expected[:] = False
     expected[10:50, 10:50] = True
-    np.testing.assert_array_equal(
-        T.mask_levels(square, (100, 100), before), T.reduce_mask(expected)
-    )
+    np.testing.assert_array_equal(T.mask_levels(square, (100, 100), before), reduce_mask(expected))
 
 
 def test_an_object_outside_the_crop_is_dropped():
@@ -148,7 +133,7 @@ def test_masks_and_images_move_together():
     image = np.repeat(mask[..., None].astype(np.uint8) * 255, 3, 2)
     transform = T.Transform(True, (128, 192), (10, 20, 96, 128), (96, 128))
     levels = T.mask_levels(_encode(mask), (64, 96), transform)
-    seen = T.reduce_mask((T.transform_image(image, transform)[..., 0] > 127).astype(np.uint8))
+    seen = reduce_mask((T.transform_image(image, transform)[..., 0] > 127).astype(np.uint8))
     assert np.mean(levels == seen) > 0.97
 
 

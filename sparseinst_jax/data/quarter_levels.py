@@ -1,0 +1,129 @@
+"""Masks at a quarter of their size, made from run lengths; no mask at full size is drawn.
+
+The original reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of each 4x4
+block, so a level 0 ... 4 says it all.
+
+Source: sparseinst/loss.py of the original.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+MASK_STRIDE = 4
+_INNER = (1, 2)  # rows and columns of a block that count
+
+
+class InnerPixels(NamedTuple):
+    """Which pixels of a source mask [h, w] are the inner ones of the blocks of a result.
+
+    A row or a column of the source can be several of the result, or none.
+
+    Attributes:
+        shape: of the result, (ceil(height/4), ceil(width/4)).
+        source_height: h.
+        num_rows: of the result's inner rows inside the border.
+        rows_before: int64 [h], how many of these are of source rows before one.
+        column_start: int64 [w + 1], ``num_rows`` times the number of source columns before one
+            that are inner columns of the result.
+        is_inner: int64 [w + 1], 1 where the source column is an inner column of the result.
+        column_index: int64 [2 * ceil(width/4)], which of those source columns each inner column of
+            the result is; -1 beyond the border.
+    """
+
+    shape: tuple[int, int]
+    source_height: int
+    num_rows: int
+    rows_before: np.ndarray
+    column_start: np.ndarray
+    is_inner: np.ndarray
+    column_index: np.ndarray
+
+
+def inner_pixels(
+    source_size: tuple[int, int], rows: np.ndarray, columns: np.ndarray
+) -> InnerPixels:
+    """Prepare ``levels_of_runs`` for all masks of an image.
+
+    Args:
+        source_size: (h, w) of the masks.
+        rows: source row of each row of the result, [height], ascending.
+        columns: source column of each column of the result, [width], in any order.
+    """
+    height, width = source_size
+    shape = -(-len(rows) // MASK_STRIDE), -(-len(columns) // MASK_STRIDE)
+    inner_rows = np.sort(np.concatenate([rows[first::MASK_STRIDE] for first in _INNER]))
+    is_inner = np.zeros(width + 1, np.int64)
+    for first in _INNER:
+        is_inner[columns[first::MASK_STRIDE]] = 1
+    before = np.cumsum(is_inner) - is_inner
+    index = np.full((shape[1], len(_INNER)), -1)
+    for place, first in enumerate(_INNER):
+        part = columns[first::MASK_STRIDE]
+        index[: len(part), place] = before[part]
+    return InnerPixels(
+        shape,
+        height,
+        len(inner_rows),
+        np.searchsorted(inner_rows, np.arange(height)),
+        before * len(inner_rows),
+        is_inner,
+        index.reshape(-1),
+    )
+
+
+def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
+    """Quarter levels of a mask given as run lengths, as ``reduce_mask`` of the moved mask.
+
+    Where a run ends among all pixels says where it ends among the inner ones; these alone are
+    written, and only in the columns that the object has.
+
+    Args:
+        runs: int64, of zeros and ones in turn, column by column; they sum to h * w.
+        pixels: of the image.
+
+    Returns:
+        uint8 [ceil(height/4), ceil(width/4)] in 0 ... 4.
+    """
+    levels = np.zeros(pixels.shape, np.uint8)
+    ends = np.cumsum(runs[: len(runs) // 2 * 2])  # zeros at the end say nothing
+    column, row = np.divmod(ends, pixels.source_height)
+    ends = pixels.column_start[column] + pixels.is_inner[column] * pixels.rows_before[row]
+    if not len(ends) or ends[0] == ends[-1]:
+        return levels
+    num_rows = pixels.num_rows
+    first, last = int(ends[0]) // num_rows, -(-int(ends[-1]) // num_rows)
+    # One column more than the object has: empty, for what lies beside it.
+    ends = np.concatenate([[first * num_rows], ends, [(last + 1) * num_rows]])
+    values = np.arange(len(ends) - 1, dtype=np.uint8) & 1
+    inner = np.repeat(values, np.diff(ends)).reshape(-1, num_rows)
+    by_row = np.zeros((len(inner), pixels.shape[0]), np.uint8)
+    for place in range(len(_INNER)):
+        part = inner[:, place :: len(_INNER)]
+        by_row[:, : part.shape[1]] += part
+    is_there = (pixels.column_index >= first) & (pixels.column_index < last)
+    blocks = np.flatnonzero(is_there)[[0, -1]] // len(_INNER)
+    chosen = slice(blocks[0] * len(_INNER), (blocks[1] + 1) * len(_INNER))
+    index = np.where(is_there[chosen], pixels.column_index[chosen] - first, -1)
+    levels[:, blocks[0] : blocks[1] + 1] = (by_row[index[::2]] + by_row[index[1::2]]).T
+    return levels
+
+
+def reduce_mask(mask: np.ndarray) -> np.ndarray:
+    """Quarter levels of a mask: the sum of the inner 2x2 pixels of each 4x4 block.
+
+    Args:
+        mask: bool or 0/1 [H, W]; beyond its border it counts as 0.
+
+    Returns:
+        uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times what bilinear ÷4 gives.
+    """
+    height, width = mask.shape
+    rows, columns = -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)
+    mask = mask.view(np.uint8) if mask.dtype == bool else mask
+    levels = np.zeros((rows, columns), np.uint8)
+    for y in _INNER:
+        for x in _INNER:
+            part = mask[y::MASK_STRIDE, x::MASK_STRIDE]
+            levels[: part.shape[0], : part.shape[1]] += part
+    return levels
