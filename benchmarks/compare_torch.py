@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.benchmark import inference
+from sparseinst_jax.benchmark import inference, machine
 from sparseinst_jax.benchmark.statistics import speed_ratio
 from sparseinst_jax.files import replace_file
 
@@ -315,6 +315,7 @@ def make_report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -
     hidden = ("torch_python", "yardstick", "weights", "output", "check", "config")
     settings = {key: value for key, value in vars(arguments).items() if key not in hidden}
     return {
+        "command": machine.command(),
         "config": f"configs/{Path(arguments.config).name}",
         "weights": Path(arguments.weights).name
         if arguments.weights

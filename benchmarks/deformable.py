@@ -37,7 +37,7 @@ MIB = 2**20
 
 def main() -> None:
     """Print the table and write it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=15, help="rounds of the alternation")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--no-network", action="store_true", help="only the convolutions")
@@ -59,7 +59,8 @@ def main() -> None:
         rows += compare("network, forward", networks(arguments.dtype), arguments)
     if arguments.output:
         settings = {k: v for k, v in vars(arguments).items() if k != "output"}
-        report = {"settings": settings, "machine": machine.describe(), "rows": rows}
+        report = {"command": machine.command(), "settings": settings}
+        report |= {"machine": machine.describe(), "rows": rows}
         replace_file(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.benchmark import inference
+from sparseinst_jax.benchmark import inference, machine
 from sparseinst_jax.files import replace_file
 
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ class Part(NamedTuple):
 
 
 REAL = Sizes("configs/giam_r50.py", (640, 864), (1, 4, 16, 32, 64), (8, 16, 32), 16, "bfloat16", 20)
-TINY = Sizes("configs/tiny.py", (64, 96), (1, 2), (2, 4), 2, "bfloat16", 2)
+TINY = Sizes("configs/tiny.py", (64, 96), (1, 2, 4), (2, 4), 2, "bfloat16", 2)
 
 
 def plan(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Part]:
@@ -156,8 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not parts:
         raise SystemExit(f"--only: expected some of {', '.join(plan(sizes, arguments))}")
     path = Path(arguments.output)
-    report = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    report["settings"] = sizes._asdict()
+    report: dict[str, Any] = {"parts": {}}
+    if path.exists():
+        report = json.loads(path.read_text())
+    report["command"], report["settings"] = machine.command(), sizes._asdict()
     end = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
     for name, part in parts.items():
         before = report["parts"].get(name)

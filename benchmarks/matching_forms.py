@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table([("form", "ms a step", "images/s", "first loss"), *cells]))
     if arguments.output:
         settings = {k: v for k, v in vars(arguments).items() if k not in ("output", "config")}
-        report = {"settings": settings, "machine": facts, "rows": rows, "faults": faults}
+        report = {"command": machine.command(), "settings": settings, "machine": facts}
+        report |= {"rows": rows, "faults": faults}
         replace_file(arguments.output, (json.dumps(report, indent=1) + "\n").encode())
 
 

@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{rows[-1]['name']}: {rows[-1]['p50_ms']:.1f} ms", flush=True)
     rows += host_rows(config, tuple(arguments.size), arguments, rates)
     report = {
+        "command": machine.command(),
         "config": os.path.basename(arguments.config),
         "settings": {k: v for k, v in vars(arguments).items() if k not in ("output", "config")},
         "machine": facts,
@@ -218,7 +219,9 @@ def _module(name: str, module: Any, call: Callable[..., Any], *inputs: Any) -> S
     graphdef, weights, fixed = nnx.split(module, nnx.Param, ...)
 
     def function(train: bool, weights: Any, fixed: Any, *inputs: Any) -> Any:
-        return call(nnx.merge(graphdef, weights, fixed), train, *inputs)
+        # Copies of the structure: running statistics are changed under the gradient's trace.
+        states = [jax.tree.map(lambda leaf: leaf, state) for state in (weights, fixed)]
+        return call(nnx.merge(graphdef, *states), train, *inputs)
 
     return Stage(name, function, weights, fixed, inputs)
 

@@ -6,6 +6,9 @@ import contextlib
 import importlib.metadata
 import os
 import platform
+import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,17 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in VERSIONS},
     }
+
+
+def command() -> str:
+    """Return this process's command line for a reader: of every path outside only the name."""
+    program, *words = sys.argv
+    path = Path(program)
+    if path.suffix == ".py":
+        shown = f"python {path.parent.name}/{path.name}".replace(" /", " ")
+    else:
+        shown = "sparseinst"  # the installed program, or `python -c`
+    return shlex.join([*shown.split(), *(re.sub(r"(^|=)/\S*/", r"\1", word) for word in words)])
 
 
 def _version(name: str) -> str | None:

@@ -214,7 +214,7 @@ def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
         assert row["peak_process_mib"] is None or row["peak_process_mib"] > 50
     assert rows["input/batches"]["images"] == 2 and rows["input/batches"]["num_programs"] == 0
     assert rows["post/masks"]["kept_masks_per_image"] == 10
-    assert rows["post/masks"]["num_programs"] == 2, "scores, and one chunk of masks"
+    assert rows["post/masks"]["num_programs"] == 3, "scores, and rows and columns of a chunk"
     assert set(rows["post/masks"]["xla"]["scores"]) == {
         *("arguments_mib", "results_mib", "temporary_mib")
     }
@@ -272,6 +272,21 @@ def test_the_original_protocol_gives_frames_per_second_of_the_mean(tmp_path, cap
 def test_the_benchmark_refuses_what_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         command.main([*SMALL, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["/some/benchmarks/roofline.py", "--size", "64", "96"], "roofline.py --size 64 96"),
+        (["benchmarks/gpu.py", "--output", "/some/where/g.json"], "gpu.py --output g.json"),
+        (["/some/bin/sparseinst", "benchmark", "--x=/some/y"], "sparseinst benchmark --x=y"),
+        (["-c", "benchmark"], "sparseinst benchmark"),
+    ],
+)
+def test_a_command_is_shown_without_where_things_lie(monkeypatch, argv, shown):
+    monkeypatch.setattr("sys.argv", argv)
+    is_script = shown.startswith(("roofline", "gpu"))
+    assert machine.command() == ("python benchmarks/" * is_script) + shown
 
 
 def test_memory_is_that_of_the_process_and_of_the_plan():

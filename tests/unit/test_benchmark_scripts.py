@@ -83,6 +83,9 @@ def test_the_stages_one_after_the_other_are_the_network():
         == trace_macs(partial(whole.function, False), whole.weights, whole.fixed, *whole.inputs)[""]
     )
     assert [name for name, s in stages.items() if s.gradients == "weights"] == ["backbone stem"]
+    # The demo's norms are trained: their running statistics change inside the gradient.
+    row = roofline.measure(stages["backbone stem"], roofline.Rates(1e9, 1e9), 1, True)
+    assert row["name"] == "backbone stem, with gradients" and row["p50_ms"] > 0
 
 
 def _gpu_report(**more):

@@ -114,6 +114,14 @@ def test_both_sides_are_told_the_same_sizes():
     assert "--config.model.dtype=bfloat16" in ours
     assert "--size 640 864 --batch 4 --valid-size 640 853 --photo-size 480 640" in theirs
     assert theirs.endswith("--compile") and "--dtype bfloat16" in theirs
+    assert "--weights" not in ours + theirs
+    arguments.weights = "/some/where/r50.pth"
+    for side in (
+        compare_torch.our_command("network", arguments),
+        compare_torch.their_command("network", "eager", arguments),
+    ):
+        assert side[side.index("--weights") + 1] == "/some/where/r50.pth"
+        assert "--weights WEIGHTS" in compare_torch._without_paths(side, arguments)
     ours = " ".join(compare_torch.our_command("training", arguments))
     theirs = " ".join(compare_torch.their_command("training", "eager", arguments))
     assert "--only training/step" in ours and "--train-size 512x512 --train-batch 2" in ours

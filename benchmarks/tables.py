@@ -1,0 +1,252 @@
+"""Write the tables of docs/performance.md from benchmarks/results/*.json.
+
+    python benchmarks/tables.py            write
+    python benchmarks/tables.py --check    exit code 1 if the document is not what the files say
+
+A table stands between two marks, each a line of its own; what is between them is replaced:
+
+    <!-- table: cpu_targets.json -->
+    <!-- end -->
+
+Known are the files of `sparseinst benchmark`, compare_torch.py, roofline.py, matching_forms.py,
+deformable.py and gpu.py, told apart by what they hold. A mark without its file and a file without
+its mark are faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparseinst_jax.files import replace_file
+
+HERE = Path(__file__).parent
+MARK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+Report = Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write or check the document; returns 1 where it is stale."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--results", metavar="FOLDER", type=Path, default=HERE / "results")
+    add("--document", metavar="FILE", type=Path, default=HERE.parent / "docs" / "performance.md")
+    add("--check", action="store_true", help="write nothing")
+    arguments = parser.parse_args(argv)
+    before = arguments.document.read_text()
+    after = filled(before, arguments.results)
+    if arguments.check and after != before:
+        stale = [
+            old[1]
+            for old, new in zip(*map(MARK.finditer, (before, after)), strict=True)
+            if old[2] != new[2]
+        ]
+        print(
+            f"{arguments.document.name} is not what these say: {', '.join(stale)}. "
+            "Run python benchmarks/tables.py",
+            file=sys.stderr,
+        )
+        return 1
+    if not arguments.check:
+        replace_file(arguments.document, after.encode())
+    return 0
+
+
+def filled(document: str, results: Path) -> str:
+    """Return the document with its tables made anew.
+
+    Raises:
+      FileNotFoundError: a mark names a file that is not there.
+      ValueError: a file has no mark or is of no known kind.
+    """
+    marked = [mark[1] for mark in MARK.finditer(document)]
+    there = {path.name for path in results.glob("*.json")}
+    if absent := sorted(set(marked) - there):
+        raise FileNotFoundError(
+            f"the document names {', '.join(absent)}, expected in {results.name}/: measure, or "
+            "take the mark out"
+        )
+    if unused := sorted(there - set(marked)):
+        raise ValueError(
+            f"no mark in the document for {', '.join(unused)}: write <!-- table: {unused[0]} --> "
+            "and <!-- end --> where the table shall stand, or remove the file"
+        )
+
+    def fill(mark: re.Match[str]) -> str:
+        try:
+            text = rendered(json.loads((results / mark[1]).read_text()))
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{mark[1]}: not as our scripts write it: {error!r}") from error
+        return f"<!-- table: {mark[1]} -->\n{text}\n<!-- end -->"
+
+    return MARK.sub(fill, document)
+
+
+def rendered(report: Report) -> str:
+    """Return the lines for one file: how it was measured, and the table."""
+    for key, render in KINDS.items():
+        if key in report:
+            return render(report)
+    raise ValueError(f"expected one of {', '.join(KINDS)} in the file, got {', '.join(report)}")
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rule = "|".join(["---"] * len(heading))
+    lines = [" | ".join(cells) for cells in (heading, *rows)]
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
+
+
+def _number(row: Report, key: str, digits: int) -> str:
+    value = row.get(key)
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _origin(report: Report, facts: Report | None, *more: str) -> str:
+    """Command, machine, versions and load, so that a reader can judge and repeat it."""
+    words = [f"`{report['command']}`"]
+    if facts:
+        versions = facts["versions"]
+        words.append(f"{facts['device']}, {facts['processor']}, {facts['usable_cores']} cores")
+        words.append(f"jax {versions['jax']}")
+        if facts["load_1_5_15"]:
+            words.append(f"load before {facts['load_1_5_15'][0]:.1f}")
+    return "; ".join([*words, *filter(None, more)]) + "."
+
+
+def _comparison(report: Report) -> str:
+    """A file of compare_torch.py."""
+    rows, settings = report["rows"], report["settings"]
+    targets = {(t["work"], t["against"], t["measure"]): t for t in report["targets"]}
+    first = rows[0]
+    origin = _origin(
+        report,
+        first["ours"]["machine"],
+        f"torch {first['theirs']['torch']}, {first['theirs']['threads']} threads",
+        f"{settings['dtype']}, weights {report['weights']}",
+    )
+
+    def aim(row: Report, measure: str, sign: str) -> str:
+        target = targets.get((row["work"], row["against"], measure))
+        if target is None:
+            return ""
+        return f"{sign} {target['limit']:g}, {'met' if target['is_met'] else '**missed**'}"
+
+    def cells(row: Report) -> list[str]:
+        speed, memory = row["speed"], row["memory"]
+        spread = f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})"
+        return [
+            *(row["work"], row["against"]),
+            *(_number(row[side], "p50_ms", 1) for side in ("theirs", "ours")),
+            *(spread, aim(row, "speed", "≥")),
+            *(_number(memory or {}, f"{side}_mib", 0) for side in ("theirs", "ours")),
+            *(_number(memory or {}, "ratio", 2), aim(row, "memory", "≤")),
+        ]
+
+    heading = ["work", "against", "PyTorch ms", "ours ms", "times as fast (rounds)", "aim"]
+    heading += ["PyTorch MiB", "ours MiB", "times the memory", "aim"]
+    return f"{origin}\n\n{_table(heading, map(cells, rows))}"
+
+
+def _stages(report: Report) -> str:
+    """A file of roofline.py."""
+    rates, settings = report["rates"], report["settings"]
+    height, width = settings["size"]
+    origin = _origin(
+        report,
+        report["machine"],
+        f"{height} × {width}, batch {settings['batch']}, {settings['dtype']}",
+        f"{rates['flops'] / 1e9:.0f} GFLOP/s in a product, {rates['bytes'] / 1e9:.1f} GB/s in a "
+        "copy",
+    )
+    heading = ["stage", "bound by", "GFLOP", "MiB", "floor ms", "measured ms", "times"]
+    digits = {"gflops": 2, "mib": 1, "floor_ms": 2, "p50_ms": 1, "times_the_floor": 1}
+    rows = (
+        [row["name"], row.get("bound", ""), *(_number(row, k, d) for k, d in digits.items())]
+        for row in report["stages"]
+    )
+    return f"{origin}\n\n{_table(heading, rows)}"
+
+
+def _benchmark(report: Report) -> str:
+    """A file of `sparseinst benchmark`."""
+    origin = _origin(report, report["machine"], f"{report['dtype']}, {report['weights']} weights")
+    heading = ["", "p50 ms", "p90 ms", "images/s", "compile s", "cached s", "peak MiB"]
+
+    def cells(row: Report) -> list[str]:
+        is_of_device = row["peak_device_mib"] is not None
+        peak = "peak_device_mib" if is_of_device else "peak_process_mib"
+        keys = {"p50_ms": 1, "p90_ms": 1, "images_per_s": 2}
+        if row.get("num_programs"):
+            keys |= {"compile_cold_s": 1, "compile_cached_s": 1}
+        found = [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
+        return [*found, *[""] * (6 - len(found)), _number(row, peak, 0)]
+
+    lines = [f"{origin}\n\n{_table(heading, map(cells, report['results']))}"]
+    lines += [
+        f"\n{row['name']}: {row['fps']:.2f} frames per second. {row['protocol']}"
+        for row in report["results"]
+        if "fps" in row
+    ]
+    return "\n".join(lines)
+
+
+def _rows(report: Report) -> str:
+    """A file of matching_forms.py or deformable.py."""
+    settings, facts = report["settings"], report["machine"]
+    origin = _origin(report, facts, settings["dtype"])
+    if "forms" in settings:
+        heading = ["matching", "ms a step", "images/s"]
+        rows = [
+            [row["name"], _number(row, "p50_ms", 1), _number(row, "images_per_s", 2)]
+            for row in report["rows"]
+        ]
+    else:
+        heading = ["what", "convolution", "ms", "times the dense", "memory MiB"]
+        digits = {"milliseconds": 2, "ratio": 2, "memory_mib": 1}
+        rows = [
+            [row["what"], row["alternative"], *(_number(row, k, d) for k, d in digits.items())]
+            for row in report["rows"]
+        ]
+    return f"{origin}\n\n{_table(heading, rows)}"
+
+
+def _accelerator(report: Report) -> str:
+    """A file of gpu.py."""
+    found = [part["result"] for part in report["parts"].values() if part["result"]]
+    facts = next((result["machine"] for result in found if "machine" in result), None)
+    torch = next((result["torch"] for result in found if "torch" in result), "")
+    origin = _origin(report, facts, torch and f"torch {torch}")
+    figures = [[name, f"{value:.4g}"] for name, value in report["figures"].items()]
+    words = {True: "met", False: "**missed**", None: "not measured"}
+    aims = [
+        [
+            aim["figure"],
+            "" if aim["value"] is None else f"{aim['value']:.3g}",
+            f"{'≥' if aim['is_least'] else '≤'} {aim['limit']:g}",
+            words[aim["is_met"]],
+        ]
+        for aim in report["aims"]
+    ]
+    tables = [_table(["aim", "value", "limit", ""], aims), _table(["figure", "value"], figures)]
+    return "\n\n".join([origin, *tables])
+
+
+# What a file holds that no other kind before it does.
+KINDS: dict[str, Callable[[Report], str]] = {
+    "aims": _accelerator,
+    "stages": _stages,
+    "results": _benchmark,
+    "targets": _comparison,
+    "rows": _rows,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
