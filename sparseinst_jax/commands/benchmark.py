@@ -165,6 +165,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         print(line, file=sys.stderr, flush=True)
 
     report: dict[str, Any] = {
+        "command": machine.command(),
         "config": arguments.config,
         "weights": "named" if bench.has_weights else "drawn",
         "dtype": bench.config.model.dtype,
