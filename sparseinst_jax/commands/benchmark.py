@@ -29,9 +29,10 @@ latency     batch 1: network; with_masks: and the kept masks at the photo's size
             end_to_end: from the file to run lengths
 throughput  the same two for each --batch
 training    whole steps with real matching; and what each half and the matching take
-input       decode_and_resize; batches: with targets, on one core; workers/N
+input       decode_and_resize; batches: with targets, on one core, and against the former in turn;
+            workers/N
 post        the network's outputs to masks at the photo's size, every one kept
-scoring     encode: run lengths of 100 masks; evaluate: COCO's numbers
+scoring     encode: run lengths of 100 masks; evaluate: COCO's numbers, in turn with pycocotools
 
 Every part is compiled twice, with an empty compilation cache and with a full one, then warmed up.
 The JSON is written after each part, so that what was measured before a failure is not lost.
@@ -248,8 +249,22 @@ def _notes(row: Mapping[str, Any]) -> list[str]:
             for name, ms in row["parts"].items()
         )
         lines.append(f"{row['name']}, each part by itself, ms: {parts}")
+    if "against_decoding" in row:
+        found = row["against_decoding"]
+        lines.append(
+            f"{row['name']}: {found['batch_ms_per_image']:.2f} ms an image, decoding and resizing "
+            f"the same alone {found['decode_and_resize_ms_per_image']:.2f} ms: {found['ratio']:.2f} "
+            f"times as long ({found['rounds']} batches in turn, {found['least_ratio']:.2f} to "
+            f"{found['most_ratio']:.2f})"
+        )
     if "kept_masks_per_image" in row:
         lines.append(f"{row['name']}: {row['kept_masks_per_image']:g} masks kept an image")
+    if "pycocotools_ms" in row:
+        lines.append(
+            f"{row['name']}: {row['ratio']['median']:.2f} times as fast as pycocotools "
+            f"({row['ratio']['least']:.2f} to {row['ratio']['most']:.2f}; {row['in_turn_ms']:.0f} "
+            f"and {row['pycocotools_ms']:.0f} ms), numbers equal to {row['largest_difference']:.0e}"
+        )
     if "fps" in row:
         lines += [f"{row['fps']:.2f} frames per second (mean {row['mean_ms']:.1f} ms)"]
         lines += [row["protocol"]]

@@ -139,7 +139,10 @@ def test_drawn_photos_are_a_data_set_with_polygons_inside_the_photos(tmp_path):
 
 def test_scored_detections_are_half_right():
     found = scoring.scores((64, 96), 2, 3)
-    assert found.images == 2 and 0.0 < found.details()["AP"] < 1.0
+    details = found.details()
+    assert found.images == 2 and 0.0 < details["AP"] < 1.0
+    assert details["largest_difference"] == 0.0, "pycocotools' numbers, to the last bit"
+    assert details["ratio"]["median"] > 0 and details["pycocotools_ms"] > 0
     assert len(scoring.encoding((64, 96)).run()) == 100
 
 
