@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,3 +41,10 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 def rng() -> np.random.Generator:
     """Return a generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_functions() -> Iterator[None]:
+    """Let go of what a file compiled: see `commands/train.py` on memory mappings."""
+    yield
+    jax.clear_caches()

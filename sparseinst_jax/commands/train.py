@@ -171,6 +171,9 @@ def _loop(
             print(f"error: {error}", file=sys.stderr)
             return 1
         finally:
+            # JAX keeps what a run compiled for the life of the process: on a CPU 700 to 1500 memory
+            # mappings each, of the 65,530 that Linux allows. After them XLA ends the process.
+            jax.clear_caches()
             if isinstance(batches, Generator):
                 batches.close()  # ends the processes that read images
             for writer in writers:
