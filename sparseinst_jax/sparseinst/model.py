@@ -44,11 +44,11 @@ class PyramidPooling(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C] to the same
         pooled = [
-            jax.nn.relu(stage(ops.adaptive_average_pool(x, size)))
+            ops.relu(stage(ops.adaptive_average_pool(x, size)))
             for stage, size in zip(self.stages, POOL_SIZES, strict=True)
         ]
         pooled = [ops.resize_bilinear(p, x.shape[1:3]) for p in pooled]
-        return jax.nn.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
+        return ops.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
 
 
 class InstanceContextEncoder(nnx.Module):
@@ -182,13 +182,13 @@ class InstanceBranch(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Map [B, h, w, C+2] to class logits [B,N,K], mask kernels [B,N,D], objectness [B,N]."""
         for conv in self.inst_convs:
-            features = jax.nn.relu(conv(features))
+            features = ops.relu(conv(features))
         intermediates["inst_convs"] = features
         iam_logits = intermediates["iam"] = self.iam_conv(features)
         instances = self.pool(iam_logits, features)
         if self.num_groups > 1:
             instances = intermediates["inst_fc"] = self.fc(instances)
-            instances = jax.nn.relu(instances)
+            instances = ops.relu(instances)
         intermediates["instance_features"] = instances
         objectness = self.objectness(instances)[..., 0]
         return self.cls_score(instances), self.mask_kernel(instances), objectness
@@ -213,7 +213,7 @@ class MaskBranch(nnx.Module):
 
     def __call__(self, features: jax.Array) -> jax.Array:  # [B, h, w, C+2] to [B, h, w, D]
         for conv in self.mask_convs:
-            features = jax.nn.relu(conv(features))
+            features = ops.relu(conv(features))
         return self.projection(features)
 
 

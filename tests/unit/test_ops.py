@@ -69,6 +69,33 @@ def test_max_pool_sees_a_border_that_never_wins():
     np.testing.assert_array_equal(pooled, [[-1, -2], [-5, -6]])
 
 
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 2)])
+def test_max_pool_gradient_goes_to_the_first_largest_pixel_of_each_window(size, rng):
+    x = rng.integers(0, 4, (2, *size, 3)).astype(np.float32)  # with many equal pixels
+    height, width = -(-size[0] // 2), -(-size[1] // 2)
+    cotangent = rng.standard_normal((2, height, width, 3), np.float32)
+    largest, to_x = np.zeros_like(cotangent), np.zeros_like(x)
+    for image, row, column, channel in np.ndindex(cotangent.shape):
+        top, left = max(2 * row - 1, 0), max(2 * column - 1, 0)
+        window = x[image, top : 2 * row + 2, left : 2 * column + 2, channel]
+        i, j = np.unravel_index(window.argmax(), window.shape)
+        largest[image, row, column, channel] = window[i, j]
+        to_x[image, top + i, left + j, channel] += cotangent[image, row, column, channel]
+    pooled, pull_back = jax.vjp(jax.jit(ops.max_pool_3x3_stride_2), jnp.asarray(x))
+    np.testing.assert_array_equal(pooled, largest)
+    np.testing.assert_allclose(pull_back(jnp.asarray(cotangent))[0], to_x, atol=1e-6)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull_back)) == cotangent.size
+
+
+def test_relu_passes_the_gradient_above_zero_and_keeps_only_its_result():
+    x = jnp.asarray([-1.0, 0.0, 2.0])
+    y, pull_back = jax.vjp(ops.relu, x)
+    np.testing.assert_array_equal(y, [0, 0, 2])
+    np.testing.assert_array_equal(pull_back(jnp.asarray([5.0, 6.0, 7.0]))[0], [0, 0, 7])
+    (kept,) = jax.tree.leaves(pull_back)
+    np.testing.assert_array_equal(kept, y)
+
+
 def test_nearest_upsampling_repeats_every_pixel():
     x = jnp.asarray([[1.0, 2.0]]).reshape(1, 1, 2, 1)
     np.testing.assert_array_equal(
