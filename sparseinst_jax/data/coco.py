@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import coco_json
@@ -19,7 +20,7 @@ from sparseinst_jax.data.coco_index import CocoIndex
 from sparseinst_jax.data.coco_masks import refuse_broken_runs, refuse_vast_polygons
 from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
 from sparseinst_jax.data.image_paths import FolderRule
-from sparseinst_jax.data.images import read_header, read_image
+from sparseinst_jax.data.images import read_header, read_image, read_picture
 from sparseinst_jax.data.index_cache import read_index
 from sparseinst_jax.data.records import (
     Annotation,
@@ -41,6 +42,7 @@ __all__ = [
     "load_coco",
     "read_image",
     "read_record",
+    "read_record_picture",
     "size_fault",
 ]
 
@@ -287,14 +289,19 @@ def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarr
 
 def read_record(record: ImageRecord) -> np.ndarray:
     """Read the image of a record and check its size against the json, uint8 [h, w, 3]."""
+    return np.array(read_record_picture(record))
+
+
+def read_record_picture(record: ImageRecord) -> Image.Image:
+    """Read the image of a record as Pillow's, RGB, and check its size against the json."""
     if not record.has_image:
         raise ValueError(f"image {record.image_id} ({record.file_name}): no image folder was given")
     try:
-        image = read_image(record.open(), record.source)
+        image = read_picture(record.open(), record.source)
     except ValueError as error:
         raise ValueError(f"{error}. `sparseinst check-data` finds all such images") from error
-    if image.shape[:2] != (record.height, record.width):
-        raise ValueError(size_fault(record, image.shape[0], image.shape[1]))
+    if (image.height, image.width) != (record.height, record.width):
+        raise ValueError(size_fault(record, image.height, image.width))
     return image
 
 

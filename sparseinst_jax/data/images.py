@@ -51,8 +51,13 @@ def read_image(file: str | os.PathLike | BinaryIO, name: object = None) -> np.nd
         FileNotFoundError: no such file.
         ValueError: the file cannot be read as an image; names it.
     """
+    return np.array(read_picture(file, name))
+
+
+def read_picture(file: str | os.PathLike | BinaryIO, name: object = None) -> Image.Image:
+    """Read an image as `read_image` does, but as Pillow's: what it does next needs no copies."""
     with _upright(file, name) as image:
-        return np.array(_to_rgb(image))
+        return _to_rgb(image)
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:

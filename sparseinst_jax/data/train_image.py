@@ -5,7 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record
+from sparseinst_jax.data.coco import (
+    Annotation,
+    ImageRecord,
+    Segmentation,
+    read_record_picture,
+)
 from sparseinst_jax.data.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
 from sparseinst_jax.data.quarter_levels import reduce_mask
@@ -14,7 +19,7 @@ from sparseinst_jax.data.transforms import (
     Transform,
     mask_levels,
     move_mask,
-    transform_image,
+    transform_picture,
 )
 
 # Of four: a pixel at quarter size belongs to a region when half of its inner pixels do.
@@ -63,7 +68,8 @@ def load_train_image(
         ValueError: the image or a mask cannot be read; names the file and the annotation.
     """
     record = records[plan.position]
-    result = TrainImage(transform_image(read_record(record), plan.transform), [], [], None, [], [])
+    image = transform_picture(read_record_picture(record), plan.transform)
+    result = TrainImage(image, [], [], None, [], [])
     pasted, cover = None, None
     if plan.paste is not None:
         pasted, cover = _paste(result, records[plan.paste.position], plan.paste, flip_labels)
@@ -94,7 +100,7 @@ def _paste(
         the changed image with the pasted targets alone, and bool [h, w] of what they cover.
     """
     image = first.image.copy()
-    other = transform_image(read_record(record), paste.transform)
+    other = transform_picture(read_record_picture(record), paste.transform)
     common = tuple(min(a, b) for a, b in zip(image.shape[:2], other.shape[:2], strict=True))
     inside = np.s_[: common[0], : common[1]]
     cover = np.zeros(image.shape[:2], bool)
