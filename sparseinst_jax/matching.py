@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 UNMATCHED = -1
 
@@ -24,6 +23,9 @@ def match(match_score: np.ndarray, is_target: np.ndarray) -> np.ndarray:
     Returns:
       int32 [..., M] in 0..N-1, or -1 (`UNMATCHED`) where there is no target or none is left for it.
     """
+    # Importing it takes as long as importing JAX, and prediction needs no matching.
+    from scipy.optimize import linear_sum_assignment
+
     num_masks, num_targets = match_score.shape[-2:]
     scores = np.asarray(match_score, np.float32).reshape(-1, num_masks, num_targets)
     scores = np.nan_to_num(scores, nan=-1e6, posinf=1e6, neginf=-1e6)

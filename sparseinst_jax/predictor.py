@@ -29,7 +29,6 @@ from sparseinst_jax.prediction import Prediction, checked_sizes
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.structures import Detections, Tree
 from sparseinst_jax.texts import printable
-from sparseinst_jax.training.checkpoints import Checkpoints
 
 Size = tuple[int, int]
 
@@ -334,6 +333,8 @@ def load_run(
     overrides: Mapping[str, str] | None = None,
 ) -> tuple[Predictor, Any, int]:
     """Load a predictor as `load` does; also returns its configuration and the step."""
+    from sparseinst_jax.training.checkpoints import Checkpoints  # Orbax: slow to import
+
     with Checkpoints(Path(path), read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)

@@ -15,7 +15,7 @@ from sparseinst_jax.data import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.layers import functional
 from sparseinst_jax.predictor import Predictor, build_predictor, load_run
-from sparseinst_jax.training.checkpoints import Checkpoints, locate
+from sparseinst_jax.training.checkpoint_folders import locate
 from sparseinst_jax.weights import fit
 from sparseinst_jax.weights.convert import original_to_ours
 from sparseinst_jax.weights.files import read_weights_file
@@ -157,6 +157,8 @@ def stored_config(arguments: argparse.Namespace) -> Any:
     workdir = workdir_of(arguments)
     if (workdir / "config.json").is_file():
         return load_config(workdir / "config.json", arguments.overrides)
+    from sparseinst_jax.training.checkpoints import Checkpoints  # Orbax: slow to import
+
     with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
         return load_config(checkpoints.read_meta()["config"], arguments.overrides)
 

@@ -66,7 +66,8 @@ def prepare(
         say("\n".join(initial.lines))
     frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
     step, learning_rate = _make_step(config, apply, params, frozen)
-    opt_state = jax.tree.map(np.asarray, step.optimizer.init(params))
+    # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
+    opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
     average = (params, statistics) if config.train.ema_decay else None
     return Run(
         dataset,
@@ -200,7 +201,7 @@ def _make_step(
         ema_decay=settings.ema_decay,
         skips_nonfinite=settings.skip_nonfinite > 0,
     )
-    return step, learning_rate
+    return step, jax.jit(learning_rate)
 
 
 def prepare_data(config: ConfigDict) -> None:

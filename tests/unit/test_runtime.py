@@ -7,7 +7,8 @@ from sparseinst_jax import cli, config, runtime
 
 
 def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp_path):
-    for name in ("PJRT_NPROC", "NPROC", "JAX_COMPILATION_CACHE_DIR"):
+    limit = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    for name in ("PJRT_NPROC", "NPROC", "JAX_COMPILATION_CACHE_DIR", limit):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NPROC", "3")
@@ -16,6 +17,10 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
     assert int(os.environ["PJRT_NPROC"]) >= 32
     assert os.environ["NPROC"] == "3"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "sparseinst_jax" / "xla")
+    assert os.environ[limit] == "0"
+    monkeypatch.setenv(limit, "2.5")
+    runtime.prepare()
+    assert os.environ[limit] == "2.5"
 
 
 def test_a_users_error_is_a_message_and_an_exit_code(capsys):
