@@ -331,6 +331,13 @@ class CocoDataset:
         ]
 
     @property
+    def image_ids(self) -> np.ndarray:
+        """The json's own ids, int64 [images]."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.image_ids
+        return np.array([record.image_id for record in self.records], np.int64)
+
+    @property
     def image_sizes(self) -> np.ndarray:
         """(height, width) in pixels, int64 [images, 2]."""
         if isinstance(self.records, IndexedRecords):

@@ -8,6 +8,7 @@ is predicted exactly once, on whatever number of devices and hosts.
 from __future__ import annotations
 
 import collections
+import functools
 import itertools
 import json
 import logging
@@ -16,7 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TextIO, TypeVar
 
 import jax
@@ -116,72 +117,92 @@ def predict_dataset(
         category_ids = match_categories(predictor.class_names, dataset)
         if skips is None:
             _check_files(dataset)
-        batches = _batches(dataset.records, predictor.eval_size, predictor.num_together)
+        batches = _batches(dataset.image_sizes, predictor.eval_size, predictor.num_together)
         mine = batches[jax.process_index() :: jax.process_count()]
-        return _predict_batches(predictor, mine, category_ids, num_workers, progress, skips)
+        return _predict_batches(
+            predictor, dataset.records, mine, category_ids, num_workers, progress, skips
+        )
 
     found = predict() if jax.process_count() == 1 else _gather(predict)
     if jax.process_index():
         return []
-    return [entry for record in dataset.records for entry in found[record.image_id]]
+    return [entry for image_id in dataset.image_ids.tolist() for entry in found[image_id]]
 
 
 def _predict_batches(
     predictor: ImagePredictor,
-    batches: Sequence[Sequence[ImageRecord]],
+    records: Sequence[ImageRecord],
+    batches: Sequence[Sequence[int]],
     category_ids: Sequence[int | None],
     num_workers: int,
     progress: TextIO | None,
     skips: list[Skip] | None,
 ) -> dict[int, list[dict[str, Any]]]:
-    """Predict batches of equal padded size: COCO results by image id."""
+    """Predict batches of equal padded size: COCO results by image id.
+
+    Four things go on at once: threads read and resize images, this one hands them to the device,
+    which has a batch waiting while it computes another, and one more thread fetches what is found
+    and packs the masks of the batch before. One is enough: pycocotools packs one mask at a time.
+    """
     found: dict[int, list[dict[str, Any]]] = {}
-    order = [record for batch in batches for record in batch]
+    total = sum(map(len, batches))
     what = "evaluated" if jax.process_count() == 1 else "first host evaluated"
 
-    def prepare(record: ImageRecord) -> Any:
+    def prepare(place: int) -> tuple[int, Any]:
+        record = records[place]
         try:
             image = read_record(record)
         except ERRORS as error:
             if skips is None:
                 raise
-            return skip_of(record, error)
-        return predictor.prepare(image)
+            return record.image_id, skip_of(record, error)
+        return record.image_id, predictor.prepare(image)
 
-    def start(batch: Sequence[ImageRecord], items: Sequence[Any]) -> tuple[list[ImageRecord], Any]:
-        usable = [pair for pair in zip(batch, items, strict=True) if not isinstance(pair[1], Skip)]
-        unusable = [item for item in items if isinstance(item, Skip)]
-        if skips is not None:
-            skips.extend(unusable)
-        found.update({skip.image_id: [] for skip in unusable})
-        line.advance(len(unusable))
-        prepared = [item for _, item in usable]
-        return [record for record, _ in usable], predictor.start(prepared) if prepared else None
-
-    def collect(batch: Sequence[ImageRecord], pending: Any) -> None:
-        kept_of_batch = predictor.finish(pending) if batch else []
-        for record, kept in zip(batch, kept_of_batch, strict=True):
-            rles = [rle for chunk in kept.masks for rle in encode_transposed(chunk)]
-            found[record.image_id] = coco_results(
-                record.image_id, rles, kept.scores, kept.labels, category_ids
-            )
-        line.advance(len(batch))
-        hosts.report(f"evaluating, image {line.done} of {len(order)}")
+    def collect(image_ids: Sequence[int], packed: Future[list[list[dict[str, Any]]]]) -> None:
+        found.update(zip(image_ids, packed.result(), strict=True))
+        line.advance(len(image_ids))
+        hosts.report(f"evaluating, image {line.done} of {total}")
 
     ahead = 2 * (num_workers + predictor.num_together)
-    with Progress(len(order), progress, what) as line:
-        with ThreadPoolExecutor(max(1, num_workers)) as pool:
-            prepared = map_ahead(pool, prepare, order, ahead=ahead)
-            waiting: tuple[Sequence[ImageRecord], Any] | None = None
-            for batch in batches:
-                pending = start(batch, list(itertools.islice(prepared, len(batch))))
-                # The device computes this batch while the host packs the masks of the one before.
-                if waiting is not None:
-                    collect(*waiting)
-                waiting = pending
-            if waiting is not None:
-                collect(*waiting)
+    with (
+        Progress(total, progress, what) as line,
+        ThreadPoolExecutor(max(1, num_workers)) as readers,
+        ThreadPoolExecutor(1) as packer,
+    ):
+        prepared = map_ahead(readers, prepare, itertools.chain.from_iterable(batches), ahead)
+        waiting: collections.deque[tuple[list[int], Future]] = collections.deque()
+        for batch in batches:
+            items = list(itertools.islice(prepared, len(batch)))
+            unusable = [item for _, item in items if isinstance(item, Skip)]
+            if skips is not None:
+                skips.extend(unusable)
+            found.update({skip.image_id: [] for skip in unusable})
+            line.advance(len(unusable))
+            usable = [pair for pair in items if not isinstance(pair[1], Skip)]
+            if usable:
+                image_ids = [image_id for image_id, _ in usable]
+                pending = predictor.start([item for _, item in usable])
+                packed = packer.submit(_pack, predictor, image_ids, pending, category_ids)
+                waiting.append((image_ids, packed))
+            if len(waiting) > 1:
+                collect(*waiting.popleft())
+        while waiting:
+            collect(*waiting.popleft())
     return found
+
+
+def _pack(
+    predictor: ImagePredictor,
+    image_ids: Sequence[int],
+    pending: Any,
+    category_ids: Sequence[int | None],
+) -> list[list[dict[str, Any]]]:
+    """Fetch what is found in a batch: COCO results of each image."""
+    packed = []
+    for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True):
+        rles = [rle for chunk in kept.masks for rle in encode_transposed(chunk)]
+        packed.append(coco_results(image_id, rles, kept.scores, kept.labels, category_ids))
+    return packed
 
 
 def _gather(
@@ -241,27 +262,33 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_files(dataset: CocoDataset) -> None:
     """Ask for every image before the first is predicted."""
-    missing = [
-        record.path
-        for record in dataset.records
-        if record.path is not None and not os.path.isfile(record.path)
-    ]
+    files = dataset.files
+    missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
     if missing:
         shown = "\n  ".join(missing[:10])
         raise FileNotFoundError(
-            f"{len(missing)} of {len(dataset.records)} images of {dataset.annotations_path} are "
+            f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
             f"missing; set config.data.val.images to their folder:\n  {shown}"
         )
 
 
 def _batches(
-    records: Sequence[ImageRecord], eval_size: tuple[int, int], batch_size: int
-) -> list[list[ImageRecord]]:
-    """Group images of equal padded size, so that few batches have to be filled up."""
-    groups: dict[tuple[int, int], list[ImageRecord]] = collections.defaultdict(list)
-    for record in records:
-        size = padded_size(resized_size((record.height, record.width), *eval_size))
-        groups[size].append(record)
+    image_sizes: np.ndarray, eval_size: tuple[int, int], batch_size: int
+) -> list[list[int]]:
+    """Group images of equal padded size, so that few batches have to be filled up.
+
+    Args:
+        image_sizes: (height, width) int64 [images, 2].
+        eval_size: (shortest, longest) side after resizing.
+        batch_size: most images of a batch.
+
+    Returns:
+        Places of the images of each batch.
+    """
+    groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
+    padded = functools.cache(lambda *size: padded_size(resized_size(size, *eval_size)))
+    for place, size in enumerate(image_sizes.tolist()):
+        groups[padded(*size)].append(place)
     return [
         group[first : first + batch_size]
         for _, group in sorted(groups.items())

@@ -60,6 +60,58 @@ class Stub:
             )
 
 
+class WaitingStub(Stub):
+    """Reads no image of the third batch before masks of the first are asked for."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.asked, self.num_read, self.threads = threading.Event(), 0, set()
+
+    def prepare(self, image):
+        self.num_read += 1
+        assert self.num_read < 3 or self.asked.wait(20), "packing waits for images"
+        return image
+
+    def start(self, items):
+        self.threads.add(("start", threading.get_ident()))
+        return super().start(items)
+
+    def finish(self, pending):
+        self.threads.add(("finish", threading.get_ident()))
+        self.asked.set()
+        return list(super().finish(pending))
+
+
+def test_masks_are_packed_while_images_are_read_and_handed_to_the_device(datasets):
+    dataset, _ = datasets
+    stub = WaitingStub()
+    assert evaluator.predict_dataset(stub, dataset, num_workers=1) == evaluator.predict_dataset(
+        Stub(1), dataset
+    )
+    # On a CPU, what one thread hands to the device is done in turn, what two hand to it is not.
+    assert len(stub.threads) == len({thread for _, thread in stub.threads}) == 2
+
+
+def test_batches_are_places_of_images_of_one_padded_size():
+    sizes = np.array([(64, 64), (64, 96), (32, 32), (100, 150), (64, 65)])
+    # (100, 150) becomes (64, 96), (64, 65) is padded to (64, 96); the short side of all is 64.
+    assert evaluator._batches(sizes, (64, 96), 2) == [[0, 2], [1, 3], [4]]
+
+
+def test_no_record_is_made_before_its_image_is_read(monkeypatch, datasets):
+    dataset, _ = datasets
+    made = []
+    make = type(dataset.records).__getitem__
+    monkeypatch.setattr(
+        type(dataset.records), "__getitem__", lambda self, i: made.append(i) or make(self, i)
+    )
+    evaluator._check_files(dataset)
+    evaluator._batches(dataset.image_sizes, (64, 96), 2)
+    assert made == []
+    evaluator.predict_dataset(Stub(1), dataset)
+    assert sorted(made) == list(range(7))
+
+
 def on_hosts(monkeypatch, number, task):
     """Run a task on so many hosts, threads here, that gather as processes do."""
     here, lock = threading.local(), threading.Barrier(number)
