@@ -79,13 +79,18 @@ def _decode_and_resize(dataset: CocoDataset, step: StepPlan) -> None:
 
 
 def with_workers(dataset: CocoDataset, plan: TrainPlan, num_workers: int) -> Workload:
-    """Take batches from worker processes as training does; 0 reads in threads of this process."""
+    """Take batches from worker processes as training does; 0 reads in threads of this process.
+
+    One run takes one batch of each process: they arrive together.
+    """
     waiting: list[Iterator[Any]] = []
+    number = max(num_workers, 1)
 
     def run() -> None:
         if not waiting:
             waiting.append(train_batches(dataset, plan, 0, NO_END, num_workers=num_workers))
-        next(waiting[0])
+        for _ in range(number):
+            next(waiting[0])
 
     def close() -> dict[str, Any]:
         for iterator in waiting:
@@ -93,7 +98,7 @@ def with_workers(dataset: CocoDataset, plan: TrainPlan, num_workers: int) -> Wor
         return {}
 
     facts = {"batch": plan.batch_size, "num_workers": num_workers}
-    return Workload(run, plan.batch_size, facts, close=close)
+    return Workload(run, number * plan.batch_size, facts, close=close)
 
 
 def _steps(plan: TrainPlan) -> Iterator[StepPlan]:

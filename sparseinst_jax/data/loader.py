@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.data.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
 from sparseinst_jax.data.skipping import Skip, load_or_skip
@@ -31,7 +32,10 @@ _PARENT_POLL_SECONDS = 2.0
 
 
 class _Steps:
-    """Grain source: element i is the batch of step ``start + i``, and what was skipped of it."""
+    """Grain source: element i is of step ``start + i``, with what was skipped of it.
+
+    It is the batch, or its images packed where another process makes the batch.
+    """
 
     def __init__(
         self,
@@ -42,19 +46,31 @@ class _Steps:
         host_index: int,
         host_count: int,
         skips_errors: bool,
+        is_packed: bool,
     ) -> None:
         self.records, self.plan, self.skips_errors = records, plan, skips_errors
+        self.is_packed = is_packed
         self.start, self.number = start, number
         self.host_index, self.host_count = host_index, host_count
 
     def __len__(self) -> int:
         return self.number
 
-    def __getitem__(self, index: int) -> tuple[Batch, tuple[Skip, ...]]:
-        step = self.plan.batch(self.start + int(index), self.host_index, self.host_count)
+    def __getitem__(self, index: int) -> tuple[Batch | PackedImages, tuple[Skip, ...]]:
+        step = self.step(int(index))
         skips: list[Skip] | None = [] if self.skips_errors else None
-        batch = make_batch(self.records, step, skips)
-        return batch, tuple(skips or ())
+        if self.is_packed:
+            images = _load(self.records, step, skips)
+            return pack(_image_ids(self.records, step), images), tuple(skips or ())
+        return make_batch(self.records, step, skips), tuple(skips or ())
+
+    def step(self, index: int) -> StepPlan:
+        """The plan of an element."""
+        return self.plan.batch(self.start + index, self.host_index, self.host_count)
+
+    def unpacked(self, index: int, images: PackedImages) -> Batch:
+        """Make the batch of a packed element."""
+        return pad_batch(self.step(index), images.image_ids.tolist(), unpack(images))
 
     def __repr__(self) -> str:
         # Grain prints sources; the records would fill the screen.
@@ -100,8 +116,8 @@ def train_batches(
     # Processes get the records by name: they open the files of a large data set themselves.
     def start(done: int) -> Iterator[tuple[Batch, tuple[Skip, ...]]]:
         first, number = start_step + done, num_steps - done
-        skips_errors = on_step is not None
-        source = _Steps(dataset.records, plan, first, number, host_index, host_count, skips_errors)
+        options = host_index, host_count, on_step is not None, num_workers > 0
+        source = _Steps(dataset.records, plan, first, number, *options)
         return _run_grain(source, num_workers)
 
     items = supervised(start, num_steps)
@@ -135,10 +151,10 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[tuple[Batch, tuple[
         )
     iterator: Any = iter(steps)
     try:
-        for batch, skips in iterator:
-            # Worker processes hand over shared memory; copied, it can be freed at once, and none is
-            # left over when the program ends.
-            yield (_copied(batch) if num_workers else batch), skips
+        for index, (item, skips) in enumerate(iterator):
+            # Worker processes hand over shared memory; with the batch made of it it can be freed at
+            # once, and none is left over when the program ends.
+            yield (source.unpacked(index, item) if num_workers else item), skips
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -146,7 +162,7 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[tuple[Batch, tuple[
         if num_workers:
             # Grain keeps the last batches in reference cycles; their shared memory would be told as
             # leaked when the program ends.
-            iterator = steps = batch = None
+            iterator = steps = item = None
             gc.collect()
 
 
@@ -177,10 +193,6 @@ def _start_quiet_tracker() -> None:
             os.environ["PYTHONWARNINGS"] = before
 
 
-def _copied(batch: Batch) -> Batch:
-    return Batch(*(None if array is None else np.array(array) for array in batch))
-
-
 def make_batch(
     records: Sequence[ImageRecord], plan: StepPlan, skips: list[Skip] | None = None
 ) -> Batch:
@@ -194,15 +206,24 @@ def make_batch(
     Returns:
         NumPy batch with B = number of the plan's images, see ``structures.Batch``.
     """
+    return pad_batch(plan, _image_ids(records, plan), _load(records, plan, skips))
+
+
+def _load(
+    records: Sequence[ImageRecord], plan: StepPlan, skips: list[Skip] | None
+) -> Iterator[TrainImage]:
+    """Read the images of a step one after the other, so that each can be freed at once."""
     options = plan.flip_labels, plan.ignores_crowd
-    # One after the other: an image is freed as soon as it is in the batch.
-    images = (
+    return (
         load_train_image(records, image, *options)
         if skips is None
         else load_or_skip(records, image, *options, skips)
         for image in plan.images
     )
-    return pad_batch(plan, [records[image.position].image_id for image in plan.images], images)
+
+
+def _image_ids(records: Sequence[ImageRecord], plan: StepPlan) -> list[int]:
+    return [records[image.position].image_id for image in plan.images]
 
 
 def pad_batch(plan: StepPlan, image_ids: Sequence[int], images: Iterable[TrainImage]) -> Batch:

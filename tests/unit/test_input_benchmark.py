@@ -29,7 +29,8 @@ def test_batches_are_compared_with_decoding_and_resizing_alone_in_turn(drawn, mo
 
     monkeypatch.setattr(input_pipeline, "_decode_and_resize", spend("alone", 0.020))
     monkeypatch.setattr(input_pipeline, "make_batch", spend("whole", 0.025))
-    found = input_pipeline.batches(*drawn, lambda: now[0]).details()["against_decoding"]
+    dataset, plan = drawn
+    found = input_pipeline.batches(dataset, plan, lambda: now[0]).details()["against_decoding"]
     assert found == {
         "rounds": input_pipeline.ROUNDS,
         "decode_and_resize_ms_per_image": pytest.approx(10),
