@@ -23,7 +23,7 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
 
 @pytest.fixture(scope="module", autouse=True)
 def cached_compilation(tmp_path_factory):
-    """Compile each function once for all runs of this file; by default only slow ones are kept."""
+    """Compile each function once for all runs of this file, from an empty cache."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
