@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,37 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
     monkeypatch.setenv(limit, "2.5")
     runtime.prepare()
     assert os.environ[limit] == "2.5"
+
+
+# Once 24 MiB are freed, glibc by itself takes 16 MiB from a heap; prints how much it maps alone.
+LARGE_BLOCK = """
+import ctypes
+from sparseinst_jax import runtime
+runtime.prepare()
+c = ctypes.CDLL(None)
+c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+class Info(ctypes.Structure):
+    _fields_ = [(f"field_{number}", ctypes.c_size_t) for number in range(10)]
+c.mallinfo2.restype = Info
+c.free(c.malloc(24 << 20))
+before = c.mallinfo2().field_4  # hblkhd, bytes in blocks that are mapped alone
+c.malloc(16 << 20)
+print((c.mallinfo2().field_4 - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about glibc")
+@pytest.mark.parametrize(
+    "variables, mapped", [({}, 16), ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=33554432"}, 0)]
+)
+def test_large_blocks_are_given_back_when_they_are_freed_unless_the_user_says_otherwise(
+    variables, mapped
+):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | variables
+    command = [sys.executable, "-c", LARGE_BLOCK]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(run.stdout) == mapped
 
 
 def test_a_users_error_is_a_message_and_an_exit_code(capsys):
