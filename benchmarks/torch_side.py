@@ -76,7 +76,7 @@ def prepare(arguments: argparse.Namespace) -> Callable[[], float]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--yardstick", required=True)
     parser.add_argument("--work", choices=tuple(WORKS), required=True)
     parser.add_argument("--size", type=int, nargs=2, required=True, help="padded height, width")

@@ -53,15 +53,25 @@ def test_a_floor_is_the_larger_of_operations_and_bytes():
 def test_a_stage_counts_its_product_its_inputs_weights_and_results():
     weights, x = np.ones((4, 8), np.float32), np.ones((2, 4), np.float32)
     stage = roofline.Stage("s", lambda train, w, fixed, x: x @ w, weights, {}, (x,))
-    row = roofline.measure(stage, roofline.Rates(1e9, 1e9), 1, False)
+    rates = roofline.Rates(1e9, 1e9)
+    row = roofline.with_floor(roofline.measure(stage, 1, False), rates)
     assert row["gflops"] == 2 * 2 * 4 * 8 / 1e9
     assert row["mib"] == 4 * (4 * 8 + 2 * 4 + 2 * 8) / 2**20
-    trained = roofline.measure(stage, roofline.Rates(1e9, 1e9), 1, True)
+    trained = roofline.measure(stage, 1, True)
     assert trained["gflops"] == pytest.approx(3 * row["gflops"])
     assert trained["mib"] == 2 * row["mib"]
     assert row["times_the_floor"] == pytest.approx(row["p50_ms"] / row["floor_ms"])
-    first = roofline.measure(stage._replace(gradients="weights"), roofline.Rates(1e9, 1e9), 1, True)
+    first = roofline.measure(stage._replace(gradients="weights"), 1, True)
     assert first["gflops"] == pytest.approx(2 * row["gflops"]), "images have no gradient"
+
+
+def test_the_rates_are_the_best_that_were_reached():
+    reached = roofline.Reached(32, 1, "float32")
+    reached.measure(1)
+    assert min(reached.rates) > 0
+    reached.rates = roofline.Rates(1e18, 1.0)
+    reached.measure(1)
+    assert reached.rates.flops == 1e18 and reached.rates.bytes > 1e6
 
 
 def test_the_stages_one_after_the_other_are_the_network():
@@ -84,7 +94,7 @@ def test_the_stages_one_after_the_other_are_the_network():
     )
     assert [name for name, s in stages.items() if s.gradients == "weights"] == ["backbone stem"]
     # The demo's norms are trained: their running statistics change inside the gradient.
-    row = roofline.measure(stages["backbone stem"], roofline.Rates(1e9, 1e9), 1, True)
+    row = roofline.measure(stages["backbone stem"], 1, True)
     assert row["name"] == "backbone stem, with gradients" and row["p50_ms"] > 0
 
 
