@@ -26,6 +26,7 @@ from flax import nnx
 
 from sparseinst_jax.layers import FrozenStatistic
 from sparseinst_jax.ops import PRODUCT_SCOPE
+from sparseinst_jax.winograd import winograd_3x3
 
 
 class Parameters(NamedTuple):
@@ -142,6 +143,8 @@ def _count(jaxpr: Any, inside: str, times: int, macs: Counter[str]) -> None:
             macs[path] += times * equation.outvars[0].aval.size
         elif name in _MACS:
             macs[path] += times * _MACS[name](equation)
+        elif params.get("name") == winograd_3x3.__name__:
+            macs[path] += times * _convolution_3x3_macs(equation)
         elif name == "while":
             raise ValueError("a loop of unknown length cannot be counted; use scan or map.")
         elif name == "cond":  # the dearest branch
@@ -170,6 +173,12 @@ def _convolution_macs(equation: Any) -> int:
     kernel = equation.invars[1].aval
     _, kernel_axes, _ = equation.params["dimension_numbers"]  # [out, in / groups, taps...]
     return equation.outvars[0].aval.size * kernel.size // kernel.shape[kernel_axes[0]]
+
+
+def _convolution_3x3_macs(equation: Any) -> int:
+    """Count what the definition takes, so that a count does not depend on the backend."""
+    kernel = equation.invars[1].aval
+    return equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
 
 
 _MACS = {"dot_general": _product_macs, "conv_general_dilated": _convolution_macs}

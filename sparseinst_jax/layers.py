@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sparseinst_jax import winograd
 from sparseinst_jax.structures import Tree
 
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
@@ -121,6 +122,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.
         inputs, kernels = jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1)
         parts = [_convolve(i, k, stride, 1) for i, k in zip(inputs, kernels, strict=True)]
         return jnp.concatenate(parts, axis=-1)
+    if groups == 1 and winograd.is_faster(x, kernel, stride):
+        return winograd.convolve(x, kernel)
     border = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,

@@ -28,7 +28,7 @@ LAYERS = (
     ("data",),
     ("losses", "matching", "masks"),
     ("layers", "ops", "charts"),
-    ("structures", "config", "runtime", "pytest_data", "fonts", "files"),
+    ("structures", "config", "runtime", "pytest_data", "fonts", "files", "winograd"),
     ("config_history",),
     ("hosts",),
     ("watch", "texts"),

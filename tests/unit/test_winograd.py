@@ -1,0 +1,91 @@
+"""The tiled 3x3 convolution against the plain one, and where it takes its place."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparseinst_jax import complexity, layers, winograd
+
+
+def plain(x, kernel):
+    """Convolve in float64 on the host: shifted products, summed."""
+    padded = np.pad(np.float64(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    taps = [
+        padded[:, i : i + height, j : j + width] @ np.float64(kernel[i, j])
+        for i in range(3)
+        for j in range(3)
+    ]
+    return functools.reduce(np.add, taps)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (2, 9)])
+def test_tiles_make_what_a_convolution_makes(rng, size):
+    x = rng.standard_normal((2, *size, 3), np.float32)
+    kernel = rng.standard_normal((3, 3, 3, 5), np.float32)
+    np.testing.assert_allclose(winograd.convolve(x, kernel), plain(x, kernel), atol=2e-5)
+
+
+def test_error_is_that_of_float32(rng):
+    x = np.maximum(rng.standard_normal((1, 12, 14, 256), np.float32), 0)
+    kernel = 0.03 * rng.standard_normal((3, 3, 256, 64), np.float32)
+    expected = plain(x, kernel)
+    error = np.abs(winograd.convolve(x, kernel) - expected)
+    assert error.max() < 1e-5 * expected.std()
+
+
+def test_gradients_are_those_of_a_convolution(rng):
+    x = rng.standard_normal((2, 5, 6, 3), np.float32)
+    kernel = rng.standard_normal((3, 3, 3, 4), np.float32)
+    cotangent = rng.standard_normal((2, 5, 6, 4), np.float32)
+
+    def ordinary(x, kernel):
+        border = ((1, 1), (1, 1))
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), border, dimension_numbers=layout)
+
+    ours = jax.vjp(winograd.convolve, x, kernel)[1](cotangent)
+    theirs = jax.vjp(ordinary, x, kernel)[1](cotangent)
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def macs_and_primitives(conv, shape):
+    def call(x):
+        return conv(x)
+
+    text = str(jax.make_jaxpr(call)(jnp.zeros(shape)))
+    return complexity.trace_macs(call, jax.ShapeDtypeStruct(shape, jnp.float32))[""], text
+
+
+def test_wide_convolutions_take_tiles_on_a_cpu_and_count_as_before(rng):
+    wide = layers.Conv(128, 130, 3, rng=rng)
+    macs, text = macs_and_primitives(wide, (1, 23, 24, 128))
+    assert "winograd_3x3" in text
+    assert macs == 23 * 24 * 9 * 128 * 130
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "options"),
+    [
+        (24, 64, {}),
+        (16, 128, {}),
+        (24, 128, {"stride": 2}),
+        (24, 128, {"dtype": jnp.bfloat16}),
+    ],
+    ids=["narrow", "fewer tiles than channels", "strided", "bfloat16"],
+)
+def test_other_convolutions_stay_plain(rng, side, channels, options):
+    conv = layers.Conv(channels, 128, 3, rng=rng, **options)
+    _, text = macs_and_primitives(conv, (1, side, side, channels))
+    assert "winograd_3x3" not in text
+    assert "conv_general_dilated" in text
+
+
+def test_other_backends_keep_the_plain_form(rng, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    _, text = macs_and_primitives(layers.Conv(128, 128, 3, rng=rng), (1, 24, 24, 128))
+    assert "winograd_3x3" not in text
