@@ -296,7 +296,12 @@ def functional(model: nnx.Module) -> tuple[Callable[..., Any], Tree, Tree]:
       params: what is trained, nested dicts with string keys (list positions are "0", "1", ...).
       statistics: everything else (frozen norms, running statistics, counters).
     """
-    graphdef, params_state, statistics_state = nnx.split(model, nnx.Param, ...)
+    graphdef, *states = nnx.split(model, nnx.Param, ...)
+    params, statistics = (_string_keys(nnx.to_pure_dict(state)) for state in states)
+    # Closed over without their numbers, which would stay in memory as long as `apply`.
+    params_state, statistics_state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states
+    )
 
     def restore(state: nnx.State, tree: Tree) -> nnx.State:
         state = jax.tree.map(lambda leaf: leaf, state)  # a copy of the structure
@@ -311,5 +316,4 @@ def functional(model: nnx.Module) -> tuple[Callable[..., Any], Tree, Tree]:
         _, _, new_statistics = nnx.split(restored, nnx.Param, ...)
         return outputs, _string_keys(nnx.to_pure_dict(new_statistics))
 
-    to_dict = lambda state: _string_keys(nnx.to_pure_dict(state))  # noqa: E731
-    return apply, to_dict(params_state), to_dict(statistics_state)
+    return apply, params, statistics

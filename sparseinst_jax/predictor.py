@@ -158,14 +158,15 @@ class Predictor:
 
     @property
     def weights(self) -> tuple[Tree, Tree]:
-        """The parameters and statistics in use, as they were given."""
+        """The parameters and statistics in use: nested dicts of arrays."""
         return self._weights
 
     def set_weights(self, params: Tree, statistics: Tree) -> None:
         """Use other weights of the same network; nothing is compiled again."""
         self._weights = params, statistics
         if len(self._devices) == 1:
-            self._placed = jax.device_put(self._weights, self._devices[0])
+            # The arrays that were given are not kept beside their copies.
+            self._weights = self._placed = jax.device_put(self._weights, self._devices[0])
         else:
             copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=self._devices)
             self._placed = copy(np.arange(len(self._devices)), self._weights)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from sparseinst_jax import builders, layers
 from sparseinst_jax.benchmark import inference, input_pipeline, photos, scoring, training
 from sparseinst_jax.benchmark.workloads import Workload
@@ -76,6 +78,8 @@ class Bench:
         apply, drawn_params, drawn_statistics = layers.functional(model)
         if params is None or statistics is None:
             params, statistics = drawn_params, drawn_statistics
+        # One copy for all parts; on a CPU "the device" is the same memory.
+        params, statistics = jax.device_put((params, statistics))
         self.frozen_names = [f"backbone/{name}" for name in model.backbone.frozen_names]  # type: ignore[attr-defined]
         return apply, params, statistics, len(names)
 

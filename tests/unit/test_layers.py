@@ -1,9 +1,13 @@
 """Layers against plain NumPy, initialisation against its definition, and the plain-dict view."""
 
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sparseinst_jax import layers
 from sparseinst_jax.backbones.resnet import ResNet
@@ -209,3 +213,24 @@ def test_sizes_that_are_no_multiples_of_32_are_refused_with_the_padded_size():
 def test_channels_that_groups_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"multiple of num_groups, got 8 and 3"):
         tiny_model(num_groups=3)
+
+
+def test_pure_function_keeps_no_arrays_alive(rng):
+    apply, params, _ = layers.functional(Scaled(rng))
+    initial = weakref.ref(params["conv"]["kernel"])
+    ones = jax.tree.map(np.ones_like, params)
+    del params
+    gc.collect()
+    assert initial() is None
+    outputs, _ = apply(ones, {}, np.ones((1, 2, 2, 1), np.float32))
+    np.testing.assert_array_equal(outputs, np.full((1, 2, 2, 1), 2.0))
+
+
+class Scaled(nnx.Module):
+    """One convolution with a bias."""
+
+    def __init__(self, rng):
+        self.conv = layers.Conv(1, 1, 1, rng=rng)
+
+    def __call__(self, images, train=False, intermediates=None):
+        return self.conv(images)

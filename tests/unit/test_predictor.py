@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -135,6 +136,12 @@ def test_one_compilation_for_each_padded_size_and_none_for_new_weights(rng, weig
     predictor.set_weights(params, statistics)
     assert (predictor(image).scores > before.scores).any()
     assert predictor._forward._cache_size() == 2
+
+
+def test_weights_are_held_once(weights, predictor):
+    for held, given in zip(*map(jax.tree.leaves, (predictor.weights, weights)), strict=True):
+        assert isinstance(held, jax.Array), "the arrays that were given would stay beside a copy"
+        np.testing.assert_array_equal(held, given)
 
 
 def test_evaluation_and_prediction_find_the_same(rng, tmp_path, weights):
