@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     _check(arguments)
     if arguments.output:
-        check_writable(Path(arguments.output), "--output")
+        check_writable(Path(arguments.output).parent, "--output")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         bench = Bench(arguments, Path(folder))
         if arguments.serve:

@@ -253,6 +253,7 @@ def test_a_measured_training_step_trains_and_says_where_its_time_goes():
 
 def test_the_original_protocol_gives_frames_per_second_of_the_mean(tmp_path, capsys):
     output = tmp_path / "out.json"
+    output.write_text("of an earlier run")
     assert command.main([*SMALL, "--protocol", "original", "--output", str(output)]) == 0
     (row,) = json.loads(output.read_text())["results"]
     assert row["fps"] == pytest.approx(1e3 / row["mean_ms"])
