@@ -72,6 +72,14 @@ def place_in_environment() -> Place | None:
     return None
 
 
+def may_be_one_of_several() -> bool:
+    """Whether the environment says so; also where it contradicts itself, which `join` reports."""
+    try:
+        return place_in_environment() is not None
+    except ValueError:
+        return True
+
+
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--distributed` and `--no-distributed`, for `join`."""
     parser.add_argument(

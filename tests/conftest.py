@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 from sparseinst_jax import pytest_data, runtime
 
+# Some tests start programs with several devices, which inherit the environment.
+os.environ.setdefault("PJRT_NPROC", "32")
+os.environ.setdefault("NPROC", "32")
 runtime.prepare()
 
 

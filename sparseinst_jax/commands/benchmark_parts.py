@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax import builders, layers
+from sparseinst_jax import builders, layers, runtime
 from sparseinst_jax.benchmark import inference, input_pipeline, photos, scoring, training
 from sparseinst_jax.benchmark.workloads import Workload
 from sparseinst_jax.commands import datasets, train_setup
@@ -134,6 +134,7 @@ class Bench:
 
     def train_step(self) -> Workload:
         """Build the workload of training."""
+        runtime.return_freed_memory()  # as `train` does
         arguments, config = self.arguments, self.config
         apply, params, statistics, num_classes = self._network
         adamw = optimizer.make_optimizer(

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparseinst_jax import config as configs
-from sparseinst_jax import hosts
+from sparseinst_jax import hosts, runtime
 from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.batch_pictures import save_first_batches
 from sparseinst_jax.commands.train_setup import Run, prepare, resolve_schedule
@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
+    runtime.return_freed_memory()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or configs.default_workdir(arguments.config)
     return train(config, workdir, literal_keys=arguments.overrides)

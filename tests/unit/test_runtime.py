@@ -17,7 +17,7 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
     monkeypatch.setenv("NPROC", "3")
     monkeypatch.delitem(runtime.sys.modules, "jax", raising=False)  # as before JAX is imported
     runtime.prepare()
-    assert int(os.environ["PJRT_NPROC"]) >= 32
+    assert int(os.environ["PJRT_NPROC"]) >= 2
     assert os.environ["NPROC"] == "3"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "sparseinst_jax" / "xla")
     assert os.environ[limit] == "0"
@@ -26,11 +26,37 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
     assert os.environ[limit] == "2.5"
 
 
+@pytest.mark.parametrize(
+    ("variables", "arguments", "is_several"),
+    [
+        ({}, [], False),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, [], True),
+        ({"JAX_NUM_CPU_DEVICES": "4"}, [], True),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, [], True),
+        ({}, ["train.py", "--distributed"], True),
+    ],
+    ids=["one device", "virtual devices", "JAX's devices", "a job", "--distributed"],
+)
+def test_one_device_gets_a_thread_for_each_core_and_collectives_get_32(
+    monkeypatch, variables, arguments, is_several
+):
+    for name in ("PJRT_NPROC", "NPROC", "XLA_FLAGS", "JAX_NUM_CPU_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("sys.argv", arguments)
+    runtime.prepare()
+    expected = "32" if is_several else "3"
+    assert (os.environ["PJRT_NPROC"], os.environ["NPROC"]) == (expected, expected)
+
+
 # Once 24 MiB are freed, glibc by itself takes 16 MiB from a heap; prints how much it maps alone.
 LARGE_BLOCK = """
 import ctypes
 from sparseinst_jax import runtime
 runtime.prepare()
+runtime.return_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
@@ -48,7 +74,7 @@ print((c.mallinfo2().field_4 - before) >> 20)
 @pytest.mark.parametrize(
     "variables, mapped", [({}, 16), ({"GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=33554432"}, 0)]
 )
-def test_large_blocks_are_given_back_when_they_are_freed_unless_the_user_says_otherwise(
+def test_training_gives_large_blocks_back_when_they_are_freed_unless_the_user_says_otherwise(
     variables, mapped
 ):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | variables
