@@ -103,19 +103,22 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Map [B, H, W, in] to [B, ceil(H / stride), ceil(W / stride), out]."""
-        x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        if self.kernel_size == 1 and self.groups == 1:
-            # A product on the strided image: XLA:CPU's gradient of a 1x1 convolution is far slower.
-            x = x[:, :: self.stride, :: self.stride]
-            y = jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0])
-        else:
-            y = _convolve(x, kernel, self.stride, self.groups)
+        x, kernel = x.astype(self.dtype), self.kernel[...]
+        if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
+            # Its factor goes into the kernel: the gradients of results need no pass of their own.
+            scale, shift = self.norm.factors()
+            y = _convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
+            return y + shift.astype(self.dtype)
+        y = _convolve(x, kernel.astype(self.dtype), self.stride, self.groups)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    if kernel.shape[:2] == (1, 1) and groups == 1:
+        # A product on the strided image: XLA:CPU's gradient of a 1x1 convolution is far slower.
+        return _multiply_pixels(x[:, ::stride, ::stride], kernel)
     if groups > 1 and jax.default_backend() == "cpu":
         # XLA:CPU takes 65 times as long for the kernel gradient of a grouped convolution as for
         # those of its parts.
@@ -133,6 +136,32 @@ def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
+
+
+@jax.custom_vjp
+def _multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply each pixel of [B, H, W, in] by a kernel [1, 1, in, out].
+
+    As a product of two matrices, and its gradient too: XLA:CPU would transpose the image for the
+    kernel gradient of a product of more axes, which takes as long as the product. The gradient
+    keeps the image as it is given, and not its matrix beside it.
+    """
+    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def _multiply_pixels_forward(x, kernel):
+    return _multiply_pixels(x, kernel), (x, kernel)
+
+
+def _multiply_pixels_backward(residuals, cotangent):
+    x, kernel = residuals
+    pixels = cotangent.reshape(-1, cotangent.shape[-1])
+    to_kernel = x.reshape(-1, x.shape[-1]).T @ pixels
+    return (pixels @ kernel[0, 0].T).reshape(x.shape), to_kernel.reshape(kernel.shape)
+
+
+_multiply_pixels.defvjp(_multiply_pixels_forward, _multiply_pixels_backward)
 
 
 class Linear(nnx.Module):
@@ -170,9 +199,13 @@ class FrozenBatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]; `train` changes nothing."""
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + NORM_EPSILON)
-        shift = self.bias[...] - self.mean[...] * scale
+        scale, shift = self.factors()
         return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """Return float32 [C], what to multiply by and what to add then."""
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + NORM_EPSILON)
+        return scale, self.bias[...] - self.mean[...] * scale
 
 
 class BatchNorm(nnx.Module):

@@ -50,6 +50,36 @@ def test_convolution_pads_symmetrically_and_groups_see_their_own_channels(
     np.testing.assert_allclose(conv(jnp.asarray(x)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("size, stride", [(1, 1), (1, 2), (3, 1)])
+def test_a_frozen_norm_in_the_kernel_gives_the_results_and_gradients_of_one_after_it(
+    size, stride, rng
+):
+    norm = layers.FrozenBatchNorm(6)
+    for statistic in (norm.scale, norm.bias, norm.mean, norm.var):
+        statistic[...] = jnp.asarray(rng.random(6, np.float32) + 0.5)
+    conv = layers.Conv(4, 6, size, stride=stride, bias_init=None, norm=norm, rng=rng)
+    graphdef, params, statistics = nnx.split(conv, nnx.Param, ...)
+    x = jnp.asarray(rng.standard_normal((2, 5, 8, 4), np.float32))
+    cotangent = jnp.asarray(rng.standard_normal((2, -(-5 // stride), 8 // stride, 6), np.float32))
+
+    def results(train):
+        def run(params, x):
+            return nnx.merge(graphdef, params, statistics)(x, train)
+
+        y, pull_back = jax.vjp(run, params, x)
+        return y, *jax.tree.leaves(pull_back(cotangent))
+
+    for inside, after in zip(results(True), results(False), strict=True):
+        np.testing.assert_allclose(inside, after, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_1x1_convolution_keeps_its_image_once(rng):
+    x, kernel = jnp.ones((2, 4, 6, 3)), jnp.ones((1, 1, 3, 5))
+    _, pull_back = jax.vjp(lambda x, kernel: layers._convolve(x, kernel, 1, 1), x, kernel)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pull_back))
+    assert kept == x.nbytes + kernel.nbytes
+
+
 def test_initial_weights_follow_their_distributions(rng):
     shape, fan_in, fan_out = (3, 3, 64, 256), 576, 2304
     xavier = layers.xavier(rng, shape, fan_in, fan_out)
