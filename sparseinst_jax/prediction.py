@@ -97,7 +97,11 @@ class Prediction:
         order = np.argsort(-shown.scores, kind="stable")
         names = shown.class_names
         captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
-        return visualize.draw_instances(self.image, shown.masks[order], captions)
+        size = self.image.shape[:2]
+        drawn = masks.LazyMasks(
+            [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
+        )
+        return visualize.draw_instances(self.image, drawn, captions)
 
     def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
         """Write the picture of `plot`; the suffix of the path names the format."""

@@ -17,6 +17,7 @@ from sparseinst_jax.evaluation import errors as error_counts
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
 from sparseinst_jax.evaluation.errors import ImageErrors
+from sparseinst_jax.masks import LazyMasks
 from sparseinst_jax.prediction import Prediction
 
 # Told apart by all kinds of colour vision (Okabe and Ito's palette).
@@ -84,7 +85,10 @@ def _prediction(
 
 def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDataset) -> Image.Image:
     targets = record.targets
-    masks = [decode_mask(target.segmentation, record.height, record.width) for target in targets]
+    masks = LazyMasks(
+        [target.segmentation for target in targets],
+        lambda segmentation: decode_mask(segmentation, record.height, record.width),
+    )
     captions = [dataset.class_names[target.label] for target in targets]
     return visualize.draw_instances(image, masks, captions)
 
@@ -200,6 +204,6 @@ class _Layer:
 
     def draw(self, image: np.ndarray) -> Image.Image:
         order = sorted(self._entries, key=lambda entry: entry[2] == _FOUND)
-        masks = [decode_mask(segmentation, *self._size) for segmentation, _, _ in order]
+        masks = LazyMasks([entry[0] for entry in order], lambda one: decode_mask(one, *self._size))
         captions, colours = [entry[1] for entry in order], [entry[2] for entry in order]
         return visualize.draw_instances(image, masks, captions, colours)

@@ -1,5 +1,6 @@
 """The composed upsampling against the plain steps, and RLE."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,6 +91,35 @@ def test_chunks_shrink_for_large_images():
     assert masks.chunk_length((4096, 4096), 100) == 1
     assert masks.chunk_length((2048, 2048), 100) == 4
     assert masks.chunk_length((8192, 8192), 100) == 1
+
+
+def test_a_hundred_masks_of_a_large_photo_pass_through_little_memory():
+    height, width = 3000, 4000
+    bucket = (masks.bucket_length(height), masks.bucket_length(width))
+    number = masks.chunk_length(bucket, 100)
+    probs = jax.ShapeDtypeStruct((1, 100, 160, 216), np.float32)
+    operators = [
+        masks.upsampling_operator(grid, valid, original, length)
+        for grid, valid, original, length in zip(
+            (160, 216), (640, 853), (height, width), bucket, strict=True
+        )
+    ]
+    chosen = np.zeros(number, np.int32)
+    rows = jax.eval_shape(masks._upsample_rows, probs, np.int32(0), chosen, operators[0])
+    cut = jax.eval_shape(masks._cut_columns, rows, operators[1], np.float32(0.45))
+    assert cut.shape == (number, bucket[1], bucket[0])
+    # One chunk on the device and one on the host, with its copy without the padding.
+    taken = rows.size * rows.dtype.itemsize + 3 * cut.size * cut.dtype.itemsize
+    assert taken <= 64 * 2**20
+
+
+def test_lazy_masks_are_decoded_when_they_are_asked_for():
+    asked = []
+    lazy = masks.LazyMasks("abc", lambda name: asked.append(name) or np.full((1, 2), name == "b"))
+    assert (len(lazy), asked) == (3, [])
+    assert lazy[1].all() and not lazy[-1].any()
+    assert asked == ["b", "c"]
+    assert [mask.any() for mask in lazy[:2]] == [False, True]
 
 
 def test_rle_runs_down_the_columns():

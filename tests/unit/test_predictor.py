@@ -1,6 +1,7 @@
 """The predictor around a small made-up network, against a plain NumPy version of each step."""
 
 import json
+import weakref
 from pathlib import Path
 
 import jax
@@ -193,6 +194,22 @@ def test_prediction_can_be_cut_drawn_saved_and_written(rng, tmp_path, predictor)
     for mask, (left, top, right, bottom) in zip(found.masks, boxes.astype(int), strict=True):
         assert mask.sum() == mask[top:bottom, left:right].sum()
         assert mask[top:bottom, left:right].any(axis=0).all() or mask[:, left].any()
+
+
+def test_drawing_holds_few_masks_at_a_time(monkeypatch, rng, predictor):
+    found = predictor(draw_image(rng, 47, 75))
+    decoded, alive = [], []
+
+    def decode(rles, size, original=masks.decode_masks):
+        made = original(rles, size)
+        decoded.append(weakref.ref(made))
+        alive.append(sum(reference() is not None for reference in decoded))
+        return made
+
+    monkeypatch.setattr(masks, "decode_masks", decode)
+    found.plot(0.0)
+    assert len(decoded) >= len(found) == 5
+    assert max(alive) <= 2
 
 
 def test_image_with_nothing_kept_gives_an_empty_prediction(rng, weights, predictor):
