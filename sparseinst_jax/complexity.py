@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sparseinst_jax import winograd
 from sparseinst_jax.layers import FrozenStatistic
 from sparseinst_jax.ops import PRODUCT_SCOPE
-from sparseinst_jax.winograd import winograd_3x3
 
 
 class Parameters(NamedTuple):
@@ -143,7 +143,7 @@ def _count(jaxpr: Any, inside: str, times: int, macs: Counter[str]) -> None:
             macs[path] += times * equation.outvars[0].aval.size
         elif name in _MACS:
             macs[path] += times * _MACS[name](equation)
-        elif params.get("name") == winograd_3x3.__name__:
+        elif params.get("name") == winograd.NAME:
             macs[path] += times * _convolution_3x3_macs(equation)
         elif name == "while":
             raise ValueError("a loop of unknown length cannot be counted; use scan or map.")

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 # Below it the transforms of the images take about what the products save.
 LEAST_CHANNELS = 128
+NAME = "winograd_3x3"  # in traced programs
 
 
 def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
@@ -63,7 +64,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.jit
 def winograd_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """See `convolve`; under a name of its own in traced programs, which `complexity` counts."""
+    """See `convolve`; `complexity` finds it in traced programs by its name, `NAME`."""
     batch, height, width, channels = x.shape
     rows, columns = -(-height // 2), -(-width // 2)  # of tiles
     border = ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0))
