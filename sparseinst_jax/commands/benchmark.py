@@ -254,8 +254,8 @@ def _notes(row: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{row['name']}: {found['batch_ms_per_image']:.2f} ms an image, decoding and resizing "
             f"the same alone {found['decode_and_resize_ms_per_image']:.2f} ms: "
-            f"{found['ratio']:.2f} times as long ({found['rounds']} batches in turn, {found['least_ratio']:.2f} to "
-            f"{found['most_ratio']:.2f})"
+            f"{found['ratio']:.2f} times as long ({found['rounds']} batches in turn, "
+            f"{found['least_ratio']:.2f} to {found['most_ratio']:.2f})"
         )
     if "kept_masks_per_image" in row:
         lines.append(f"{row['name']}: {row['kept_masks_per_image']:g} masks kept an image")
