@@ -17,7 +17,9 @@ DEMO_FLAGS ?=
 FUZZ_EXAMPLES ?= 2500
 MUTATED_FILES := test_mutated_files_are_read_or_refused_by_one_type_of_error
 FUZZ_TESTS := tests/unit/test_fuzz.py tests/unit/test_weights_files.py::$(MUTATED_FILES)
-TEST_FLAGS ?= -n 2 --dist loadscope --max-worker-restart=1 --durations=15
+# In the order of the folders, where the long files come first: by itself xdist takes those with few
+# tests last, and one worker waits for the other.
+TEST_FLAGS ?= -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart=1 --durations=15
 
 # Two cores serve both workers well; jax wants more pool threads than cores (see CONTRIBUTING.md).
 export NPROC ?= 32
