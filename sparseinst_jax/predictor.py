@@ -20,8 +20,8 @@ import numpy as np
 from sparseinst_jax import masks
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data.eval_protocols import find_protocol
-from sparseinst_jax.data.images import ImageLike, as_rgb
+from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
+from sparseinst_jax.data.images.decoding import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.layers import functional
 from sparseinst_jax.ops import normalize_images
@@ -91,7 +91,7 @@ class Predictor:
         select: scores a batch of outputs, `Outputs` -> `Selection`.
         mask_threshold: a pixel belongs to a mask where its probability is larger.
         batch_size: images that go through the network together on a device; fewer are filled up.
-        protocol: whose way to test, a key of `data.eval_protocols.PROTOCOLS`.
+        protocol: whose way to test, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
     """
 
     def __init__(

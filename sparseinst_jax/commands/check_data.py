@@ -14,7 +14,7 @@ from sparseinst_jax import config as configs
 from sparseinst_jax.commands import check_page, check_report, model_source
 from sparseinst_jax.commands.check_report import Report
 from sparseinst_jax.commands.datasets import name_of
-from sparseinst_jax.data.faults import Fault, grouped
+from sparseinst_jax.data.annotations.faults import Fault, grouped
 from sparseinst_jax.files import check_writable
 
 MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all

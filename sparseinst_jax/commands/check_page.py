@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from sparseinst_jax import fonts, visualize
 from sparseinst_jax.commands.check_report import Report, Split, sheet_records
 from sparseinst_jax.data import check
+from sparseinst_jax.data.annotations.faults import grouped
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
-from sparseinst_jax.data.faults import grouped
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
 from sparseinst_jax.files import replace_file
 from sparseinst_jax.texts import printable

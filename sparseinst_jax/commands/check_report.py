@@ -11,9 +11,9 @@ import numpy as np
 
 from sparseinst_jax.commands import datasets
 from sparseinst_jax.data import check
+from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
-from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.evaluation.evaluator import Progress, map_ahead
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.

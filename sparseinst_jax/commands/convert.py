@@ -20,7 +20,7 @@ from sparseinst_jax.commands.convert_output import (
     write_ours,
 )
 from sparseinst_jax.config import load_config, parse_command_line
-from sparseinst_jax.data import coco_classes
+from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.files import read_json
 from sparseinst_jax.structures import Tree

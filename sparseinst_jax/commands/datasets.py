@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sparseinst_jax.data import check
+from sparseinst_jax.data.annotations.faults import Faults
 from sparseinst_jax.data.coco import CocoDataset, Selection, index_coco, without_empty
-from sparseinst_jax.data.faults import Faults
 
 
 def load_train(config: Any) -> CocoDataset:

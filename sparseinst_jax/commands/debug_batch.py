@@ -13,9 +13,9 @@ from sparseinst_jax.commands import batch_pictures, datasets, train_setup
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import pad_batch
 from sparseinst_jax.data.plan import ImagePlan, StepPlan
-from sparseinst_jax.data.skipping import Skip, load_or_skip
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
+from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
 
 _DESCRIPTION = """Make the batch of a training step again, from the configuration and the data
 alone, and draw it as the network got it. Step 0 is the first; metrics.csv counts finished steps, so

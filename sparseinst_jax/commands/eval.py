@@ -24,7 +24,7 @@ from sparseinst_jax.commands.model_source import (
 )
 from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import CocoDataset
-from sparseinst_jax.data.skipping import Skip, SkippedImages
+from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
 from sparseinst_jax.files import check_writable

@@ -11,7 +11,7 @@ from sparseinst_jax import hosts
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.commands.datasets import load_val, name_of
 from sparseinst_jax.config import add_config_arguments, default_workdir, load_config
-from sparseinst_jax.data import coco_classes
+from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.layers import functional
 from sparseinst_jax.predictor import Predictor, build_predictor, load_run

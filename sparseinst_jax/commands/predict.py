@@ -16,7 +16,7 @@ from sparseinst_jax.commands.model_source import (
     workdir_of,
 )
 from sparseinst_jax.config import parse_command_line
-from sparseinst_jax.data.images import image_suffixes
+from sparseinst_jax.data.images.decoding import image_suffixes
 from sparseinst_jax.evaluation.evaluator import Progress, write_json
 from sparseinst_jax.files import check_writable
 from sparseinst_jax.prediction import SHOWN_SCORE

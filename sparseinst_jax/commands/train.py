@@ -18,7 +18,7 @@ from sparseinst_jax.commands import train_checks
 from sparseinst_jax.commands.batch_pictures import save_first_batches
 from sparseinst_jax.commands.train_setup import Run, prepare, resolve_schedule
 from sparseinst_jax.data import loader
-from sparseinst_jax.data.skipping import SkippedImages
+from sparseinst_jax.data.workers.skipping import SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.structures import Batch
 from sparseinst_jax.training import curves, progress

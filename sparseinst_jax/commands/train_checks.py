@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sparseinst_jax import config as configs
 from sparseinst_jax import config_history, hosts
 from sparseinst_jax.data import coco
-from sparseinst_jax.data.skipping import ON_ERROR
+from sparseinst_jax.data.workers.skipping import ON_ERROR
 from sparseinst_jax.training import batch_scaling
 
 ON_CHANGE = ("stop", "continue")

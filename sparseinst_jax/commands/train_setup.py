@@ -13,10 +13,10 @@ from sparseinst_jax import builders, hosts, layers
 from sparseinst_jax import config as configs
 from sparseinst_jax.commands import datasets, train_checks
 from sparseinst_jax.data import coco, shapes
-from sparseinst_jax.data.fingerprint import fingerprint
-from sparseinst_jax.data.flip_labels import parse_flip_label_pairs
+from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
+from sparseinst_jax.data.index.fingerprint import fingerprint
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.skipping import Skip, SkippedImages
+from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.predictor import build_predictor
 from sparseinst_jax.structures import Tree

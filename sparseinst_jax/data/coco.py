@@ -13,16 +13,16 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import coco_json
-from sparseinst_jax.data.annotation_filter import candidates, find_filter
-from sparseinst_jax.data.classes import Classes, choose_classes
-from sparseinst_jax.data.coco_index import CocoIndex
-from sparseinst_jax.data.coco_masks import refuse_broken_runs, refuse_vast_polygons
-from sparseinst_jax.data.faults import MISSING_IMAGE, Faults
-from sparseinst_jax.data.image_paths import FolderRule
-from sparseinst_jax.data.images import read_header, read_image, read_picture
-from sparseinst_jax.data.index_cache import read_index
-from sparseinst_jax.data.records import (
+from sparseinst_jax.data.annotations import coco_json
+from sparseinst_jax.data.annotations.classes import Classes, choose_classes
+from sparseinst_jax.data.annotations.faults import MISSING_IMAGE, Faults
+from sparseinst_jax.data.annotations.segmentations import refuse_broken_runs, refuse_vast_polygons
+from sparseinst_jax.data.ecosystems.annotation_filter import candidates, find_filter
+from sparseinst_jax.data.images.decoding import read_header, read_image, read_picture
+from sparseinst_jax.data.images.paths import FolderRule
+from sparseinst_jax.data.index.cache import read_index
+from sparseinst_jax.data.index.coco_index import CocoIndex
+from sparseinst_jax.data.index.records import (
     Annotation,
     CocoDataset,
     ImageRecord,
@@ -78,7 +78,7 @@ def load_coco(
         images_dir: folder that ``file_name`` is relative to; None when no image is read.
         keep_empty: keep images without objects (an image with crowd regions only is empty).
         check_files: also ask for every image file that the json names.
-        classes: names to keep, all when empty; see ``data.classes``.
+        classes: names to keep, all when empty; see ``annotations.classes``.
         class_map: texts ``old=new`` that merge or rename classes before that.
         all_classes_known: refuse a name in these two that the json does not have.
         annotation_filter: whose rules say what is learned, a key of ``annotation_filter.FILTERS``.

@@ -26,11 +26,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-from sparseinst_jax.data import coco_json
+from sparseinst_jax.data.annotations import coco_json
 from sparseinst_jax.data.coco import Selection, make_dataset, note_missing, read_record
-from sparseinst_jax.data.coco_index import CocoIndex, save_index
-from sparseinst_jax.data.index_cache import read_index
-from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data.index.cache import read_index
+from sparseinst_jax.data.index.coco_index import CocoIndex, save_index
+from sparseinst_jax.data.index.records import Annotation, CocoDataset, ImageRecord
 
 NAME, VERSION = "coco_instances", "1.0.0"
 SHARD_SIZE = 128 << 20  # bytes of images in a shard, which is in memory while it is written

@@ -18,12 +18,12 @@ import numpy as np
 from absl import flags
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
-from sparseinst_jax.data.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
-from sparseinst_jax.data.skipping import Skip, load_or_skip
-from sparseinst_jax.data.supervision import supervised
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.data.workers.packed_images import PackedImages, pack, unpack
+from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
+from sparseinst_jax.data.workers.supervision import supervised
 from sparseinst_jax.structures import Batch
 
 NUM_THREADS = 2  # per process; each works on a step of its own
@@ -98,8 +98,8 @@ def train_batches(
         host_count: number of hosts.
         num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
             start a fresh interpreter: the calling script needs ``if __name__ == "__main__":``.
-            One that dies or hangs is replaced, see ``data.supervision``.
-        on_step: leave out images that cannot be used, see ``data.skipping``, and be told before
+            One that dies or hangs is replaced, see ``workers.supervision``.
+        on_step: leave out images that cannot be used, see ``workers.skipping``, and be told before
             each batch which they were: (number of the step from 1, images). None raises.
 
     Yields:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data import paddle_transforms
+from sparseinst_jax.data.ecosystems import paddle_transforms
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
     LSJ_RANGE,

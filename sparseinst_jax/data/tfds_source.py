@@ -9,10 +9,10 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants
 
 from sparseinst_jax.data import coco_tfds
+from sparseinst_jax.data.annotations.faults import Faults
 from sparseinst_jax.data.coco import Selection, make_dataset
-from sparseinst_jax.data.coco_index import open_index
-from sparseinst_jax.data.faults import Faults
-from sparseinst_jax.data.records import CocoDataset
+from sparseinst_jax.data.index.coco_index import open_index
+from sparseinst_jax.data.index.records import CocoDataset
 
 _NAME = re.compile(r"(?P<name>\w+)(:(?P<version>[\d.]+))?/(?P<split>[\w-]+)")
 _CURE = "build it by `sparseinst build-tfds`, or correct config.data.tfds_dir"

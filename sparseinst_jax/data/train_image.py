@@ -11,7 +11,7 @@ from sparseinst_jax.data.coco import (
     Segmentation,
     read_record_picture,
 )
-from sparseinst_jax.data.paddle_transforms import boxes_in_crop
+from sparseinst_jax.data.ecosystems.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
 from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.transforms import (

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import opencv_resize
+from sparseinst_jax.data.annotations.segmentations import read_runs
 from sparseinst_jax.data.coco import Segmentation, encode_segmentation
-from sparseinst_jax.data.coco_masks import read_runs
+from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.quarter_levels import InnerPixels, inner_pixels, levels_of_runs
 
 Size = tuple[int, int]

@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from sparseinst_jax import hosts
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
-from sparseinst_jax.data.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.data.transforms import padded_size, resized_size
+from sparseinst_jax.data.workers.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, coco_results, evaluate
 from sparseinst_jax.files import replace_file
 from sparseinst_jax.masks import encode_transposed

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparseinst_jax.data.coco_masks import MAX_LETTERS, MAX_RUN
+from sparseinst_jax.data.annotations.segmentations import MAX_LETTERS, MAX_RUN
 
 INVALID = -1
 # Letters that are read together: few calls, and what they make stays in the processor's cache.
@@ -24,11 +24,11 @@ def lengths_and_areas(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Add up compressed run lengths.
 
     Args:
-        texts: `counts` of COCO's compressed RLE, each at most `coco_masks.MAX_TEXT` long.
+        texts: `counts` of COCO's compressed RLE, each at most `segmentations.MAX_TEXT` long.
 
     Returns:
         lengths: int64 [D], pixels of each mask and its background; `INVALID` where the text is none
-            that can be decoded (see `coco_masks.compressed_length`).
+            that can be decoded (see `segmentations.compressed_length`).
         areas: int64 [D], pixels of each mask; without meaning where the text is invalid.
     """
     lengths = np.full(len(texts), INVALID, np.int64)

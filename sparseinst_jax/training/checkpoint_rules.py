@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.coco_json import MAX_INTEGER, class_name_fault
+from sparseinst_jax.data.annotations.coco_json import MAX_INTEGER, class_name_fault
 from sparseinst_jax.texts import brief
 
 MAX_FILES = 100_000  # in the folder of one step; Orbax writes some dozens

@@ -18,7 +18,7 @@ from sparseinst_jax import layers
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.commands import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.data.images import as_rgb
+from sparseinst_jax.data.images.decoding import as_rgb
 from sparseinst_jax.predictor import Predictor
 from sparseinst_jax.sparseinst import inference
 from sparseinst_jax.weights import original_to_ours

@@ -9,8 +9,8 @@ from pycocotools import mask as rle
 from sparseinst_jax.commands import datasets
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data import check
+from sparseinst_jax.data.annotations.segmentations import compressed_length
 from sparseinst_jax.data.coco import index_coco, load_coco
-from sparseinst_jax.data.coco_masks import compressed_length
 
 SIZE = 64
 

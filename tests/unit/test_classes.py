@@ -10,7 +10,7 @@ from PIL import Image
 from sparseinst_jax.commands import datasets
 from sparseinst_jax.commands import eval as eval_command
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data.classes import choose_classes, map_categories
+from sparseinst_jax.data.annotations.classes import choose_classes, map_categories
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories

@@ -14,7 +14,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 # TFDS 4.9.10 needs it and relies on etils to bring it, which etils 1.15 no longer does.
 pytest.importorskip("importlib_resources")
 
-from sparseinst_jax.data import coco_tfds, index_cache  # noqa: E402
+from sparseinst_jax.data import coco_tfds  # noqa: E402
 from sparseinst_jax.data.coco import (  # noqa: E402
     Selection,
     load_coco,
@@ -22,6 +22,7 @@ from sparseinst_jax.data.coco import (  # noqa: E402
     without_empty,
 )
 from sparseinst_jax.data.coco_tfds import Source, build, record_of  # noqa: E402
+from sparseinst_jax.data.index import cache as index_cache  # noqa: E402
 from sparseinst_jax.data.loader import train_batches  # noqa: E402
 from sparseinst_jax.data.plan import TrainPlan  # noqa: E402
 from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402

@@ -19,7 +19,7 @@ from sparseinst_jax import builders, layers
 from sparseinst_jax.commands import convert, convert_output
 from sparseinst_jax.commands.model_source import add_model_arguments, open_source
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data import coco_classes
+from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.initial_weights import load_initial_weights
 from sparseinst_jax.training.step import TrainState

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.data import coco, image_paths
-from sparseinst_jax.data.coco_masks import compressed_length
-from sparseinst_jax.data.images import read_header, read_image
-from sparseinst_jax.data.json_stream import JsonError, read_object
+from sparseinst_jax.data import coco
+from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
+from sparseinst_jax.data.annotations.segmentations import compressed_length
+from sparseinst_jax.data.images import paths
+from sparseinst_jax.data.images.decoding import read_header, read_image
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.texts import acting_letter, printable
 from sparseinst_jax.training.checkpoint_rules import check_meta
@@ -125,7 +126,7 @@ def test_any_json_is_read_or_refused_and_what_is_read_can_be_drawn(folder, steps
         assert _is_message(error)
         return
     for record in dataset.records:
-        assert image_paths.name_fault(record.file_name) is None
+        assert paths.name_fault(record.file_name) is None
         for annotation in record.annotations:
             mask = coco.decode_mask(annotation.segmentation, record.height, record.width)
             assert mask.shape == (record.height, record.width)

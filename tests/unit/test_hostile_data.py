@@ -16,8 +16,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sparseinst_jax.commands.predict import list_images
-from sparseinst_jax.data import coco, coco_masks, images, index_cache, json_stream
+from sparseinst_jax.data import coco
+from sparseinst_jax.data.annotations import json_stream, segmentations
 from sparseinst_jax.data.check import find_overlap
+from sparseinst_jax.data.images import decoding
+from sparseinst_jax.data.index import cache as index_cache
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.report import write_confusion_table
 from sparseinst_jax.files import read_json
@@ -145,7 +148,7 @@ def test_pipes_devices_sockets_and_folders_are_refused_at_once(folder, monkeypat
             coco.read_record(load(folder, made).records[0])
     for path in ("/dev/zero", "/dev/stdin", "/dev/full"):
         with pytest.raises(ValueError, match=r"cannot|is a"):
-            images.read_image(path)
+            decoding.read_image(path)
     assert time.monotonic() - start < 5
     assert list_images([folder], folder.parent / "out") == [folder / "a.png"]
 
@@ -176,7 +179,7 @@ def _refused_image(tmp_path, raw, name="bomb.png"):
     start = time.monotonic()
     try:
         with pytest.raises(ValueError, match=f"image .*{name}") as caught:
-            images.read_image(tmp_path / name)
+            decoding.read_image(tmp_path / name)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -189,7 +192,7 @@ def test_an_image_that_claims_ten_billion_pixels_is_refused_by_its_header(tmp_pa
     assert "decompression bomb" in _refused_image(tmp_path, raw)
     # Also where a program has lifted Pillow's own limit.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert f"expected {images.MAX_PIXELS}" in _refused_image(tmp_path, raw)
+    assert f"expected {decoding.MAX_PIXELS}" in _refused_image(tmp_path, raw)
 
 
 def test_text_chunks_that_inflate_without_end_are_refused(tmp_path):
@@ -199,7 +202,7 @@ def test_text_chunks_that_inflate_without_end_are_refused(tmp_path):
     info = PngInfo()
     info.add_text("k", "harmless")
     Image.new("RGB", (3, 3)).save(tmp_path / "text.png", pnginfo=info)
-    assert images.read_image(tmp_path / "text.png").shape == (3, 3, 3)
+    assert decoding.read_image(tmp_path / "text.png").shape == (3, 3, 3)
 
 
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path):
@@ -215,7 +218,7 @@ def test_an_image_of_another_size_than_the_json_says_is_refused(folder):
 def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
     path = tmp_path / "scans.jpg"
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path, progressive=True)
-    assert images.read_image(path).shape == (8, 8, 3)
+    assert decoding.read_image(path).shape == (8, 8, 3)
     raw = path.read_bytes()
     last = raw.rindex(b"\xff\xda")
     scan = raw[last:-2]
@@ -226,9 +229,9 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
 def test_kinds_that_are_handed_to_other_programs_are_refused(tmp_path):
     raw = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
     assert "of a kind that is not read" in _refused_image(tmp_path, raw, "run.png")
-    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(images.FORMATS)
-    assert {".jpg", ".png", ".webp"} <= images.image_suffixes()
-    assert not {".eps", ".pdf"} & images.image_suffixes()
+    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(decoding.FORMATS)
+    assert {".jpg", ".png", ".webp"} <= decoding.image_suffixes()
+    assert not {".eps", ".pdf"} & decoding.image_suffixes()
 
 
 # ---- the json
@@ -391,9 +394,9 @@ def test_run_lengths_of_another_size_are_refused(folder, size):
 def test_sums_that_run_over_64_bits_are_refused():
     # Differences to the run two before, each of 44 bits, add up to more than 64 bits can hold.
     counts = "o" * 8 + "?"
-    assert coco_masks.compressed_length(counts) is None
-    assert coco_masks.compressed_length(counts * 2**21) is None
-    message = coco_masks.sum_runs("0" * (coco_masks.MAX_TEXT + 1))[1]
+    assert segmentations.compressed_length(counts) is None
+    assert segmentations.compressed_length(counts * 2**21) is None
+    message = segmentations.sum_runs("0" * (segmentations.MAX_TEXT + 1))[1]
     assert message is not None and "letters or numbers, expected" in message
 
 

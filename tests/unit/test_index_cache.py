@@ -9,8 +9,10 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.data import coco_index, columns, index_cache
+from sparseinst_jax.data.annotations import columns
 from sparseinst_jax.data.coco import index_coco, load_coco
+from sparseinst_jax.data.index import cache as index_cache
+from sparseinst_jax.data.index import coco_index
 from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset

@@ -13,10 +13,11 @@ from pycocotools import mask as rle
 
 from sparseinst_jax import builders, layers
 from sparseinst_jax.config import load_config
-from sparseinst_jax.data import opencv_resize, paddle_transforms
 from sparseinst_jax.data import transforms as T
 from sparseinst_jax.data.coco import Annotation, ImageRecord
-from sparseinst_jax.data.eval_protocols import find_protocol
+from sparseinst_jax.data.ecosystems import paddle_transforms
+from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
+from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image

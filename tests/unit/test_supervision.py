@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.data import coco, loader, plan, shapes, supervision
-from sparseinst_jax.data.supervision import supervised
+from sparseinst_jax.data import coco, loader, plan, shapes
+from sparseinst_jax.data.workers import supervision
+from sparseinst_jax.data.workers.supervision import supervised
 
 DIED = "Worker process was terminated unexpectedly with exit code -9."
 

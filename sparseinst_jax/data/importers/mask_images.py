@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from sparseinst_jax.data.images import read_values
+from sparseinst_jax.data.images.decoding import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
     Faults,

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
-from sparseinst_jax.data.images import read_size
+from sparseinst_jax.data.images.decoding import read_size
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .jp2 .avif .ppm .pgm".split()

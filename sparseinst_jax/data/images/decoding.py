@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from sparseinst_jax.data.image_paths import PathError, refuse_no_regular_file
+from sparseinst_jax.data.images.paths import PathError, refuse_no_regular_file
 from sparseinst_jax.texts import printable
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray

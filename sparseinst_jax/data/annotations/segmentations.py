@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax.data.faults import Fault
+from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.texts import brief
 
 MIN_POLYGON = 6  # numbers of a polygon with three corners

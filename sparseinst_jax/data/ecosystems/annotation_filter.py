@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.coco_masks import refuse_broken_runs
-from sparseinst_jax.data.columns import LETTERS, POLYGONS, Columns
-from sparseinst_jax.data.image_record import BoxXYXY
+from sparseinst_jax.data.annotations.columns import LETTERS, POLYGONS, Columns
+from sparseinst_jax.data.annotations.image_record import BoxXYXY
+from sparseinst_jax.data.annotations.segmentations import refuse_broken_runs
 
 SHORTEST_BOX_SIDE = 1e-5  # pixels; PaddleDetection
 
@@ -53,7 +53,7 @@ class AnnotationFilter(NamedTuple):
 
 
 def candidates(columns: Columns) -> Candidates:
-    """Gather what the filters ask for of the columns of an index, see ``data.columns``."""
+    """Gather what the filters ask for of the columns of an index, see ``annotations.columns``."""
     number = np.diff(columns["annotation_ends"])
     sizes = np.stack([columns["heights"], columns["widths"]], axis=1)
     areas = columns["areas"]
@@ -81,7 +81,7 @@ def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
     """Read the box of an annotation, (x0, y0, x1, y1) in pixels, from its mask if it has none.
 
     Args:
-        columns: of an index, see ``data.columns``.
+        columns: of an index, see ``annotations.columns``.
         row: place of the annotation.
         image: place of its image.
     """

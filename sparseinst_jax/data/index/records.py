@@ -9,11 +9,11 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from sparseinst_jax.data import columns as stored
-from sparseinst_jax.data.annotation_filter import read_box
-from sparseinst_jax.data.classes import Classes
-from sparseinst_jax.data.columns import Columns
-from sparseinst_jax.data.image_record import Annotation, ImageRecord, Segmentation
+from sparseinst_jax.data.annotations import columns as stored
+from sparseinst_jax.data.annotations.classes import Classes
+from sparseinst_jax.data.annotations.columns import Columns
+from sparseinst_jax.data.annotations.image_record import Annotation, ImageRecord, Segmentation
+from sparseinst_jax.data.ecosystems.annotation_filter import read_box
 
 
 class StoredImages(Protocol):
@@ -45,7 +45,7 @@ class IndexedRecords(Sequence[ImageRecord]):
         """Keep what the records are made of.
 
         Args:
-            columns: see ``data.columns``.
+            columns: see ``annotations.columns``.
             folder: of their files; None where they are in memory.
             images: folder that file names are relative to, or where they come from, if any.
             label_of: label of each category, -1 for those left out.
@@ -260,7 +260,7 @@ class CocoDataset:
     ``num_left_out`` counts the objects of classes that were not chosen, ``num_filtered`` those that
     the annotation filter left out.
 
-    ``records`` are made when they are asked for (``indexed_records.IndexedRecords``) unless they
+    ``records`` are made when they are asked for (``IndexedRecords``) unless they
     were given as a list. What only counts asks the properties here, which open no record.
     """
 

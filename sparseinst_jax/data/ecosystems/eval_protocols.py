@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data import opencv_resize
+from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.transforms import Size, resize_image, resized_size
 
 

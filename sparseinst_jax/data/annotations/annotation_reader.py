@@ -12,10 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.coco_json import MAX_INTEGER, lacks
-from sparseinst_jax.data.coco_masks import sum_runs, usable_polygons
-from sparseinst_jax.data.columns import LETTERS, POLYGONS, RUNS, Columns, Growing, text_at
-from sparseinst_jax.data.faults import Fault, Faults
+from sparseinst_jax.data.annotations.coco_json import MAX_INTEGER, lacks
+from sparseinst_jax.data.annotations.columns import (
+    LETTERS,
+    POLYGONS,
+    RUNS,
+    Columns,
+    Growing,
+    text_at,
+)
+from sparseinst_jax.data.annotations.faults import Fault, Faults
+from sparseinst_jax.data.annotations.segmentations import sum_runs, usable_polygons
 from sparseinst_jax.texts import brief
 
 NO_MASK = 255  # in place of the kind of a mask: the annotation is left out

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from sparseinst_jax.data import coco_json, columns
-from sparseinst_jax.data.coco_annotations import AnnotationFault, AnnotationReader
-from sparseinst_jax.data.columns import Columns
-from sparseinst_jax.data.faults import Fault, Faults
+from sparseinst_jax.data.annotations import coco_json, columns
+from sparseinst_jax.data.annotations.annotation_reader import AnnotationFault, AnnotationReader
+from sparseinst_jax.data.annotations.columns import Columns
+from sparseinst_jax.data.annotations.faults import Fault, Faults
 
 
 class CocoIndex(NamedTuple):
     """The index of a json.
 
     Attributes:
-        columns: see ``data.columns``.
+        columns: see ``annotations.columns``.
         folder: of their files; None where they are in memory.
         categories: id -> name, in the order of the ids.
         has_annotations: whether the json has a list of them.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
-from sparseinst_jax.data.image_paths import refuse_outside
+from sparseinst_jax.data.images.paths import refuse_outside
 
 Segmentation = list | dict
 BoxXYXY = tuple[float, float, float, float]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparseinst_jax.data.records import CocoDataset, IndexedRecords
+from sparseinst_jax.data.index.records import CocoDataset, IndexedRecords
 
 
 def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:

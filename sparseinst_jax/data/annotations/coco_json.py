@@ -1,6 +1,6 @@
 """The rules of a COCO instance json: what it must hold, its categories and its images.
 
-Those of its annotations are in `coco_annotations`. `load_coco` raises the fatal faults,
+Those of its annotations are in `annotation_reader`. `load_coco` raises the fatal faults,
 `check_data` tells them all.
 """
 
@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sparseinst_jax.data.columns import Columns, decode_name, encode_name
-from sparseinst_jax.data.faults import Faults
-from sparseinst_jax.data.image_paths import name_fault
-from sparseinst_jax.data.images import MAX_PIXELS
-from sparseinst_jax.data.json_stream import JsonError, read_object
+from sparseinst_jax.data.annotations.columns import Columns, decode_name, encode_name
+from sparseinst_jax.data.annotations.faults import Faults
+from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
+from sparseinst_jax.data.images.decoding import MAX_PIXELS
+from sparseinst_jax.data.images.paths import name_fault
 from sparseinst_jax.files import broken_json, check_json_file
 from sparseinst_jax.texts import acting_letter, brief, printable
 

@@ -23,17 +23,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sparseinst_jax import texts
-from sparseinst_jax.data import (
-    coco_annotations,
-    coco_index,
+from sparseinst_jax.data.annotations import (
+    annotation_reader,
     coco_json,
-    coco_masks,
     columns,
-    image_paths,
-    images,
     json_stream,
+    segmentations,
 )
-from sparseinst_jax.data.coco_index import CocoIndex, build_index, open_index
+from sparseinst_jax.data.images import decoding, paths
+from sparseinst_jax.data.index import coco_index
+from sparseinst_jax.data.index.coco_index import CocoIndex, build_index, open_index
 from sparseinst_jax.files import cache_folder
 
 VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
@@ -44,8 +43,8 @@ _NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
 # All that is ever removed.
 _OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
 _RULES = (
-    *(coco_annotations, coco_index, coco_json, coco_masks, columns, json_stream),
-    *(image_paths, images, texts),
+    *(annotation_reader, coco_index, coco_json, columns, json_stream, segmentations),
+    *(decoding, paths, texts),
 )
 _BROKEN = (ValueError, KeyError, TypeError, OSError)
 

@@ -1,0 +1,1 @@
+"""Choices of other implementations, followed to reproduce their published numbers."""

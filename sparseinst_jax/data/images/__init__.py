@@ -1,0 +1,1 @@
+"""Image files: where they may lie, how they are decoded, OpenCV's way to resize them."""

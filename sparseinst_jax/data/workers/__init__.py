@@ -1,0 +1,1 @@
+"""What crosses processes while batches are read: pixels, skipped images, restarts."""
