@@ -12,14 +12,13 @@ from sparseinst_jax.training.progress import read_metrics
 from tests.end_to_end.test_training import (
     arguments,
     assert_identical,
-    cached_compilation,
     data,
     losses,
     train,
     weights,
 )
 
-__all__ = ["cached_compilation", "data"]  # fixtures
+__all__ = ["data"]  # a fixture
 NAMES = {
     "data__train__tfds": "coco_instances/train",
     "data__val__tfds": "coco_instances/val",

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from sparseinst_jax.commands import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
@@ -19,24 +18,6 @@ from sparseinst_jax.training.progress import read_metrics
 from sparseinst_jax.training.step import TrainStep
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cached_compilation(tmp_path_factory):
-    """Compile each function once for all runs of this file, from an empty cache."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # else the folder in use stays the first one
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
