@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in needs_data]
 
 
+def pytest_collection_finish() -> None:
+    """Collect garbage less often: tracing makes many objects, few of them in cycles."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.fixture(scope="session")
 def data_dir(request: pytest.FixtureRequest) -> Path:
     """Return the folder given with `--data`."""
@@ -45,6 +52,23 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
 def rng() -> np.random.Generator:
     """Return a generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Compile without LLVM's optimisation, also in processes that a test starts.
+
+    For files in which compiling takes most of the time and whose properties do not depend on it. A
+    file that compares with recorded numbers, or bits of one program with those of another, compiles
+    as users do.
+    """
+    option = "jax_disable_most_optimizations"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(option.upper(), "1")
+        before = jax.config.read(option)
+        jax.config.update(option, True)
+        yield
+        jax.config.update(option, before)
 
 
 @pytest.fixture(scope="module", autouse=True)
