@@ -4,10 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
@@ -16,7 +13,10 @@ from sparseinst_jax import builders, layers, losses, ops
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data.coco import load_coco, read_image
 from sparseinst_jax.data.transforms import resized_size
-from sparseinst_jax.training.optimizer import make_optimizer, make_schedule
+from sparseinst_jax.training.optimizer import make_schedule
+from tests.unit.recipe_step import same, take_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/mmdet_iam_r50.py"
@@ -53,32 +53,11 @@ def test_the_recipe_starts_at_the_full_rate_and_falls_twice():
 
 
 def test_the_recipe_freezes_the_stem_and_trains_res2():
-    config = load_config(CONFIG, TINY)
-    model = builders.build_model(config.model, 3, 0, config.train.frozen_stages)
-    apply, params, statistics = layers.functional(model.backbone)
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
-    optimizer = make_optimizer({"backbone": params}, 1e-3, config.train.weight_decay, 0.0, frozen)
-    images = np.random.default_rng(1).normal(size=(1, 32, 32, 3)).astype(np.float32)
-
-    @jax.jit
-    def step(params):
-        def loss(params):
-            features, moved = apply(params, statistics, images, train=True)
-            return sum(jnp.square(f).sum() for f in features), moved
-
-        gradients, moved = jax.grad(loss, has_aux=True)(params)
-        tree = {"backbone": params}
-        updates, _ = optimizer.update({"backbone": gradients}, optimizer.init(tree), tree)
-        return optax.apply_updates(tree, updates)["backbone"], moved
-
-    after, moved = step(params)
-    same = {
-        stage: jax.tree.leaves(jax.tree.map(np.array_equal, params[stage], after[stage]))
-        for stage in params
-    }
-    assert all(same["stem"])
-    assert not any(same["res2"] + same["res3"] + same["res4"] + same["res5"])
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, statistics, moved)))
+    params, after, statistics, moved = take_step(CONFIG, TINY)
+    kept = {stage: same(params[stage], after[stage]) for stage in params}
+    assert all(kept["stem"])
+    assert not any(kept["res2"] + kept["res3"] + kept["res4"] + kept["res5"])
+    assert all(same(statistics, moved))
 
 
 def square(x, y, width, height):

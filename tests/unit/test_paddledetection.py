@@ -6,7 +6,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from PIL import Image
 from pycocotools import mask as rle
@@ -26,10 +25,12 @@ from sparseinst_jax.sparseinst.model import InstanceBranch
 from sparseinst_jax.structures import Outputs
 from sparseinst_jax.training.optimizer import (
     decay_mask,
-    make_optimizer,
     make_schedule,
     moving_average,
 )
+from tests.unit.recipe_step import same, take_step
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ROOT = Path(__file__).parents[2]
 TINY = {"model.backbone.width": "4", "model.backbone.stage_depths": "(1, 1, 1, 1)"}
@@ -45,33 +46,18 @@ def draw(draws, size, augmentation="flip_resize_crop", boxes=EVERYWHERE, sizes=S
 
 
 def test_stem_res2_and_every_norm_are_frozen_and_res3_moves():
-    config = load_config(ROOT / "configs/paddle_iam_r50.py", TINY)
+    path = ROOT / "configs/paddle_iam_r50.py"
+    config = load_config(path, TINY)
     model = builders.build_model(config.model, 3, 0, config.train.frozen_stages)
-    apply, params, statistics = layers.functional(model.backbone)
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
-    assert frozen == ["backbone/stem", "backbone/res2"]
-    optimizer = make_optimizer({"backbone": params}, 1e-3, config.train.weight_decay, 0.0, frozen)
-    images = np.random.default_rng(1).normal(size=(1, 32, 32, 3)).astype(np.float32)
-
-    @jax.jit
-    def step(params, statistics):
-        def loss(params):
-            features, moved = apply(params, statistics, images, train=True)
-            return sum(jnp.square(f).sum() for f in features), moved
-
-        gradients, moved = jax.grad(loss, has_aux=True)(params)
-        tree = {"backbone": params}
-        updates, _ = optimizer.update({"backbone": gradients}, optimizer.init(tree), tree)
-        return optax.apply_updates(tree, updates)["backbone"], moved
-
-    after, moved = step(params, jax.tree.map(jnp.asarray, statistics))
+    assert model.backbone.frozen_names == ("stem", "res2")
+    params, after, statistics, moved = take_step(path, TINY)
     paths = [str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert not [path for path in paths if "norm" in path]
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, statistics, moved)))
+    assert all(same(statistics, moved))
     for stage in ("stem", "res2"):
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params[stage], after[stage])))
+        assert all(same(params[stage], after[stage]))
     for stage in ("res3", "res4", "res5"):
-        assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, params[stage], after[stage])))
+        assert not any(same(params[stage], after[stage]))
 
 
 def test_weight_decay_on_everything_is_the_originals_where_norms_are_frozen():

@@ -11,7 +11,6 @@ import zipfile
 import numpy as np
 import pytest
 
-from sparseinst_jax.weights import WeightsFileError, read_weights_file
 from tests.foreign_files import (
     Call,
     Global,
@@ -26,26 +25,6 @@ from tests.foreign_files import (
 
 WRITERS = {"PyTorch zip": (torch_zip, False), "PyTorch legacy": (torch_legacy, True)}
 kinds = pytest.mark.parametrize("kind", WRITERS)
-
-
-@pytest.fixture
-def read(tmp_path):
-    def read(content: bytes, **options):
-        path = tmp_path / "weights.bin"
-        path.write_bytes(content)
-        return read_weights_file(path, **options)
-
-    return read
-
-
-@pytest.fixture
-def refusal(read):
-    def refusal(content: bytes) -> str:
-        with pytest.raises(WeightsFileError) as caught:
-            read(content)
-        return str(caught.value)
-
-    return refusal
 
 
 def _write(kind: str, make) -> bytes:

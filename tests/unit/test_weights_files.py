@@ -39,27 +39,6 @@ A = np.arange(6, dtype=np.float32).reshape(2, 3)
 B = np.array([1.5, -2], np.float32)
 
 
-@pytest.fixture
-def read(tmp_path):
-    def read(content: bytes, name: str = "weights.bin", **options):
-        path = tmp_path / name
-        path.write_bytes(content)
-        return read_weights_file(path, **options)
-
-    return read
-
-
-@pytest.fixture
-def refusal(read):
-    def refusal(content: bytes) -> str:
-        with pytest.raises(WeightsFileError) as caught:
-            read(content)
-        assert "weights.bin" in str(caught.value)
-        return str(caught.value)
-
-    return refusal
-
-
 def _npz(**arrays) -> bytes:
     return zip_of({f"{name}.npy": npy(array) for name, array in arrays.items()})
 
