@@ -37,20 +37,42 @@ def test_error_is_that_of_float32(rng):
     assert error.max() < 1e-5 * expected.std()
 
 
-def test_gradients_are_those_of_a_convolution(rng):
-    x = rng.standard_normal((2, 5, 6, 3), np.float32)
-    kernel = rng.standard_normal((3, 3, 3, 4), np.float32)
-    cotangent = rng.standard_normal((2, 5, 6, 4), np.float32)
-
+def ordinary_gradients(x, kernel, cotangent):
     def ordinary(x, kernel):
         border = ((1, 1), (1, 1))
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, (1, 1), border, dimension_numbers=layout)
 
+    return jax.vjp(ordinary, x, kernel)[1](cotangent)
+
+
+@pytest.mark.parametrize("least_channels", [1, 256])  # the kernel's by tiles, and not
+def test_gradients_are_those_of_a_convolution(rng, monkeypatch, least_channels):
+    monkeypatch.setattr(winograd, "LEAST_CHANNELS_OF_GRADIENT", least_channels)
+    x = rng.standard_normal((2, 5, 6, 3), np.float32)
+    kernel = rng.standard_normal((3, 3, 3, 4), np.float32)
+    cotangent = rng.standard_normal((2, 5, 6, 4), np.float32)
     ours = jax.vjp(winograd.convolve, x, kernel)[1](cotangent)
-    theirs = jax.vjp(ordinary, x, kernel)[1](cotangent)
-    for found, expected in zip(ours, theirs, strict=True):
+    for found, expected in zip(ours, ordinary_gradients(x, kernel, cotangent), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 1), (2, 9)])
+def test_gradient_of_the_kernel_from_tiles(rng, size):
+    x = rng.standard_normal((2, *size, 3), np.float32)
+    cotangent = rng.standard_normal((2, *size, 5), np.float32)
+    expected = ordinary_gradients(x, np.zeros((3, 3, 3, 5), np.float32), cotangent)[1]
+    np.testing.assert_allclose(winograd.kernel_gradient(x, cotangent), expected, atol=1e-4)
+
+
+def test_gradient_of_many_channels_takes_products_of_tiles_only():
+    def gradients(channels):
+        x, kernel = jnp.zeros((1, 4, 4, channels)), jnp.zeros((3, 3, channels, channels))
+        y, pull_back = jax.vjp(winograd.convolve, x, kernel)
+        return pull_back(y)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(lambda: gradients(256))())
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda: gradients(128))())
 
 
 def macs_and_primitives(conv, shape):
