@@ -60,7 +60,7 @@ class OverlappedStep(TrainStep):
             query_index = matching.match(np.asarray(score), part.is_target)
             rest = part, query_index, counts
             if waiting:
-                sums = self._accumulate(sums, outputs, pull_back, *rest)
+                sums = self._accumulate(sums, state.params, outputs, pull_back, *rest)
         stops = np.full(len(self.devices), stop, np.int32)
         return self._finish(state, stops, sums, outputs, pull_back, statistics, *rest)
 

@@ -107,12 +107,18 @@ class Conv(nnx.Module):
         if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
             scale, shift = self.norm.factors()
-            y = _convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
-            return y + shift.astype(self.dtype)
+            return self._convolve_scaled(x, kernel, scale) + shift.astype(self.dtype)
         y = _convolve(x, kernel.astype(self.dtype), self.stride, self.groups)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
+
+    def _convolve_scaled(self, x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+        def convolve(x, kernel, scale):
+            return _convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
+
+        # The gradient keeps the kernel itself, and scales it again.
+        return jax.checkpoint(convolve, prevent_cse=False)(x, kernel, scale)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:

@@ -64,9 +64,11 @@ class Bench:
         arguments = self.arguments
         return bool(arguments.weights or arguments.checkpoint or arguments.workdir)
 
-    @functools.cached_property
     def _network(self) -> tuple[Callable[..., Any], Tree, Tree, int]:
-        """The pure function, parameters, statistics and the number of classes."""
+        """Build the pure function, parameters, statistics; and the number of classes.
+
+        Each time anew: training has its own parameters, and these would be held beside them.
+        """
         names = [f"class {i + 1}" for i in range(photos.NUM_CLASSES)]
         params = statistics = None
         if self.has_weights:
@@ -78,7 +80,7 @@ class Bench:
         apply, drawn_params, drawn_statistics = layers.functional(model)
         if params is None or statistics is None:
             params, statistics = drawn_params, drawn_statistics
-        # One copy for all parts; on a CPU "the device" is the same memory.
+        # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put((params, statistics))
         self.frozen_names = [f"backbone/{name}" for name in model.backbone.frozen_names]  # type: ignore[attr-defined]
         return apply, params, statistics, len(names)
@@ -86,7 +88,7 @@ class Bench:
     @functools.cached_property
     def subject(self) -> inference.Subject:
         """What inference is measured on."""
-        apply, params, statistics, num_classes = self._network
+        apply, params, statistics, num_classes = self._network()
         size = self.size or inference.USUAL_SIZE
         photo_size = self.arguments.photo_size or inference.usual_photo(size)
         inference.valid_size(photo_size, size)
@@ -136,7 +138,7 @@ class Bench:
         """Build the workload of training."""
         runtime.return_freed_memory()  # as `train` does
         arguments, config = self.arguments, self.config
-        apply, params, statistics, num_classes = self._network
+        apply, params, statistics, num_classes = self._network()
         adamw = optimizer.make_optimizer(
             params,
             config.train.learning_rate,

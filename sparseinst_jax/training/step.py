@@ -1,10 +1,11 @@
 """The training step: two compiled halves with the matching between them on the host.
 
 Half one (`forward`) runs the model under `jax.vjp` and gives the outputs, the match scores and the
-vjp function, which is a pytree of residuals. The host solves the assignment. Half two
-(`accumulate`, or `finish` for the last micro-batch) takes the loss, pulls its gradient through the
-vjp, sums over devices and micro-batches, and updates the parameters. A host callback inside one
-compiled step would hang when it raises, and would keep the step out of the compilation cache.
+vjp function, which is a pytree of residuals, without those that are parameters. The host solves the
+assignment. Half two (`accumulate`, or `finish` for the last micro-batch) takes the loss, pulls its
+gradient through the vjp, sums over devices and micro-batches, and updates the parameters. A host
+callback inside one compiled step would hang when it raises, and would keep the step out of the
+compilation cache.
 
 The per-device functions are pure and know nothing of `pmap`; only `TrainStep` maps them.
 """
@@ -104,11 +105,20 @@ class TrainStep:
         def mapped(function, **options):
             return jax.pmap(function, axis_name=DEVICE_AXIS, devices=devices, **options)
 
-        self._replicate = mapped(lambda _, state: state, in_axes=(0, None))
-        self._forward = mapped(self._forward_on_device)
-        self._accumulate = mapped(self._accumulate_on_device)
+        # The state is the same on all devices and has no axis of them: with one, XLA:CPU would copy
+        # the optimizer's moments, twice the parameters, before it replaces them.
+        self._replicate = mapped(lambda _, state: state, in_axes=(0, None), out_axes=None)
+        self._forward = mapped(
+            self._forward_on_device, in_axes=(None, None, 0), out_axes=(0, 0, None, 0)
+        )
+        self._accumulate = mapped(self._accumulate_on_device, in_axes=(0, None, 0, 0, 0, 0, 0))
         # Only what is replaced is donated: a donated vjp frees nothing and warns.
-        self._finish = mapped(self._finish_on_device, donate_argnums=(0,))
+        self._finish = mapped(
+            self._finish_on_device,
+            in_axes=(None, 0, 0, 0, 0, None, 0, 0, 0),
+            out_axes=(None, 0),
+            donate_argnums=(0,),
+        )
 
     # What one device computes.
 
@@ -116,23 +126,26 @@ class TrainStep:
         outputs, pull_back, statistics = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
+        pull_back = _without(params, pull_back)
         return outputs, pull_back, statistics, self.objective.match_score(outputs, batch)
 
-    def _accumulate_on_device(self, sums, outputs, pull_back, batch, query_index, counts):
+    def _accumulate_on_device(self, sums, params, outputs, pull_back, batch, query_index, counts):
         counts = jax.tree.map(lambda n: jnp.maximum(jax.lax.psum(n, DEVICE_AXIS), 1.0), counts)
 
         def loss(outputs):
             return self.objective.loss(outputs, batch, query_index, counts)
 
         (total, terms), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
-        (gradients,) = pull_back(cotangent)
+        (gradients,) = pull_back(params)(cotangent)
         part = gradients, {"total": total, **terms}
         return part if sums is None else jax.tree.map(jnp.add, sums, part)
 
     def _finish_on_device(
         self, state, stop, sums, outputs, pull_back, statistics, batch, query_index, counts
     ):
-        sums = self._accumulate_on_device(sums, outputs, pull_back, batch, query_index, counts)
+        sums = self._accumulate_on_device(
+            sums, state.params, outputs, pull_back, batch, query_index, counts
+        )
         # Sums, not means: each device's loss is its share of the global batch's.
         gradients, terms = jax.lax.psum(sums, DEVICE_AXIS)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
@@ -214,7 +227,7 @@ class TrainStep:
             query_index = matching.match(np.asarray(score), part.is_target)
             arguments = outputs, pull_back, part, query_index, counts
             if number + 1 < len(parts):
-                sums = self._accumulate(sums, *arguments)
+                sums = self._accumulate(sums, state.params, *arguments)
                 del outputs, pull_back, arguments  # residuals: free them before the next half one
         metrics: dict[str, Any]
         stops = np.full(len(self.devices), stop, np.int32)
@@ -222,6 +235,24 @@ class TrainStep:
             state, stops, sums, outputs, pull_back, statistics, *arguments[2:]
         )
         return state, metrics
+
+
+def _without(params: Tree, pull_back: Any) -> Any:
+    """Take the parameters out of a vjp function, to be given back to it: `result(params)`.
+
+    What a compiled function returns is a copy, so that every kernel would be there twice.
+    """
+    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(params))}
+    leaves, structure = jax.tree.flatten(pull_back)
+    places = [numbers.get(id(leaf)) for leaf in leaves]
+
+    def give_back(kept: Sequence[Any], params: Tree) -> Any:
+        given, others = jax.tree.leaves(params), iter(kept)
+        filled = [next(others) if place is None else given[place] for place in places]
+        return jax.tree.unflatten(structure, filled)
+
+    kept = [leaf for leaf, place in zip(leaves, places, strict=True) if place is None]
+    return jax.tree_util.Partial(give_back, kept)
 
 
 def _choose(is_finite: jax.Array, new: TrainState, old: TrainState) -> TrainState:
@@ -245,4 +276,4 @@ def sum_trees(trees: Sequence[Any]) -> Any:
 
 
 def _first_device(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(leaf.addressable_data(0)).reshape(leaf.shape[1:])
+    return np.asarray(leaf.addressable_data(0))

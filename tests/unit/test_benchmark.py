@@ -31,6 +31,8 @@ from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.weights.convert import ours_to_original
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SETTING = "jax_compilation_cache_dir"
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 
@@ -248,7 +250,8 @@ def test_a_measured_training_step_trains_and_says_where_its_time_goes():
     assert workload.facts["objects_per_image"] == 3
     memory = {name: machine.compiled_memory(half) for name, half in workload.compiled().items()}
     assert set(memory) == {"first half", "second half"}
-    assert memory["first half"]["results_mib"] > memory["second half"]["results_mib"]
+    # What the first half hands over, and the optimizer's state.
+    assert memory["second half"]["arguments_mib"] > memory["first half"]["results_mib"] > 0
 
 
 def test_the_original_protocol_gives_frames_per_second_of_the_mean(tmp_path, capsys):

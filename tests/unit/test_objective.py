@@ -13,6 +13,8 @@ from sparseinst_jax.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.structures import Batch, Outputs
 from sparseinst_jax.training.step import TrainState, TrainStep
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEIGHT, WIDTH, MASKS, CLASSES = 64, 32, 6, 3
 
 
@@ -202,3 +204,13 @@ def test_a_step_compiles_each_half_once_and_never_again(network):
 def test_a_batch_that_parts_do_not_divide_is_refused(network):
     with pytest.raises(ValueError, match=r"micro_batches x local devices = 2 x 1, got 3"):
         run_steps(network, make_batch([1, 1, 1], 4), 1, micro_batches=2)
+
+
+def test_the_first_half_hands_over_no_copy_of_a_kernel(network):
+    apply, params, statistics = network
+    step = TrainStep(SparseInstObjective(apply, MASKS), optax.sgd(1e-2))
+    batch = make_batch([3, 1], 8)
+    _, pull_back, _, _ = jax.eval_shape(step._forward_on_device, params, statistics, batch)
+    kernels = {leaf.shape for leaf in jax.tree.leaves(params) if leaf.ndim == 4}
+    kept = {leaf.shape for leaf in jax.tree.leaves(pull_back)}
+    assert not kernels & kept
