@@ -16,6 +16,8 @@ from sparseinst_jax.builders import build_model
 from sparseinst_jax.complexity import trace_macs
 from sparseinst_jax.config import load_config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 CONFIG = str(BENCHMARKS.parent / "configs" / "tiny.py")
 

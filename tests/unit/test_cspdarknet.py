@@ -9,6 +9,8 @@ from sparseinst_jax import layers
 from sparseinst_jax.backbones.cspdarknet import STAGES, CSPDarkNet
 from sparseinst_jax.training.optimizer import decay_mask
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DEPTHS = (1, 2, 1, 1, 1)
 
 

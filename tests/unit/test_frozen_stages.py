@@ -10,6 +10,8 @@ from sparseinst_jax import layers
 from sparseinst_jax.backbones.resnet import STAGES, ResNet
 from sparseinst_jax.training.optimizer import make_optimizer
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def network(frozen_stages: int, norm: str = "batch_norm"):
     model = ResNet(

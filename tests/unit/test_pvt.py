@@ -15,6 +15,8 @@ from sparseinst_jax.structures import Batch
 from sparseinst_jax.training.optimizer import decay_mask
 from sparseinst_jax.training.step import TrainState, TrainStep
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DEPTHS, DIMS = (1, 2, 1, 1), (4, 4, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 

@@ -8,6 +8,8 @@ import pytest
 from sparseinst_jax import layers, ops
 from sparseinst_jax.backbones.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def resnet(**options):
     return ResNet(width=8, rng=np.random.default_rng(0), **options)

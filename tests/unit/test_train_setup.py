@@ -14,6 +14,8 @@ from sparseinst_jax.config import diff, load_config
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.training.optimizer import decay_mask
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
