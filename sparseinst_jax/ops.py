@@ -58,6 +58,28 @@ def _relu_backward(y, cotangent):
 relu.defvjp(_relu_forward, _relu_backward)
 
 
+@jax.custom_vjp
+def relu_of_sum(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Return relu(a + b), to the last bit, as max(a, -b) + b.
+
+    For residual blocks: XLA:CPU makes the last of such relus from the sums of all blocks before it,
+    and holds them so long, where a sum as the last operation is made once.
+    """
+    return jnp.maximum(a, -b) + b
+
+
+def _relu_of_sum_forward(a, b):
+    y = relu_of_sum(a, b)
+    return y, y
+
+
+def _relu_of_sum_backward(y, cotangent):
+    return _relu_backward(y, cotangent) * 2
+
+
+relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
+
+
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """Return the 3x3 maximum with stride 2 and a border of one pixel, [B, H, W, C] to half size.
 

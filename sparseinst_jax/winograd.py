@@ -70,6 +70,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def winograd_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """See `convolve`; `complexity` finds it in traced programs by its name, `NAME`."""
     batch, height, width, _ = x.shape
+    kernel = _not_before(x, kernel)
     kernels = [_transform_kernel(list(row)) for row in _transform_kernel(list(kernel))]
     products = [
         [tile @ k for tile, k in zip(tiles, row, strict=True)]
@@ -94,15 +95,22 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     Returns:
       float32 [3, 3, C, D].
     """
-    # XLA:CPU starts what depends on arguments alone as early as it can, and would hold the tiles
-    # of every layer of a network at once; a barrier does not hold it, a sum does.
-    x = x + 0.0 * cotangent[0, 0, 0, 0]
+    x = _not_before(cotangent, x)
     products = [
         [tile.T @ e for tile, e in zip(tiles, row, strict=True)]
         for tiles, row in zip(_input_tiles(x), _cotangent_tiles(cotangent), strict=True)
     ]
     rows = [_transpose_kernel(column) for column in zip(*products, strict=True)]
     return jnp.stack([jnp.stack(_transpose_kernel(row)) for row in zip(*rows, strict=True)])
+
+
+def _not_before(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return y, in a way that needs x.
+
+    XLA:CPU makes what depends on a network's arguments alone before all else, and would hold the
+    transforms of every layer at once. A barrier does not keep it from that, a sum does.
+    """
+    return y + 0.0 * x[0, 0, 0, 0]
 
 
 def _tiling(height: int, width: int) -> tuple[int, int]:

@@ -105,7 +105,7 @@ class Bottleneck(nnx.Module):
         y = self.conv3(ops.relu(y), train)
         if self.is_pooled:
             x = ops.average_pool_2x2_stride_2(x)
-        return ops.relu(y + (self.shortcut(x, train) if self.has_shortcut else x))
+        return ops.relu_of_sum(y, self.shortcut(x, train) if self.has_shortcut else x)
 
 
 class Stem(nnx.Module):

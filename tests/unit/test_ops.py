@@ -96,6 +96,18 @@ def test_relu_passes_the_gradient_above_zero_and_keeps_only_its_result():
     np.testing.assert_array_equal(kept, y)
 
 
+def test_relu_of_a_sum_is_that_of_the_sum_to_the_last_bit(rng):
+    a, b = rng.standard_normal((2, 1000)).astype(np.float32)
+    a[:4], b[:4] = [1.0, -1.0, 0.0, 1e30], [-1.0, 1e-30, -2.0, 3e38]
+    y, pull_back = jax.vjp(ops.relu_of_sum, jnp.asarray(a), jnp.asarray(b))
+    np.testing.assert_array_equal(y, np.maximum(a + b, 0))
+    cotangent = rng.standard_normal(1000).astype(np.float32)
+    for gradient in pull_back(jnp.asarray(cotangent)):
+        np.testing.assert_array_equal(gradient, np.where(a + b > 0, cotangent, 0))
+    (kept,) = jax.tree.leaves(pull_back)
+    assert kept.shape == y.shape
+
+
 def test_nearest_upsampling_repeats_every_pixel():
     x = jnp.asarray([[1.0, 2.0]]).reshape(1, 1, 2, 1)
     np.testing.assert_array_equal(
