@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparseinst_jax import masks
+from sparseinst_jax import masks, runtime
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.config import load_config
 from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
@@ -128,6 +128,7 @@ class Predictor:
             )
             return select(outputs)
 
+        runtime.return_memory_of_compiling()
         self._on_device = forward
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+from sparseinst_jax.runtime import COMPILED
+
 _SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -30,7 +31,7 @@ class Compilations:
 
     def __call__(self, event: str, duration_secs: float, **kwargs: Any) -> None:
         """Take a report of JAX."""
-        if event == _COMPILED:
+        if event == COMPILED:
             self.number += 1
             self.seconds += duration_secs
 

@@ -136,7 +136,8 @@ class Bench:
 
     def train_step(self) -> Workload:
         """Build the workload of training."""
-        runtime.return_freed_memory()  # as `train` does
+        runtime.return_freed_memory()  # as `train` does, and the next
+        runtime.return_memory_of_compiling()
         arguments, config = self.arguments, self.config
         apply, params, statistics, num_classes = self._network()
         adamw = optimizer.make_optimizer(

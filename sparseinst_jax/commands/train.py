@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
     runtime.return_freed_memory()
+    runtime.return_memory_of_compiling()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or configs.default_workdir(arguments.config)
     return train(config, workdir, literal_keys=arguments.overrides)

@@ -83,6 +83,28 @@ def test_training_gives_large_blocks_back_when_they_are_freed_unless_the_user_sa
     assert int(run.stdout) == mapped
 
 
+# Counts calls of glibc while one program, and then none, is compiled.
+TRIMMED = """
+import ctypes, types
+calls = []
+ctypes.CDLL = lambda _: types.SimpleNamespace(malloc_trim=calls.append)
+import jax, numpy
+from sparseinst_jax import runtime
+runtime.return_memory_of_compiling()
+runtime.return_memory_of_compiling()
+double = jax.jit(lambda x: x * 2)
+for _ in range(2):
+    double(numpy.ones(3)).block_until_ready()
+    print(calls)
+"""
+
+
+def test_memory_is_given_back_once_for_each_program_compiled():
+    command = [sys.executable, "-c", TRIMMED]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split("\n") == ["[0]", "[0]", ""]
+
+
 def test_a_users_error_is_a_message_and_an_exit_code(capsys):
     assert runtime.call(lambda _: config.load_config("no/such.py"), []) == 1
     assert capsys.readouterr().err.startswith("error: --config must name a file, got no/such.py")
