@@ -110,7 +110,7 @@ def return_memory_of_compiling() -> None:
     except (AttributeError, OSError, TypeError):  # not glibc
         return
 
-    def listen(event: str, seconds: float, **_: str | int) -> None:
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILED:
             trim(0)
 
