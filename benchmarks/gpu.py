@@ -116,7 +116,7 @@ def _own_scripts(sizes: Sizes) -> dict[str, Part]:
         "matching": Part([*matching, "none", "host", "overlapped", "device"], 400),
         "deformable": Part(deformable, 240),
         # By itself: in some versions of JAX a callback can wait for ever.
-        "matching/callback": Part([*matching, "callback"], 180),
+        "matching/callback": Part([*matching, "none", "callback"], 240),
     }
 
 
@@ -175,8 +175,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
     report |= gpu_figures.conclude(report["parts"], sizes._asdict())
     print(gpu_figures.text(report))
-    found = report["parts"]
-    return 0 if all(name in found and not found[name]["fault"] for name in parts) else 1
+    if arguments.dry_run:
+        print("dry run: a tiny network beside PyTorch's whole one; the ratios mean nothing")
+    found = {name: report["parts"][name] for name in parts if name in report["parts"]}
+    return 0 if len(found) == len(parts) and not gpu_figures.failures(found) else 1
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -180,30 +180,30 @@ def _utilisation(
 
 
 def _matching(results: Mapping[str, Any]) -> dict[str, float]:
-    """Each form's step, and which part of it goes to the matching."""
-    forms = {
-        row["name"]: row["p50_ms"]
-        for part in results
-        if part.partition("/")[0] == "matching"
-        for row in results[part]["rows"]
-    }
-    found = {f"step, matching {name}: ms": ms for name, ms in forms.items()}
-    if base := forms.get(BASE_FORM):
-        for name, ms in forms.items():
-            if name != BASE_FORM:
-                found[f"step, matching {name}: share beyond none"] = 1 - base / ms
+    """Each form's step, and which part of it goes to the matching.
+
+    Each beside the step without matching of its own process, as none other is like it.
+    """
+    found: dict[str, float] = {}
+    for part in results:
+        if part.partition("/")[0] == "matching":
+            forms = {row["name"]: row["p50_ms"] for row in results[part]["rows"]}
+            base = forms.get(BASE_FORM)
+            for name, ms in forms.items():
+                found.setdefault(f"step, matching {name}: ms", ms)
+                if base and name != BASE_FORM:
+                    found[f"step, matching {name}: share beyond none"] = 1 - base / ms
     return found
 
 
 def best_form(found: Mapping[str, float]) -> str:
-    """Name the fastest way to match; "" if none was measured."""
-    start, end = "step, matching ", ": ms"
+    """Name the way to match that adds least to the step; "" if none was measured."""
+    start, end = "step, matching ", ": share beyond none"
     forms = {
-        name[len(start) : -len(end)]: ms
-        for name, ms in found.items()
+        name[len(start) : -len(end)]: share
+        for name, share in found.items()
         if name.startswith(start) and name.endswith(end)
     }
-    forms.pop(BASE_FORM, None)
     return min(forms, key=lambda name: forms[name], default="")
 
 
@@ -227,10 +227,12 @@ def describe(aim: Mapping[str, Any]) -> str:
 
 
 def failures(parts: Mapping[str, Any]) -> Sequence[str]:
-    """Say what went wrong in which part, and at which point of PyTorch's."""
+    """Say what went wrong in which part, at which point of PyTorch's, in which form."""
     lines = [f"FAILED  {name}: {part['fault']}" for name, part in parts.items() if part["fault"]]
     for name, part in parts.items():
         for row in (part["result"] or {}).get("results", []):
             if "fault" in row:
                 lines.append(f"FAILED  {name}, {row['name']}: {row['fault']}")
+        for form, fault in (part["result"] or {}).get("faults", {}).items():
+            lines.append(f"FAILED  {name}, {form}: {fault}")
     return lines

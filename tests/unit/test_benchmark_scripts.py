@@ -6,15 +6,20 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from sparseinst_jax import matching
 from sparseinst_jax.builders import build_model
 from sparseinst_jax.complexity import trace_macs
 from sparseinst_jax.config import load_config
+from sparseinst_jax.structures import Batch
+from sparseinst_jax.training.step import TrainState, TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -44,6 +49,44 @@ def test_every_form_of_the_matching_finds_the_same_pairs(rng, form):
 def test_the_device_refuses_more_targets_than_predictions():
     with pytest.raises(ValueError, match="at least as many predictions"):
         matching_forms.device_match(np.zeros((1, 2, 3), np.float32), np.ones((1, 3), bool))
+
+
+class _Brightness:
+    """A weight times the image's mean, squared; the running mean moves by a half."""
+
+    def forward(self, params, statistics, batch):
+        x = jnp.asarray(batch.images, jnp.float32).mean()
+        return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
+
+    def count(self, batch):
+        return _Counts(np.float32(1))
+
+    def match_score(self, outputs, batch):
+        return jnp.zeros((1, 1, 1))
+
+    def loss(self, outputs, batch, query_index, counts):
+        return outputs**2, {"y": outputs}
+
+
+class _Counts(NamedTuple):
+    targets: np.ndarray
+
+
+def test_parts_handed_over_before_any_is_matched_train_as_one_after_the_other():
+    images = np.array([10, 20, 40], np.uint8).reshape(3, 1, 1, 1)
+    one = np.ones((3, 1), bool)
+    batch = Batch(images, np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), one, np.arange(3))
+    sgd, states = optax.sgd(1e-4), []
+    for kind in (TrainStep, matching_forms.OverlappedStep):
+        step = kind(_Brightness(), sgd, micro_batches=3, devices=jax.local_devices()[:1])
+        params = {"w": np.float32(1)}
+        state = TrainState(np.int32(0), params, {"mean": np.float32(0)}, sgd.init(params))
+        state = step.place(state)
+        for _ in range(2):
+            state, _ = step(state, batch)
+        states.append(step.fetch(state))
+    assert states[0] == states[1]
+    assert states[0].params["w"] != 1 and states[0].step == 2
 
 
 def test_a_floor_is_the_larger_of_operations_and_bytes():
@@ -110,6 +153,8 @@ def _gpu_report(**more):
     stages = [{"name": "whole network", "gflops": 30.0}, {"name": "encoder", "gflops": 90.0}]
     roof = {"stages": stages, "settings": {"batch": 3}, "rates": {"flops": 4e12}}
     forms = [{"name": n, "p50_ms": ms} for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0))]
+    # Of another process, twice as slow.
+    slow = [{"name": n, "p50_ms": ms} for n, ms in (("none", 180.0), ("callback", 240.0))]
     deformable = {"what": "res4, batch 1, forward", "alternative": "version 2", "ratio": 1.5}
     return {
         "training/8": rows(step),
@@ -117,6 +162,7 @@ def _gpu_report(**more):
         "latency": {"fault": "exit code 1", "result": None},
         "roofline": {"fault": "", "result": roof},
         "matching": {"fault": "", "result": {"rows": forms}},
+        "matching/callback": {"fault": "", "result": {"rows": slow, "faults": {"y": "refused"}}},
         "deformable": {"fault": "", "result": {"rows": [deformable]}},
         **{name: rows(*found) for name, found in more.items()},
     }
@@ -144,8 +190,9 @@ def test_what_follows_from_the_parts_of_an_accelerator():
         "network, batch 8: share of the matrix product's rate": 0.25,
         **{
             f"step, matching {n}: ms": ms
-            for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0))
+            for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0), ("callback", 240.0))
         },
+        "step, matching callback: share beyond none": 0.25,
         "step, matching host: share beyond none": pytest.approx(0.1),
         "step, matching x: share beyond none": pytest.approx(1 - 90 / 95),
         "deformable, res4, batch 1, forward: times its dense twin": 1.5,
@@ -170,6 +217,7 @@ def test_each_aim_of_an_accelerator_is_met_missed_or_not_measured():
     assert "MISSED  network, batch 8: share of the matrix product's rate: 0.25, aim >= 0.3" in text
     assert "met     deformable, res4, batch 1, forward: times its dense twin: 1.5, aim <= 2" in text
     assert "FAILED  latency: exit code 1" in text and "fastest matching: x" in text
+    assert "FAILED  matching/callback, y: refused" in text
 
 
 def test_a_run_on_an_accelerator_has_every_part_and_names_no_path():
