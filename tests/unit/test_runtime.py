@@ -2,6 +2,7 @@ import os
 import platform
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_training_gives_large_blocks_back_when_they_are_freed_unless_the_user_sa
     command = [sys.executable, "-c", LARGE_BLOCK]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert int(run.stdout) == mapped
+
+
+def test_training_keeps_the_ends_of_one_heap_for_each_core_unless_the_user_says_otherwise(
+    monkeypatch,
+):
+    for name in ("MALLOC_ARENA_MAX", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "33554432")
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    calls = []
+    glibc = types.SimpleNamespace(mallopt=lambda *call: calls.append(call))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: glibc)
+    runtime.return_freed_memory()
+    assert calls == [(-1, 128 << 20), (-8, 3)]  # M_TRIM_THRESHOLD, M_ARENA_MAX
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
+    runtime.return_freed_memory()
+    assert calls[2:] == [(-8, 3)]
 
 
 # Counts calls of glibc while one program, and then none, is compiled.
