@@ -1,7 +1,7 @@
 """The demo: drawn shapes, a small network from random weights, minutes on two CPU cores.
 
 Command: python train.py --config configs/shapes.py   (draws its data when it is missing)
-Hardware: 2 CPU cores, 10 minutes. Expected AP: 0.59 (docs/performance.md says what limits it).
+Hardware: 2 CPU cores, 12 minutes. Expected AP: 0.59 (docs/performance.md says what limits it).
 Table: none; no published counterpart.
 The classes are learned last: their loss counts double. A small batch of random weights is clipped.
 """
