@@ -21,9 +21,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.benchmark import inference, machine
-from sparseinst_jax.benchmark.statistics import speed_ratio
-from sparseinst_jax.files import replace_file
+from sparseinst_jax.cli.measuring import inference, machine
+from sparseinst_jax.cli.measuring.statistics import speed_ratio
+from sparseinst_jax.runtime.files import replace_file
 
 HERE = Path(__file__).parent
 CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"

@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseinst_jax import layers, runtime
-from sparseinst_jax.backbones import deformable
-from sparseinst_jax.benchmark import machine
-from sparseinst_jax.builders import build_model
-from sparseinst_jax.config import load_config
-from sparseinst_jax.files import replace_file
+from sparseinst_jax.cli.measuring import machine
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones import deformable
+from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import replace_file
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
 
 # Height, width and channels of the 3x3 convolutions of ResNet-50 for a padded image of 640x864.
 SIZES = {"res4": (40, 54, 256), "res5": (20, 27, 512)}
@@ -189,5 +190,5 @@ def compare(
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    process.prepare()
     main()

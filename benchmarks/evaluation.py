@@ -22,12 +22,15 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax import builders, layers, masks, runtime
-from sparseinst_jax.benchmark import machine, photos
-from sparseinst_jax.config import add_config_arguments, load_config, parse_command_line
+from sparseinst_jax.cli.measuring import machine, photos
 from sparseinst_jax.data.coco import CocoDataset, load_coco
 from sparseinst_jax.evaluation.evaluator import predict_dataset, write_json
-from sparseinst_jax.predictor import build_predictor
+from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.predictor import build_predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.runtime import process
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import add_config_arguments, load_config, parse_command_line
 
 PHOTO_SIZE, NUM_OBJECTS = (480, 640), 8  # where photos are drawn
 
@@ -127,5 +130,5 @@ def measure(config: Any, dataset: CocoDataset, num_workers: int) -> dict[str, An
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    process.prepare()
     main()

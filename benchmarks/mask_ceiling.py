@@ -12,9 +12,9 @@ import argparse
 
 import numpy as np
 
-from sparseinst_jax import masks
 from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
+from sparseinst_jax.inference import masks
 
 MASK_THRESHOLD = 0.45
 

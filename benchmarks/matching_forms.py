@@ -28,13 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseinst_jax import layers, matching, runtime
-from sparseinst_jax.benchmark import machine, training
-from sparseinst_jax.benchmark.statistics import table, times
-from sparseinst_jax.builders import build_model, build_objective
-from sparseinst_jax.config import load_config
-from sparseinst_jax.files import replace_file
-from sparseinst_jax.structures import Batch
+from sparseinst_jax import matching
+from sparseinst_jax.cli.measuring import machine, training
+from sparseinst_jax.cli.measuring.statistics import table, times
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.models import layers
+from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import replace_file
+from sparseinst_jax.setup.builders import build_model, build_objective
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP, TrainState, TrainStep
 
@@ -230,5 +232,5 @@ def measure(
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    process.prepare()
     main()

@@ -27,16 +27,18 @@ import numpy as np
 import optax
 from flax import nnx
 
-from sparseinst_jax import layers, matching, ops, runtime
-from sparseinst_jax.benchmark import inference as benchmark_inference
-from sparseinst_jax.benchmark import machine, training
-from sparseinst_jax.benchmark.statistics import table, times
-from sparseinst_jax.builders import build_model, build_objective
-from sparseinst_jax.complexity import trace_macs
-from sparseinst_jax.config import load_config
-from sparseinst_jax.files import replace_file
-from sparseinst_jax.sparseinst import inference
-from sparseinst_jax.structures import Outputs
+from sparseinst_jax import matching
+from sparseinst_jax.cli.measuring import inference as benchmark_inference
+from sparseinst_jax.cli.measuring import machine, training
+from sparseinst_jax.cli.measuring.statistics import table, times
+from sparseinst_jax.data.structures import Outputs
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.complexity import trace_macs
+from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import replace_file
+from sparseinst_jax.setup.builders import build_model, build_objective
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training import optimizer
 
 CLASSES = 80
@@ -367,5 +369,5 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
+    process.prepare()
     main()

@@ -10,15 +10,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparseinst_jax.prediction import Prediction
-    from sparseinst_jax.predictor import Predictor, load
+    from sparseinst_jax.inference.prediction import Prediction
+    from sparseinst_jax.inference.predictor import Predictor, load
 
 __all__ = ["Prediction", "Predictor", "load"]
 
 _HOMES = {
-    "Prediction": "sparseinst_jax.prediction",
-    "Predictor": "sparseinst_jax.predictor",
-    "load": "sparseinst_jax.predictor",
+    "Prediction": "sparseinst_jax.inference.prediction",
+    "Predictor": "sparseinst_jax.inference.predictor",
+    "load": "sparseinst_jax.inference.predictor",
 }
 
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its module, with the process prepared for JAX."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    importlib.import_module("sparseinst_jax.runtime").prepare()
+    importlib.import_module("sparseinst_jax.runtime.process").prepare()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

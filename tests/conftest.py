@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from sparseinst_jax import pytest_data, runtime
+from sparseinst_jax import pytest_data
+from sparseinst_jax.runtime import process
 
 # Some tests start programs with several devices, which inherit the environment.
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("NPROC", "32")
-runtime.prepare()
+process.prepare()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

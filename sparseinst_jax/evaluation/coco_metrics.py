@@ -19,7 +19,7 @@ import numpy as np
 from sparseinst_jax.data.annotations.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.evaluation.average_precision import UNDEFINED, Curves, curves
 from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections
-from sparseinst_jax.files import read_json
+from sparseinst_jax.runtime.files import read_json
 
 METRIC_NAMES = (
     "AP",

@@ -10,16 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax import charts, fonts
+from sparseinst_jax.drawing import charts, fonts
 from sparseinst_jax.evaluation.average_precision import UNDEFINED
-from sparseinst_jax.evaluation.coco_metrics import (
-    CLASS_METRIC_NAMES,
-    IOU_50,
-    IOU_75,
-    CocoMetrics,
-)
+from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, IOU_50, IOU_75, CocoMetrics
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.files import replace_file
+from sparseinst_jax.runtime.files import replace_file
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")

@@ -21,8 +21,8 @@ import numpy as np
 import optax
 
 from sparseinst_jax import matching
-from sparseinst_jax.layers import DEVICE_AXIS
-from sparseinst_jax.structures import Batch, Tree
+from sparseinst_jax.data.structures import Batch, Tree
+from sparseinst_jax.models.layers import DEVICE_AXIS
 from sparseinst_jax.training.optimizer import moving_average
 
 STOP = "stop"  # the one of the metrics that says whether a host was asked to stop

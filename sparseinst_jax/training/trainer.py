@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparseinst_jax import hosts
-from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.runtime import hosts
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sparseinst_jax import builders, layers, zoo
-from sparseinst_jax.commands import train_checks, train_setup
-from sparseinst_jax.config import flatten, load_config
-from sparseinst_jax.structures import Batch
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders, train_checks, train_setup
+from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.training.step import STOP, TrainState
+from sparseinst_jax.weights import zoo
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")

@@ -35,7 +35,7 @@ def test_importing_the_package_imports_neither_jax_nor_numpy():
 
 def test_what_predicts_is_imported_without_what_trains_and_starts_no_device():
     names = imported(
-        "import sparseinst_jax.commands.predict, sparseinst_jax.commands.eval\n"
+        "import sparseinst_jax.cli.predict, sparseinst_jax.cli.eval\n"
         "sparseinst_jax.Predictor, sparseinst_jax.load"
     )
     assert "jax" in names and not {"devices", *HEAVY} & names
@@ -58,6 +58,6 @@ def test_the_help_of_every_command_starts_no_device():
         "import jax\njax.local_devices()\n"
     )
     names = imported(code)
-    modules = {f"sparseinst_jax.commands.{name.replace('-', '_')}" for name in COMMANDS}
+    modules = {f"sparseinst_jax.cli.{name.replace('-', '_')}" for name in COMMANDS}
     assert modules <= names and not {"torch", "tensorflow", "matplotlib"} & names
     assert "devices" in names  # now there is one, and it is seen

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from sparseinst_jax import builders, layers, ops, zoo
-from sparseinst_jax.commands import zoo as command
-from sparseinst_jax.complexity import count_macs, count_parameters, trace_macs
-from sparseinst_jax.config import load_config
+from sparseinst_jax.cli import zoo as command
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.complexity import count_macs, count_parameters, trace_macs
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.weights import zoo
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {row.config: row for row in zoo.ROWS}

@@ -14,7 +14,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from sparseinst_jax import cli, runtime
+from sparseinst_jax import cli
+from sparseinst_jax.runtime import process
 
 
 def run(words: list[str], stem: str) -> None:
@@ -29,15 +30,15 @@ def run(words: list[str], stem: str) -> None:
 
 def main(file: str) -> None:
     """Run the tasks one after the other."""
-    runtime.prepare()
-    from sparseinst_jax.commands import check_data, eval, import_data, predict, train  # noqa: F401
+    process.prepare()
+    from sparseinst_jax.cli import check_data, eval, import_data, predict, train  # noqa: F401
 
     for words, stem in json.loads(Path(file).read_text()):
-        process = os.fork()
-        if process == 0:
+        child = os.fork()
+        if child == 0:
             run(words, stem)
             return
-        _, status = os.waitpid(process, 0)
+        _, status = os.waitpid(child, 0)
         Path(f"{stem}.code").write_text(str(os.waitstatus_to_exitcode(status)))
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sparseinst_jax import hosts, runtime
-from sparseinst_jax.commands import eval as eval_command
-from sparseinst_jax.commands import train as train_command
-from sparseinst_jax.commands import train_setup
+from sparseinst_jax.cli import eval as eval_command
+from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data import loader
+from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.setup import train_setup
 from sparseinst_jax.training.step import TrainStep
 
 _train_batches = loader.train_batches
@@ -90,5 +90,5 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    runtime.prepare()
-    sys.exit(runtime.call(main, sys.argv[1:]))
+    process.prepare()
+    sys.exit(process.call(main, sys.argv[1:]))

@@ -25,8 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sparseinst_jax.checkpoints.folders import whole_steps  # noqa: E402
 from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402
-from sparseinst_jax.training.checkpoint_folders import whole_steps  # noqa: E402
 
 MEASURED = ("images_per_second", "data_wait", "memory_gib")  # columns that never repeat
 MOMENTS = ("any time", "training", "save", "evaluation")

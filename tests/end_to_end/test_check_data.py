@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax import cli
-from sparseinst_jax.commands import check_data, check_page
-from sparseinst_jax.commands.check_report import make_report, sheet_records
-from sparseinst_jax.config import flatten, load_config
+from sparseinst_jax.cli import check_data, check_page
+from sparseinst_jax.cli.check_report import make_report, sheet_records
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.setup.config import flatten, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HOSTILE = "<script>alert('x')</script>&\"\u202e\x1b[31m\n猫"

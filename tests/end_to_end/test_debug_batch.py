@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax.commands import batch_pictures, debug_batch
-from sparseinst_jax.config import load_config
+from sparseinst_jax.cli import batch_pictures, debug_batch
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
 from sparseinst_jax.data.transforms import Transform
-from sparseinst_jax.runtime import call
+from sparseinst_jax.runtime.process import call
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainStep
 from tests.end_to_end.test_training import TINY, arguments, data, train
 

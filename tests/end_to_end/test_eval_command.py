@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax import builders, layers, predictor
-from sparseinst_jax.commands import eval as eval_command
-from sparseinst_jax.commands import eval_pictures
-from sparseinst_jax.commands import predict as predict_command
-from sparseinst_jax.config import load_config
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli import eval as eval_command
+from sparseinst_jax.cli import eval_pictures
+from sparseinst_jax.cli import predict as predict_command
 from sparseinst_jax.data.coco import Annotation, ImageRecord, encode_segmentation, load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.inference import predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import ours_to_original
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sparseinst_jax.commands import debug_batch
-from sparseinst_jax.commands import train as train_command
+from sparseinst_jax.checkpoints.folders import whole_steps
+from sparseinst_jax.checkpoints.store import SaveError
+from sparseinst_jax.cli import debug_batch
+from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.training.checkpoint_folders import whole_steps
-from sparseinst_jax.training.checkpoints import SaveError
 from sparseinst_jax.training.progress import read_metrics
 from tests.end_to_end import kill_at_random
 from tests.unit.test_checkpoints import small_files

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.progress import read_metrics
 from tests.end_to_end import host
 

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from sparseinst_jax.commands import train as train_command
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.training.checkpoints import Checkpoints
 from sparseinst_jax.training.progress import read_metrics
 from sparseinst_jax.training.step import TrainStep
 

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparseinst_jax import layers, ops
-from sparseinst_jax.builders import build_model
-from sparseinst_jax.config import load_config
-from sparseinst_jax.structures import Batch
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights import original_to_ours
 from tests.parity import golden_weights
 

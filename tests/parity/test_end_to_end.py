@@ -14,13 +14,13 @@ import pytest
 from pycocotools import mask as coco_mask
 from safetensors.numpy import save_file
 
-from sparseinst_jax import layers
-from sparseinst_jax.builders import build_model
-from sparseinst_jax.commands import eval as eval_command
+from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.images.decoding import as_rgb
-from sparseinst_jax.predictor import Predictor
-from sparseinst_jax.sparseinst import inference
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.weights import original_to_ours
 from tests.parity import cases, golden_weights
 

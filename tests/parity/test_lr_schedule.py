@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sparseinst_jax.config import load_config
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_schedule
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())

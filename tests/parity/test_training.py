@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.builders import build_objective
-from sparseinst_jax.structures import Outputs
+from sparseinst_jax.data.structures import Outputs
+from sparseinst_jax.setup.builders import build_objective
 from sparseinst_jax.training.optimizer import make_optimizer
 from sparseinst_jax.training.step import TrainState, TrainStep
 from sparseinst_jax.weights import ours_to_original

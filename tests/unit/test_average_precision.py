@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.benchmark.scoring import with_pycocotools
+from sparseinst_jax.cli.measuring.scoring import with_pycocotools
 from sparseinst_jax.evaluation import average_precision
 from sparseinst_jax.evaluation.average_precision import curves
 from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, METRIC_NAMES, evaluate
-from sparseinst_jax.masks import encode_masks
+from sparseinst_jax.inference.masks import encode_masks
 
 HEIGHT, WIDTH = 120, 150
 CATEGORIES = (90, 3, 17)  # not sorted

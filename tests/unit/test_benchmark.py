@@ -12,8 +12,10 @@ import optax
 import pytest
 
 from configs import tiny
-from sparseinst_jax import builders, layers
-from sparseinst_jax.benchmark import (
+from sparseinst_jax.cli import benchmark as command
+from sparseinst_jax.cli import summary
+from sparseinst_jax.cli.benchmark_parts import Bench
+from sparseinst_jax.cli.measuring import (
     compilation,
     inference,
     machine,
@@ -24,11 +26,10 @@ from sparseinst_jax.benchmark import (
     training,
     workloads,
 )
-from sparseinst_jax.commands import benchmark as command
-from sparseinst_jax.commands import summary
-from sparseinst_jax.commands.benchmark_parts import Bench
-from sparseinst_jax.config import parse_command_line
 from sparseinst_jax.data.coco import decode_mask, load_coco
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import parse_command_line
 from sparseinst_jax.weights.convert import ours_to_original
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

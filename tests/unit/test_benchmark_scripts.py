@@ -15,10 +15,10 @@ import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.builders import build_model
-from sparseinst_jax.complexity import trace_macs
-from sparseinst_jax.config import load_config
-from sparseinst_jax.structures import Batch
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.models.complexity import trace_macs
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainState, TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -4,7 +4,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import tiny
-from sparseinst_jax import builders
+from sparseinst_jax.setup import builders
 
 
 def test_every_value_that_no_network_can_have_is_named_with_its_choices():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax import charts, fonts
+from sparseinst_jax.drawing import charts, fonts
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sparseinst_jax.commands import datasets
-from sparseinst_jax.config import load_config
 from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.segmentations import compressed_length
 from sparseinst_jax.data.coco import index_coco, load_coco
+from sparseinst_jax.setup import datasets
+from sparseinst_jax.setup.config import load_config
 
 SIZE = 64
 

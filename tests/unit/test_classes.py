@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax.commands import datasets
-from sparseinst_jax.commands import eval as eval_command
-from sparseinst_jax.config import load_config
+from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.annotations.classes import choose_classes, map_categories
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
+from sparseinst_jax.setup import datasets
+from sparseinst_jax.setup.config import load_config
 
 CATEGORIES = {2: "bus", 3: "car", 5: "van", 7: "ped", 9: "cat"}
 

@@ -12,7 +12,7 @@ from sparseinst_jax.evaluation.coco_metrics import (
     coco_results,
     evaluate,
 )
-from sparseinst_jax.masks import encode_masks
+from sparseinst_jax.inference.masks import encode_masks
 
 HEIGHT, WIDTH = 200, 220
 

@@ -15,12 +15,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 pytest.importorskip("importlib_resources")
 
 from sparseinst_jax.data import coco_tfds  # noqa: E402
-from sparseinst_jax.data.coco import (  # noqa: E402
-    Selection,
-    load_coco,
-    read_record,
-    without_empty,
-)
+from sparseinst_jax.data.coco import Selection, load_coco, read_record, without_empty  # noqa: E402
 from sparseinst_jax.data.coco_tfds import Source, build, record_of  # noqa: E402
 from sparseinst_jax.data.index import cache as index_cache  # noqa: E402
 from sparseinst_jax.data.loader import train_batches  # noqa: E402

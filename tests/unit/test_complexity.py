@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from configs import tiny
-from sparseinst_jax import builders, layers, ops
-from sparseinst_jax.complexity import Parameters, count_macs, count_parameters, trace_macs
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters, trace_macs
+from sparseinst_jax.setup import builders
 
 RNG = np.random.default_rng(0)
 

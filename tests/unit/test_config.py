@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sparseinst_jax import config as configs
+from sparseinst_jax.setup import config as configs
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "configs" / "shapes.py"

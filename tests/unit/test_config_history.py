@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sparseinst_jax import config as configs
-from sparseinst_jax.commands import train_checks
-from sparseinst_jax.config_history import LATER_KEYS, complete, explain
+from sparseinst_jax.setup import config as configs
+from sparseinst_jax.setup import train_checks
+from sparseinst_jax.setup.config_history import LATER_KEYS, complete, explain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The keys of the first version, as its configs/base.py had them.

@@ -15,15 +15,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import sparseinst_jax
-from sparseinst_jax import builders, layers
-from sparseinst_jax.commands import convert, convert_output
-from sparseinst_jax.commands.model_source import add_model_arguments, open_source
-from sparseinst_jax.config import load_config
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli import convert, convert_output
 from sparseinst_jax.data.annotations import coco_classes
-from sparseinst_jax.training.checkpoints import Checkpoints
-from sparseinst_jax.training.initial_weights import load_initial_weights
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.model_source import add_model_arguments, open_source
 from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 from tests.unit import foreign_names
 
 CONFIGS = Path(__file__).parents[2] / "configs"

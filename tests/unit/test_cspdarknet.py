@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax import layers
-from sparseinst_jax.backbones.cspdarknet import STAGES, CSPDarkNet
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones.cspdarknet import STAGES, CSPDarkNet
 from sparseinst_jax.training.optimizer import decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax import layers
-from sparseinst_jax.backbones import deformable
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones import deformable
 
 HEIGHT, WIDTH, CHANNELS, OUT = 5, 7, 3, 4
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparseinst_jax import builders, layers
-from sparseinst_jax.config import load_config
-from sparseinst_jax.training.initial_weights import load_initial_weights
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights import original_to_ours, ours_to_original
 from sparseinst_jax.weights.arrays import WeightsFileError
 from sparseinst_jax.weights.convert import original_shapes
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 from sparseinst_jax.weights.translate import translate
 from tests.unit import foreign_names
 

@@ -11,7 +11,7 @@ import pytest
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.predictor import Kept
+from sparseinst_jax.inference.predictor import Kept
 
 SIZES = ((64, 64), (64, 96))
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sparseinst_jax import files
+from sparseinst_jax.runtime import files
 
 
 def test_a_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax import layers
-from sparseinst_jax.backbones.resnet import STAGES, ResNet
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones.resnet import STAGES, ResNet
 from sparseinst_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from sparseinst_jax.checkpoints.rules import check_meta
+from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data import coco
 from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
 from sparseinst_jax.data.annotations.segmentations import compressed_length
 from sparseinst_jax.data.images import paths
 from sparseinst_jax.data.images.decoding import read_header, read_image
 from sparseinst_jax.evaluation.coco_metrics import evaluate
-from sparseinst_jax.texts import acting_letter, printable
-from sparseinst_jax.training.checkpoint_rules import check_meta
-from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.runtime.texts import acting_letter, printable
 from tests.fuzzing import cases
 from tests.unit.test_checkpoints import META, make_state
 

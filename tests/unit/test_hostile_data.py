@@ -15,17 +15,17 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sparseinst_jax.commands.predict import list_images
+from sparseinst_jax.cli.predict import list_images
 from sparseinst_jax.data import coco
 from sparseinst_jax.data.annotations import json_stream, segmentations
 from sparseinst_jax.data.check import find_overlap
 from sparseinst_jax.data.images import decoding
 from sparseinst_jax.data.index import cache as index_cache
+from sparseinst_jax.drawing.fonts import drawable, own_font, shorten
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.report import write_confusion_table
-from sparseinst_jax.files import read_json
-from sparseinst_jax.fonts import drawable, own_font, shorten
-from sparseinst_jax.texts import MAX_MESSAGE, brief, printable
+from sparseinst_jax.runtime.files import read_json
+from sparseinst_jax.runtime.texts import MAX_MESSAGE, brief, printable
 
 SIDE = 16
 SQUARE = [2.0, 2.0, 9.0, 2.0, 9.0, 9.0, 2.0, 9.0]

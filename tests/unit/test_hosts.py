@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from sparseinst_jax import hosts
-from sparseinst_jax.hosts import Place
+from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.hosts import Place
 
 SLURM = {
     "SLURM_JOB_ID": "4711",

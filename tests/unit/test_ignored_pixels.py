@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.sparseinst.objective import Counts, SparseInstObjective
-from sparseinst_jax.structures import Batch, Outputs
+from sparseinst_jax.data.structures import Batch, Outputs
+from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.training.step import TrainState, TrainStep
 
 LN2 = float(np.log(2))

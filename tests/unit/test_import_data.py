@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax import cli, config
+from sparseinst_jax import cli
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
 from sparseinst_jax.data.importers.coco_content import make_content, split_images, write_jsons
 from sparseinst_jax.data.importers.objects import LabelledImage, make_object
+from sparseinst_jax.setup import config
 
 BOX = "0.1 0.1 0.3 0.1 0.3 0.5 0.1 0.5"  # x 2..6, y 1..5 of 20 x 10
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sparseinst_jax.benchmark import input_pipeline, photos
-from sparseinst_jax.commands import benchmark as command
+from sparseinst_jax.cli import benchmark as command
+from sparseinst_jax.cli.measuring import input_pipeline, photos
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.plan import TrainPlan
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparseinst_jax import layers
-from sparseinst_jax.backbones.resnet import ResNet
-from sparseinst_jax.sparseinst.model import InstanceBranch, SparseInst
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.sparseinst.model import InstanceBranch, SparseInst
 
 
 def plain_conv(x, kernel, stride, groups):

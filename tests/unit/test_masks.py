@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from sparseinst_jax import masks
+from sparseinst_jax.inference import masks
 
 SIZES = [
     # mask grid, valid size, original size: enlarged, shrunk, equal, thin, tiny

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax import builders, layers, losses, ops
-from sparseinst_jax.config import load_config
+from sparseinst_jax import losses
 from sparseinst_jax.data.coco import load_coco, read_image
 from sparseinst_jax.data.transforms import resized_size
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_schedule
 from tests.unit.recipe_step import same, take_step
 

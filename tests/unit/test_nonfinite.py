@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import MetricsFile, Progress, read_metrics

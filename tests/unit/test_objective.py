@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax import layers, losses, matching
-from sparseinst_jax.backbones.resnet import ResNet
-from sparseinst_jax.sparseinst.model import SparseInst
-from sparseinst_jax.sparseinst.objective import Counts, SparseInstObjective
-from sparseinst_jax.structures import Batch, Outputs
+from sparseinst_jax import losses, matching
+from sparseinst_jax.data.structures import Batch, Outputs
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.sparseinst.model import SparseInst
+from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.training.step import TrainState, TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

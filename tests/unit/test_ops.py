@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax import ops
+from sparseinst_jax.models import ops
 
 
 def test_padding_is_zero_after_normalisation_whatever_its_pixels_are():

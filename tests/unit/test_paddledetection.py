@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax import builders, layers
-from sparseinst_jax.config import load_config
 from sparseinst_jax.data import transforms as T
 from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.ecosystems import paddle_transforms
@@ -19,15 +17,14 @@ from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
 from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.data.train_image import load_train_image
-from sparseinst_jax.predictor import Predictor, build_predictor
-from sparseinst_jax.sparseinst.model import InstanceBranch
-from sparseinst_jax.structures import Outputs
-from sparseinst_jax.training.optimizer import (
-    decay_mask,
-    make_schedule,
-    moving_average,
-)
+from sparseinst_jax.inference.predictor import Predictor, build_predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst.model import InstanceBranch
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.training.optimizer import decay_mask, make_schedule, moving_average
 from tests.unit.recipe_step import same, take_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

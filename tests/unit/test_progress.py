@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax.training import curves, progress
+from sparseinst_jax.drawing import curves
+from sparseinst_jax.training import progress
 
 
 class Terminal(io.StringIO):

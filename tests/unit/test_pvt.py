@@ -9,9 +9,9 @@ import optax
 import pytest
 from scipy.special import erf
 
-from sparseinst_jax import layers
-from sparseinst_jax.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
-from sparseinst_jax.structures import Batch
+from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
 from sparseinst_jax.training.optimizer import decay_mask
 from sparseinst_jax.training.step import TrainState, TrainStep
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax import layers, ops
-from sparseinst_jax.backbones.resnet import ResNet
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.backbones.resnet import ResNet
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

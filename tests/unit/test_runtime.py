@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sparseinst_jax import cli, config, runtime
+from sparseinst_jax import cli
+from sparseinst_jax.runtime import process
+from sparseinst_jax.setup import config
 
 
 def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp_path):
@@ -16,14 +18,14 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NPROC", "3")
-    monkeypatch.delitem(runtime.sys.modules, "jax", raising=False)  # as before JAX is imported
-    runtime.prepare()
+    monkeypatch.delitem(process.sys.modules, "jax", raising=False)  # as before JAX is imported
+    process.prepare()
     assert int(os.environ["PJRT_NPROC"]) >= 2
     assert os.environ["NPROC"] == "3"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "sparseinst_jax" / "xla")
     assert os.environ[limit] == "0"
     monkeypatch.setenv(limit, "2.5")
-    runtime.prepare()
+    process.prepare()
     assert os.environ[limit] == "2.5"
 
 
@@ -47,7 +49,7 @@ def test_one_device_gets_a_thread_for_each_core_and_collectives_get_32(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr("sys.argv", arguments)
-    runtime.prepare()
+    process.prepare()
     expected = "32" if is_several else "3"
     assert (os.environ["PJRT_NPROC"], os.environ["NPROC"]) == (expected, expected)
 
@@ -56,8 +58,8 @@ def test_one_device_gets_a_thread_for_each_core_and_collectives_get_32(
 LARGE_BLOCK = """
 import ctypes
 from sparseinst_jax import runtime
-runtime.prepare()
-runtime.return_freed_memory()
+process.prepare()
+process.return_freed_memory()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
@@ -93,11 +95,11 @@ def test_training_keeps_the_ends_of_one_heap_for_each_core_unless_the_user_says_
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     calls = []
     glibc = types.SimpleNamespace(mallopt=lambda *call: calls.append(call))
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda _: glibc)
-    runtime.return_freed_memory()
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda _: glibc)
+    process.return_freed_memory()
     assert calls == [(-1, 128 << 20), (-8, 3)]  # M_TRIM_THRESHOLD, M_ARENA_MAX
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
-    runtime.return_freed_memory()
+    process.return_freed_memory()
     assert calls[2:] == [(-8, 3)]
 
 
@@ -108,8 +110,8 @@ calls = []
 ctypes.CDLL = lambda _: types.SimpleNamespace(malloc_trim=calls.append)
 import jax, numpy
 from sparseinst_jax import runtime
-runtime.return_memory_of_compiling()
-runtime.return_memory_of_compiling()
+process.return_memory_of_compiling()
+process.return_memory_of_compiling()
 double = jax.jit(lambda x: x * 2)
 for _ in range(2):
     double(numpy.ones(3)).block_until_ready()
@@ -124,21 +126,21 @@ def test_memory_is_given_back_once_for_each_program_compiled():
 
 
 def test_a_users_error_is_a_message_and_an_exit_code(capsys):
-    assert runtime.call(lambda _: config.load_config("no/such.py"), []) == 1
+    assert process.call(lambda _: config.load_config("no/such.py"), []) == 1
     assert capsys.readouterr().err.startswith("error: --config must name a file, got no/such.py")
 
 
 def test_errors_of_the_program_keep_their_traceback(monkeypatch):
     with pytest.raises(ValueError, match="invalid literal"):
-        runtime.call(lambda _: int("x"), [])
+        process.call(lambda _: int("x"), [])
     monkeypatch.setenv("SPARSEINST_TRACEBACK", "1")
     with pytest.raises(FileNotFoundError):
-        runtime.call(lambda _: config.load_config("no/such.py"), [])
+        process.call(lambda _: config.load_config("no/such.py"), [])
 
 
 @pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (143, 143)])
 def test_the_exit_code_is_the_commands(result, code):
-    assert runtime.call(lambda _: result, []) == code
+    assert process.call(lambda _: result, []) == code
 
 
 def test_the_cli_lists_its_commands_and_refuses_others(capsys):
@@ -157,18 +159,18 @@ def test_the_cli_passes_the_arguments_on(capsys):
 
 def test_what_the_machine_refuses_is_a_message_with_the_path(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert runtime.call(lambda _: (tmp_path / "file" / "x").mkdir(), []) == 1
+    assert process.call(lambda _: (tmp_path / "file" / "x").mkdir(), []) == 1
     message = capsys.readouterr().err
     assert message.startswith(f"error: Not a directory at {tmp_path / 'file' / 'x'}: give another")
-    assert runtime.call(lambda _: (_ for _ in ()).throw(OSError(28, "No space left")), []) == 1
+    assert process.call(lambda _: (_ for _ in ()).throw(OSError(28, "No space left")), []) == 1
     assert "No space left: free some space" in capsys.readouterr().err
     with pytest.raises(ConnectionResetError):
-        runtime.call(lambda _: (_ for _ in ()).throw(ConnectionResetError(104, "reset")), [])
+        process.call(lambda _: (_ for _ in ()).throw(ConnectionResetError(104, "reset")), [])
 
 
 def test_an_interruption_is_no_traceback(capsys):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    assert runtime.call(interrupted, []) == 130
+    assert process.call(interrupted, []) == 130
     assert capsys.readouterr().err == "interrupted\n"

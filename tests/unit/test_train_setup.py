@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from sparseinst_jax.commands import train as train_command
-from sparseinst_jax.commands import train_checks
-from sparseinst_jax.commands.train_setup import resolve_schedule
-from sparseinst_jax.config import diff, load_config
+from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.setup import train_checks
+from sparseinst_jax.setup.config import diff, load_config
+from sparseinst_jax.setup.train_setup import resolve_schedule
 from sparseinst_jax.training.optimizer import decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

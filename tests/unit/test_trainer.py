@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.checkpoints import Checkpoints
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.data.structures import Batch
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.optimizer import moving_average
 from sparseinst_jax.training.progress import Progress

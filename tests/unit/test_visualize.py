@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sparseinst_jax import visualize
+from sparseinst_jax.drawing import visualize
 
 
 def test_colours_are_stable_and_far_apart():

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparseinst_jax import watch
-from sparseinst_jax.watch import DONE, LOST_HOST, Watch
+from sparseinst_jax.runtime import watch
+from sparseinst_jax.runtime.watch import DONE, LOST_HOST, Watch
 
 
 class Board:

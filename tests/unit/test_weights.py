@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from sparseinst_jax import builders, layers
-from sparseinst_jax.config import load_config
+from sparseinst_jax.models import layers
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights import load_weights, original_to_ours, ours_to_original
 from sparseinst_jax.weights.convert import named_arrays, original_shapes, unflatten
 from tests.parity import cases

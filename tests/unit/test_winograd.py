@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax import complexity, layers, winograd
+from sparseinst_jax.models import complexity, layers
+from sparseinst_jax.models.cpu import winograd
 
 
 def plain(x, kernel):

@@ -23,7 +23,7 @@ from sparseinst_jax.data.annotations.columns import (
 )
 from sparseinst_jax.data.annotations.faults import Fault, Faults
 from sparseinst_jax.data.annotations.segmentations import sum_runs, usable_polygons
-from sparseinst_jax.texts import brief
+from sparseinst_jax.runtime.texts import brief
 
 NO_MASK = 255  # in place of the kind of a mask: the annotation is left out
 _KEYS = ("id", "image_id", "category_id", "segmentation")

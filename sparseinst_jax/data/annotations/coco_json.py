@@ -17,8 +17,8 @@ from sparseinst_jax.data.annotations.faults import Faults
 from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
 from sparseinst_jax.data.images.decoding import MAX_PIXELS
 from sparseinst_jax.data.images.paths import name_fault
-from sparseinst_jax.files import broken_json, check_json_file
-from sparseinst_jax.texts import acting_letter, brief, printable
+from sparseinst_jax.runtime.files import broken_json, check_json_file
+from sparseinst_jax.runtime.texts import acting_letter, brief, printable
 
 WHAT = "annotations file"
 CURE = "set config.data.train.annotations or config.data.val.annotations to a COCO instance json"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sparseinst_jax.texts import printable
+from sparseinst_jax.runtime.texts import printable
 
 MAX_FAULTS_SHOWN = 20
 MAX_LETTERS = 1_000  # of one fault; values of the json are shortened, paths can be long

@@ -9,7 +9,7 @@ import re
 import stat
 from pathlib import PureWindowsPath
 
-from sparseinst_jax.texts import acting_letter, brief
+from sparseinst_jax.runtime.texts import acting_letter, brief
 
 MAX_NAME = 4096  # letters of a file_name: no path may be longer on Linux
 _SUSPECT = re.compile(r"^$|^[/\\]|^[A-Za-z]:|://|(?:^|[/\\])\.\.(?:[/\\]|$)")

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sparseinst_jax import texts
 from sparseinst_jax.data.annotations import (
     annotation_reader,
     coco_json,
@@ -33,7 +32,8 @@ from sparseinst_jax.data.annotations import (
 from sparseinst_jax.data.images import decoding, paths
 from sparseinst_jax.data.index import coco_index
 from sparseinst_jax.data.index.coco_index import CocoIndex, build_index, open_index
-from sparseinst_jax.files import cache_folder
+from sparseinst_jax.runtime import texts
+from sparseinst_jax.runtime.files import cache_folder
 
 VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
 MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second

@@ -1,0 +1,399 @@
+"""Save and restore runs with Orbax; the only module that knows its interface.
+
+A checkpoint `<workdir>/checkpoints/<step>/` holds three items: `model` (parameters and statistics,
+which load alone), `optimizer`, and `meta` (JSON: step, configuration, classes, code version). A run
+that averages its weights has the averages in `model`, for whoever uses it, and what is trained in
+`trained`. All arrays are stored from the host's memory, so that a run continues on any number of
+devices.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from sparseinst_jax.checkpoints import rules
+from sparseinst_jax.checkpoints.folders import (
+    has_bad_metrics,
+    is_step,
+    locate,
+    set_aside,
+    whole_steps,
+)
+from sparseinst_jax.checkpoints.save_errors import SaveError, cause, hush
+from sparseinst_jax.runtime.files import make_folder, remove_empty
+from sparseinst_jax.training.step import TrainState
+
+_NUM_LATEST = 2  # the one before the last is there if the last cannot be read
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Keeps the last two and the best (by `AP`, among those saved with metrics). Saving happens in
+    the background; `close`, or leaving the `with` block, waits for it.
+
+    Args:
+      path: a run folder, its `checkpoints` folder, or the folder of one step.
+      read_only: refuse to save; the folder must exist then.
+
+    Raises:
+      FileNotFoundError: `read_only`, and there is no checkpoint.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False):
+        self._made: list[Path] = []
+        self._saving: int | None = None
+        if read_only:
+            self.directory, self._only_step = locate(path)
+        else:
+            self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
+            hush()
+            self._made = make_folder(self.directory, "--workdir")
+            broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
+            set_aside(broken)  # Orbax would refuse to open the whole folder
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                item_handlers={
+                    "model": ocp.StandardCheckpointHandler(),
+                    "trained": ocp.StandardCheckpointHandler(),
+                    "optimizer": ocp.StandardCheckpointHandler(),
+                    "meta": ocp.JsonCheckpointHandler(),
+                },
+                options=_options(read_only),
+            )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            self.close()
+        except SaveError as error:
+            if kind is None:
+                raise
+            print(error, file=sys.stderr)  # as well as what is being raised
+
+    def close(self) -> None:
+        """Wait for the save in progress, release the folder, and remove it if it stayed empty.
+
+        Raises:
+          SaveError: that save failed.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+            remove_empty(self._made)
+
+    def wait(self) -> None:
+        """Wait for the save in progress; raises SaveError if it failed."""
+        with self._save_errors():
+            self._manager.wait_until_finished()
+
+    def check(self) -> None:
+        """Raise SaveError if the last save has failed by now; does not wait for it."""
+        # Several hosts would find out at different steps; they do at the next save.
+        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps with a complete checkpoint, increasing."""
+        steps = tuple(sorted(self._manager.all_steps()))
+        return steps if self._only_step is None else (self._only_step,)
+
+    @property
+    def latest_step(self) -> int | None:
+        """The last step saved, or None."""
+        return self.steps[-1] if self.steps else None
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the highest AP, the last one where none was evaluated, or None."""
+        scored = [(self._score(step), step) for step in self.steps]
+        return max(scored)[1] if scored else None
+
+    def save(
+        self, state: TrainState, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Save a state under its step, in the background.
+
+        Args:
+          state: host state with fields step, params, statistics and opt_state (NumPy leaves);
+            must not be written to afterwards. With opt_state None a run can start from it only.
+          meta: JSON values; `step` is added.
+          metrics: what an evaluation of this state gave; `AP` ranks the checkpoints.
+
+        Raises:
+          SaveError: the state cannot be written, or the one before could not.
+        """
+        step = int(state.step)
+        if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
+            metrics = {k: float(v) if np.isfinite(v) else -1.0 for k, v in metrics.items()}
+        items = {name: _storable(tree) for name, tree in _weights(state).items()}
+        if state.opt_state is not None:
+            items["optimizer"] = _leaves(state.opt_state)
+        self.wait()
+        self._saving = step
+        with _quiet(), self._save_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+                    meta=ocp.args.JsonSave({**meta, "step": step, "metrics": metrics or {}}),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """Say which step could not be saved, why, and what is left."""
+        try:
+            yield
+        # A disk shows as OSError, ValueError of TensorStore, or an error of Orbax around them.
+        except Exception as error:
+            steps = [s for s in whole_steps(self.directory) if s != self._saving]
+            left = (
+                f"{self.directory / str(steps[-1])} is whole" if steps else "none was saved before"
+            )
+            raise SaveError(
+                f"the checkpoint of step {self._saving} could not be saved:"
+                f" {cause(error)}. The last one: {left}. Free some space, or mend what is in"
+                " the way; then the same command continues from there."
+            ) from error
+
+    def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Restore the last state that can be read, to continue training.
+
+        A checkpoint that cannot be read is reported, set aside as `<step>.unreadable`, and the
+        one before it is used.
+
+        Args:
+          abstract: a state whose leaves have the wanted shapes and types.
+
+        Returns:
+          The state with NumPy leaves, and the stored meta.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: none can be read, or the stored arrays have other names or shapes.
+        """
+        candidates = self._candidates(None)
+        if not any((self.directory / str(step) / "optimizer").is_dir() for step in candidates):
+            raise ValueError(
+                f"{self.directory} holds weights alone, nothing to continue: start a run from it by"
+                " --init-from, in another --workdir."
+            )
+        restored, step = self._first_readable(
+            candidates, lambda step: self._restore(step, _target_of(abstract))
+        )
+        # A whole checkpoint of another network is no damage: it is refused and left alone.
+        _check_like(restored, abstract, self.directory)
+        if abstract.average is None and (self.directory / str(step) / "trained").is_dir():
+            raise ValueError(f"{self.directory / str(step)} holds averages: set train.ema_decay.")
+        newer = [self.directory / str(s) for s in self.steps if s > step]
+        if newer:
+            set_aside(newer)
+            self._manager.reload()
+        weights = {name: _thaw(restored[name]) for name in _weights(abstract)}
+        trained = weights.get("trained", weights["model"])
+        state = abstract._replace(
+            step=np.int32(step),
+            **trained,
+            opt_state=_unleaves(restored["optimizer"], abstract.opt_state),
+        )
+        if abstract.average is not None:
+            model = weights["model"]
+            state = state._replace(average=(model["params"], model["statistics"]))
+        return state, restored["meta"]
+
+    def restore_model(
+        self, step: int | str | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Load parameters and statistics without the optimizer's state.
+
+        Args:
+          step: a step, "best" (highest AP) or None for the last. Where the last cannot be read,
+            the one before it is used, with a message.
+
+        Returns:
+          (params, statistics, meta), the first two nested dicts of NumPy arrays.
+
+        Raises:
+          FileNotFoundError: there is no such checkpoint.
+          ValueError: the checkpoint cannot be read.
+        """
+
+        def read(candidate: int) -> dict[str, Any]:
+            shapes = self._manager.item_metadata(candidate)["model"]
+            return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
+
+        restored, _ = self._first_readable(self._candidates(step), read)
+        model = restored["model"]
+        return _thaw(model["params"]), _thaw(model["statistics"]), restored["meta"]
+
+    def read_meta(self, step: int | str | None = None) -> dict[str, Any]:
+        """Read the stored meta alone: step, config, class_names, category_ids, code_version.
+
+        Args:
+          step: as in `restore_model`.
+        """
+        restored, _ = self._first_readable(
+            self._candidates(step), lambda candidate: self._restore(candidate, {})
+        )
+        return restored["meta"]
+
+    def _first_readable(
+        self, candidates: Sequence[int], read: Callable[[int], dict[str, Any]]
+    ) -> tuple[dict[str, Any], int]:
+        """Read the first of the candidates that can be read, and report the others."""
+        faults = []
+        for step in candidates:
+            try:
+                rules.refuse_strange_files(self.directory / str(step))
+                return read(step), step
+            # Damage shows as almost any error: KeyError, JSON errors, errors of TensorStore.
+            except Exception as error:
+                faults.append(f"{self.directory / str(step)} cannot be read: {_first_line(error)}")
+                print(faults[-1], file=sys.stderr)
+        raise ValueError(
+            "no checkpoint can be read:\n  "
+            + "\n  ".join(faults)
+            + f"\nGive another checkpoint; to train anew, delete {self.directory} or give another"
+            " --workdir."
+        )
+
+    def _score(self, step: int) -> float:
+        try:
+            return self._restore(step, {})["meta"]["metrics"].get("AP", -np.inf)
+        except Exception:
+            return -np.inf
+
+    def _candidates(self, step: int | str | None) -> list[int]:
+        if not self.steps:
+            raise FileNotFoundError(
+                f"no checkpoint in {self.directory}. Train first, or give the right path."
+            )
+        if step is None:
+            return list(reversed(self.steps))
+        wanted = self.best_step if step == "best" else step
+        if wanted not in self.steps:
+            raise FileNotFoundError(
+                f"no checkpoint of step {step} in {self.directory}; there are {self.steps}."
+                " Give one of these, train first, or give the right path."
+            )
+        return [int(wanted)]
+
+    def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
+        if targets:
+            rules.refuse_vast_arrays(self._manager.item_metadata(step), targets)
+        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
+        )
+        rules.check_meta(restored["meta"])
+        return {name: restored[name] for name in (*targets, "meta")}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide Orbax's warnings about options that are meant as they are."""
+    before = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(before)
+
+
+def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
+    def rank(metrics: Mapping[str, float]) -> float:
+        return metrics["AP"]
+
+    policies = checkpoint_managers
+    return ocp.CheckpointManagerOptions(
+        # The policy decides what is kept, `best_fn` what `best_step` answers: both are needed.
+        preservation_policy=policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(_NUM_LATEST),
+                policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        ),
+        best_fn=rank,
+        best_mode="max",
+        read_only=read_only,
+        create=not read_only,
+        lightweight_initialize=read_only,
+        cleanup_tmp_directories=not read_only,  # of a save in which the process was killed
+        enable_async_checkpointing=not read_only,
+    )
+
+
+def _storable(tree: Any) -> Any:
+    """Copy to NumPy: a background save must not see later changes, nor touch devices."""
+    return jax.tree.map(lambda leaf: np.array(leaf), tree)
+
+
+def _leaves(tree: Any) -> dict[str, np.ndarray]:
+    """Optimizer state by position of the leaf: classes of Optax come and go between versions."""
+    return {f"{i:05d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
+    leaves = [np.asarray(stored[key]) for key in sorted(stored)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The items that hold weights: `model` to be used and, where these are averages, `trained`."""
+    names = ("params", "statistics")
+    items: dict[str, dict[str, Any]] = {"model": dict(zip(names, state.to_use, strict=True))}
+    if state.average is not None:
+        items["trained"] = {name: getattr(state, name) for name in names}
+    return items
+
+
+def _target_of(abstract: TrainState) -> dict[str, Any]:
+    optimizer = {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(abstract.opt_state))}
+    return jax.tree.map(_empty, {**_weights(abstract), "optimizer": optimizer})
+
+
+def _empty(leaf: Any) -> np.ndarray:
+    """A stand-in of the leaf's shape and type without memory; makes Orbax return NumPy."""
+    return np.broadcast_to(np.zeros((), leaf.dtype), tuple(leaf.shape))
+
+
+def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Path) -> None:
+    want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
+    items = {name: restored[name] for name in _target_of(abstract)}
+    have = jax.tree_util.tree_leaves_with_path(items)
+    wrong = [
+        f"{jax.tree_util.keystr(path)}: stored {np.shape(b)}, network {a.shape}"
+        for (path, a), (_, b) in zip(want, have, strict=True)
+        if a.shape != np.shape(b)
+    ]
+    if wrong:
+        raise ValueError(
+            "the checkpoint is of another network:\n  "
+            + "\n  ".join(wrong)
+            + f"\nDelete {directory} to train anew, or give another --workdir."
+        )
+
+
+def _thaw(tree: Any) -> dict[str, Any]:
+    return {k: _thaw(v) if isinstance(v, Mapping) else np.asarray(v) for k, v in tree.items()}
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -1,0 +1,79 @@
+"""The command `sparseinst build-tfds`: a COCO folder to shards that TFDS reads."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sparseinst_jax.evaluation.evaluator import Progress
+from sparseinst_jax.runtime.files import check_writable
+
+DESCRIPTION = """\
+Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
+some 128 MB with the images as they are, beside them the index of the annotations. It trains with
+the same batches as the folder, from a few large files instead of many small ones. TensorFlow is
+not needed.
+
+  sparseinst build-tfds train.json --images photos --output tfds_data
+  sparseinst build-tfds train.json --images train --val-json val.json --val-images val --output DIR
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sparseinst build-tfds",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("json", metavar="JSON", help="COCO instance annotations; become the split `train`")
+    add("--images", metavar="DIR", required=True, help="folder that file_name is relative to")
+    add("--val-json", metavar="JSON", help="more annotations, of the same classes; split `val`")
+    add("--val-images", metavar="DIR", help="their folder; default: --images")
+    add("--split", metavar="NAME", default="train", help="another name than `train`")
+    add("--output", metavar="DIR", required=True, help="TFDS folder, made if missing")
+    arguments = parser.parse_args(argv)
+    if arguments.val_images and not arguments.val_json:
+        parser.error("--val-images needs --val-json JSON")
+    if not re.fullmatch(r"[a-z]\w*", arguments.split) or arguments.split == "all":
+        parser.error(f"--split must be a name such as train or test, got {arguments.split!r}")
+    if arguments.val_json and arguments.split == "val":
+        parser.error("--split val and --val-json name two splits `val`")
+    check_writable(arguments.output, "--output")
+    from sparseinst_jax.data import coco_tfds  # takes seconds to import
+
+    sources = {arguments.split: coco_tfds.Source(arguments.json, arguments.images)}
+    if arguments.val_json:
+        images = arguments.val_images or arguments.images
+        sources["val"] = coco_tfds.Source(arguments.val_json, images)
+    folder = coco_tfds.build(arguments.output, sources, start=_progress)
+    print("\n".join(_summary(folder, list(sources), arguments.output)))
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    with Progress(total, sys.stderr, "written") as line:
+        yield line.advance
+
+
+def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:
+    """What was written, and how it is trained on."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    number = len(list(folder.glob("*.array_record*")))
+    keys = [f"--config.data.tfds_dir={shlex.quote(output)}"]
+    keys += [
+        f"--config.data.{part}.tfds=coco_instances/{split}"
+        for part, split in zip(("train", "val"), splits, strict=False)
+    ]
+    if len(splits) == 1:
+        keys.append("--config.train.eval_every=0  # or build it with --val-json")
+    train = " \\\n    ".join(["  python train.py --config configs/finetune.py", *keys])
+    return [f"{folder}: {number} shards, {size / 1e6:.1f} MB", "Next:", train]

@@ -1,0 +1,154 @@
+"""The command `check-data`: what a data set holds, what is wrong with it, what will be lost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sparseinst_jax.cli import check_page, check_report
+from sparseinst_jax.cli.check_report import Report
+from sparseinst_jax.data.annotations.faults import Fault, grouped
+from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.setup import config as configs
+from sparseinst_jax.setup import model_source
+from sparseinst_jax.setup.datasets import name_of
+
+MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all
+DESCRIPTION = """\
+Look at every entry of a COCO json and at every image before training: counts, sizes, classes,
+objects that are lost, shared images, and every fault with its id. Writes a page with all of it
+and a sheet of images with their labels drawn.
+
+  sparseinst check-data train.json --images photos
+  sparseinst check-data train.json --images photos --val-json val.json --val-images photos
+  sparseinst check-data --config FILE            config.data.train and config.data.val
+Exit code: 0 training would start (there may be warnings), 1 it would fail.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code, 1 where training would fail."""
+    parser = argparse.ArgumentParser(
+        prog="sparseinst check-data",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("json", metavar="JSON", nargs="?", help="COCO instance annotations")
+    parser.add_argument(
+        "--images", metavar="DIR", help="folder that its file names are relative to"
+    )
+    parser.add_argument(
+        "--val-json", metavar="JSON", help="validation annotations, to compare with"
+    )
+    parser.add_argument("--val-images", metavar="DIR", help="their folder; default: --images")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="configuration to be trained; default: sizes and masks of the published one",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="of the page; default: runs/check/<name of the json>"
+    )
+    parser.epilog = (
+        "Keys of the configuration can be set: --config.model.num_masks=200, --config.data.classes="
+        "cat,dog"
+    )
+    arguments = configs.parse_command_line(parser, argv)
+    config = _config(arguments)
+    output = Path(arguments.output or Path("runs/check") / Path(name_of(config.data.train)).stem)
+    check_writable(output, "--output")
+    report = check_report.make_report(config, sys.stderr)
+    check_page.write_page(report, output)
+    print("\n".join(map(_printable, lines_of(report))))
+    print(f"\n{_verdict(report)}")
+    print(f"page: {output / check_page.PAGE}, sheet: {output / check_page.SHEET}")
+    return 1 if report.fatal else 0
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    """Load the configuration, with the data that the arguments name.
+
+    Raises:
+        ValueError: too few or contradicting arguments, all in one message.
+    """
+    faults = []
+    if not arguments.json and not arguments.config:
+        faults.append("no data named: give a COCO json and --images DIR, or --config FILE")
+    if arguments.json and not arguments.images:
+        faults.append(f"give the folder of the images of {arguments.json}: --images DIR")
+    if not arguments.json and (arguments.images or arguments.val_json):
+        faults.append("--images and --val-json belong to a json: give it before them")
+    if arguments.val_images and not arguments.val_json:
+        faults.append("--val-images needs --val-json JSON")
+    if faults:
+        raise ValueError("\n".join(faults))
+    if arguments.config:
+        config = configs.load_config(arguments.config, arguments.overrides)
+    else:
+        config = default_config()
+        configs.apply_overrides(config, arguments.overrides)
+    if not arguments.json:
+        model_source.draw_missing_data(config)
+        return config
+    with config.unlocked():
+        named = dict(annotations=arguments.json, images=arguments.images, tfds="")
+        config.data.train.update(named)
+        images = arguments.val_images or arguments.images
+        named = dict(annotations=arguments.val_json or "", images=images, tfds="")
+        config.data.val.update(named)
+    return config
+
+
+def default_config() -> ConfigDict:
+    """Make the part of the published configuration that a check reads; a test compares them."""
+    config = ConfigDict()
+    config.model = ConfigDict(dict(num_masks=100))
+    data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
+    data.update(train_max_size=853, num_workers=8)
+    part = dict(images="", annotations="", tfds="")
+    data.update(train=part, val=dict(part), tfds_dir="")
+    config.data = ConfigDict(data)
+    config.lock()
+    return config
+
+
+def lines_of(report: Report) -> list[str]:
+    """Write a report for the terminal."""
+    lines = []
+    for split in report.splits:
+        lines += [f"{split.title}: {split.lines[0]}", *(f"  {line}" for line in split.lines[1:])]
+        lines += [f"  WARNING: {line}" for line in split.warnings]
+        lines += [f"  {line}" for line in _fault_lines(split.faults)]
+    return lines + [f"WARNING: {line}" for line in report.warnings]
+
+
+def _fault_lines(faults: Sequence[Fault]) -> list[str]:
+    lines = []
+    for kind, found in grouped(list(faults)).items():
+        word = "FAULT" if found[0].is_fatal else "WARNING"
+        lines.append(f"{word}: {kind}: {len(found)}")
+        lines += [f"    {fault.message}" for fault in found[:MAX_LINES]]
+        if len(found) > MAX_LINES:
+            lines.append(f"    ... and {len(found) - MAX_LINES} more, all on the page")
+    return lines
+
+
+def _printable(line: str) -> str:
+    """Names from a json may hold line breaks, control codes and what the terminal cannot show."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "replace").decode(encoding)
+
+
+def _verdict(report: Report) -> str:
+    if report.fatal:
+        return (
+            f"training would FAIL: {len(report.fatal)} fault(s) marked FAULT must be corrected, "
+            f"{report.num_warnings} warning(s)"
+        )
+    return f"training can start; {report.num_warnings} warning(s)"

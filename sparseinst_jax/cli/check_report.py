@@ -1,0 +1,213 @@
+"""Gather everything that `check-data` tells of the data sets of a configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+
+from sparseinst_jax.data import check
+from sparseinst_jax.data.annotations.faults import Fault
+from sparseinst_jax.data.check_images import check_image
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.evaluation.evaluator import Progress, map_ahead
+from sparseinst_jax.setup import datasets
+
+# Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
+MAX_OBJECTS = 20_000
+
+
+class Split(NamedTuple):
+    """What is known of one json.
+
+    Attributes:
+        title: "train" or "val".
+        dataset: the index.
+        lines: counts and sizes; the first names the json.
+        warnings: lines on what is allowed and spoils the result.
+        faults: all of them, also those that training gets over.
+        lost: what the smallest and the largest train size leave; empty for validation data.
+        readable: images that can be drawn.
+    """
+
+    title: str
+    dataset: CocoDataset
+    lines: list[str]
+    warnings: list[str]
+    faults: list[Fault]
+    lost: list[check.LostObjects]
+    readable: list[ImageRecord]
+
+
+class Report(NamedTuple):
+    """What is known of the data sets of a configuration.
+
+    Attributes:
+        splits: training data, then validation data where there are some.
+        warnings: lines on both together.
+        num_masks: config.model.num_masks.
+        overlap: images that both have.
+    """
+
+    splits: list[Split]
+    warnings: list[str]
+    num_masks: int
+    overlap: list[check.Overlap]
+
+    @property
+    def fatal(self) -> list[Fault]:
+        """The faults that training would fail on."""
+        return [fault for split in self.splits for fault in split.faults if fault.is_fatal]
+
+    @property
+    def num_warnings(self) -> int:
+        """Warnings and faults that training gets over, each counted."""
+        harmless = sum(not fault.is_fatal for split in self.splits for fault in split.faults)
+        return harmless + len(self.warnings) + sum(len(split.warnings) for split in self.splits)
+
+
+def make_report(config: Any, progress: TextIO | None = None) -> Report:
+    """Check the training data of a configuration, and its validation data where it names some.
+
+    Args:
+        config: `model.num_masks` and the keys of `data`.
+        progress: where progress is written while images are opened.
+
+    Raises:
+        ValueError: a json, a folder or the choice of classes is such that nothing can be checked;
+            all such faults in one message.
+    """
+    _refuse_sizes(config)
+    indexed = datasets.index_both(config)
+    splits = [
+        _check_split(config, title, dataset, list(faults), progress)
+        for title, (dataset, faults) in indexed.items()
+    ]
+    overlap, warnings = [], []
+    if len(splits) == 2:
+        train, val = splits[0].dataset, splits[1].dataset
+        splits[1].faults.extend(_strange_classes(train, val))
+        overlap = check.find_overlap(train, val, every_file=True)
+        warnings = [
+            *check.warn_of_classes(train, val),
+            *check.warn_of_overlap(overlap, len(val.records)),
+        ]
+    return Report(splits, warnings, config.model.num_masks, overlap)
+
+
+def _refuse_sizes(config: Any) -> None:
+    sizes, longest = config.data.train_sizes, config.data.train_max_size
+    if not sizes or min(sizes) < 1 or longest < max(sizes):
+        raise ValueError(
+            "config.data.train_sizes must be pixels > 0, none above config.data.train_max_size; "
+            f"got {sizes} and {longest}"
+        )
+
+
+def _check_split(
+    config: Any, title: str, dataset: CocoDataset, faults: list[Fault], progress: TextIO | None
+) -> Split:
+    kinds, found, readable = _open_images(dataset, config.data.num_workers, progress)
+    faults += found
+    is_train = title == "train"
+    if not dataset.num_targets.sum():
+        faults.append(_nothing(dataset, is_train))
+    lost = []
+    warnings = check.warn(dataset, config.model.num_masks)
+    if is_train:
+        longest = config.data.train_max_size
+        lost = check.lost_at_ends(dataset, config.data.train_sizes, longest, MAX_OBJECTS)
+        warnings += check.warn_of_lost(lost, longest)
+    repeated = check.find_repeated(dataset)
+    if repeated:
+        warnings.append(
+            f"{len(repeated)} files are named by more than one image entry, such as {repeated[0]}: "
+            "each entry sees the other's objects as background; make them one"
+        )
+    lines = [*check.describe(dataset), *_size_lines(dataset), _kind_line(kinds)]
+    lines += [_lost_line(found) for found in lost if found.num_checked]
+    return Split(title, dataset, lines, warnings, faults, lost, readable)
+
+
+def _open_images(
+    dataset: CocoDataset, num_workers: int, progress: TextIO | None
+) -> tuple[Counter[str], list[Fault], list[ImageRecord]]:
+    """Look at every image, several at a time."""
+    kinds: Counter[str] = Counter()
+    faults: list[Fault] = []
+    readable = []
+    workers = max(1, num_workers)
+    records = dataset.records
+    with Progress(len(records), progress, "checked") as line, ThreadPoolExecutor(workers) as pool:
+        found = map_ahead(pool, check_image, records, ahead=4 * workers)
+        for record, findings in zip(records, found, strict=True):
+            kinds[findings.kind or "missing or broken"] += 1
+            faults += findings.faults
+            if findings.is_readable:
+                readable.append(record)
+            line.advance(1)
+    return kinds, faults, readable
+
+
+def _nothing(dataset: CocoDataset, is_train: bool) -> Fault:
+    if is_train:
+        cure = "annotate some, or give another json (crowd regions and empty masks do not count)"
+        return Fault("nothing to learn", f"{dataset.annotations_path} has no object; {cure}")
+    cure = "give a json with annotations, or set --config.train.eval_every=0"
+    return Fault("nothing to score", f"{dataset.annotations_path} has no object; {cure}")
+
+
+def _strange_classes(train: CocoDataset, val: CocoDataset) -> list[Fault]:
+    if set(train.class_names) & set(val.class_names):
+        return []
+    return [
+        Fault(
+            "classes",
+            f"{val.annotations_path} has none of the classes of {train.annotations_path}: "
+            f"{', '.join(val.class_names[:10])} against {', '.join(train.class_names[:10])}; "
+            "rename them by config.data.class_map, or give the right json",
+        )
+    ]
+
+
+def _size_lines(dataset: CocoDataset) -> list[str]:
+    sizes = dataset.image_sizes
+    if not len(sizes):
+        return []
+    areas = sizes.prod(axis=1)
+    ends = [sizes[areas.argmin()], sizes[areas.argmax()]]
+    smallest, largest = (f"{width} x {height}" for height, width in ends)
+    count = len(np.unique(sizes, axis=0))
+    return [
+        f"image sizes (width x height): {smallest} to {largest}, {count} different; "
+        f"{int((sizes[:, 1] >= sizes[:, 0]).sum())} landscape or square, "
+        f"{int((sizes[:, 1] < sizes[:, 0]).sum())} portrait"
+    ]
+
+
+def _kind_line(kinds: Counter[str]) -> str:
+    return "files: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+
+
+def _lost_line(found: check.LostObjects) -> str:
+    share = 100 * (found.num_lost + found.num_small) / found.num_checked
+    sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
+    return (
+        f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
+        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {check.MAP_STRIDE} x "
+        f"{check.MAP_STRIDE}, one cell of the activation maps"
+    )
+
+
+def sheet_records(readable: Sequence[ImageRecord], most: int) -> list[ImageRecord]:
+    """Choose images to draw: the one with the most objects, then others spread over the data."""
+    chosen = [record for record in readable if record.targets] or list(readable)
+    if len(chosen) <= most:
+        return list(chosen)
+    fullest = max(chosen, key=lambda record: len(record.targets))
+    rest = [record for record in chosen if record is not fullest]
+    places = np.linspace(0, len(rest) - 1, most - 1).astype(int)
+    return [fullest, *(rest[place] for place in places)]

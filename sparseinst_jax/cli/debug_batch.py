@@ -1,0 +1,179 @@
+"""`sparseinst debug-batch`: make any training batch again, draw it, say what is in it."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sparseinst_jax.cli import batch_pictures
+from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data.loader import pad_batch
+from sparseinst_jax.data.plan import ImagePlan, StepPlan
+from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.data.transforms import Transform
+from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
+from sparseinst_jax.drawing import charts
+from sparseinst_jax.setup import config as configs
+from sparseinst_jax.setup import config_history, datasets, train_setup
+
+_DESCRIPTION = """Make the batch of a training step again, from the configuration and the data
+alone, and draw it as the network got it. Step 0 is the first; metrics.csv counts finished steps, so
+its row 1 is step 0."""
+_IDS_SHOWN = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse `--config FILE | --workdir RUN, --step N [--output DIR] [--config.KEY=VALUE ...]`.
+
+    Returns:
+      The exit code.
+    """
+    parser = argparse.ArgumentParser("sparseinst debug-batch", description=_DESCRIPTION)
+    configs.add_config_arguments(parser)
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="folder of the picture step_N.png; default: batches in the run folder",
+    )
+    arguments = configs.parse_command_line(parser, argv)
+    if (arguments.config is None) == (arguments.workdir is None):
+        parser.error("give either --config FILE or --workdir RUN, whose configuration is stored")
+    if arguments.step < 0:
+        parser.error(f"--step must be 0 or more, got {arguments.step}")
+    if arguments.config is None:
+        workdir = Path(arguments.workdir)
+        stored = _stored_config(workdir)
+        config = configs.load_config(stored, arguments.overrides)
+        for line in config_history.explain_file(stored):
+            print(line)
+    else:
+        workdir = configs.default_workdir(arguments.config)
+        config = configs.load_config(arguments.config, arguments.overrides)
+    folder = Path(arguments.output) if arguments.output else workdir / "batches"
+    return debug_batch(config, arguments.step, folder)
+
+
+def _stored_config(workdir: Path) -> Path:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--workdir must name the folder of a run, got {workdir}, which has no config.json."
+            " Give the folder that training wrote into, or --config FILE."
+        )
+    return path
+
+
+def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
+    """Draw the global batch of a step and print a table of its images.
+
+    Args:
+      config: resolved configuration.
+      step: from 0.
+      folder: where `step_N.png` goes, made if missing.
+
+    Returns:
+      The exit code, 0.
+    """
+    train_setup.prepare_data(config)
+    dataset = datasets.load_train(config)
+    plan = train_setup.make_plan(config, dataset).batch(step)
+    options = plan.flip_labels, plan.ignores_crowd
+    skips: list[Skip] = []
+    if config.data.on_error == "skip":
+        loaded = [load_or_skip(dataset.records, image, *options, skips) for image in plan.images]
+    else:
+        loaded = [load_train_image(dataset.records, image, *options) for image in plan.images]
+    for skip in skips:
+        print(f"WARNING: left out, as in training: {skip.reason}")
+    ids = [dataset.records[image.position].image_id for image in plan.images]
+    batch = pad_batch(plan, ids, loaded)
+    print("\n".join(describe_batch(plan, loaded, dataset)))
+    picture = batch_pictures.draw_batch(
+        batch, plan, dataset.records, dataset.class_names, len(plan.images)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = batch_pictures.picture_path(folder, step)
+    charts.save_png(picture, path)
+    print(f"picture: {path}")
+    return 0
+
+
+def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDataset) -> list[str]:
+    """Lines that say what a batch holds and what its transforms cost."""
+    height, width = plan.padded_size
+    lines = [
+        f"step {plan.step}, epoch {plan.epoch}: {len(plan.images)} images, padded to"
+        f" {height}x{width} (height x width), room for {plan.num_targets} objects each"
+    ]
+    header = ("image id", "original", "transform", "size", "objects", "lost", "file")
+    rows: list[tuple[str, ...]] = [header]
+    for image, result in zip(plan.images, loaded, strict=True):
+        record = dataset.records[image.position]
+        rows.append(
+            (
+                str(record.image_id),
+                f"{record.height}x{record.width}",
+                describe_transform(image.transform, record),
+                "x".join(map(str, result.image.shape[:2])),
+                str(len(result.labels)),
+                str(len(result.outside) + len(result.covered)),
+                _files(image, dataset.records),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]))
+    for image, result in zip(plan.images, loaded, strict=True):
+        lines += _losses(dataset.records[image.position], result, dataset.class_names)
+    return lines
+
+
+def describe_transform(transform: Transform, record: ImageRecord) -> str:
+    """One transform in words: flip, factor of the size, what is cut out of it."""
+    parts = ["flip"] if transform.flip else []
+    size = record.height, record.width
+    if transform.first_size is not None and transform.crop is not None:
+        parts.append(_factor(size, transform.first_size))
+        y, x, *cut = transform.crop
+        size = cut[0], cut[1]
+        if size != transform.first_size:
+            parts.append(f"crop {size[0]}x{size[1]} at y {y} x {x}")
+    if size != transform.size or not transform.first_size:
+        parts.append(_factor(size, transform.size))
+    return ", ".join(parts)
+
+
+def _factor(before: tuple[int, int], after: tuple[int, int]) -> str:
+    return f"x{math.sqrt(after[0] * after[1] / (before[0] * before[1])):.2f}"
+
+
+def _files(image: ImagePlan, records: Sequence[ImageRecord]) -> str:
+    files = records[image.position].file_name
+    if image.paste is not None:
+        other = records[image.paste.position]
+        moved = describe_transform(image.paste.transform, other)
+        files += f" + {len(image.paste.targets)} objects of {other.file_name} ({moved})"
+    return files
+
+
+def _losses(record: ImageRecord, result: TrainImage, class_names: Sequence[str]) -> list[str]:
+    """A line for each way in which objects of an image were lost."""
+    ways = {
+        "no pixel left in the transformed image": result.outside,
+        "under pasted objects": result.covered,
+    }
+    return [
+        f"image {record.image_id}: {len(lost)} lost, {way}: {_named(lost, class_names)}"
+        for way, lost in ways.items()
+        if lost
+    ]
+
+
+def _named(annotations: Sequence[Annotation], class_names: Sequence[str]) -> str:
+    named = [f"{class_names[a.label]} (annotation {a.id})" for a in annotations[:_IDS_SHOWN]]
+    more = len(annotations) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")

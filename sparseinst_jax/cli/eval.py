@@ -1,0 +1,170 @@
+"""The command `eval.py`: COCO mask AP of a run, a checkpoint, a weight file or a results file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sparseinst_jax.cli.eval_pictures import draw_pictures, write_plots
+from sparseinst_jax.data.coco import CocoDataset
+from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
+from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.inference.prediction import SHOWN_SCORE
+from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.setup.config import parse_command_line
+from sparseinst_jax.setup.datasets import load_val
+from sparseinst_jax.setup.model_source import (
+    add_model_arguments,
+    check_arguments,
+    draw_missing_data,
+    open_source,
+    stored_config,
+    workdir_of,
+)
+
+NUM_PICTURES = 8
+DESCRIPTION = """\
+Score a model on config.data.val: COCO mask AP, a table for each class, predictions and pictures.
+
+  eval.py --workdir RUN                     the last checkpoint of a run
+  eval.py --checkpoint RUN/checkpoints/600  this checkpoint
+  eval.py --config FILE --weights FILE      published weights: .pth, .pkl, .pdparams, .npz, ...
+  eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
+  ... --plots                               also what went wrong, in <output>/plots: tables of
+                                            classes and images, precision-recall curves, the
+                                            confusion matrix, pictures of the worst images
+
+All local devices work, and with --distributed all hosts; the results do not depend on how many.
+Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="eval.py",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    hosts.add_argument(parser)
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="default: <workdir>/eval; with --predictions <workdir>/eval/<name of the file>",
+    )
+    parser.add_argument(
+        "--predictions", metavar="FILE", help="score this COCO results file instead of a model"
+    )
+    parser.add_argument(
+        "--pictures",
+        metavar="N",
+        type=int,
+        default=NUM_PICTURES,
+        help=f"pictures to draw, prediction beside annotation; with --plots as many of the worst "
+        f"images; default {NUM_PICTURES}",
+    )
+    parser.add_argument(
+        "--plots", action="store_true", help="write tables, curves and the worst images"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=SHOWN_SCORE,
+        help="lowest score that counts in the confusion matrix and the worst images, default "
+        f"{SHOWN_SCORE}; AP and curves use every score",
+    )
+    arguments = parse_command_line(parser, argv)
+    check_arguments(arguments)
+    hosts.join(arguments.distributed)
+    output = Path(arguments.output) if arguments.output else workdir_of(arguments) / "eval"
+    if arguments.predictions:
+        if not arguments.output:
+            # The folder itself holds what the run's own model reaches.
+            output /= Path(arguments.predictions).stem
+        check_writable(output, "--output")
+        _score_file(arguments, output)
+    else:
+        check_writable(output, "--output")
+        _score_model(arguments, output)
+    return 0
+
+
+def _score_file(arguments: argparse.Namespace, output: Path) -> None:
+    config = stored_config(arguments)
+    draw_missing_data(config)
+    if jax.process_index():
+        return  # one host is enough
+    images = config.data.val.images
+    # Names every fault of the json. Only --plots looks at images, and does without them too.
+    dataset = load_val(config, with_images=os.path.isdir(images))
+    results = load_json(arguments.predictions)
+    metrics = evaluate(dataset.truth, results, dataset.classes)
+    print(f"{arguments.predictions} against {dataset.annotations_path}\n")
+    _report(arguments, dataset, results, metrics, output)
+
+
+def _score_model(arguments: argparse.Namespace, output: Path) -> None:
+    source = open_source(arguments)
+    config, is_first_host = source.config, jax.process_index() == 0
+    draw_missing_data(config)
+    dataset = load_val(config)
+    source.predictor.use_devices(jax.local_devices())
+    hosts.refuse_differences("checkpoint or configuration", source.title + config.to_json())
+    if is_first_host:
+        print(f"{source.title}, on {dataset.annotations_path} ({len(dataset.records)} images)")
+    skips: list[Skip] | None = [] if config.data.on_error == "skip" else None
+    results, metrics = evaluate_dataset(
+        source.predictor,
+        dataset,
+        num_workers=max(1, config.data.num_workers),
+        progress=sys.stderr if is_first_host else None,
+        skips=skips,
+    )
+    _say_skipped(skips, dataset, output)
+    if not is_first_host:
+        return
+    write_json(output / "predictions.json", results)
+    print(f"{len(results)} detections: {output / 'predictions.json'}")
+    draw_pictures(dataset, results, output, arguments.pictures)
+    if metrics is None:
+        # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
+        (output / "metrics.json").unlink(missing_ok=True)
+        print(f"{dataset.annotations_path} has no object: predicted, not scored")
+    else:
+        print()
+        _report(arguments, dataset, results, metrics, output)
+
+
+def _say_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:
+    """List the images of this host that could not be used, in place of those of another time."""
+    index = jax.process_index()
+    path = output / (f"skipped_host{index}.csv" if index else "skipped.csv")
+    path.unlink(missing_ok=True)
+    if skips:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        listed = SkippedImages(path, 0, 1)
+        print("\n".join(listed.add_evaluated(skips, len(dataset.records))), flush=True)
+
+
+def _report(
+    arguments: argparse.Namespace,
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    metrics: CocoMetrics,
+    output: Path,
+) -> None:
+    write_json(output / "metrics.json", metrics.as_dict(), indent=2)
+    print(metrics.table())
+    print(f"\nnumbers in percent; as fractions in {output / 'metrics.json'}")
+    if arguments.plots:
+        folder, threshold = output / "plots", arguments.score_threshold
+        write_plots(metrics, dataset, results, folder, threshold, arguments.pictures)

@@ -1,0 +1,176 @@
+"""The command `zoo`: every published model, its scores and sizes, and where its weights are."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sparseinst_jax.weights import zoo
+from sparseinst_jax.weights.zoo import Row
+
+DESCRIPTION = """\
+The published SparseInst models: AP, speed, size, weights, the ImageNet weights to start from, and
+the command that converts the weights. Scores and speeds are published ones, not ours.
+
+  sparseinst zoo                     all of them
+  sparseinst zoo r50vd dcn           those whose line holds both words
+"""
+COLUMNS = ("config", "model", "input", "AP val", "AP test-dev", "FPS", "params M", "GMAC", "GFLOPs")
+LEGEND = (
+    "Input: short side, the long one at most 853. GMAC: billions of multiply-accumulates for an",
+    "image of 640 x 864, which the original calls GFLOPs; here GFLOPs are two to each. Parameters",
+    "as the original counts them; PaddleDetection and mmdetection count frozen norms, too: --json.",
+)
+UNKNOWN_HASH = "sha256 unknown"
+CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safetensors"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sparseinst zoo",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", metavar="WORD", nargs="*", help="show lines that hold all of them")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="all facts, one object for each row")
+    form.add_argument("--markdown", action="store_true", help="as docs/zoo.md shows them")
+    arguments = parser.parse_args(argv)
+    rows = _select(arguments.words)
+    if arguments.json:
+        print(json.dumps([facts(row) for row in rows], indent=2))
+    elif arguments.markdown:
+        print(markdown(rows))
+    else:
+        print(text(rows))
+    return 0
+
+
+def _select(words: Sequence[str]) -> list[Row]:
+    """Rows that hold every word, whatever its case.
+
+    Raises:
+        ValueError: no row does.
+    """
+
+    def holds(row: Row) -> bool:
+        line = " ".join((row.config, row.source, row.model, row.backbone, row.note)).lower()
+        return all(word.lower() in line for word in words)
+
+    rows = [row for row in zoo.ROWS if holds(row)]
+    if not rows:
+        names = ", ".join(dict.fromkeys(row.config for row in zoo.ROWS))
+        raise ValueError(f"no published model is of {' and '.join(words)}; there are {names}.")
+    return rows
+
+
+def facts(row: Row) -> dict[str, Any]:
+    """Everything that is known of a row, as plain values; None is not published."""
+    network = zoo.NETWORKS[row.network]
+    backbone = zoo.BACKBONES[row.backbone]._asdict() if row.backbone else None
+    return {
+        "config": f"configs/{row.config}.py",
+        "source": row.source,
+        "model": row.model,
+        "short_side": row.short_side,
+        "ap_val2017": row.ap_val,
+        "ap_test_dev2017": row.ap_test,
+        "fps": row.fps,
+        "parameters": network.parameters,
+        "parameters_with_norm_affine": network.parameters + network.frozen_affine,
+        "norm_statistics": network.statistics,
+        "gmacs_640x864": network.gmacs,
+        "gflops_640x864": round(2 * network.gmacs, 2),
+        "weights": row.weights or None,
+        "weights_sha256": None,
+        "backbone": backbone,
+        "convert": _convert(row),
+        "note": row.note,
+    }
+
+
+def text(rows: Sequence[Row]) -> str:
+    """The table and, below it, the files, for a terminal."""
+    sources = {row.source: zoo.SOURCES[row.source] for row in rows}
+    from_where = [f"{name}: {where}." for name, where in sources.items()]
+    notes = [f"{row.config}: {row.note}." for row in _one_each(rows) if row.note]
+    trained = [[row.config, row.weights or "none published"] for row in _one_each(rows)]
+    table = _aligned([COLUMNS, *map(_cells, rows)], numbers_from=2)
+    sections = [
+        table,
+        [*LEGEND, *from_where, *notes],
+        [f"Trained weights ({UNKNOWN_HASH}); {CONVERT}", *_aligned(trained)],
+        ["ImageNet weights that training starts from", *_backbones(rows)],
+    ]
+    return "\n\n".join("\n".join(section) for section in sections)
+
+
+def _aligned(lines: Sequence[Sequence[str]], numbers_from: int = 99) -> list[str]:
+    """Cells as columns: text to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < numbers_from else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _backbones(rows: Sequence[Row]) -> list[str]:
+    """Address, hash, users and note of each file to start from."""
+    lines = []
+    for name, backbone in zoo.BACKBONES.items():
+        users = [row.config for row in _one_each(rows) if row.backbone == name]
+        prefix = backbone.sha256_prefix
+        known = f"sha256 begins with {prefix}" if prefix else UNKNOWN_HASH
+        if users:
+            lines += [f"{backbone.address} ({known})", f"  for {', '.join(users)}"]
+            lines += [f"  {backbone.note}"] if backbone.note else []
+    return lines or ["none"]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    def score(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    network = zoo.NETWORKS[row.network]
+    scores = score(row.ap_val), score(row.ap_test), score(row.fps)
+    size = f"{network.parameters / 1e6:.2f}", f"{network.gmacs:.1f}", f"{2 * network.gmacs:.1f}"
+    return row.config, row.model, str(row.short_side), *scores, *size
+
+
+def _one_each(rows: Sequence[Row]) -> list[Row]:
+    """The first row of each configuration: two rows of one share their files."""
+    return list({row.config: row for row in reversed(rows)}.values())[::-1]
+
+
+def _convert(row: Row) -> str | None:
+    return CONVERT.replace("NAME", row.config) if row.weights else None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table with links, and the tables of sizes and of files, for docs/zoo.md."""
+    lines = []
+    for source in dict.fromkeys(row.source for row in rows):
+        chosen = [row for row in rows if row.source == source]
+        lines += [f"### {source}", "", f"From {zoo.SOURCES[source]}.", ""]
+        lines += [f"| {' | '.join((*COLUMNS, 'trained weights', 'start from'))} |"]
+        lines += ["|" + "---|" * (len(COLUMNS) + 2)]
+        for row in chosen:
+            name, *cells = _cells(row)
+            linked = f"[{name}](../configs/{name}.py)"
+            weights = f"[file]({row.weights})" if row.weights else "none"
+            lines.append(f"| {' | '.join((linked, *cells, weights, _start(row)))} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def _start(row: Row) -> str:
+    if not row.backbone:
+        return "nothing"
+    backbone = zoo.BACKBONES[row.backbone]
+    return f"[{backbone.file}]({backbone.address})"

@@ -1,1 +1,0 @@
-"""One module for each command; `cli` calls its `main(argv)`, which returns the exit code."""

@@ -1,0 +1,1 @@
+"""Pictures: masks on images, letters, curves and matrices."""

@@ -1,0 +1,1 @@
+"""Images to instances: the one path of evaluation, prediction and notebooks."""

@@ -1,0 +1,118 @@
+"""The instances found in one image, and what can be done with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sparseinst_jax.drawing import visualize
+from sparseinst_jax.evaluation.coco_metrics import coco_results
+from sparseinst_jax.inference import masks
+from sparseinst_jax.runtime.texts import brief
+
+SHOWN_SCORE = 0.4
+# Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
+MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
+
+
+def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
+    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
+    sizes = tuple(eval_size)
+    if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
+        raise ValueError(
+            f"data.eval_size must be two lengths of 1 to {MAX_EVAL_SIZE} pixels, got {brief(sizes)}"
+        )
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
+    return int(sizes[0]), int(sizes[1])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """The instances of one image, in the order of the queries.
+
+    Attributes:
+        image: uint8 [h, w, 3], the original image.
+        rles: D compressed RLEs at the original size (COCO's format, `counts` as text).
+        scores: float32 [D] in 0...1.
+        labels: int32 [D] in 0...K-1.
+        names: names of all K classes.
+        category_ids: the data set's id of each of the K classes.
+    """
+
+    image: np.ndarray
+    rles: list[dict[str, Any]]
+    scores: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        shown = self.above(SHOWN_SCORE)
+        best = sorted(zip(-shown.scores, shown.class_names, strict=True))[:5]
+        listed = ", ".join(f"{name} {-score:.2f}" for score, name in best)
+        return (
+            f"Prediction({height}x{width} image, {len(self)} instances, {len(shown)} above "
+            f"{SHOWN_SCORE}{': ' + listed if listed else ''})"
+        )
+
+    @functools.cached_property
+    def masks(self) -> np.ndarray:
+        """The masks at the original size: bool [D, h, w]."""
+        return masks.decode_masks(self.rles, self.image.shape[:2])
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class name of each instance."""
+        return [self.names[label] for label in self.labels]
+
+    @property
+    def boxes_xyxy(self) -> np.ndarray:
+        """The box around each mask: float32 [D, 4], x0 y0 x1 y1 in pixels, ends exclusive."""
+        return masks.boxes_of(self.rles)
+
+    def above(self, score_threshold: float) -> Prediction:
+        """Return the instances whose score is at least `score_threshold`."""
+        kept = np.flatnonzero(self.scores >= score_threshold)
+        return dataclasses.replace(
+            self,
+            rles=[self.rles[index] for index in kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+        )
+
+    def plot(self, score_threshold: float = SHOWN_SCORE) -> Image.Image:
+        """Draw the instances that score at least `score_threshold`, the surest on top."""
+        shown = self.above(score_threshold)
+        order = np.argsort(-shown.scores, kind="stable")
+        names = shown.class_names
+        captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
+        size = self.image.shape[:2]
+        drawn = masks.LazyMasks(
+            [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
+        )
+        return visualize.draw_instances(self.image, drawn, captions)
+
+    def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
+        """Write the picture of `plot`; the suffix of the path names the format."""
+        self.plot(score_threshold).save(path)
+
+    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+        """Return the instances as entries of a COCO results file."""
+        return coco_results(image_id, self.rles, self.scores, self.labels, self.category_ids)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.plot().save(buffer, format="PNG")
+        return buffer.getvalue()

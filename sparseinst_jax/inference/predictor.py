@@ -1,0 +1,392 @@
+"""Turn images into instances: the one path that evaluation, prediction and notebooks share.
+
+An image is resized by the test rule, padded to the next multiple of 32 and goes through the network
+with images of the same padded size; what is kept is brought back to the original size on the device
+and packed as RLE on the host.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
+from sparseinst_jax.data.images.decoding import ImageLike, as_rgb
+from sparseinst_jax.data.structures import Detections, Tree
+from sparseinst_jax.data.transforms import padded_size
+from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.prediction import Prediction, checked_sizes
+from sparseinst_jax.models.layers import functional
+from sparseinst_jax.models.ops import normalize_images
+from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
+
+Size = tuple[int, int]
+
+
+class Prepared(NamedTuple):
+    """An image at network size.
+
+    Attributes:
+        image: uint8 [h, w, 3], resized by the test rule, not padded.
+        original_size: (height, width) before the resize.
+        mask_size: (height, width) of the part that masks are cut to: the image.
+    """
+
+    image: np.ndarray
+    original_size: Size
+    mask_size: Size
+
+
+class Pending(NamedTuple):
+    """A batch on its way through the device: positions in the caller's list, and the selection."""
+
+    positions: list[int]
+    items: list[Prepared]
+    selection: inference.Selection
+
+
+class Kept(NamedTuple):
+    """What is kept of one image; `masks` are made, a chunk at a time, when they are asked for.
+
+    Attributes:
+        scores: float32 [D].
+        labels: int32 [D] in 0...K-1.
+        query_index: int32 [D], increasing.
+        masks: uint8 [D', width, height] chunks at the original size, in the same order.
+        original_size: (height, width).
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    query_index: np.ndarray
+    masks: Iterator[np.ndarray]
+    original_size: Size
+
+
+class Predictor:
+    """Find instances with a trained network.
+
+    The compiled functions live as long as the object, one for each padded size; `set_weights`
+    changes the weights without compiling anew.
+
+    Args:
+        apply: the network's pure function, `(params, statistics, images, train=False)` to
+            (`Outputs`, statistics).
+        params: nested dict of arrays.
+        statistics: nested dict of arrays.
+        class_names: names of the K classes.
+        category_ids: the data set's id of each class.
+        eval_size: (shortest, longest): the short side images are resized to, and the most that the
+            long side may have, in pixels.
+        select: scores a batch of outputs, `Outputs` -> `Selection`.
+        mask_threshold: a pixel belongs to a mask where its probability is larger.
+        batch_size: images that go through the network together on a device; fewer are filled up.
+        protocol: whose way to test, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
+    """
+
+    def __init__(
+        self,
+        apply: Callable[..., Any],
+        params: Tree,
+        statistics: Tree,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        eval_size: tuple[int, int],
+        *,
+        select: Callable[..., inference.Selection] = inference.select,
+        mask_threshold: float = inference.MASK_THRESHOLD,
+        batch_size: int = 1,
+        protocol: str = "original",
+    ) -> None:
+        if len(class_names) != len(category_ids):
+            raise ValueError(
+                f"expected one category id for each class, got {len(class_names)} class names and "
+                f"{len(category_ids)} category ids"
+            )
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+        self.eval_size = checked_sizes(eval_size, batch_size)
+        self.mask_threshold = mask_threshold
+        self.batch_size = batch_size
+        self._protocol = find_protocol(protocol)
+
+        def forward(
+            params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
+        ) -> inference.Selection:
+            outputs, _ = apply(
+                params, statistics, normalize_images(images, valid_size), train=False
+            )
+            return select(outputs)
+
+        process.return_memory_of_compiling()
+        self._on_device = forward
+        self._weights = params, statistics
+        self.use_devices(jax.local_devices()[:1])
+
+    def __repr__(self) -> str:
+        return (
+            f"Predictor({len(self.class_names)} classes, eval_size={self.eval_size}, "
+            f"batch_size={self.batch_size})"
+        )
+
+    def use_devices(self, devices: Sequence[Any]) -> None:
+        """Send images through these local devices, `batch_size` at a time through each.
+
+        One device is used at first. Results do not depend on how many there are.
+        """
+        self._devices = list(devices)
+        if len(self._devices) == 1:
+            self._forward = jax.jit(self._on_device)
+        else:
+            # Compiled once for all of them; `jit` would compile once for each.
+            self._forward = jax.pmap(self._on_device, in_axes=(0, 0, 0, 0), devices=self._devices)
+        self.set_weights(*self._weights)
+
+    @property
+    def num_together(self) -> int:
+        """Images that go through the network together, over all devices."""
+        return self.batch_size * len(self._devices)
+
+    @property
+    def weights(self) -> tuple[Tree, Tree]:
+        """The parameters and statistics in use: nested dicts of arrays."""
+        return self._weights
+
+    def set_weights(self, params: Tree, statistics: Tree) -> None:
+        """Use other weights of the same network; nothing is compiled again."""
+        self._weights = params, statistics
+        if len(self._devices) == 1:
+            # The arrays that were given are not kept beside their copies.
+            self._weights = self._placed = jax.device_put(self._weights, self._devices[0])
+        else:
+            copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=self._devices)
+            self._placed = copy(np.arange(len(self._devices)), self._weights)
+
+    def __call__(self, image: ImageLike) -> Prediction:
+        """Find the instances of one image: a path, a Pillow image or a uint8 RGB array."""
+        array = as_rgb(image)
+        (kept,) = self.run([self.prepare(array)])
+        rles = [rle for chunk in kept.masks for rle in masks.encode_transposed(chunk)]
+        return Prediction(
+            array, rles, kept.scores, kept.labels, self.class_names, self.category_ids
+        )
+
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Find the instances of uint8 RGB images [h, w, 3] of any sizes, with their masks.
+
+        Every mask is held at the original size; for large images `__call__`, which keeps RLE, needs
+        far less memory.
+        """
+        found = []
+        for kept in self.run([self.prepare(as_rgb(image)) for image in images]):
+            chunks = [chunk.transpose(0, 2, 1).astype(bool) for chunk in kept.masks]
+            empty = np.zeros((0, *kept.original_size), bool)
+            found.append(
+                Detections(
+                    masks=np.concatenate([empty, *chunks]),
+                    scores=kept.scores,
+                    labels=kept.labels,
+                    query_index=kept.query_index,
+                )
+            )
+        return found
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
+        resized, mask_size = self._protocol.resize(image, self.eval_size)
+        return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
+
+    def run(self, items: Sequence[Prepared]) -> list[Kept]:
+        """Send prepared images through the network; see `start` and `finish`."""
+        return self.finish(self.start(items))
+
+    def start(self, items: Sequence[Prepared]) -> list[Pending]:
+        """Hand images to the device, those of equal padded size together; does not wait."""
+        groups: dict[Size, list[int]] = {}
+        for position, item in enumerate(items):
+            groups.setdefault(padded_size(item.image.shape[:2]), []).append(position)
+        pending = []
+        for size, members in groups.items():
+            for first in range(0, len(members), self.num_together):
+                positions = members[first : first + self.num_together]
+                chosen = [items[position] for position in positions]
+                pending.append(Pending(positions, chosen, self._select(chosen, size)))
+        return pending
+
+    def _select(self, items: Sequence[Prepared], size: Size) -> inference.Selection:
+        images = np.zeros((self.num_together, *size, 3), np.uint8)
+        valid_size = np.zeros((self.num_together, 2), np.int32)
+        for row, item in enumerate(items):
+            height, width = item.image.shape[:2]
+            images[row, :height, :width] = item.image
+            valid_size[row] = height, width
+        if len(self._devices) > 1:
+            shape = len(self._devices), self.batch_size
+            images = images.reshape(*shape, *images.shape[1:])
+            valid_size = valid_size.reshape(*shape, 2)
+        return self._forward(*self._placed, images, valid_size)
+
+    def finish(self, pending: Sequence[Pending]) -> list[Kept]:
+        """Wait for the device and fetch what is kept, in the order of `start`'s images."""
+        found: dict[int, Kept] = {}
+        for positions, items, selection in pending:
+            scores, labels, is_kept = (
+                np.reshape(array, (self.num_together, -1))
+                for array in jax.device_get((selection.scores, selection.labels, selection.is_kept))
+            )
+            mask_probs = self._masks_by_device(selection.mask_probs)
+            for row, (position, item) in enumerate(zip(positions, items, strict=True)):
+                query_index = np.flatnonzero(is_kept[row]).astype(np.int32)
+                if self._protocol.drops_last:
+                    query_index = query_index[:-1]
+                chunks = masks.upsample_masks(
+                    mask_probs[row // self.batch_size],
+                    row % self.batch_size,
+                    query_index,
+                    item.mask_size,
+                    item.original_size,
+                    self.mask_threshold,
+                )
+                found[position] = Kept(
+                    scores[row, query_index],
+                    labels[row, query_index],
+                    query_index,
+                    chunks,
+                    item.original_size,
+                )
+        return [found[position] for position in range(len(found))]
+
+    def _masks_by_device(self, mask_probs: jax.Array) -> list[jax.Array]:
+        """Give what each device made, [B, N, H/4, W/4], on the first device.
+
+        There the masks of all are upsampled: it takes far less than packing them on the host, and
+        on its own each device would compile the upsampling again.
+        """
+        if len(self._devices) == 1:
+            return [mask_probs]
+        parts = [mask_probs.addressable_data(row) for row in range(len(self._devices))]
+        return [jax.device_put(part, self._devices[0])[0] for part in parts]
+
+
+def build_predictor(
+    config: Any,
+    apply: Callable[..., Any],
+    params: Tree,
+    statistics: Tree,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> Predictor:
+    """Make a predictor from a network's pure function with the settings of a configuration."""
+    select = functools.partial(
+        inference.select,
+        score_threshold=config.eval.score_threshold,
+        mask_threshold=config.eval.mask_threshold,
+    )
+    return Predictor(
+        apply,
+        params,
+        statistics,
+        class_names,
+        category_ids,
+        config.data.eval_size,
+        select=select,
+        mask_threshold=config.eval.mask_threshold,
+        batch_size=config.eval.batch_size,
+        protocol=config.eval.protocol,
+    )
+
+
+def load(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Predictor:
+    """Load a predictor from a run.
+
+    The configuration and the classes are those stored with the checkpoint.
+
+    Args:
+        path: a run folder, its `checkpoints` folder, or the folder of one step.
+        step: a step, "best" (highest AP in training) or None for the last.
+        overrides: dotted key to text, such as `{"data.eval_size": "(320, 427)"}`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
+            network than the checkpoint's.
+    """
+    predictor, _, _ = load_run(path, step, overrides)
+    return predictor
+
+
+def load_run(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Predictor, Any, int]:
+    """Load a predictor as `load` does; also returns its configuration and the step."""
+    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
+
+    with Checkpoints(Path(path), read_only=True) as checkpoints:
+        params, statistics, meta = checkpoints.restore_model(step)
+    config: Any = load_config(meta["config"], overrides)
+    class_names = meta["class_names"]
+    with _named_faults(path):
+        apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
+    _refuse_other_network(fresh, (params, statistics), path)
+    with _named_faults(path):
+        predictor = build_predictor(
+            config, apply, params, statistics, class_names, meta["category_ids"]
+        )
+    return predictor, config, int(meta["step"])
+
+
+@contextmanager
+def _named_faults(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what values of any type lead to into a message about the stored configuration."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+        raise ValueError(
+            f"the configuration stored with the checkpoint in {path} is not one of this package "
+            f"({reason}): give another checkpoint"
+        ) from error
+
+
+def _refuse_other_network(
+    fresh: Sequence[Tree], restored: Sequence[Tree], path: str | os.PathLike
+) -> None:
+    """Compare names and shapes of (params, statistics): here a fault is still easy to explain."""
+    wanted, stored = (
+        {
+            jax.tree_util.keystr(keys, simple=True, separator="/"): np.shape(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(
+                {"params": params, "statistics": statistics}
+            )
+        }
+        for params, statistics in (fresh, restored)
+    )
+    wrong = [
+        f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
+        for name in sorted(wanted.keys() | stored.keys())
+        if wanted.get(name) != stored.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the configuration asks for another network than the checkpoint in {path} holds:\n  "
+            + "\n  ".join(wrong)
+            + "\nOf a checkpoint only data.*, eval.* and model.dtype can be overridden: leave the"
+            " other overrides out, or give another checkpoint."
+        )

@@ -1,0 +1,1 @@
+"""Networks: model families, backbones and the building blocks that they share."""

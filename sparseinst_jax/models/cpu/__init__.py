@@ -1,0 +1,1 @@
+"""Forms of operations that pay only where XLA compiles for a CPU."""

@@ -1,0 +1,339 @@
+"""The SparseInst network: backbone, instance context encoder, IAM decoder.
+
+To be read beside the paper: Cheng et al., "Sparse Instance Activation for Real-Time Instance
+Segmentation", CVPR 2022, arXiv:2203.12827. Shapes: B batch, H W padded image in pixels, C channels,
+N predicted masks, G groups of activation maps, D kernel width, K classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sparseinst_jax.data.structures import Outputs
+from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.layers import Conv, Linear
+
+STRIDE = 32  # the coarsest feature map's; padded sizes are multiples of it
+POOL_SIZES = (1, 2, 3, 6)
+NORMALIZER_FLOOR = 1e-6
+PRIOR_BIAS = -float(np.log(99.0))  # sigmoid = 0.01: rare positives, as in RetinaNet
+
+Normalizer = Literal["sigmoid", "softmax"]
+
+
+class PyramidPooling(nnx.Module):
+    """Means over 1x1, 2x2, 3x3 and 6x6 windows, projected, upsampled and joined with the input."""
+
+    def __init__(self, channels: int, *, dtype: Any, rng: np.random.Generator):
+        conv = functools.partial(
+            Conv,
+            kernel_init=layers.torch_uniform,
+            bias_init=layers.torch_uniform,
+            dtype=dtype,
+            rng=rng,
+        )
+        self.stages = nnx.List([conv(channels, channels // 4, 1) for _ in POOL_SIZES])
+        joined = channels + len(POOL_SIZES) * (channels // 4)
+        self.bottleneck = conv(joined, channels, 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C] to the same
+        pooled = [
+            ops.relu(stage(ops.adaptive_average_pool(x, size)))
+            for stage, size in zip(self.stages, POOL_SIZES, strict=True)
+        ]
+        pooled = [ops.resize_bilinear(p, x.shape[1:3]) for p in pooled]
+        return ops.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
+
+
+class InstanceContextEncoder(nnx.Module):
+    """Feature pyramid with pooled context, fused into one map of stride 8.
+
+    Source: paper, "Instance Context Encoder"; reference `encoder.py`. No norm and no relu on the
+    laterals, the outputs and the fusion. Position 0 of the lists is the coarsest level.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int, int],
+        channels: int,
+        *,
+        dtype: Any,
+        rng: np.random.Generator,
+    ):
+        conv = functools.partial(Conv, dtype=dtype, rng=rng)
+        coarse_first = in_channels[::-1]
+        self.fpn_laterals = nnx.List(
+            [conv(c, channels, 1, kernel_init=layers.xavier) for c in coarse_first]
+        )
+        self.fpn_outputs = nnx.List(
+            [conv(channels, channels, 3, kernel_init=layers.xavier) for _ in coarse_first]
+        )
+        self.ppm = PyramidPooling(channels, dtype=dtype, rng=rng)
+        self.fusion = conv(3 * channels, channels, 1, kernel_init=layers.msra)
+
+    def __call__(
+        self, res3: jax.Array, res4: jax.Array, res5: jax.Array, intermediates: dict
+    ) -> jax.Array:
+        """Map res3, res4, res5 to [B, H/8, W/8, C]."""
+        lateral = intermediates["lateral_coarsest"] = self.fpn_laterals[0](res5)
+        p5 = intermediates["ppm"] = self.ppm(lateral)
+        # The top-down path carries the sums before the 3x3 output convolutions.
+        p4 = self.fpn_laterals[1](res4) + ops.upsample_nearest_x2(p5)
+        p3 = self.fpn_laterals[2](res3) + ops.upsample_nearest_x2(p4)
+        names = ("fpn_out_coarsest", "fpn_out_middle", "fpn_out_finest")
+        levels = []
+        for name, output, level in zip(names, self.fpn_outputs, (p5, p4, p3), strict=True):
+            intermediates[name] = output(level)
+            levels.insert(0, ops.resize_bilinear(intermediates[name], p3.shape[1:3]))
+        encoded = self.fusion(jnp.concatenate(levels, axis=-1))  # finest first
+        intermediates["encoder"] = encoded
+        return encoded
+
+
+def _conv_stack(in_channels: int, channels: int, depth: int, conv) -> nnx.List:
+    inputs = [in_channels] + [channels] * (depth - 1)
+    return nnx.List([conv(c, channels, 3, kernel_init=layers.msra) for c in inputs])
+
+
+class InstanceBranch(nnx.Module):
+    """Instance activation maps, the features pooled under them, and their three heads.
+
+    For map n of group g with logits a: A = f(a) / sum(f(a)) over all pixels, where f is the sigmoid
+    (or exp, which makes A a softmax), and the instance feature z_n is the concatenation over g of
+    sum_pixels A_gn x. With one group there is no `fc` and the heads are C wide.
+
+    Source: paper, "Instance Activation Maps" and "Group"; reference `decoder.py`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        channels: int,
+        num_convs: int,
+        num_masks: int,
+        num_groups: int,
+        num_classes: int,
+        kernel_dim: int,
+        normalizer: Normalizer,
+        dtype: Any,
+        rng: np.random.Generator,
+    ):
+        conv = functools.partial(Conv, dtype=dtype, rng=rng)
+        linear = functools.partial(Linear, dtype=dtype, rng=rng)
+        self.inst_convs = _conv_stack(in_channels, channels, num_convs, conv)
+        self.iam_conv = conv(
+            channels,
+            num_groups * num_masks,
+            3,
+            groups=num_groups,
+            kernel_init=layers.normal_001,
+            bias_init=layers.constant(PRIOR_BIAS),
+        )
+        width = channels * num_groups
+        if num_groups > 1:
+            self.fc = linear(width, width, kernel_init=layers.xavier)
+        self.cls_score = linear(
+            width,
+            num_classes,
+            kernel_init=layers.normal_001,
+            bias_init=layers.constant(PRIOR_BIAS),
+        )
+        self.mask_kernel = linear(width, kernel_dim, kernel_init=layers.normal_001)
+        self.objectness = linear(width, 1, bias_init=layers.torch_uniform)
+        if normalizer == "softmax":
+            # Added to every logit of a softmax, it cannot change a result; it is kept because
+            # published weights hold it.
+            self.softmax_bias = nnx.Param(np.ones((1,), np.float32))
+        self.num_masks, self.num_groups, self.normalizer = num_masks, num_groups, normalizer
+
+    def pool(self, iam_logits: jax.Array, features: jax.Array) -> jax.Array:
+        """Return the instance features [B, N, G*C] of maps [B, h, w, G*N] over [B, h, w, C].
+
+        The normaliser and its sums are float32 in every compute type.
+        """
+        logits = iam_logits.astype(jnp.float32)
+        if self.normalizer == "softmax":
+            logits = logits + self.softmax_bias[...]
+            weight = jnp.exp(logits - jax.lax.stop_gradient(logits.max((1, 2), keepdims=True)))
+        else:
+            weight = jax.nn.sigmoid(logits)
+        total = jnp.maximum(weight.sum((1, 2)), NORMALIZER_FLOOR)  # [B, G*N]
+        pooled = jnp.einsum(
+            "bhwm,bhwc->bmc",
+            weight.astype(features.dtype),
+            features,
+            preferred_element_type=jnp.float32,
+        )
+        pooled = pooled / total[..., None]
+        # Map channels are (group, mask); features regroup to (mask, group, channel).
+        batch, _, channels = pooled.shape
+        pooled = pooled.reshape(batch, self.num_groups, self.num_masks, channels)
+        return pooled.transpose(0, 2, 1, 3).reshape(batch, self.num_masks, -1)
+
+    def __call__(
+        self, features: jax.Array, intermediates: dict
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Map [B, h, w, C+2] to class logits [B,N,K], mask kernels [B,N,D], objectness [B,N]."""
+        for conv in self.inst_convs:
+            features = ops.relu(conv(features))
+        intermediates["inst_convs"] = features
+        iam_logits = intermediates["iam"] = self.iam_conv(features)
+        instances = self.pool(iam_logits, features)
+        if self.num_groups > 1:
+            instances = intermediates["inst_fc"] = self.fc(instances)
+            instances = ops.relu(instances)
+        intermediates["instance_features"] = instances
+        objectness = self.objectness(instances)[..., 0]
+        return self.cls_score(instances), self.mask_kernel(instances), objectness
+
+
+class MaskBranch(nnx.Module):
+    """Convolutions and a projection to the D mask features that kernels are multiplied with."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        channels: int,
+        num_convs: int,
+        kernel_dim: int,
+        dtype: Any,
+        rng: np.random.Generator,
+    ):
+        conv = functools.partial(Conv, dtype=dtype, rng=rng)
+        self.mask_convs = _conv_stack(in_channels, channels, num_convs, conv)
+        self.projection = conv(channels, kernel_dim, 1, kernel_init=layers.msra)
+
+    def __call__(self, features: jax.Array) -> jax.Array:  # [B, h, w, C+2] to [B, h, w, D]
+        for conv in self.mask_convs:
+            features = ops.relu(conv(features))
+        return self.projection(features)
+
+
+class IAMDecoder(nnx.Module):
+    """Coordinates, the instance and mask branches, and their product: the masks."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        channels: int,
+        num_convs: int,
+        kernel_dim: int,
+        dtype: Any,
+        rng: np.random.Generator,
+        **instance_options: Any,
+    ):
+        shared: dict[str, Any] = dict(
+            channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
+        )
+        self.inst_branch = InstanceBranch(in_channels + 2, **shared, **instance_options)
+        self.mask_branch = MaskBranch(in_channels + 2, **shared)
+
+    def __call__(self, features: jax.Array, intermediates: dict) -> Outputs:
+        """Map the encoder's [B, H/8, W/8, C] to the predictions."""
+        batch, height, width, _ = features.shape
+        grid = jnp.asarray(ops.coordinates(height, width), features.dtype)
+        grid = jnp.broadcast_to(grid, (batch, height, width, 2))
+        features = jnp.concatenate([grid, features], axis=-1)  # coordinates come first
+        class_logits, mask_kernels, objectness_logits = self.inst_branch(features, intermediates)
+        mask_features = self.mask_branch(features)
+        intermediates["mask_kernels"] = mask_kernels
+        intermediates["mask_features"] = mask_features
+        mask_logits = jnp.einsum(
+            "bnd,bhwd->bnhw", mask_kernels, mask_features, preferred_element_type=jnp.float32
+        )
+        mask_logits = ops.resize_bilinear(mask_logits, (2 * height, 2 * width), axes=(2, 3))
+        return Outputs(
+            class_logits.astype(jnp.float32), mask_logits, objectness_logits.astype(jnp.float32)
+        )
+
+
+class SparseInst(nnx.Module):
+    """A backbone, the instance context encoder and an IAM decoder.
+
+    Args:
+      backbone: maps normalised images to res3, res4, res5; has `out_channels`.
+      num_classes: K.
+      encoder_channels: C of the encoder's map.
+      decoder_channels: C of the decoder's branches.
+      decoder_convs: 3x3 convolutions in each branch.
+      num_masks: N, the most objects that one image can get.
+      num_groups: G; 1 is the plain IAM decoder, 4 the published grouped one (G-IAM).
+      kernel_dim: D.
+      normalizer: how activation maps are normalised over the pixels.
+      dtype: compute type; parameters, normalisers and results are float32.
+      rng: source of the initial weights.
+
+    Raises:
+      ValueError: if `decoder_channels` is no multiple of `num_groups`.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        *,
+        num_classes: int,
+        encoder_channels: int = 256,
+        decoder_channels: int = 256,
+        decoder_convs: int = 4,
+        num_masks: int = 100,
+        num_groups: int = 4,
+        kernel_dim: int = 128,
+        normalizer: Normalizer = "sigmoid",
+        dtype: Any = jnp.float32,
+        rng: np.random.Generator,
+    ):
+        if decoder_channels % num_groups:
+            raise ValueError(
+                f"decoder_channels must be a multiple of num_groups, got {decoder_channels} and "
+                f"{num_groups}: each group of activation maps sees its own slice of the channels. "
+                f"Use decoder_channels={-(-decoder_channels // num_groups) * num_groups}."
+            )
+        self.backbone = backbone
+        self.encoder = InstanceContextEncoder(
+            backbone.out_channels, encoder_channels, dtype=dtype, rng=rng
+        )
+        self.decoder = IAMDecoder(
+            encoder_channels,
+            channels=decoder_channels,
+            num_convs=decoder_convs,
+            num_masks=num_masks,
+            num_groups=num_groups,
+            num_classes=num_classes,
+            kernel_dim=kernel_dim,
+            normalizer=normalizer,
+            dtype=dtype,
+            rng=rng,
+        )
+
+    def __call__(
+        self, images: jax.Array, train: bool = False, intermediates: dict | None = None
+    ) -> Outputs:
+        """Predict N masks for every image.
+
+        Args:
+          images: float [B, H, W, 3], normalised, 0 in the padding; H and W multiples of 32.
+          train: whether trainable batch norm uses and updates the statistics of the batch.
+          intermediates: an empty dict, to be filled with the named tensors on the way, NHWC.
+
+        Raises:
+          ValueError: if H or W is no multiple of 32.
+        """
+        height, width = images.shape[1:3]
+        if height % STRIDE or width % STRIDE:
+            padded = tuple(-(-n // STRIDE) * STRIDE for n in (height, width))
+            raise ValueError(
+                f"images must be padded to multiples of {STRIDE}, got {(height, width)}. "
+                f"Pad with zeros on the right and at the bottom to {padded}."
+            )
+        named = {} if intermediates is None else intermediates
+        res3, res4, res5 = self.backbone(images, train, named)
+        return self.decoder(self.encoder(res3, res4, res5, named), named)

@@ -1,0 +1,360 @@
+"""Load, override, store and compare configurations.
+
+A configuration is a tree of plain values (bool, int, float, str, tuples of them). It comes from a
+Python file that the user names (`get_config()` is called) or from the JSON stored in a run; a
+Python file is never run because it lies beside a checkpoint.
+"""
+
+import argparse
+import ast
+import difflib
+import json
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from sparseinst_jax.setup import config_history
+
+# A run may be continued with other values of these: they move no weight.
+FREE_KEYS = (
+    "train.num_steps",
+    "train.micro_batches",  # fewer devices have less memory; the gradient is that of the batch
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.eval_every",
+    "train.early_stopping",
+    "train.skip_nonfinite",
+    "data.on_error",
+    "data.on_change",
+    "data.num_workers",
+)
+_PREFIX = "--config."
+_MISSING = "(not set)"
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, str] | None = None
+) -> ConfigDict:
+    """Load a configuration and apply overrides.
+
+    Args:
+      source: a `.py` file with `get_config()`, a stored `.json` file, or a stored mapping.
+      overrides: dotted key to text, such as `{"train.batch_size": "8"}`.
+
+    Returns:
+      The configuration, locked: unknown keys can be neither read nor written.
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is no configuration, or overrides name unknown keys or carry values of
+        another type; all faults in one message.
+    """
+    if isinstance(source, Mapping):
+        config = _from_stored(source)
+    else:
+        path = Path(source)
+        if path.is_dir():
+            raise ValueError(f"--config must name a file, got the folder {path}.")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"--config must name a file, got {path}, which does not exist"
+                f"{_close_files(path)}. Give a configuration such as configs/giam_r50.py."
+            )
+        if path.suffix == ".py":
+            config = _run_config_file(path)
+        elif path.suffix == ".json":
+            config = _read_json(path)
+        else:
+            raise ValueError(f"--config must name a .py or a stored .json file, got {path}.")
+    apply_overrides(config, overrides or {})
+    config.lock()
+    return config
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Replace values in place, each read as the type that the key has now.
+
+    Raises:
+      ValueError: unknown keys, groups of keys and values of another type, all in one message.
+    """
+    known = flatten(config)
+    faults, values = [], {}
+    for key, text in overrides.items():
+        if key in known:
+            try:
+                values[key] = _parse(text, known[key])
+            except ValueError as error:
+                faults.append(f"--config.{key}={text}: {error}")
+        else:
+            faults.append(_unknown_key(key, known))
+    if faults:
+        raise ValueError("\n".join(faults))
+    with config.unlocked():
+        for key, value in values.items():
+            config.update_from_flattened_dict({key: value})
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """Dotted key to value, in the order of the file."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, Mapping | ConfigDict):
+                visit(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = value
+
+    visit(config.to_dict(), "")
+    return flat
+
+
+def from_json(text: str) -> ConfigDict:
+    """Read a stored configuration; lists become tuples, the only sequence in use.
+
+    Raises:
+      ValueError: the text is not a JSON object.
+    """
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"a stored configuration must be JSON: {error}") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"a stored configuration must be a JSON object, got {type(plain)}.")
+    return _from_stored(plain)
+
+
+def diff(first: ConfigDict, second: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both values; `(not set)` where only one has the key."""
+    a, b = flatten(first), flatten(second)
+    pairs = {key: (a.get(key, _MISSING), b.get(key, _MISSING)) for key in {**a, **b}}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def forbidden_changes(stored: ConfigDict, wanted: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """The part of `diff` with which a run cannot be continued."""
+    return {key: pair for key, pair in diff(stored, wanted).items() if key not in FREE_KEYS}
+
+
+def describe(config: ConfigDict) -> str:
+    """One `key = value` line per key, for printing the resolved configuration."""
+    return "\n".join(f"  {key} = {value!r}" for key, value in flatten(config).items())
+
+
+def default_workdir(config_file: str | Path) -> Path:
+    """`runs/<name of the configuration file>`: one run folder per configuration."""
+    return Path("runs") / Path(config_file).stem
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE` and `--workdir DIR`, and the usage of `--config.KEY=VALUE`."""
+    parser.add_argument("--config", metavar="FILE", help="configuration, such as configs/shapes.py")
+    parser.add_argument("--workdir", metavar="DIR", help="run folder; default: runs/<config name>")
+    note = "Any key of the configuration can be set: --config.train.batch_size=8; tuples as"
+    parser.epilog = f'{parser.epilog or ""} {note} --config.data.eval_size="(352, 469)".'.strip()
+
+
+def parse_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a command line that may hold `--config.KEY=VALUE` arguments anywhere.
+
+    Args:
+      parser: from the command, after `add_config_arguments`.
+      argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+      The namespace of the parser with `overrides`, dotted key to text, added.
+    """
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
+    namespace = parser.parse_intermixed_args(rest)  # images may stand between the options
+    namespace.overrides = overrides
+    return namespace
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--config.KEY=VALUE` and `--config.KEY VALUE` out of an argument list.
+
+    Returns:
+      The other arguments in order, and dotted key to text; the last of a repeated key counts.
+
+    Raises:
+      ValueError: an override without a value.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            rest += [argument, *arguments]
+        elif argument.startswith(_PREFIX):
+            key, equals, text = argument[len(_PREFIX) :].partition("=")
+            value = text if equals else next(arguments, None)
+            if value is None:
+                raise ValueError(f"{argument} needs a value: {argument}=VALUE.")
+            overrides[key] = value
+        else:
+            rest.append(argument)
+    return rest, overrides
+
+
+def _parse(text: str, current: Any) -> Any:
+    """Read text as the type of `current`."""
+    if isinstance(current, str):
+        return text
+    if isinstance(current, bool):
+        return _parse_bool(text)
+    if isinstance(current, int | float):
+        return _parse_number(text, type(current))
+    if isinstance(current, tuple):
+        return _parse_tuple(text, current)
+    raise ValueError(f"values of type {type(current).__name__} cannot be overridden.")
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() in ("true", "1"):
+        return True
+    if text.lower() in ("false", "0"):
+        return False
+    raise ValueError("expected true or false.")
+
+
+def _parse_number(text: str, kind: type) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        expected = "an integer" if kind is int else "a number"
+        raise ValueError(f"expected {expected}.") from None
+
+
+def _parse_tuple(text: str, current: tuple) -> tuple:
+    """Read `(352, 469)`, `[352, 469]`, `352,469`, one element `352`, or names `cat,dog`."""
+    kind = type(current[0]) if current else None
+    expected = f'a tuple like "{current}"'
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        if kind not in (None, str) or text.strip()[:1] in "([":
+            raise ValueError(f"expected {expected}.") from None
+        value = tuple(item.strip() for item in text.split(","))  # names: cat,dog
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if kind is float:
+        items = tuple(float(x) if type(x) is int else x for x in items)
+    wrong = [x for x in items if kind is not None and type(x) is not kind]
+    if kind is not None and wrong:
+        raise ValueError(f"expected {expected}: {wrong} must be of type {kind.__name__}.")
+    return items
+
+
+def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
+    inside = [name for name in known if name.startswith(f"{key}.")]
+    if inside:
+        return f"--config.{key} is a group: set one of {', '.join(inside)}."
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    if not close:  # the right name in the wrong group
+        close = [name for name in known if name.split(".")[-1] == key.split(".")[-1]][:1]
+    hint = f" Did you mean --config.{close[0]}?" if close else ""
+    group = key.partition(".")[0] + "."
+    keys = [name for name in known if name.startswith(group)] or list(known)
+    return f"--config.{key} is not a key of the configuration.{hint} Keys: {', '.join(keys)}."
+
+
+def _from_stored(plain: Mapping[str, Any]) -> ConfigDict:
+    """A configuration that an earlier version may have stored, with the keys that came later."""
+    return _from_plain(config_history.complete(plain)[0])
+
+
+def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:
+    def convert(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return tuple(convert(item) for item in value)
+        return value
+
+    config = ConfigDict({key: convert(value) for key, value in plain.items()})
+    config.lock()
+    return config
+
+
+def _read_json(path: Path) -> ConfigDict:
+    try:
+        return from_json(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _run_config_file(path: Path) -> ConfigDict:
+    with _importable_configs(path):
+        try:
+            names = runpy.run_path(str(path))
+            config = names["get_config"]() if "get_config" in names else None
+        except Exception as error:  # the file is the user's program: anything can be raised
+            raise ValueError(f"{path}{_place(error, path)}: {_reason(error)}") from error
+    if "get_config" not in names:
+        raise ValueError(f"{path} must define get_config(); see configs/base.py.")
+    if not isinstance(config, ConfigDict):
+        raise ValueError(
+            f"get_config() in {path} must return an ml_collections.ConfigDict, got "
+            f"{type(config).__name__}; see configs/tiny.py."
+        )
+    return _from_plain(config.to_dict())
+
+
+def _place(error: Exception, path: Path) -> str:
+    """The last line of a configuration file that an error went through."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}"
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) == path
+    ]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a configuration file; ml_collections names the closest key itself."""
+    inner = error.args[0] if error.args else error
+    if isinstance(error, KeyError) or isinstance(inner, KeyError):
+        text = str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner)
+        # The list of the group's fields comes with their values, half a page of them.
+        unknown = re.match(r"\W*(?:Key \W)?(\w+)", text)
+        close = re.search(r'Did you mean "(\w+)"', text)
+        return (
+            f'there is no key "{unknown[1] if unknown else text}".'
+            + (f' Did you mean "{close[1]}"?' if close else "")
+            + " The keys and their meaning: configs/base.py."
+        )
+    text = str(inner)
+    if isinstance(error, (TypeError, ValueError)):
+        return text
+    return f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _importable_configs(path: Path) -> Iterator[None]:
+    """Let a configuration file import `configs.base` from its own tree or from this clone."""
+    places = [str(path.resolve().parent.parent), str(Path(__file__).resolve().parents[2])]
+    sys.path[:0] = places
+    try:
+        yield
+    finally:
+        for place in places:
+            sys.path.remove(place)
+
+
+def _close_files(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [p.name for p in path.parent.iterdir() if p.suffix in (".py", ".json")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""

@@ -1,0 +1,257 @@
+"""From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
+from sparseinst_jax.data.index.fingerprint import fingerprint
+from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.data.structures import Tree
+from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
+from sparseinst_jax.evaluation import evaluator
+from sparseinst_jax.inference.predictor import build_predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.runtime import hosts
+from sparseinst_jax.setup import builders, datasets, train_checks
+from sparseinst_jax.setup import config as configs
+from sparseinst_jax.training import batch_scaling, optimizer
+from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.weights import initial_weights
+
+
+class Run(NamedTuple):
+    """What a configuration and its data come to."""
+
+    dataset: coco.CocoDataset
+    plan: TrainPlan
+    step: TrainStep
+    learning_rate: Callable[[int], Any]
+    evaluate: Callable[[Tree, Tree], Mapping[str, float]]
+    first_state: TrainState
+    meta: dict[str, Any]
+
+
+def prepare(
+    config: ConfigDict,
+    say: Callable[[str], None],
+    is_new: bool = True,
+    skipped: SkippedImages | None = None,
+) -> Run:
+    """Load the data and say what they are, build the model and the step.
+
+    Args:
+      config: resolved configuration.
+      say: takes one line for the user.
+      is_new: whether the first state will be used; a run that continues needs no weights to
+        start from, and their file may be gone by then.
+      skipped: lists the images that evaluations skip; None skips none.
+    """
+    dataset = load_train_data(config, say)
+    val_dataset = load_val_data(config, dataset, say)
+    frozen_stages = config.train.frozen_stages
+    model: Any = builders.build_model(
+        config.model, len(dataset.class_names), config.seed, frozen_stages
+    )
+    apply, params, statistics = layers.functional(model)
+    if is_new and config.train.init_from:
+        initial = initial_weights.load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names
+        )
+        params, statistics = initial.params, initial.statistics
+        say("\n".join(initial.lines))
+    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
+    step, learning_rate = _make_step(config, apply, params, frozen)
+    # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
+    opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
+    average = (params, statistics) if config.train.ema_decay else None
+    return Run(
+        dataset,
+        make_plan(config, dataset),
+        step,
+        learning_rate,
+        make_evaluation(config, apply, params, statistics, dataset, val_dataset, skipped, say),
+        TrainState(np.int32(0), params, statistics, opt_state, average),
+        {
+            "config": config.to_dict(),
+            "class_names": list(dataset.class_names),
+            "category_ids": list(dataset.category_ids),
+            "code_version": _code_version(),
+            "data": {
+                title: fingerprint(each)
+                for title, each in {"train": dataset, "val": val_dataset}.items()
+                if each is not None
+            },
+        },
+    )
+
+
+def resolve_schedule(
+    config: ConfigDict, literal_keys: Collection[str] = ()
+) -> tuple[ConfigDict, list[str]]:
+    """Translate the schedule from `train.base_batch_size` to `train.batch_size`.
+
+    The result says that it is written for its own batch size, so that resolving it again, as
+    when a stored configuration is trained, changes nothing.
+
+    Args:
+      config: as loaded; not changed.
+      literal_keys: keys with values that are meant as they are, such as "train.num_steps".
+
+    Returns:
+      The configuration to train with, and lines for the user.
+    """
+    settings = config.train
+    names = batch_scaling.Schedule._fields
+    schedule, lines = batch_scaling.scale_schedule(
+        batch_scaling.Schedule(*(settings[name] for name in names)),
+        settings.batch_size,
+        settings.base_batch_size,
+        settings.lr_scaling,
+        [name for name in names if f"train.{name}" in literal_keys],
+    )
+    resolved = configs.load_config(config.to_dict())
+    resolved.train.update(schedule._asdict())
+    resolved.train.base_batch_size = settings.batch_size
+    return resolved, lines
+
+
+def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
+    """Load the training data and say what they are.
+
+    Raises:
+      ValueError: there is nothing to learn in them.
+    """
+    prepare_data(config)
+    dataset = datasets.load_train(config)
+    train_checks.refuse_nothing_to_learn(dataset)
+    for line in datasets.brief_check(config, dataset):
+        say(line)
+    for line in train_checks.warnings(config):
+        say(line)
+    return dataset
+
+
+def load_val_data(
+    config: ConfigDict, train_dataset: coco.CocoDataset, say: Callable[[str], None]
+) -> coco.CocoDataset | None:
+    """Load the validation data and say how they fit the training data; None when not asked for.
+
+    Raises:
+      ValueError: there is nothing to score against, or they have none of the classes.
+    """
+    if config.train.eval_every == 0:
+        return None
+    dataset = datasets.load_val(config, check_files=True)
+    if not dataset.num_targets.any():
+        raise ValueError(
+            f"{dataset.annotations_path} has no object to score against (crowd regions do not"
+            " count): give a json with some by --config.data.val.annotations, or set"
+            " --config.train.eval_every=0."
+        )
+    evaluator.match_categories(train_dataset.class_names, dataset)
+    for line in datasets.brief_comparison(train_dataset, dataset):
+        say(line)
+    return dataset
+
+
+def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
+    """Make the plan of batches that the configuration asks for."""
+    return TrainPlan(
+        dataset.image_sizes,
+        dataset.num_targets,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        train_sizes=config.data.train_sizes,
+        train_max_size=config.data.train_max_size,
+        augmentation=config.data.augmentation,
+        lsj_range=config.data.lsj_range,
+        copy_paste=config.data.copy_paste,
+        flip_labels=parse_flip_label_pairs(config.data.flip_label_pairs, dataset.class_names),
+        crowd=config.data.crowd,
+        resize_rule=config.data.resize_rule,
+        boxes_xyxy=dataset.boxes_xyxy,
+    )
+
+
+def _make_step(
+    config: ConfigDict, apply: Callable[..., Any], params: Tree, frozen: Sequence[str]
+) -> tuple[TrainStep, Callable[[int], Any]]:
+    """Make the step and, for the metrics, its learning rate."""
+    settings = config.train
+    learning_rate = optimizer.make_schedule(
+        settings.learning_rate,
+        settings.warmup_steps,
+        settings.warmup_factor,
+        settings.milestones,
+        settings.lr_decay,
+    )
+    adamw = optimizer.make_optimizer(
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, frozen
+    )
+    objective = builders.build_objective(config, apply)
+    step = TrainStep(
+        objective,
+        adamw,
+        micro_batches=settings.micro_batches,
+        ema_decay=settings.ema_decay,
+        skips_nonfinite=settings.skip_nonfinite > 0,
+    )
+    return step, jax.jit(learning_rate)
+
+
+def prepare_data(config: ConfigDict) -> None:
+    """Draw the generated data set where it is missing; every host but the first waits."""
+    if config.data.generator == "shapes":
+        data = config.data
+        hosts.first_alone(
+            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
+        )
+
+
+def make_evaluation(
+    config: ConfigDict,
+    apply: Callable[..., Any],
+    params: Tree,
+    statistics: Tree,
+    train_dataset: coco.CocoDataset,
+    dataset: coco.CocoDataset | None,
+    skipped: SkippedImages | None = None,
+    say: Callable[[str], None] = print,
+) -> Callable[[Tree, Tree], dict[str, float]]:
+    """Make the function that scores weights on the validation data; compiled shapes are kept."""
+    if dataset is None:
+        return lambda *_: {}
+    predictor = build_predictor(
+        config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
+    )
+    predictor.use_devices(jax.local_devices())
+
+    def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
+        predictor.set_weights(params, statistics)
+        workers = max(config.data.num_workers, 1)
+        skips: list[Skip] | None = None if skipped is None else []
+        _, metrics = evaluator.evaluate_dataset(
+            predictor, dataset, num_workers=workers, skips=skips
+        )
+        if skipped is not None:
+            for text in skipped.add_evaluated(skips or (), len(dataset.records)):
+                say(text)
+        scores = {} if metrics is None else {n: metrics[n] for n in ("AP", "AP50", "AP75")}
+        # The first host has them; all must do the same about them.
+        return json.loads(hosts.gather(json.dumps(scores).encode())[0])
+
+    return evaluate
+
+
+def _code_version() -> str:
+    try:
+        return importlib.metadata.version("sparseinst_jax")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # run from a clone

@@ -1,0 +1,218 @@
+"""Start training from trained weights, and say of each part what became of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.data.structures import Tree
+from sparseinst_jax.weights import convert
+from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.table import CLASS_LAYER, by_reason, part_of, part_table, shorten
+from sparseinst_jax.weights.translate import translate
+
+_BACKBONE = "backbone"
+# No classification network has these; they start at zero, which samples where a kernel's taps are.
+_OFFSETS = ".conv2_offset."
+_MIN_BACKBONE_SHARE = 0.9
+_NOT_IN_MODEL = "not in the model"
+
+
+class InitialWeights(NamedTuple):
+    """Weights to start from, and how they came about.
+
+    Attributes:
+      params: nested dict of NumPy arrays.
+      statistics: nested dict of NumPy arrays.
+      lines: a table of what was loaded, re-initialised and ignored, for the user.
+      fresh: the original's name of each array that keeps its fresh value, and why.
+      ignored: names in the file that the model has no place for, and why.
+    """
+
+    params: Tree
+    statistics: Tree
+    lines: list[str]
+    fresh: dict[str, str]
+    ignored: dict[str, str]
+
+
+class _Source(NamedTuple):
+    title: str
+    arrays: dict[str, Any]  # original name -> array in PyTorch layout
+    class_names: tuple[str, ...] | None  # None where the file does not say
+    file_names: dict[str, str]  # original name -> name in the file
+    ignored: dict[str, str]  # name in the file -> why it holds nothing of a model
+    remarks: tuple[str, ...] = ()
+
+
+def load_initial_weights(
+    path: str | Path, params: Tree, statistics: Tree, class_names: Sequence[str]
+) -> InitialWeights:
+    """Replace fresh weights by those of a file or checkpoint, as far as it has them.
+
+    An array is loaded where name and shape agree, whatever the norm does with it: scale, bias,
+    mean and variance go from frozen into trainable batch norms and back. The class head keeps its
+    fresh weights where the number or the names of the classes differ; other arrays do where the
+    file lacks them or has another shape. The names of every implementation that `convert` reads
+    are understood, also those of classification weights, which are a backbone alone.
+
+    Args:
+      path: a weights file of any kind and implementation, or a run folder or the folder of one
+        checkpoint.
+      params: nested dict of fresh parameters.
+      statistics: nested dict of fresh statistics.
+      class_names: the K classes that will be trained.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, or less than 90 % of the backbone's numbers were loaded, not
+        counting the offsets of deformable convolutions.
+    """
+    own = convert.ours_to_original(params, statistics)
+    source = _read(Path(path))
+    fresh = {
+        name: reason
+        for name, array in own.items()
+        if (reason := _reason_to_stay_fresh(name, array, source, class_names))
+    }
+    strange = {name: array for name, array in source.arrays.items() if name not in own}
+    ignored = source.ignored | {source.file_names[name]: _NOT_IN_MODEL for name in strange}
+    _refuse_another_backbone(source, own, fresh)
+    merged = {name: own[name] if name in fresh else source.arrays[name] for name in own}
+    loaded = convert.original_to_ours(merged, params, statistics, source=source.title)
+    columns = {
+        "loaded": {name: own[name] for name in own if name not in fresh},
+        "re-initialised": {name: own[name] for name in fresh},
+        "ignored": strange,
+    }
+    lines = [
+        f"weights of {source.title}:",
+        *(f"  {remark}" for remark in source.remarks),
+        *part_table(columns, own),
+        *by_reason("re-initialised", fresh),
+        *by_reason("ignored", ignored),
+        *_remarks(own, source, fresh, class_names),
+    ]
+    return InitialWeights(*loaded, lines, fresh, ignored)
+
+
+def _read(path: Path) -> _Source:
+    if path.is_dir():
+        with Checkpoints(path, read_only=True) as checkpoints:
+            params, statistics, meta = checkpoints.restore_model()
+        arrays = convert.ours_to_original(params, statistics)
+        names = {name: name for name in arrays}
+        title = f"{path}, step {meta['step']}"
+        return _Source(title, arrays, tuple(meta["class_names"]), names, {})
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there are no weights to start from at {path}: --init-from takes a weights file of"
+            " PyTorch, Paddle, detectron2, .npz or .safetensors, a run folder, or the folder of"
+            " one checkpoint."
+        )
+    file = read_weights_file(path)
+    found = translate(file.arrays)
+    remarks = (f"{file.kind}, {found.ecosystem}: {found.evidence}", *file.notes)
+    return _Source(str(path), found.arrays, None, found.file_names, found.ignored, remarks)
+
+
+def _reason_to_stay_fresh(
+    name: str, array: Any, source: _Source, class_names: Sequence[str]
+) -> str | None:
+    """Say why an array is not taken from the source; None where it is."""
+    if name not in source.arrays:
+        return "not in the file"
+    found, wanted = np.shape(source.arrays[name]), np.shape(array)
+    if CLASS_LAYER in name:
+        if source.class_names is not None and source.class_names != tuple(class_names):
+            return "other classes"
+        if found[:1] != wanted[:1]:
+            return f"{found[0] if found else 0} classes in the file, {wanted[0]} here"
+    return None if found == wanted else f"{found} in the file, {wanted} here"
+
+
+def _remarks(
+    own: Mapping[str, Any], source: _Source, fresh: Mapping[str, str], class_names: Sequence[str]
+) -> list[str]:
+    """Say what was done with the class head, and warn of norms of another kind."""
+    head = [name for name in own if CLASS_LAYER in name]
+    lines = []
+    if any(name in fresh for name in head):
+        if source.class_names is not None:
+            classes = f"{shorten(source.class_names)} there, {shorten(class_names)} here"
+            lines.append(f"  the class head starts afresh: {classes}")
+        else:
+            lines.append("  the class head starts afresh")
+    elif source.class_names is not None:
+        lines.append(f"  the class head was taken over: the same {len(class_names)} classes")
+    else:
+        lines.append(
+            f"  the class head was taken over: {len(class_names)} classes in the file too, whose"
+            " names it does not say. If they are others, it will have to unlearn them."
+        )
+    kinds = _has_running_statistics(source.arrays), _has_running_statistics(own)
+    if kinds[0] != kinds[1]:
+        batch, group = "batch norm", "group norm"
+        lines.append(
+            "  WARNING: the backbone's norm is another:"
+            f" {batch if kinds[0] else group} in the file, {batch if kinds[1] else group} here. Its"
+            " weights fit together with their own norm only: set --config.model.backbone.norm="
+            + ("frozen_batch_norm or batch_norm." if kinds[0] else "group_norm.")
+        )
+    return lines
+
+
+def _has_running_statistics(arrays: Mapping[str, Any]) -> bool:
+    return any(
+        name.startswith(f"{_BACKBONE}.") and name.endswith(".running_mean") for name in arrays
+    )
+
+
+def _refuse_another_backbone(
+    source: _Source, own: Mapping[str, Any], fresh: Mapping[str, str]
+) -> None:
+    names = [name for name in own if part_of(name) == _BACKBONE and _OFFSETS not in name]
+    whole = sum(np.size(own[name]) for name in names)
+    missing = [name for name in names if name in fresh]
+    share = 1 - sum(np.size(own[name]) for name in missing) / max(whole, 1)
+    if share >= _MIN_BACKBONE_SHARE:
+        return
+    listed = [f"{name} ({fresh[name]})" for name in missing]
+    raise ValueError(
+        f"{source.title} does not fit the backbone: {share:.1%} of its {whole:,} numbers would be"
+        f" loaded, at least {_MIN_BACKBONE_SHARE:.0%} must be.\n  re-initialised would be"
+        f" {len(missing)} of {len(names)} arrays: {shorten(listed)}"
+        f"\n  {_guess(source, own)}"
+    )
+
+
+def _guess(source: _Source, own: Mapping[str, Any]) -> str:
+    """Say which configuration the backbone in a file was made with, read from its names."""
+    there, here = _resnet_options(source.arrays), _resnet_options(own)
+    if there is None:
+        names = shorten(source.file_names.values())
+        return f"Names in the file: {names}. docs/convert.md lists what can be read."
+    if there == here:
+        return "The file has this backbone's stages and width, but not all of it: get it anew."
+    options = " ".join(f"--config.model.backbone.{key}={there[key]}" for key in there)
+    return f"The file was made with {options}: set these, or give other weights."
+
+
+def _resnet_options(arrays: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read a ResNet's options from its blocks and its stem; None if it is another network."""
+    blocks: dict[int, int] = {}
+    for name in arrays:
+        match = re.match(r"backbone\.(res|layer)([1-5])\.(\d+)\.", name)
+        if match:
+            stage = int(match[2]) + (match[1] == "layer")
+            blocks[stage] = max(blocks.get(stage, 0), int(match[3]) + 1)
+    stems = {"b": "backbone.stem.conv1.weight", "d": "backbone.conv1.6.weight"}
+    variants = [variant for variant, name in stems.items() if name in arrays]
+    if sorted(blocks) != [2, 3, 4, 5] or not variants:
+        return None
+    depths = tuple(blocks[stage] for stage in (2, 3, 4, 5))
+    width = np.shape(arrays[stems[variants[0]]])[0]
+    return {"stage_depths": f'"{depths}"', "width": width, "variant": variants[0]}
