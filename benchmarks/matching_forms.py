@@ -29,16 +29,17 @@ import numpy as np
 import optax
 
 from sparseinst_jax import matching
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring import machine, training
 from sparseinst_jax.cli.measuring.statistics import table, times
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import replace_file
 from sparseinst_jax.setup.builders import build_model, build_objective
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import STOP, TrainState, TrainStep
+from sparseinst_jax.training.step import STOP, TrainStep
 
 CLASSES = 80
 FORMS = ("none", "host", "overlapped", "callback", "device")

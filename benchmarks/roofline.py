@@ -31,10 +31,10 @@ from sparseinst_jax import matching
 from sparseinst_jax.cli.measuring import inference as benchmark_inference
 from sparseinst_jax.cli.measuring import machine, training
 from sparseinst_jax.cli.measuring.statistics import table, times
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.complexity import trace_macs
 from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import replace_file
 from sparseinst_jax.setup.builders import build_model, build_objective

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparseinst_jax.inference.prediction import Prediction
-    from sparseinst_jax.inference.predictor import Predictor, load
+    from sparseinst_jax.inference.predictor import Predictor
+    from sparseinst_jax.setup.loading import load
 
 __all__ = ["Prediction", "Predictor", "load"]
 
 _HOMES = {
     "Prediction": "sparseinst_jax.inference.prediction",
     "Predictor": "sparseinst_jax.inference.predictor",
-    "load": "sparseinst_jax.inference.predictor",
+    "load": "sparseinst_jax.setup.loading",
 }
 
 

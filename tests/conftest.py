@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from sparseinst_jax import pytest_data
 from sparseinst_jax.runtime import process
 
 # Some tests start programs with several devices, which inherit the environment.
@@ -22,9 +20,8 @@ process.prepare()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--data` where the installation has not; then only `--data=DIR` works."""
-    with contextlib.suppress(ValueError):  # it is there
-        pytest_data.add_data_option(parser)
+    """Add `--data=DIR`; after a space pytest takes DIR for tests until it knows the option."""
+    parser.addoption("--data", type=Path, default=None, help="folder of real data sets")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,6 +71,6 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_functions() -> Iterator[None]:
-    """Let go of what a file compiled: see `commands/train.py` on memory mappings."""
+    """Let go of what a file compiled: see `cli/train.py` on memory mappings."""
     yield
     jax.clear_caches()

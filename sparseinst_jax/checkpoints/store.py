@@ -28,8 +28,8 @@ from sparseinst_jax.checkpoints.folders import (
     whole_steps,
 )
 from sparseinst_jax.checkpoints.save_errors import SaveError, cause, hush
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.runtime.files import make_folder, remove_empty
-from sparseinst_jax.training.step import TrainState
 
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
 

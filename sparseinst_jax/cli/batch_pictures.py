@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
-from sparseinst_jax.data.structures import Batch
 from sparseinst_jax.drawing import charts, visualize
 
 NUM_STEPS = 3  # batches drawn at the start of a run

@@ -14,13 +14,14 @@ import jax
 from sparseinst_jax.cli.measuring import inference, input_pipeline, photos, scoring, training
 from sparseinst_jax.cli.measuring.workloads import Workload
 from sparseinst_jax.data import coco
-from sparseinst_jax.data.structures import Tree
 from sparseinst_jax.data.transforms import padded_size, resized_size
-from sparseinst_jax.inference.predictor import Predictor, build_predictor
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets, train_setup
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.setup.model_source import draw_missing_data, open_source, stored_config
 from sparseinst_jax.training import optimizer
 

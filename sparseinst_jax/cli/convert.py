@@ -16,7 +16,7 @@ from sparseinst_jax.cli.convert_fit import empty_weights, suggest
 from sparseinst_jax.cli.convert_output import ORIGINAL, OURS, check_output, write_arrays, write_ours
 from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.data.structures import Tree
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime.files import read_json
 from sparseinst_jax.setup.config import load_config, parse_command_line
 from sparseinst_jax.weights import fit

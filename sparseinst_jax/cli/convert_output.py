@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.data.structures import Tree
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import named_arrays
 
 OURS, ORIGINAL = "ours", "original"

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.batch_pictures import save_first_batches
 from sparseinst_jax.data import loader
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.workers.skipping import SkippedImages
 from sparseinst_jax.drawing import curves
 from sparseinst_jax.evaluation import evaluator
@@ -26,7 +27,6 @@ from sparseinst_jax.setup.train_setup import Run, prepare, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.training.trainer import Intervals, Trainer
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.

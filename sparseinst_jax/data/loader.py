@@ -17,10 +17,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
-from sparseinst_jax.data.structures import Batch
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.workers.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.workers.skipping import Skip, load_or_skip

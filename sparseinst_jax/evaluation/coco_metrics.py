@@ -98,29 +98,6 @@ def _percent(value: float) -> str:
     return "-" if value < 0 else f"{100 * value:.2f}"
 
 
-def coco_results(
-    image_id: int,
-    rles: Sequence[Mapping[str, Any]],
-    scores: np.ndarray,
-    labels: np.ndarray,
-    category_ids: Sequence[int | None],
-) -> list[dict[str, Any]]:
-    """Write detections of one image as entries of a COCO results file.
-
-    A label whose category id is None is left out.
-    """
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label],
-            "segmentation": dict(rle),
-            "score": float(score),
-        }
-        for rle, score, label in zip(rles, scores, labels, strict=True)
-        if category_ids[label] is not None
-    ]
-
-
 def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
     """Read a json file; anything that is not a path is returned as it is.
 

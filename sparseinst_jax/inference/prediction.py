@@ -6,14 +6,13 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from sparseinst_jax.drawing import visualize
-from sparseinst_jax.evaluation.coco_metrics import coco_results
 from sparseinst_jax.inference import masks
 from sparseinst_jax.runtime.texts import brief
 
@@ -116,3 +115,26 @@ class Prediction:
         buffer = io.BytesIO()
         self.plot().save(buffer, format="PNG")
         return buffer.getvalue()
+
+
+def coco_results(
+    image_id: int,
+    rles: Sequence[Mapping[str, Any]],
+    scores: np.ndarray,
+    labels: np.ndarray,
+    category_ids: Sequence[int | None],
+) -> list[dict[str, Any]]:
+    """Write detections of one image as entries of a COCO results file.
+
+    A label whose category id is None is left out.
+    """
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[label],
+            "segmentation": dict(rle),
+            "score": float(score),
+        }
+        for rle, score, label in zip(rles, scores, labels, strict=True)
+        if category_ids[label] is not None
+    ]

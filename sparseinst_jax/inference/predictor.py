@@ -7,11 +7,8 @@ and packed as RLE on the host.
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,17 +16,13 @@ import numpy as np
 
 from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
 from sparseinst_jax.data.images.decoding import ImageLike, as_rgb
-from sparseinst_jax.data.structures import Detections, Tree
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction, checked_sizes
-from sparseinst_jax.models.layers import functional
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.runtime import process
-from sparseinst_jax.runtime.texts import printable
-from sparseinst_jax.setup.builders import build_model
-from sparseinst_jax.setup.config import load_config
 
 Size = tuple[int, int]
 
@@ -46,6 +39,27 @@ class Prepared(NamedTuple):
     image: np.ndarray
     original_size: Size
     mask_size: Size
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """The result for one image, on the host, in query order.
+
+    Attributes:
+      masks: bool [D, h, w] at the original size.
+      scores: float32 [D], 0..1.
+      labels: int32 [D], 0..K-1.
+      query_index: int32 [D], which of the N predictions each one is.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    query_index: np.ndarray
+
+    def __len__(self) -> int:
+        """Return the number of detections D."""
+        return len(self.scores)
 
 
 class Pending(NamedTuple):
@@ -277,116 +291,3 @@ class Predictor:
             return [mask_probs]
         parts = [mask_probs.addressable_data(row) for row in range(len(self._devices))]
         return [jax.device_put(part, self._devices[0])[0] for part in parts]
-
-
-def build_predictor(
-    config: Any,
-    apply: Callable[..., Any],
-    params: Tree,
-    statistics: Tree,
-    class_names: Sequence[str],
-    category_ids: Sequence[int],
-) -> Predictor:
-    """Make a predictor from a network's pure function with the settings of a configuration."""
-    select = functools.partial(
-        inference.select,
-        score_threshold=config.eval.score_threshold,
-        mask_threshold=config.eval.mask_threshold,
-    )
-    return Predictor(
-        apply,
-        params,
-        statistics,
-        class_names,
-        category_ids,
-        config.data.eval_size,
-        select=select,
-        mask_threshold=config.eval.mask_threshold,
-        batch_size=config.eval.batch_size,
-        protocol=config.eval.protocol,
-    )
-
-
-def load(
-    path: str | os.PathLike,
-    step: int | str | None = None,
-    overrides: Mapping[str, str] | None = None,
-) -> Predictor:
-    """Load a predictor from a run.
-
-    The configuration and the classes are those stored with the checkpoint.
-
-    Args:
-        path: a run folder, its `checkpoints` folder, or the folder of one step.
-        step: a step, "best" (highest AP in training) or None for the last.
-        overrides: dotted key to text, such as `{"data.eval_size": "(320, 427)"}`.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
-            network than the checkpoint's.
-    """
-    predictor, _, _ = load_run(path, step, overrides)
-    return predictor
-
-
-def load_run(
-    path: str | os.PathLike,
-    step: int | str | None = None,
-    overrides: Mapping[str, str] | None = None,
-) -> tuple[Predictor, Any, int]:
-    """Load a predictor as `load` does; also returns its configuration and the step."""
-    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
-
-    with Checkpoints(Path(path), read_only=True) as checkpoints:
-        params, statistics, meta = checkpoints.restore_model(step)
-    config: Any = load_config(meta["config"], overrides)
-    class_names = meta["class_names"]
-    with _named_faults(path):
-        apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
-    _refuse_other_network(fresh, (params, statistics), path)
-    with _named_faults(path):
-        predictor = build_predictor(
-            config, apply, params, statistics, class_names, meta["category_ids"]
-        )
-    return predictor, config, int(meta["step"])
-
-
-@contextmanager
-def _named_faults(path: str | os.PathLike) -> Iterator[None]:
-    """Turn what values of any type lead to into a message about the stored configuration."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
-        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
-        raise ValueError(
-            f"the configuration stored with the checkpoint in {path} is not one of this package "
-            f"({reason}): give another checkpoint"
-        ) from error
-
-
-def _refuse_other_network(
-    fresh: Sequence[Tree], restored: Sequence[Tree], path: str | os.PathLike
-) -> None:
-    """Compare names and shapes of (params, statistics): here a fault is still easy to explain."""
-    wanted, stored = (
-        {
-            jax.tree_util.keystr(keys, simple=True, separator="/"): np.shape(leaf)
-            for keys, leaf in jax.tree_util.tree_leaves_with_path(
-                {"params": params, "statistics": statistics}
-            )
-        }
-        for params, statistics in (fresh, restored)
-    )
-    wrong = [
-        f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
-        for name in sorted(wanted.keys() | stored.keys())
-        if wanted.get(name) != stored.get(name)
-    ]
-    if wrong:
-        raise ValueError(
-            f"the configuration asks for another network than the checkpoint in {path} holds:\n  "
-            + "\n  ".join(wrong)
-            + "\nOf a checkpoint only data.*, eval.* and model.dtype can be overridden: leave the"
-            " other overrides out, or give another checkpoint."
-        )

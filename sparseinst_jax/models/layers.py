@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sparseinst_jax.data.structures import Tree
 from sparseinst_jax.models.cpu import winograd
 
+Tree = Any  # nested dicts of arrays
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
 Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]
 

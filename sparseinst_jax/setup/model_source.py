@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from sparseinst_jax.checkpoints.folders import locate
 from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.shapes import draw_if_missing
-from sparseinst_jax.inference.predictor import Predictor, build_predictor, load_run
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.layers import functional
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import add_config_arguments, default_workdir, load_config
 from sparseinst_jax.setup.datasets import load_val, name_of
+from sparseinst_jax.setup.loading import build_predictor, load_run
 from sparseinst_jax.weights import fit
 from sparseinst_jax.weights.convert import original_to_ours
 from sparseinst_jax.weights.files import read_weights_file

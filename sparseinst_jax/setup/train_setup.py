@@ -9,20 +9,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data import coco, shapes
 from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.index.fingerprint import fingerprint
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.structures import Tree
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.inference.predictor import build_predictor
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, train_checks
 from sparseinst_jax.setup import config as configs
+from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training import batch_scaling, optimizer
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights import initial_weights
 
 

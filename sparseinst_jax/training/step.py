@@ -13,7 +13,7 @@ The per-device functions are pure and know nothing of `pmap`; only `TrainStep` m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,34 +21,12 @@ import numpy as np
 import optax
 
 from sparseinst_jax import matching
-from sparseinst_jax.data.structures import Batch, Tree
-from sparseinst_jax.models.layers import DEVICE_AXIS
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.models.layers import DEVICE_AXIS, Tree
 from sparseinst_jax.training.optimizer import moving_average
 
 STOP = "stop"  # the one of the metrics that says whether a host was asked to stop
-
-
-class TrainState(NamedTuple):
-    """Everything that a step changes.
-
-    Attributes:
-      step: int32, the number of finished steps.
-      params: nested dict of float32 arrays, trained.
-      statistics: nested dict of float32 arrays: frozen norms and running statistics.
-      opt_state: the optimizer's.
-      average: (params, statistics), their exponential moving averages; None where none is kept.
-    """
-
-    step: Any
-    params: Tree
-    statistics: Tree
-    opt_state: Any
-    average: tuple[Tree, Tree] | None = None
-
-    @property
-    def to_use(self) -> tuple[Tree, Tree]:
-        """The parameters and statistics to evaluate and predict with: the averages, if any."""
-        return (self.params, self.statistics) if self.average is None else self.average
 
 
 class Objective(Protocol):

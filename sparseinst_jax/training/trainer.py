@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
-from sparseinst_jax.training.step import STOP, TrainState, TrainStep
+from sparseinst_jax.training.step import STOP, TrainStep
 from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders, train_checks, train_setup
 from sparseinst_jax.setup.config import flatten, load_config
-from sparseinst_jax.training.step import STOP, TrainState
+from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
 
 ROOT = Path(__file__).parents[2]

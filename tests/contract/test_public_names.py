@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import sparseinst_jax
-from sparseinst_jax.inference.predictor import Predictor, load
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.setup.loading import load
 
 
 def test_the_package_gives_its_public_names_on_demand():

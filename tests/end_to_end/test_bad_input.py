@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import ours_to_original
 from tests.end_to_end import forked as forked_commands
 

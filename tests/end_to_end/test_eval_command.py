@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.cli import eval_pictures
@@ -23,7 +24,6 @@ from sparseinst_jax.inference import predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import ours_to_original
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config

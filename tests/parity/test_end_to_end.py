@@ -1,6 +1,6 @@
 """Photos and weights as files through `eval.py`: its COCO results against the original's.
 
-Run with `pytest --data DIR tests/parity/test_end_to_end.py`; DIR holds `coco_train160/train.json`
+Run with `pytest --data=DIR tests/parity/test_end_to_end.py`; DIR holds `coco_train160/train.json`
 and `coco_train160/images/`, 160 photos of COCO train2017.
 """
 

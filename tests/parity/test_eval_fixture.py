@@ -1,4 +1,4 @@
-"""COCO numbers of a recorded results file, which only `pytest --data DIR` has."""
+"""COCO numbers of a recorded results file, which only `pytest --data=DIR` has."""
 
 import json
 

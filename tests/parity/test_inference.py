@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.models.sparseinst.model import Outputs
 from tests.parity import cases, golden_weights
 
 # Each bound is some ten times the distance of the original's own float32 run from its float64 run.

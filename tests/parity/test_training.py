@@ -13,10 +13,11 @@ import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.data.structures import Outputs
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.setup.builders import build_objective
 from sparseinst_jax.training.optimizer import make_optimizer
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights import ours_to_original
 from tests.parity import cases
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseinst_jax.data.structures import Tree
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_optimizer

@@ -15,11 +15,12 @@ import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.complexity import trace_macs
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints, SaveError, locate
-from sparseinst_jax.training.step import TrainState
 
 META = {"config": {"a": 1}, "class_names": ["x"], "category_ids": [7], "code_version": "0"}
 

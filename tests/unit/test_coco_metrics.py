@@ -6,13 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from sparseinst_jax.evaluation.coco_metrics import (
-    CLASS_METRIC_NAMES,
-    METRIC_NAMES,
-    coco_results,
-    evaluate,
-)
+from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, METRIC_NAMES, evaluate
 from sparseinst_jax.inference.masks import encode_masks
+from sparseinst_jax.inference.prediction import coco_results
 
 HEIGHT, WIDTH = 200, 220
 

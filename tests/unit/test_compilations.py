@@ -12,18 +12,20 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.measuring.compilation import watched
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.structures import Batch, Outputs
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference.masks import chunk_length
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.progress import Progress
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.training.trainer import Intervals, Trainer
 
 EVAL_SIZE = (64, 96)

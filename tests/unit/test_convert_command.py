@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import sparseinst_jax
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert, convert_output
 from sparseinst_jax.data.annotations import coco_classes
@@ -22,7 +23,6 @@ from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.model_source import add_model_arguments, open_source
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
 from sparseinst_jax.weights.initial_weights import load_initial_weights
 from tests.unit import foreign_names

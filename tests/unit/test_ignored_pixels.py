@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.data.structures import Batch, Outputs
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 
 LN2 = float(np.log(2))
 ONE = Counts(np.float32(1), np.float32(1))

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.models.sparseinst.inference import select
+from sparseinst_jax.models.sparseinst.model import Outputs
 
 
 def logit(probability):

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights import convert
 from sparseinst_jax.weights.initial_weights import load_initial_weights
 

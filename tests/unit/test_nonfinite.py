@@ -12,11 +12,12 @@ import numpy as np
 import optax
 import pytest
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import MetricsFile, Progress, read_metrics
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.training.trainer import Intervals, Trainer
 from tests.unit.test_trainer import META, PIXELS, OneNumber, batches
 

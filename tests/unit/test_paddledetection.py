@@ -17,13 +17,13 @@ from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
 from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.quarter_levels import reduce_mask
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.data.train_image import load_train_image
-from sparseinst_jax.inference.predictor import Predictor, build_predictor
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
-from sparseinst_jax.models.sparseinst.model import InstanceBranch
+from sparseinst_jax.models.sparseinst.model import InstanceBranch, Outputs
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training.optimizer import decay_mask, make_schedule, moving_average
 from tests.unit.recipe_step import same, take_step
 

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.predictor import Predictor, as_rgb, load_run
+from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.step import TrainState
+from sparseinst_jax.setup.loading import load_run
 
 NUM_MASKS = 6
 EVAL_SIZE = (64, 96)

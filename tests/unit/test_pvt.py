@@ -9,11 +9,12 @@ import optax
 import pytest
 from scipy.special import erf
 
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
 from sparseinst_jax.training.optimizer import decay_mask
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.data.structures import Batch
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.optimizer import moving_average
 from sparseinst_jax.training.progress import Progress
-from sparseinst_jax.training.step import STOP, TrainState, TrainStep
+from sparseinst_jax.training.step import STOP, TrainStep
 from sparseinst_jax.training.trainer import Intervals, Trainer
 
 META = {"config": {}, "class_names": ["a"], "category_ids": [1], "code_version": "0"}

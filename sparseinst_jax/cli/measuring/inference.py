@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from sparseinst_jax.cli.measuring.workloads import Workload
-from sparseinst_jax.data.structures import Outputs, Tree
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, Prepared
+from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.models.sparseinst.model import Outputs
 
 Size = tuple[int, int]
 USUAL_SIZE = (640, 864)  # padded

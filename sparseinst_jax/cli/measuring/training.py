@@ -10,9 +10,11 @@ import numpy as np
 import optax
 
 from sparseinst_jax import matching
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring.workloads import Workload
-from sparseinst_jax.data.structures import Batch, Tree
-from sparseinst_jax.training.step import Objective, TrainState, TrainStep
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.training.step import Objective, TrainStep
 
 LEVELS = 4  # of a target mask, see `structures.Batch`
 

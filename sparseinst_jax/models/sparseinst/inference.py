@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparseinst_jax.data.structures import Outputs
+from sparseinst_jax.models.sparseinst.model import Outputs
 
 SCORE_THRESHOLD = 0.005
 MASK_THRESHOLD = 0.45

@@ -8,14 +8,13 @@ N predicted masks, G groups of activation maps, D kernel width, K classes.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sparseinst_jax.data.structures import Outputs
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.layers import Conv, Linear
 
@@ -25,6 +24,20 @@ NORMALIZER_FLOOR = 1e-6
 PRIOR_BIAS = -float(np.log(99.0))  # sigmoid = 0.01: rare positives, as in RetinaNet
 
 Normalizer = Literal["sigmoid", "softmax"]
+
+
+class Outputs(NamedTuple):
+    """What a model predicts for a batch.
+
+    Attributes:
+      class_logits: float32 [B, N, K].
+      mask_logits: float32 [B, N, H/4, W/4].
+      objectness_logits: float32 [B, N], logit of the predicted IoU.
+    """
+
+    class_logits: jax.Array
+    mask_logits: jax.Array
+    objectness_logits: jax.Array
 
 
 class PyramidPooling(nnx.Module):

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseinst_jax import losses
-from sparseinst_jax.data.structures import Batch, Outputs, Tree
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import ops
+from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.sparseinst.model import Outputs
 
 TARGET_LEVELS = 4.0  # target masks are integers 0..4
 

@@ -1,4 +1,4 @@
-"""The vocabulary of the package: what a batch, the network's outputs and one image's result hold.
+"""One training batch: what the loader makes and an objective learns from.
 
 Shapes use one alphabet: B batch, H W padded image (pixels), N predicted masks, M padded targets,
 K classes, h w original image. Sizes are always (height, width) in pixels.
@@ -6,13 +6,9 @@ K classes, h w original image. Sizes are always (height, width) in pixels.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, NamedTuple
 
-import numpy as np
-
 Array = Any  # jax.Array on a device, np.ndarray on the host
-Tree = Any  # nested dicts of arrays
 
 
 class Batch(NamedTuple):
@@ -37,38 +33,3 @@ class Batch(NamedTuple):
     is_target: Array
     image_id: Array
     is_ignored: Array | None = None
-
-
-class Outputs(NamedTuple):
-    """What a model predicts for a batch.
-
-    Attributes:
-      class_logits: float32 [B, N, K].
-      mask_logits: float32 [B, N, H/4, W/4].
-      objectness_logits: float32 [B, N], logit of the predicted IoU.
-    """
-
-    class_logits: Array
-    mask_logits: Array
-    objectness_logits: Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Detections:
-    """The result for one image, on the host, in query order.
-
-    Attributes:
-      masks: bool [D, h, w] at the original size.
-      scores: float32 [D], 0..1.
-      labels: int32 [D], 0..K-1.
-      query_index: int32 [D], which of the N predictions each one is.
-    """
-
-    masks: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    query_index: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of detections D."""
-        return len(self.scores)

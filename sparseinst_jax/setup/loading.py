@@ -1,0 +1,133 @@
+"""From a run on disk to a predictor."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.layers import Tree, functional
+from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
+
+
+def build_predictor(
+    config: Any,
+    apply: Callable[..., Any],
+    params: Tree,
+    statistics: Tree,
+    class_names: Sequence[str],
+    category_ids: Sequence[int],
+) -> Predictor:
+    """Make a predictor from a network's pure function with the settings of a configuration."""
+    select = functools.partial(
+        inference.select,
+        score_threshold=config.eval.score_threshold,
+        mask_threshold=config.eval.mask_threshold,
+    )
+    return Predictor(
+        apply,
+        params,
+        statistics,
+        class_names,
+        category_ids,
+        config.data.eval_size,
+        select=select,
+        mask_threshold=config.eval.mask_threshold,
+        batch_size=config.eval.batch_size,
+        protocol=config.eval.protocol,
+    )
+
+
+def load(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Predictor:
+    """Load a predictor from a run.
+
+    The configuration and the classes are those stored with the checkpoint.
+
+    Args:
+        path: a run folder, its `checkpoints` folder, or the folder of one step.
+        step: a step, "best" (highest AP in training) or None for the last.
+        overrides: dotted key to text, such as `{"data.eval_size": "(320, 427)"}`.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
+            network than the checkpoint's.
+    """
+    predictor, _, _ = load_run(path, step, overrides)
+    return predictor
+
+
+def load_run(
+    path: str | os.PathLike,
+    step: int | str | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> tuple[Predictor, Any, int]:
+    """Load a predictor as `load` does; also returns its configuration and the step."""
+    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
+
+    with Checkpoints(Path(path), read_only=True) as checkpoints:
+        params, statistics, meta = checkpoints.restore_model(step)
+    config: Any = load_config(meta["config"], overrides)
+    class_names = meta["class_names"]
+    with _named_faults(path):
+        apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
+    _refuse_other_network(fresh, (params, statistics), path)
+    with _named_faults(path):
+        predictor = build_predictor(
+            config, apply, params, statistics, class_names, meta["category_ids"]
+        )
+    return predictor, config, int(meta["step"])
+
+
+@contextmanager
+def _named_faults(path: str | os.PathLike) -> Iterator[None]:
+    """Turn what values of any type lead to into a message about the stored configuration."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+        reason = printable(f"{type(error).__name__}: {error}".partition("\n")[0], 300)
+        raise ValueError(
+            f"the configuration stored with the checkpoint in {path} is not one of this package "
+            f"({reason}): give another checkpoint"
+        ) from error
+
+
+def _refuse_other_network(
+    fresh: Sequence[Tree], restored: Sequence[Tree], path: str | os.PathLike
+) -> None:
+    """Compare names and shapes of (params, statistics): here a fault is still easy to explain."""
+    wanted, stored = (
+        {
+            jax.tree_util.keystr(keys, simple=True, separator="/"): np.shape(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(
+                {"params": params, "statistics": statistics}
+            )
+        }
+        for params, statistics in (fresh, restored)
+    )
+    wrong = [
+        f"{name}: stored {stored.get(name, 'nothing')}, network {wanted.get(name, 'nothing')}"
+        for name in sorted(wanted.keys() | stored.keys())
+        if wanted.get(name) != stored.get(name)
+    ]
+    if wrong:
+        raise ValueError(
+            f"the configuration asks for another network than the checkpoint in {path} holds:\n  "
+            + "\n  ".join(wrong)
+            + "\nOf a checkpoint only data.*, eval.* and model.dtype can be overridden: leave the"
+            " other overrides out, or give another checkpoint."
+        )
