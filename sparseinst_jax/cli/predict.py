@@ -13,7 +13,7 @@ from sparseinst_jax.evaluation.evaluator import Progress, write_json
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.setup.config import parse_command_line
 from sparseinst_jax.setup.model_source import (
     add_model_arguments,
