@@ -24,10 +24,11 @@ import jax
 
 from sparseinst_jax.cli.measuring import machine, photos
 from sparseinst_jax.data.coco import CocoDataset, load_coco
-from sparseinst_jax.evaluation.evaluator import predict_dataset, write_json
+from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import layers
 from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import add_config_arguments, load_config, parse_command_line
 from sparseinst_jax.setup.loading import build_predictor

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sparseinst_jax.evaluation.evaluator import Progress
 from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    with Progress(total, sys.stderr, "written") as line:
+    with ImageProgress(total, sys.stderr, "written") as line:
         yield line.advance
 
 

@@ -13,8 +13,8 @@ from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
-from sparseinst_jax.evaluation.evaluator import Progress, map_ahead
 from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.setup import datasets
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
@@ -142,7 +142,10 @@ def _open_images(
     readable = []
     workers = max(1, num_workers)
     records = dataset.records
-    with Progress(len(records), progress, "checked") as line, ThreadPoolExecutor(workers) as pool:
+    with (
+        ImageProgress(len(records), progress, "checked") as line,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         found = map_ahead(pool, check_image, records, ahead=4 * workers)
         for record, findings in zip(records, found, strict=True):
             kinds[findings.kind or "missing or broken"] += 1

@@ -15,10 +15,10 @@ from sparseinst_jax.cli.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
-from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.setup.config import parse_command_line
 from sparseinst_jax.setup.datasets import load_val
 from sparseinst_jax.setup.model_source import (

@@ -19,8 +19,8 @@ from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.workers.skipping import SkippedImages
 from sparseinst_jax.drawing import curves
-from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import train_checks
 from sparseinst_jax.setup.train_setup import Run, prepare, resolve_schedule
@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
         for line in train_checks.refuse_changed_data(stored, run.meta, config, workdir):
             say(line)
         if is_first_host:
-            evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
+            write_json(workdir / "config.json", config.to_dict(), indent=2)
         state = run.first_state
         if stored is not None:
             state, _ = checkpoints.restore_state(state)

@@ -22,6 +22,11 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
+    """Write a json file whole or not at all."""
+    replace_file(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
 def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
     """Read a json file.
 
