@@ -11,7 +11,7 @@ from typing import Any
 from sparseinst_jax.data.images.decoding import image_suffixes
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
-from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.runtime.files import check_writable, unique_stems, write_json
 from sparseinst_jax.runtime.progress import ImageProgress
 from sparseinst_jax.runtime.texts import printable
 from sparseinst_jax.setup.config import parse_command_line
@@ -19,7 +19,6 @@ from sparseinst_jax.setup.model_source import (
     add_model_arguments,
     check_arguments,
     open_source,
-    unique_names,
     workdir_of,
 )
 
@@ -81,7 +80,7 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     faults: list[str] = []
-    names = unique_names(paths)
+    names = unique_stems(paths)
     with ImageProgress(len(paths), sys.stderr, "predicted") as line:
         for image_id, (path, name) in enumerate(zip(paths, names, strict=True)):
             try:

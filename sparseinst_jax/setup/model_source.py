@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,18 +168,3 @@ def draw_missing_data(config: Any) -> None:
     if config.data.generator == "shapes":
         data = config.data
         hosts.first_alone(lambda: draw_if_missing(data.train.annotations, data.val.annotations))
-
-
-def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        stem = Path(path).stem
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names
