@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.images.decoding import image_suffixes
-from sparseinst_jax.inference.prediction import SHOWN_SCORE
-from sparseinst_jax.inference.predictor import Predictor, as_rgb
-from sparseinst_jax.runtime.files import check_writable, unique_stems, write_json
-from sparseinst_jax.runtime.progress import ImageProgress
-from sparseinst_jax.runtime.texts import printable
-from sparseinst_jax.setup.config import parse_command_line
-from sparseinst_jax.setup.model_source import (
+from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
     open_source,
+    parse_command_line,
     workdir_of,
 )
+from sparseinst_jax.data.images.decoding import image_suffixes
+from sparseinst_jax.inference.prediction import SHOWN_SCORE
+from sparseinst_jax.inference.predictor import Predictor, as_rgb
+from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
+from sparseinst_jax.runtime.messages import printable
+from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json.
@@ -80,7 +80,7 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
     faults: list[str] = []
-    names = unique_stems(paths)
+    names = unique_names(paths)
     with ImageProgress(len(paths), sys.stderr, "predicted") as line:
         for image_id, (path, name) in enumerate(zip(paths, names, strict=True)):
             try:

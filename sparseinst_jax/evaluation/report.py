@@ -24,7 +24,7 @@ from sparseinst_jax.evaluation.errors import (
 )
 from sparseinst_jax.inference.masks import LazyMasks
 from sparseinst_jax.inference.prediction import Prediction
-from sparseinst_jax.runtime.files import replace_file, unique_stems
+from sparseinst_jax.runtime.files import replace_file, unique_names
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")
@@ -234,7 +234,7 @@ def draw_pictures(
     for entry in results:
         if entry["image_id"] in wanted:
             found[entry["image_id"]].append(entry)
-    names = unique_stems([record.file_name for record in chosen])
+    names = unique_names([record.file_name for record in chosen])
     paths = []
     for record, name in zip(chosen, names, strict=True):
         try:
@@ -281,7 +281,7 @@ def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path
     if not all(image.record.has_image for image in worst):
         return ["no picture of the worst images: set --config.data.val.images to their folder"]
     unread = []
-    names = unique_stems([image.record.file_name for image in worst])
+    names = unique_names([image.record.file_name for image in worst])
     for rank, (image, name) in enumerate(zip(worst, names, strict=True), start=1):
         try:
             picture = draw_errors(read_record(image.record), image, dataset.class_names)

@@ -148,7 +148,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def unique_stems(paths: Sequence[str | Path]) -> list[str]:
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
     """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
     taken: set[str] = set()
     names = []
