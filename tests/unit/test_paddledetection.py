@@ -16,7 +16,7 @@ from sparseinst_jax.data.ecosystems import paddle_transforms
 from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
 from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import quarter_levels
+from sparseinst_jax.data import target_masks
 from sparseinst_jax.data.annotations.segmentations import read_runs
-from sparseinst_jax.data.quarter_levels import inner_pixels, levels_of_runs, reduce_mask
+from sparseinst_jax.data.target_masks import inner_pixels, levels_of_runs, reduce_mask
 
 
 def _runs(mask):
@@ -58,7 +58,7 @@ def test_only_the_columns_that_an_object_has_are_written(monkeypatch):
     written = []
     repeat = np.repeat
     monkeypatch.setattr(
-        quarter_levels.np, "repeat", lambda *args: written.append(repeat(*args)) or written[-1]
+        target_masks.np, "repeat", lambda *args: written.append(repeat(*args)) or written[-1]
     )
     pixels = inner_pixels(mask.shape, np.arange(4000), np.arange(8000))
     levels = levels_of_runs(_runs(mask), pixels)
