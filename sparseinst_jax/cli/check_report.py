@@ -13,6 +13,7 @@ from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.setup import datasets
 
@@ -170,7 +171,7 @@ def _strange_classes(train: CocoDataset, val: CocoDataset) -> list[Fault]:
         Fault(
             "classes",
             f"{val.annotations_path} has none of the classes of {train.annotations_path}: "
-            f"{', '.join(val.class_names[:10])} against {', '.join(train.class_names[:10])}; "
+            f"{listed(val.class_names)} against {listed(train.class_names)}; "
             "rename them by config.data.class_map, or give the right json",
         )
     ]

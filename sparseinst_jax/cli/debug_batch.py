@@ -15,6 +15,7 @@ from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
 from sparseinst_jax.drawing import charts
+from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history, datasets, train_setup
 
@@ -174,6 +175,4 @@ def _losses(record: ImageRecord, result: TrainImage, class_names: Sequence[str])
 
 
 def _named(annotations: Sequence[Annotation], class_names: Sequence[str]) -> str:
-    named = [f"{class_names[a.label]} (annotation {a.id})" for a in annotations[:_IDS_SHOWN]]
-    more = len(annotations) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")
+    return listed((f"{class_names[a.label]} (annotation {a.id})" for a in annotations), _IDS_SHOWN)

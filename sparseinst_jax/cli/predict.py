@@ -12,8 +12,8 @@ from sparseinst_jax.data.images.decoding import image_suffixes
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.progress import ImageProgress
-from sparseinst_jax.runtime.texts import printable
 from sparseinst_jax.setup.config import parse_command_line
 from sparseinst_jax.setup.model_source import (
     add_model_arguments,

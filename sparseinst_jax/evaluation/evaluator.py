@@ -27,6 +27,7 @@ from sparseinst_jax.data.workers.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
@@ -248,8 +249,7 @@ def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[i
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:10]))
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return listed(map(repr, names))
 
 
 def _check_files(dataset: CocoDataset) -> None:
@@ -257,7 +257,7 @@ def _check_files(dataset: CocoDataset) -> None:
     files = dataset.files
     missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
     if missing:
-        shown = "\n  ".join(missing[:10])
+        shown = listed(missing, between="\n  ")
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
             f"missing; set config.data.val.images to their folder:\n  {shown}"

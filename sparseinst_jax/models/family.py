@@ -50,8 +50,8 @@ class Family:
       objective: makes the training objective (`training.step.Objective`) of the network's pure
         function: (apply, options, **config.objective).
       select: scores the outputs of a batch, (outputs, **options of config.eval) to `Selection`.
-      faults: tells what is wrong with `options`, half sentences that start with the key. Options
-        that `model` does not take are found before.
+      faults: (**options) to what is wrong with them, half sentences that start with the key.
+        Options that `model` does not take are refused before.
       num_masks: the most objects that a network of these options finds in an image.
       targets: the form in which the loader sends the masks of objects.
       mask_stride: pixels of the padded image for one of a predicted mask.
@@ -68,7 +68,7 @@ class Family:
     model: Callable[..., Any]
     objective: Callable[..., Any]
     select: Callable[..., Selection]
-    faults: Callable[[Mapping[str, Any]], list[str]]
+    faults: Callable[..., list[str]]
     num_masks: Callable[[Mapping[str, Any]], int]
     targets: TargetForm
     mask_stride: int

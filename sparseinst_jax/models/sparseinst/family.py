@@ -10,7 +10,7 @@ from sparseinst_jax.models.family import Family
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import MAP_STRIDE, MASK_STRIDE, Normalizer, SparseInst
 from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief
 
 # Nobody needs these; a configuration that came with a checkpoint may hold any number.
 MAX_SIZE, MAX_CONVS = 1 << 16, 1 << 8
@@ -24,13 +24,11 @@ SIZES = {
 }
 
 
-def faults(options: Mapping[str, Any]) -> list[str]:
+def faults(*, normalizer: Any, **options: Any) -> list[str]:
     """Tell what is wrong with the options of the network."""
     found, known = [], get_args(Normalizer)
-    if options["normalizer"] not in known:
-        found.append(
-            f"normalizer must be one of {', '.join(known)}, got {options['normalizer']!r}"
-        )
+    if normalizer not in known:
+        found.append(f"normalizer must be one of {', '.join(known)}, got {normalizer!r}")
     for key, most in SIZES.items():
         value = options[key]
         if type(value) is not int:
