@@ -70,7 +70,8 @@ def draw_batch(
     """Draw the images of a batch in a grid, each under the names of its files.
 
     Padding is striped. A mask is drawn as the batch has it: at a quarter of the size, where at
-    least half of the pixel belongs to it, or at full size; ignored regions are white, under the objects.
+    least half of the pixel belongs to it, or at full size; ignored regions are white, under the
+    objects.
 
     Args:
         batch: of NumPy arrays.
@@ -122,9 +123,7 @@ def _draw_image(
         captions.append("ignored")
         colours.append(_IGNORED)
     repeat, step = max(form.stride // shrink, 1), max(shrink // form.stride, 1)
-    masks = [
-        mask[::step, ::step].repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks
-    ]
+    masks = [mask[::step, ::step].repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
     return visualize.draw_instances(image, masks, captions, colours, READABLE_SIDE)
 
 

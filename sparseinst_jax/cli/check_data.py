@@ -107,7 +107,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 def default_config() -> ConfigDict:
     """Make the part of the published configuration that a check reads; a test compares them."""
     config = ConfigDict()
-    config.model = ConfigDict(dict(num_masks=100))
+    config.model = ConfigDict(dict(family="sparseinst", num_masks=100))
     data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
     data.update(train_max_size=853, num_workers=8)
     part = dict(images="", annotations="", tfds="")

@@ -13,9 +13,11 @@ from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.setup import datasets
+from sparseinst_jax.setup.builders import num_masks
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
 MAX_OBJECTS = 20_000
@@ -49,7 +51,7 @@ class Report(NamedTuple):
     Attributes:
         splits: training data, then validation data where there are some.
         warnings: lines on both together.
-        num_masks: config.model.num_masks.
+        num_masks: the most objects that the model finds in an image.
         overlap: images that both have.
     """
 
@@ -74,7 +76,7 @@ def make_report(config: Any, progress: TextIO | None = None) -> Report:
     """Check the training data of a configuration, and its validation data where it names some.
 
     Args:
-        config: `model.num_masks` and the keys of `data`.
+        config: `model.family`, `model.num_masks` and the keys of `data`.
         progress: where progress is written while images are opened.
 
     Raises:
@@ -96,7 +98,7 @@ def make_report(config: Any, progress: TextIO | None = None) -> Report:
             *check.warn_of_classes(train, val),
             *check.warn_of_overlap(overlap, len(val.records)),
         ]
-    return Report(splits, warnings, config.model.num_masks, overlap)
+    return Report(splits, warnings, num_masks(config.model), overlap)
 
 
 def _refuse_sizes(config: Any) -> None:
@@ -117,10 +119,11 @@ def _check_split(
     if not dataset.num_targets.sum():
         faults.append(_nothing(dataset, is_train))
     lost = []
-    warnings = check.warn(dataset, config.model.num_masks)
+    warnings = check.warn(dataset, num_masks(config.model))
     if is_train:
         longest = config.data.train_max_size
-        lost = check.lost_at_ends(dataset, config.data.train_sizes, longest, MAX_OBJECTS)
+        stride = FAMILIES[config.model.family].map_stride
+        lost = check.lost_at_ends(dataset, config.data.train_sizes, longest, stride, MAX_OBJECTS)
         warnings += check.warn_of_lost(lost, longest)
     repeated = check.find_repeated(dataset)
     if repeated:
@@ -201,8 +204,8 @@ def _lost_line(found: check.LostObjects) -> str:
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
     return (
         f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
-        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {check.MAP_STRIDE} x "
-        f"{check.MAP_STRIDE}, one cell of the activation maps"
+        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {found.map_stride} x "
+        f"{found.map_stride}, one cell of the activation maps"
     )
 
 

@@ -51,8 +51,9 @@ def load_train_image(
 ) -> TrainImage:
     """Read and transform one image and its objects.
 
-    Objects of which no pixel is left are dropped, unless the form keeps them. Pasted objects take their pixels with them and
-    cover those before; they overlap each other as in the image that they come from.
+    Objects of which no pixel is left are dropped, unless the form keeps them. Pasted objects take
+    their pixels with them and cover those before; they overlap each other as in the image that
+    they come from.
 
     Args:
         records: of the data set; the plan's positions index it.
@@ -69,9 +70,7 @@ def load_train_image(
     result = TrainImage(image, [], [], None, [], [])
     pasted, cover = None, None
     if plan.paste is not None:
-        pasted, cover = _paste(
-            result, records[plan.paste.position], plan.paste, flip_labels, form
-        )
+        pasted, cover = _paste(result, records[plan.paste.position], plan.paste, flip_labels, form)
         result = result._replace(image=pasted.image)
     for annotation in record.targets:
         mask = _own_mask(annotation, record, plan.transform, cover, form, result)
@@ -146,7 +145,7 @@ def _own_mask(
         return levels
     mask = _moved(move_mask, annotation, record, transform)
     seen = mask if cover is None else mask * ~cover
-    keeps_empty = form.keeps_empty or cover is None and PIXEL_RULES[transform.rule].keeps_empty
+    keeps_empty = form.keeps_empty or (cover is None and PIXEL_RULES[transform.rule].keeps_empty)
     if seen.any() or keeps_empty:
         return form.encode(seen)
     (result.covered if mask.any() else result.outside).append(annotation)

@@ -126,7 +126,7 @@ class MaskCut(NamedTuple):
     """
 
     threshold: float
-    stride: int = 4
+    stride: int
     are_logits: bool = False
     measures: bool = False
 
@@ -212,9 +212,7 @@ def upsample_masks(
         padded = np.zeros(chunk, np.int32)
         padded[: len(chosen)] = chosen
         rows = _upsample_rows(masks, np.int32(image_index), padded, operators[0])
-        made = _cut_columns(
-            rows, operators[1], np.float32(cut.threshold), measured, cut.are_logits
-        )
+        made = _cut_columns(rows, operators[1], np.float32(cut.threshold), measured, cut.are_logits)
         # The device works on this chunk while the host handles the one before.
         if waiting is not None:
             yield _fetch(*waiting, original_size)

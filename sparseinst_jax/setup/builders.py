@@ -58,13 +58,14 @@ def _option_faults(
     key: str, name: str, kind: Any, options: Mapping[str, Any], example: str = "that family"
 ) -> list[str]:
     """Tell which options a family or a backbone does not have, or what is wrong with them."""
-    arguments = inspect.signature(kind.model if isinstance(kind, Family) else kind).parameters
+    maker = kind.model if isinstance(kind, Family) else kind
+    arguments = inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters
     known = [option for option in arguments if option not in _GIVEN]
     unknown = [option for option in options if option not in known]
     if unknown:
         return [
-            f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}. Start"
-            f" from a configuration of {example}"
+            f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}."
+            f" Start from a configuration of {example}"
         ]
     return kind.faults(**{option: arguments[option].default for option in known} | options)
 

@@ -43,7 +43,8 @@ def select(
         mask_threshold: cut of the rescoring.
 
     Returns:
-        The selection, a candidate for each query; always computed in float32, whatever the dtype of the logits.
+        The selection, a candidate for each query; always computed in float32, whatever the
+        dtype of the logits.
     """
     class_probs = jax.nn.sigmoid(outputs.class_logits.astype(jnp.float32))
     objectness = jax.nn.sigmoid(outputs.objectness_logits.astype(jnp.float32))

@@ -328,6 +328,15 @@ class SparseInst(nnx.Module):
             rng=rng,
         )
 
+    @property
+    def undecayed(self) -> tuple[str, ...]:
+        """Words: a parameter whose path holds one has no weight decay.
+
+        The original exempts a parameter by such a word, and nothing else: biases of convolutions
+        and linear layers do decay.
+        """
+        return ("norm", *getattr(self.backbone, "undecayed", ()))
+
     def __call__(
         self, images: jax.Array, train: bool = False, intermediates: dict | None = None
     ) -> Outputs:
