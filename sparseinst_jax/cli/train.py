@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.cli.batch_pictures import save_first_batches
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code, see `train`.
     """
     parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
-    configs.add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--init-from",
         metavar="PATH",
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         " PyTorch, Paddle, detectron2, .npz or .safetensors, or a run or checkpoint folder",
     )
     hosts.add_argument(parser)
-    arguments = configs.parse_command_line(parser, argv)
+    arguments = parse_command_line(parser, argv)
     if arguments.config is None:
-        parser.error("--config FILE is needed, such as --config configs/shapes.py")
+        parser.error("--config NAME is needed, such as --config shapes")
     if arguments.init_from is not None:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
