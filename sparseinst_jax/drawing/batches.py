@@ -69,8 +69,9 @@ def draw_batch(
 ) -> Image.Image:
     """Draw the images of a batch in a grid, each under the names of its files.
 
-    Padding is striped. A mask is drawn where at least half of the pixel at quarter size belongs to
-    it; ignored regions are white, under the objects.
+    Padding is striped. Masks are drawn as the batch has them: at a quarter of the size, where at
+    least half of the pixel belongs to them, or at full size. Ignored regions are white, under the
+    objects.
 
     Args:
         batch: of NumPy arrays.
