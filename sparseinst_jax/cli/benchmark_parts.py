@@ -139,8 +139,7 @@ class Bench:
 
     def train_step(self) -> Workload:
         """Build the workload of training."""
-        process.return_freed_memory()  # as `train` does, and the next
-        process.return_memory_of_compiling()
+        process.unmap_freed_blocks()  # as `train` does
         arguments, config = self.arguments, self.config
         apply, params, statistics, num_classes = self._network()
         adamw = optimizer.make_optimizer(

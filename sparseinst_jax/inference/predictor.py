@@ -22,7 +22,6 @@ from sparseinst_jax.inference.prediction import Prediction, checked_sizes
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.models.ops import normalize_images
-from sparseinst_jax.runtime import process
 
 Size = tuple[int, int]
 
@@ -157,7 +156,6 @@ class Predictor:
             )
             return family.select(outputs, **options)
 
-        process.return_memory_of_compiling()
         self._on_device = forward
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])
