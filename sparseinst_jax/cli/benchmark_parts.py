@@ -20,10 +20,11 @@ from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import process
-from sparseinst_jax.setup import builders, datasets, train_setup
+from sparseinst_jax.setup import builders, datasets
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.run import make_plan
 from sparseinst_jax.training import optimizer
 
 Size = tuple[int, int]
@@ -182,7 +183,7 @@ def input_(bench: Bench) -> Named:
     """Photos to batches: the least possible, one core, and each number of --workers."""
     data = functools.cache(lambda: bench.train_data)
     plan = functools.cache(
-        lambda: train_setup.make_plan(
+        lambda: make_plan(
             load_config(
                 bench.config.to_dict(), {"train.batch_size": str(bench.arguments.train_batch)}
             ),
