@@ -13,7 +13,7 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
-from sparseinst_jax.drawing import charts, visualize
+from sparseinst_jax.drawing import pictures
 
 NUM_STEPS = 3  # batches drawn at the start of a run
 NUM_IMAGES = 16  # of a batch, at the start of a run
@@ -52,7 +52,7 @@ def save_first_batches(
             step_plan = plan.batch(step, host_index, host_count)
             picture = draw_batch(batch, step_plan, dataset.records, dataset.class_names, NUM_IMAGES)
             folder.mkdir(parents=True, exist_ok=True)
-            charts.save_png(picture, picture_path(folder, step))
+            pictures.save_png(picture, picture_path(folder, step))
         yield batch
 
 
@@ -85,25 +85,15 @@ def draw_batch(
     titles = [_title(image, records) for image in plan.images[:number]]
     columns = math.ceil(math.sqrt(number))
     rows = [
-        visualize.beside(cells[first : first + columns], titles[first : first + columns])
+        pictures.beside(cells[first : first + columns], titles[first : first + columns])
         for first in range(0, number, columns)
     ]
     left_out = len(plan.images) - number
     note = f", {left_out} more not drawn" if left_out else ""
-    key = visualize.colour_key(
+    key = pictures.colour_key(
         [], (cells[0].height, rows[0].width), f"step {plan.step}, epoch {plan.epoch}{note}"
     )
-    return _stack([key, *rows])
-
-
-def _stack(parts: Sequence[Image.Image]) -> Image.Image:
-    size = max(part.width for part in parts), sum(part.height for part in parts)
-    picture = Image.new("RGB", size, color=(255, 255, 255))
-    top = 0
-    for part in parts:
-        picture.paste(part, (0, top))
-        top += part.height
-    return picture
+    return pictures.below([key, *rows])
 
 
 def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.Image:
@@ -115,14 +105,14 @@ def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.I
     labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
     captions: list[str] = [class_names[label] for label in labels[:MAX_CAPTIONS]]
     captions += [""] * (len(labels) - len(captions))
-    colours = [visualize.instance_colour(number) for number in range(len(labels))]
+    colours = [pictures.instance_colour(number) for number in range(len(labels))]
     if batch.is_ignored is not None:
         masks.append(batch.is_ignored[index])
         captions.append("ignored")
         colours.append(_IGNORED)
     repeat = MASK_STRIDE // shrink
     masks = [mask.repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
-    return visualize.draw_instances(image, masks, captions, colours, READABLE_SIDE)
+    return pictures.draw_instances(image, masks, captions, colours, READABLE_SIDE)
 
 
 def _striped_padding(image: np.ndarray, valid_height: int, valid_width: int) -> np.ndarray:
