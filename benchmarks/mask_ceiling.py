@@ -17,7 +17,7 @@ from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import ops
 
-MASK_THRESHOLD = 0.45
+CUT = masks.MaskCut(0.45, stride=4)
 
 
 def main() -> None:
@@ -73,9 +73,9 @@ def through_grid(
     if not grids:
         return []
     chunks = masks.upsample_masks(
-        np.stack(grids)[None], 0, np.arange(len(grids)), resized, original, MASK_THRESHOLD
+        np.stack(grids)[None], 0, np.arange(len(grids)), resized, original, CUT
     )
-    rles = [rle for chunk in chunks for rle in masks.encode_transposed(chunk)]
+    rles = [rle for chunk, _ in chunks for rle in masks.encode_transposed(chunk)]
     return [
         {
             "image_id": record.image_id,
