@@ -208,7 +208,7 @@ class Bench:
             ids, weights = list(range(1, number + 1)), (params, statistics)
             return build_predictor(_changed(self.config, given), apply, *weights, names, ids)
 
-        counts = self.config.model.num_masks, number
+        counts = builders.num_masks(self.config.model), number
         return inference.Subject(
             apply, params, statistics, make_predictor, *counts, size, photo_size
         )
@@ -233,8 +233,7 @@ class Bench:
 
     def train_step(self) -> timing.Workload:
         """Build the workload of training."""
-        process.return_freed_memory()  # as `train` does, and the next
-        process.return_memory_of_compiling()
+        process.unmap_freed_blocks()  # as `train` does
         given, settings = self.arguments, self.config.train
         apply, params, statistics, number, model = self._network()
         adamw = optimizer.make_optimizer(
@@ -242,7 +241,7 @@ class Bench:
             settings.learning_rate,
             settings.weight_decay,
             settings.gradient_clip_norm,
-            [f"backbone/{name}" for name in model.backbone.frozen_names],
+            optimizer.rules_of(model),
         )
         batch = training.random_batch(given.train_batch, given.train_size, given.objects, number)
         objective = builders.build_objective(self.config, apply)

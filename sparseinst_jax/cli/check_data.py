@@ -14,8 +14,10 @@ from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.data.annotations.faults import Fault, grouped
 from sparseinst_jax.data.check_report import DataReport, make_report
 from sparseinst_jax.drawing import data_page
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.setup import config as configs
+from sparseinst_jax.setup.builders import num_masks
 from sparseinst_jax.setup.datasets import draw_missing_data, index_both, name_of
 
 MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all
@@ -74,7 +76,7 @@ def check(config: Any, progress: TextIO | None = None) -> DataReport:
     """Check the training data of a configuration, and its validation data where it names some.
 
     Args:
-        config: `model.num_masks` and the keys of `data`.
+        config: `model.family`, `model.num_masks` and the keys of `data`.
         progress: where progress is written while images are opened.
 
     Raises:
@@ -88,8 +90,15 @@ def check(config: Any, progress: TextIO | None = None) -> DataReport:
             "config.data.train_sizes must be pixels > 0, none above config.data.train_max_size; "
             f"got {sizes} and {longest}"
         )
-    num_masks = config.model.num_masks
-    return make_report(index_both(config), num_masks, sizes, longest, data.num_workers, progress)
+    return make_report(
+        index_both(config),
+        num_masks(config.model),
+        FAMILIES[config.model.family].map_stride,
+        sizes,
+        longest,
+        data.num_workers,
+        progress,
+    )
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -129,7 +138,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 def default_config() -> ConfigDict:
     """Make the part of the published configuration that a check reads; a test compares them."""
     config = ConfigDict()
-    config.model = ConfigDict(dict(num_masks=100))
+    config.model = ConfigDict(dict(family="sparseinst", num_masks=100))
     data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
     data.update(train_max_size=853, num_workers=8)
     part = dict(images="", annotations="", tfds="")

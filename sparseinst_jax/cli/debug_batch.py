@@ -81,7 +81,7 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     plan = train_setup.make_plan(config, dataset).batch(step)
-    options = plan.flip_labels, plan.ignores_crowd
+    options = plan.flip_labels, plan.ignores_crowd, plan.targets
     skips: list[Skip] = []
     if config.data.on_error == "skip":
         loaded = [load_or_skip(dataset.records, image, *options, skips) for image in plan.images]

@@ -70,6 +70,7 @@ class DataReport(NamedTuple):
 def make_report(
     indexed: Mapping[str, tuple[CocoDataset, Iterable[Fault]]],
     num_masks: int,
+    map_stride: int,
     train_sizes: Sequence[int],
     train_max_size: int,
     num_workers: int,
@@ -80,6 +81,7 @@ def make_report(
     Args:
         indexed: "train", and maybe "val", to a data set and the faults of its json.
         num_masks: of the model.
+        map_stride: of the map on which it finds objects, pixels.
         train_sizes: shortest sides that images are resized to in training, pixels.
         train_max_size: longest side, pixels.
         num_workers: threads that open images.
@@ -93,7 +95,7 @@ def make_report(
             found.append(_nothing(dataset, title == "train"))
         warnings, lost = check.warn(dataset, num_masks), []
         if title == "train":
-            lost = check.lost_at_ends(dataset, train_sizes, train_max_size, MAX_OBJECTS)
+            lost = check.lost_at_ends(dataset, train_sizes, train_max_size, map_stride, MAX_OBJECTS)
             warnings += check.warn_of_lost(lost, train_max_size)
         if repeated := check.find_repeated(dataset):
             warnings.append(
@@ -180,8 +182,8 @@ def _lost_line(found: check.LostObjects) -> str:
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
     return (
         f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
-        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {check.MAP_STRIDE} x "
-        f"{check.MAP_STRIDE}, one cell of the activation maps"
+        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {found.map_stride} x "
+        f"{found.map_stride}, one cell of the activation maps"
     )
 
 

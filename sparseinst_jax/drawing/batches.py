@@ -12,7 +12,7 @@ from PIL import Image
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
-from sparseinst_jax.data.quarter_levels import MASK_STRIDE
+from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.drawing import pictures
 
 NUM_STEPS = 3  # batches drawn at the start of a run
@@ -21,7 +21,6 @@ NUM_IMAGES = 16  # of a batch, at the start of a run
 MAX_SIDE = 480
 READABLE_SIDE = 320
 MAX_CAPTIONS = 40
-_HALF = 2  # of the levels 0 ... 4
 _PADDING = ((112, 112, 112), (144, 144, 144))
 _IGNORED = (255, 255, 255)
 
@@ -70,8 +69,9 @@ def draw_batch(
 ) -> Image.Image:
     """Draw the images of a batch in a grid, each under the names of its files.
 
-    Padding is striped. A mask is drawn where at least half of the pixel at quarter size belongs to
-    it; ignored regions are white, under the objects.
+    Padding is striped. Masks are drawn as the batch has them: at a quarter of the size, where at
+    least half of the pixel belongs to them, or at full size. Ignored regions are white, under the
+    objects.
 
     Args:
         batch: of NumPy arrays.
@@ -81,7 +81,7 @@ def draw_batch(
         num_images: how many are drawn at most, from the first on.
     """
     number = min(num_images, len(plan.images))
-    cells = [_draw_image(batch, index, class_names) for index in range(number)]
+    cells = [_draw_image(batch, index, plan.targets, class_names) for index in range(number)]
     titles = [_title(image, records) for image in plan.images[:number]]
     columns = math.ceil(math.sqrt(number))
     rows = [
@@ -96,12 +96,14 @@ def draw_batch(
     return pictures.below([key, *rows])
 
 
-def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.Image:
+def _draw_image(
+    batch: Batch, index: int, form: TargetForm, class_names: Sequence[str]
+) -> Image.Image:
     """One padded image with its targets, smaller by 1, 2 or 4 so that a grid can be looked at."""
     image = _striped_padding(batch.images[index], *batch.valid_size[index])
-    shrink = next((s for s in (1, 2) if max(image.shape) <= s * MAX_SIDE), MASK_STRIDE)
+    shrink = next((s for s in (1, 2) if max(image.shape) <= s * MAX_SIDE), 4)
     image = np.asarray(Image.fromarray(image).reduce(shrink))
-    masks = list(batch.masks[index][batch.is_target[index]] >= _HALF)
+    masks = list(form.decode(batch.masks[index][batch.is_target[index]]))
     labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
     captions: list[str] = [class_names[label] for label in labels[:MAX_CAPTIONS]]
     captions += [""] * (len(labels) - len(captions))
@@ -110,8 +112,8 @@ def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.I
         masks.append(batch.is_ignored[index])
         captions.append("ignored")
         colours.append(_IGNORED)
-    repeat = MASK_STRIDE // shrink
-    masks = [mask.repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
+    repeat, step = max(form.stride // shrink, 1), max(shrink // form.stride, 1)
+    masks = [mask[::step, ::step].repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
     return pictures.draw_instances(image, masks, captions, colours, READABLE_SIDE)
 
 

@@ -18,6 +18,7 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders, train_checks, train_setup
 from sparseinst_jax.setup.config import flatten, load_config
+from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
 
@@ -75,8 +76,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model)
-    frozen = [f"backbone/{stage}" for stage in model.backbone.frozen_names]
-    step, _ = train_setup._make_step(config, apply, params, frozen)
+    step, _ = train_setup._make_step(config, apply, params, optimizer.rules_of(model))
     batch = _batch()
     opt_state = jax.eval_shape(step.optimizer.init, params)
     average = (params, statistics) if config.train.ema_decay else None
