@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.cli import check_page, check_report
 from sparseinst_jax.cli.check_report import Report
-from sparseinst_jax.data.annotations.faults import Fault, grouped
+from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import model_source

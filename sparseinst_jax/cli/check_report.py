@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from sparseinst_jax.data import check
-from sparseinst_jax.data.annotations.faults import Fault
-from sparseinst_jax.data.check_images import check_image
+from sparseinst_jax.data import check_dataset
+from sparseinst_jax.data.check_pixels import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.setup import datasets
@@ -39,7 +39,7 @@ class Split(NamedTuple):
     lines: list[str]
     warnings: list[str]
     faults: list[Fault]
-    lost: list[check.LostObjects]
+    lost: list[check_dataset.LostObjects]
     readable: list[ImageRecord]
 
 
@@ -56,7 +56,7 @@ class Report(NamedTuple):
     splits: list[Split]
     warnings: list[str]
     num_masks: int
-    overlap: list[check.Overlap]
+    overlap: list[check_dataset.Overlap]
 
     @property
     def fatal(self) -> list[Fault]:
@@ -91,10 +91,10 @@ def make_report(config: Any, progress: TextIO | None = None) -> Report:
     if len(splits) == 2:
         train, val = splits[0].dataset, splits[1].dataset
         splits[1].faults.extend(_strange_classes(train, val))
-        overlap = check.find_overlap(train, val, every_file=True)
+        overlap = check_dataset.find_overlap(train, val, every_file=True)
         warnings = [
-            *check.warn_of_classes(train, val),
-            *check.warn_of_overlap(overlap, len(val.records)),
+            *check_dataset.warn_of_classes(train, val),
+            *check_dataset.warn_of_overlap(overlap, len(val.records)),
         ]
     return Report(splits, warnings, config.model.num_masks, overlap)
 
@@ -117,18 +117,18 @@ def _check_split(
     if not dataset.num_targets.sum():
         faults.append(_nothing(dataset, is_train))
     lost = []
-    warnings = check.warn(dataset, config.model.num_masks)
+    warnings = check_dataset.warn(dataset, config.model.num_masks)
     if is_train:
         longest = config.data.train_max_size
-        lost = check.lost_at_ends(dataset, config.data.train_sizes, longest, MAX_OBJECTS)
-        warnings += check.warn_of_lost(lost, longest)
-    repeated = check.find_repeated(dataset)
+        lost = check_dataset.lost_at_ends(dataset, config.data.train_sizes, longest, MAX_OBJECTS)
+        warnings += check_dataset.warn_of_lost(lost, longest)
+    repeated = check_dataset.find_repeated(dataset)
     if repeated:
         warnings.append(
             f"{len(repeated)} files are named by more than one image entry, such as {repeated[0]}: "
             "each entry sees the other's objects as background; make them one"
         )
-    lines = [*check.describe(dataset), *_size_lines(dataset), _kind_line(kinds)]
+    lines = [*check_dataset.describe(dataset), *_size_lines(dataset), _kind_line(kinds)]
     lines += [_lost_line(found) for found in lost if found.num_checked]
     return Split(title, dataset, lines, warnings, faults, lost, readable)
 
@@ -196,13 +196,14 @@ def _kind_line(kinds: Counter[str]) -> str:
     return "files: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
 
 
-def _lost_line(found: check.LostObjects) -> str:
+def _lost_line(found: check_dataset.LostObjects) -> str:
     share = 100 * (found.num_lost + found.num_small) / found.num_checked
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
+    cell = check_dataset.MAP_STRIDE
     return (
         f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
-        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {check.MAP_STRIDE} x "
-        f"{check.MAP_STRIDE}, one cell of the activation maps"
+        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {cell} x {cell}, "
+        "one cell of the activation maps"
     )
 
 

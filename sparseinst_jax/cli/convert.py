@@ -14,7 +14,7 @@ import numpy as np
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.convert_fit import empty_weights, suggest
 from sparseinst_jax.cli.convert_output import ORIGINAL, OURS, check_output, write_arrays, write_ours
-from sparseinst_jax.data.annotations import coco_classes
+from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime.files import read_json
@@ -179,8 +179,8 @@ def _without_classes(source: Path, found: Translated) -> str:
 def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str], list[int]]:
     """Names and ids of the classes: those of COCO, or those in a json."""
     if path is None:
-        if num_classes == len(coco_classes.CLASS_NAMES):
-            return list(coco_classes.CLASS_NAMES), list(coco_classes.CATEGORY_IDS)
+        if num_classes == len(COCO_CLASS_NAMES):
+            return list(COCO_CLASS_NAMES), list(COCO_CATEGORY_IDS)
         raise ValueError(
             f"{source} finds {num_classes} classes and does not say which: give their names by "
             "--classes FILE.json, a list of names or the annotations that it was trained with."

@@ -13,7 +13,7 @@ import jax
 
 from sparseinst_jax.cli.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.data.coco import CocoDataset
-from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
+from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.inference.prediction import SHOWN_SCORE

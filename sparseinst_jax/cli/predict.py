@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.images.decoding import image_suffixes
+from sparseinst_jax.data.images import image_suffixes
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable, write_json

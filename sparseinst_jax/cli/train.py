@@ -17,7 +17,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.batch_pictures import save_first_batches
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.data.workers.skipping import SkippedImages
+from sparseinst_jax.data.failures import SkippedImages
 from sparseinst_jax.drawing import curves
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.files import write_json

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record_picture
-from sparseinst_jax.data.ecosystems.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
 from sparseinst_jax.data.quarter_levels import reduce_mask
 from sparseinst_jax.data.transforms import (
     Size,
     Transform,
+    boxes_in_crop,
     mask_levels,
     move_mask,
     transform_picture,

@@ -9,10 +9,9 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.data.annotations import columns
-from sparseinst_jax.data.coco import index_coco, load_coco
-from sparseinst_jax.data.index import cache as index_cache
-from sparseinst_jax.data.index import coco_index
+from sparseinst_jax.data._index import cache as index_cache
+from sparseinst_jax.data._index import columns, reader
+from sparseinst_jax.data.coco import DatasetSelection, index_coco, load_coco
 from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
@@ -126,7 +125,7 @@ def test_faults_of_classes_that_are_left_out_are_none(path):
     content = _content()
     content["annotations"][0]["segmentation"] = {"size": [1, 1], "counts": [1]}
     path.write_text(json.dumps(content))
-    _, faults = index_coco(path, None, classes=("apple",))
+    _, faults = index_coco(path, None, DatasetSelection(classes=("apple",)))
     assert faults.fatal == []
     _, faults = index_coco(path, None)
     assert [fault.kind for fault in faults.fatal] == ["run lengths"]
@@ -140,7 +139,7 @@ def test_a_second_start_reads_no_json_and_gives_the_same(path, cache, monkeypatc
     monkeypatch.setattr(index_cache, "build_index", None)  # would fail
     assert _known(load_coco(path, path.parent, classes=("pear",))) == _known(first)
     # The classes are chosen, and the faults told, when the data set is made.
-    dataset, faults = index_coco(path, None, class_map=("pear=apple",))
+    dataset, faults = index_coco(path, None, DatasetSelection(class_map=("pear=apple",)))
     assert dataset.targets_per_class.tolist() == [3]
     assert [fault.kind for fault in faults] == ["polygon with fewer than 3 points"] * 2
     copy = path.with_name("copy.json")
@@ -162,9 +161,9 @@ def test_a_json_that_changed_is_indexed_anew(path, cache):
 
 def test_what_was_kept_under_other_rules_is_not_used(path, cache, monkeypatch):
     load_coco(path, None)
-    monkeypatch.setattr(index_cache, "_rules", lambda: "0123abcd")
+    monkeypatch.setattr(index_cache, "RULES", 0xABCD)
     load_coco(path, None)
-    assert sorted(f.name.endswith("0123abcd") for f in cache.iterdir()) == [False, True]
+    assert sorted(f.name.endswith("abcd") for f in cache.iterdir()) == [False, True]
 
 
 @pytest.mark.parametrize("name", [*columns.DTYPES, "description"])
@@ -199,13 +198,13 @@ def test_a_damaged_cache_is_built_anew(path, cache, name, damage):
 def test_a_place_outside_of_its_column_is_found(path, tmp_path, name, value):
     with open(path, "rb") as file:
         (tmp_path / "index").mkdir()
-        coco_index.build_index(path, file, tmp_path / "index")
+        reader.build_index(path, file, tmp_path / "index")
     target = tmp_path / "index" / f"{name}.bin"
     column = np.fromfile(target, columns.DTYPES[name])
     column[len(column) // 2] = value
     column.tofile(target)
     with pytest.raises(ValueError, match="does not fit the others"):
-        coco_index.open_index(tmp_path / "index")
+        columns.open_index(tmp_path / "index")
 
 
 def test_without_a_place_for_the_cache_one_message_says_so(path, cache, capsys):
@@ -226,7 +225,7 @@ def test_a_disk_that_is_full_is_got_over(path, cache, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(columns, "save", full)
+    monkeypatch.setattr(reader, "save_index", full)
     assert [len(record.annotations) for record in load_coco(path, None).records] == [2, 0, 2]
     assert "No space left on device" in capsys.readouterr().err
     assert list(cache.iterdir()) == []

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from sparseinst_jax.data.packed_images import pack, unpack
 from sparseinst_jax.data.train_image import TrainImage
-from sparseinst_jax.data.workers.packed_images import pack, unpack
 
 
 def _image(rng, height, width, labels, ignores_crowd):

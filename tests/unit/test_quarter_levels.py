@@ -7,8 +7,8 @@ import pytest
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import quarter_levels
-from sparseinst_jax.data.annotations.segmentations import read_runs
 from sparseinst_jax.data.quarter_levels import inner_pixels, levels_of_runs, reduce_mask
+from sparseinst_jax.data.segmentations import read_runs
 
 
 def _runs(mask):
