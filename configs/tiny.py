@@ -1,10 +1,10 @@
-"""For tests: seconds on a CPU, learns nothing worth having.
+"""For tests: runs in seconds on a CPU and learns nothing useful.
 
-Command: python train.py --config configs/tiny.py
+Command: python train.py --config tiny
 Hardware: any. Expected AP: none. Table: none.
 """
 
-from configs import shapes
+from sparseinst_jax.configs import shapes
 
 
 def get_config():

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli.arguments import open_source, stored_config
 from sparseinst_jax.cli.measuring import inference, input_pipeline, photos, scoring, training
 from sparseinst_jax.cli.measuring.workloads import Workload
 from sparseinst_jax.data import coco
@@ -21,8 +22,8 @@ from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets, train_setup
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.model_source import draw_missing_data, open_source, stored_config
 from sparseinst_jax.training import optimizer
 
 Size = tuple[int, int]
@@ -84,7 +85,7 @@ class Bench:
             params, statistics = drawn_params, drawn_statistics
         # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put((params, statistics))
-        self.frozen_names = [f"backbone/{name}" for name in model.backbone.frozen_names]  # type: ignore[attr-defined]
+        self.parameter_rules = optimizer.rules_of(model)
         return apply, params, statistics, len(names)
 
     @functools.cached_property
@@ -108,7 +109,7 @@ class Bench:
             params,
             statistics,
             make_predictor,
-            self.config.model.num_masks,
+            builders.num_masks(self.config.model),
             num_classes,
             size,
             photo_size,
@@ -138,8 +139,7 @@ class Bench:
 
     def train_step(self) -> Workload:
         """Build the workload of training."""
-        process.return_freed_memory()  # as `train` does, and the next
-        process.return_memory_of_compiling()
+        process.unmap_freed_blocks()  # as `train` does
         arguments, config = self.arguments, self.config
         apply, params, statistics, num_classes = self._network()
         adamw = optimizer.make_optimizer(
@@ -147,7 +147,7 @@ class Bench:
             config.train.learning_rate,
             config.train.weight_decay,
             config.train.gradient_clip_norm,
-            self.frozen_names,
+            self.parameter_rules,
         )
         batch = training.random_batch(
             arguments.train_batch, arguments.train_size, arguments.objects, num_classes

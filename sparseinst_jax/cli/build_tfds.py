@@ -75,5 +75,5 @@ def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:
     ]
     if len(splits) == 1:
         keys.append("--config.train.eval_every=0  # or build it with --val-json")
-    train = " \\\n    ".join(["  python train.py --config configs/finetune.py", *keys])
+    train = " \\\n    ".join(["  sparseinst train --config finetune", *keys])
     return [f"{folder}: {number} shards, {size / 1e6:.1f} MB", "Next:", train]

@@ -184,7 +184,7 @@ def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
     images = shlex.quote(str(images_dir))
     check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
     check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])
-    train = ["  python train.py --config configs/finetune.py"]
+    train = ["  sparseinst train --config finetune"]
     for part, path in zip(("train", "val"), outputs, strict=False):
         train.append(
             f"--config.data.{part}.annotations={shlex.quote(str(path))} "

@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli.batch_pictures import save_first_batches
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.failures import SkippedImages
-from sparseinst_jax.drawing import curves
+from sparseinst_jax.drawing import charts
+from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import config as configs
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code, see `train`.
     """
     parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
-    configs.add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--init-from",
         metavar="PATH",
@@ -50,16 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         " PyTorch, Paddle, detectron2, .npz or .safetensors, or a run or checkpoint folder",
     )
     hosts.add_argument(parser)
-    arguments = configs.parse_command_line(parser, argv)
+    arguments = parse_command_line(parser, argv)
     if arguments.config is None:
-        parser.error("--config FILE is needed, such as --config configs/shapes.py")
+        parser.error("--config NAME is needed, such as --config shapes")
     if arguments.init_from is not None:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
-    process.return_freed_memory()
-    process.return_memory_of_compiling()
+    process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or configs.default_workdir(arguments.config)
     return train(config, workdir, literal_keys=arguments.overrides)
@@ -182,9 +182,8 @@ def _loop(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                curves.draw_curves(
-                    progress.read_metrics(workdir / _METRICS_FILE), workdir / "curves.png"
-                )
+                rows = progress.read_metrics(workdir / _METRICS_FILE)
+                charts.save(charts.training_curves(rows), workdir / "curves.png")
 
 
 def _read_batches(

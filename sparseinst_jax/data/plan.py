@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.ecosystems import DEFAULT_RULES, RESIZE_RULES
+from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
     LSJ_RANGE,
@@ -64,6 +65,7 @@ class StepPlan(NamedTuple):
     ``padded_size`` (height, width) in pixels and ``num_targets`` (M) are static shapes; ``epoch``
     is that of the step's first image. ``flip_labels[label]`` is the label of a flipped object;
     empty where a flip changes none. ``ignores_crowd``: the batch tells where crowd regions are.
+    ``targets``: the form of the masks.
     """
 
     step: int
@@ -73,6 +75,7 @@ class StepPlan(NamedTuple):
     images: tuple[ImagePlan, ...]
     flip_labels: tuple[int, ...] = ()
     ignores_crowd: bool = False
+    targets: TargetForm = QUARTER_LEVELS
 
 
 class TrainPlan:
@@ -98,6 +101,7 @@ class TrainPlan:
         crowd: str = "drop",
         resize_rule: str = DEFAULT_RULES,
         boxes_xyxy: Sequence[np.ndarray] | None = None,
+        targets: TargetForm = QUARTER_LEVELS,
     ) -> None:
         """Keep the settings.
 
@@ -115,6 +119,7 @@ class TrainPlan:
             crowd: one of CROWD.
             resize_rule: whose sizes, crops and pixels, one of ``ecosystems.RESIZE_RULES``.
             boxes_xyxy: of the objects of each image, [objects, 4]; where a rule crops by them.
+            targets: form of the masks of objects.
 
         Raises:
             ValueError: lists every setting that cannot be.
@@ -128,9 +133,8 @@ class TrainPlan:
         self.augmentation = augmentation
         self.lsj_range = tuple(lsj_range)
         self.copy_paste = float(copy_paste)
-        self.flip_labels = tuple(flip_labels)
-        self.crowd = crowd
-        self.resize_rule, self._boxes = resize_rule, boxes_xyxy
+        self.flip_labels, self.crowd = tuple(flip_labels), crowd
+        self.resize_rule, self._boxes, self.targets = resize_rule, boxes_xyxy, targets
         self._check()
         self._rule = RESIZE_RULES[resize_rule]
         self._window = self.train_sizes[-1], self._longest_side()
@@ -264,6 +268,7 @@ class TrainPlan:
             images,
             self.flip_labels,
             self.crowd == "ignore",
+            self.targets,
         )
 
     def _draw(self, draws: np.ndarray, position: int) -> Transform:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseinst_jax.data import check_dataset
+from sparseinst_jax.data import check_dataset, shapes
 from sparseinst_jax.data.coco import CocoDataset, DatasetSelection, index_coco, without_empty
 from sparseinst_jax.data.ecosystems import find_resize_rule
 from sparseinst_jax.data.faults import DatasetFaults
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.runtime import hosts
+from sparseinst_jax.setup.builders import num_masks
+
+
+def draw_missing_data(config: Any) -> None:
+    """Draw the demo's data set where it is asked for and missing, on the first host."""
+    if config.data.generator == "shapes":
+        data = config.data
+        hosts.first_alone(
+            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
+        )
 
 
 def load_train(config: Any) -> CocoDataset:
@@ -92,10 +104,11 @@ def _selection(data: Any, **others: Any) -> DatasetSelection:
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     """Lines that say what will be trained on and what of it not; opens no image."""
     data = config.data
-    lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size)
+    map_stride = FAMILIES[config.model.family].map_stride
+    lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
     warnings = [
         *check_dataset.warn_of_unusable(dataset),
-        *check_dataset.warn(dataset, config.model.num_masks),
+        *check_dataset.warn(dataset, num_masks(config.model)),
         *check_dataset.warn_of_lost(lost, data.train_max_size),
     ]
     hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)

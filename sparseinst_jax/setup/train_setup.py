@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data import coco
 from sparseinst_jax.data.classes import parse_flip_label_pairs
 from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, train_checks
@@ -67,8 +68,7 @@ def prepare(
         )
         params, statistics = initial.params, initial.statistics
         say("\n".join(initial.lines))
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
-    step, learning_rate = _make_step(config, apply, params, frozen)
+    step, learning_rate = _make_step(config, apply, params, optimizer.rules_of(model))
     # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
     opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
     average = (params, statistics) if config.train.ema_decay else None
@@ -129,7 +129,7 @@ def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.Coco
     Raises:
       ValueError: there is nothing to learn in them.
     """
-    prepare_data(config)
+    datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     train_checks.refuse_nothing_to_learn(dataset)
     for line in datasets.brief_check(config, dataset):
@@ -178,11 +178,15 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
         crowd=config.data.crowd,
         resize_rule=config.data.resize_rule,
         boxes_xyxy=dataset.boxes_xyxy,
+        targets=FAMILIES[config.model.family].targets,
     )
 
 
 def _make_step(
-    config: ConfigDict, apply: Callable[..., Any], params: Tree, frozen: Sequence[str]
+    config: ConfigDict,
+    apply: Callable[..., Any],
+    params: Tree,
+    rules: optimizer.ParameterRules,
 ) -> tuple[TrainStep, Callable[[int], Any]]:
     """Make the step and, for the metrics, its learning rate."""
     settings = config.train
@@ -194,7 +198,7 @@ def _make_step(
         settings.lr_decay,
     )
     adamw = optimizer.make_optimizer(
-        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, frozen
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, rules
     )
     objective = builders.build_objective(config, apply)
     step = TrainStep(
@@ -205,15 +209,6 @@ def _make_step(
         skips_nonfinite=settings.skip_nonfinite > 0,
     )
     return step, jax.jit(learning_rate)
-
-
-def prepare_data(config: ConfigDict) -> None:
-    """Draw the generated data set where it is missing; every host but the first waits."""
-    if config.data.generator == "shapes":
-        data = config.data
-        hosts.first_alone(
-            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
-        )
 
 
 def make_evaluation(
