@@ -16,7 +16,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.data.workers.skipping import SkippedImages
+from sparseinst_jax.data.failures import SkippedImages
 from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts
