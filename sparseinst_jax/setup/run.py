@@ -206,6 +206,7 @@ def make_step(
     step = TrainStep(
         objective,
         adamw,
+        seed=config.seed,
         micro_batches=settings.micro_batches,
         ema_decay=settings.ema_decay,
         skips_nonfinite=settings.skip_nonfinite > 0,
