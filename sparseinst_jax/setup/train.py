@@ -141,7 +141,7 @@ def _open_trainer(
     """Give the trainer and its batches, and leave the folder of the run in order behind them."""
     settings, done = config.train, int(state.step)
     is_first_host = jax.process_index() == 0
-    rows, steps_per_epoch = _rows(workdir, done), run.plan.steps_per_epoch
+    rows = _rows(workdir, done)
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
     batches = loader.train_batches(
         run.dataset,
@@ -155,22 +155,23 @@ def _open_trainer(
     )
     shown: Iterator[Batch] = batches
     if is_first_host and not done:
-        folder = workdir / "batches"
-        shown = save_first_batches(batches, run.plan, run.dataset, folder, 0, jax.process_count())
+        shown = save_first_batches(
+            batches, run.plan, run.dataset, workdir / "batches", 0, jax.process_count()
+        )
     with open(os.devnull, "w") as nowhere:
         trainer = Trainer(
             step=run.step,
             checkpoints=checkpoints,
             meta=run.meta,
             learning_rate=run.learning_rate,
-            steps_per_epoch=steps_per_epoch,
+            steps_per_epoch=run.plan.steps_per_epoch,
             intervals=Intervals(*(settings[field.name] for field in dataclasses.fields(Intervals))),
             evaluate=run.evaluate,
             early_stopping=EarlyStopping(settings.early_stopping, rows),
             writers=writers,
             progress=progress.Progress(
                 settings.num_steps,
-                steps_per_epoch,
+                run.plan.steps_per_epoch,
                 settings.batch_size,
                 done,
                 sys.stdout if is_first_host else nowhere,
@@ -188,8 +189,7 @@ def _open_trainer(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                figure = charts.training_curves(_rows(workdir))
-                charts.save(figure, workdir / "curves.png")
+                charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
             if skipped is not None:
                 print("\n".join(skipped.summary()), flush=True)
 
