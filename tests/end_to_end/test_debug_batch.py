@@ -12,7 +12,7 @@ from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
-from sparseinst_jax.runtime.process import call
+from sparseinst_jax.cli import run
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainStep
 from tests.end_to_end.test_training import TINY, arguments, data, train
@@ -105,7 +105,7 @@ def test_a_wrong_command_line_is_refused(argv, message, capsys):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
-    assert call(debug_batch.main, ["--workdir", str(tmp_path), "--step", "0"]) == 1
+    assert run(debug_batch.main, ["--workdir", str(tmp_path), "--step", "0"]) == 1
     assert "has no config.json. Give the folder that training wrote into" in capsys.readouterr().err
 
 

@@ -14,7 +14,7 @@ WINDOW = 1 << 22  # characters read at a time; an element that is longer makes i
 # Characters of one element, and of one section that is not read element by element: as Python
 # values they take about ten times as many bytes. An image's annotation has some hundred.
 MAX_VALUE = 1 << 28
-# A number or a literal such as -Infinity that the window cuts; a text that it cuts is reported as unterminated.
+# A number or a literal such as -Infinity that the window cuts; a cut text is "Unterminated" anyway.
 _CUT = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
 _decoder: Any = json.JSONDecoder()
