@@ -140,24 +140,23 @@ def _open_trainer(
 ) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
     """Give the trainer and its batches, and leave the folder of the run in order behind them."""
     settings, done = config.train, int(state.step)
-    is_first_host = jax.process_index() == 0
+    host, num_hosts = jax.process_index(), jax.process_count()
     rows = _rows(workdir, done)
-    writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
+    writers = _open_writers(workdir, done, settings.tensorboard) if host == 0 else []
     batches = loader.train_batches(
         run.dataset,
         run.plan,
         done,
         settings.num_steps - done,
-        jax.process_index(),
-        jax.process_count(),
+        host,
+        num_hosts,
         config.data.num_workers,
         None if skipped is None else skipped.add,
     )
     shown: Iterator[Batch] = batches
-    if is_first_host and not done:
-        shown = save_first_batches(
-            batches, run.plan, run.dataset, workdir / "batches", 0, jax.process_count()
-        )
+    if host == 0 and not done:
+        folder = workdir / "batches"
+        shown = save_first_batches(batches, run.plan, run.dataset, folder, 0, num_hosts)
     with open(os.devnull, "w") as nowhere:
         trainer = Trainer(
             step=run.step,
@@ -174,7 +173,7 @@ def _open_trainer(
                 run.plan.steps_per_epoch,
                 settings.batch_size,
                 done,
-                sys.stdout if is_first_host else nowhere,
+                nowhere if host else sys.stdout,
             ),
             nonfinite=NonFiniteSteps(settings.skip_nonfinite, rows),
         )
@@ -188,7 +187,7 @@ def _open_trainer(
                 batches.close()  # ends the processes that read images
             for writer in writers:
                 writer.close()
-            if is_first_host:
+            if host == 0:
                 charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
             if skipped is not None:
                 print("\n".join(skipped.summary()), flush=True)
