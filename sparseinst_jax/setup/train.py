@@ -1,7 +1,6 @@
 """Train from a configuration, or continue a run: what `sparseinst train` and a notebook call."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import sys
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
@@ -108,8 +106,16 @@ def train(
         if stored is not None:
             state, _ = checkpoints.restore_state(state)
             print_line(f"continuing after step {int(state.step)} of {config.train.num_steps}")
-        with _open_trainer(config, workdir, checkpoints, run, state, skipped) as (trainer, batches):
-            exit_code = trainer.run(state, batches)
+        done = int(state.step)  # an unreadable checkpoint is passed over
+        try:
+            with (
+                _open_trainer(config, workdir, run, done, checkpoints) as trainer,
+                _read_batches(config, workdir, run, done, skipped) as batches,
+            ):
+                exit_code = trainer.run(state, batches)
+        finally:
+            if skipped is not None:
+                print("\n".join(skipped.summary()), flush=True)
         step = checkpoints.latest_step or 0
     if exit_code == 0:
         print_line(f"finished: step {step}; results in {workdir}")
@@ -130,67 +136,70 @@ def _why_it_is_over(
 
 
 @contextlib.contextmanager
-def _open_trainer(
-    config: ConfigDict,
-    workdir: Path,
-    checkpoints: Checkpoints,
-    run: Run,
-    state: TrainState,
-    skipped: SkippedImages | None,
-) -> Iterator[tuple[Trainer, Iterator[Batch]]]:
-    """Give the trainer and its batches, and leave the folder of the run in order behind them."""
-    settings, done = config.train, int(state.step)
+def _read_batches(
+    config: ConfigDict, workdir: Path, run: Run, done: int, skipped: SkippedImages | None
+) -> Iterator[Iterator[Batch]]:
+    """Give this host's batches after step `done`; draws the first of a run on the way."""
     host, num_hosts = jax.process_index(), jax.process_count()
-    rows = _rows(workdir, done)
-    writers = _open_writers(workdir, done, settings.tensorboard) if host == 0 else []
     batches = loader.train_batches(
         run.dataset,
         run.plan,
         done,
-        settings.num_steps - done,
+        config.train.num_steps - done,
         host,
         num_hosts,
         config.data.num_workers,
         None if skipped is None else skipped.add,
     )
-    shown: Iterator[Batch] = batches
-    if host == 0 and not done:
-        folder = workdir / "batches"
-        shown = save_first_batches(batches, run.plan, run.dataset, folder, 0, num_hosts)
+    folder = workdir / "batches"
+    try:
+        if host or done:
+            yield batches
+        else:
+            yield save_first_batches(batches, run.plan, run.dataset, folder, host, num_hosts)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()  # ends the processes that read images
+
+
+@contextlib.contextmanager
+def _open_trainer(
+    config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
+) -> Iterator[Trainer]:
+    """Give the trainer, and leave the folder of the run in order behind it."""
+    settings, rows = config.train, _rows(workdir, done)
+    is_first_host = jax.process_index() == 0
+    writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
     with open(os.devnull, "w") as nowhere:
-        trainer = Trainer(
-            step=run.step,
-            checkpoints=checkpoints,
-            meta=run.meta,
-            learning_rate=run.learning_rate,
-            steps_per_epoch=run.plan.steps_per_epoch,
-            intervals=Intervals(*(settings[field.name] for field in dataclasses.fields(Intervals))),
-            evaluate=run.evaluate,
-            early_stopping=EarlyStopping(settings.early_stopping, rows),
-            writers=writers,
-            progress=progress.Progress(
-                settings.num_steps,
-                run.plan.steps_per_epoch,
-                settings.batch_size,
-                done,
-                nowhere if host else sys.stdout,
-            ),
-            nonfinite=NonFiniteSteps(settings.skip_nonfinite, rows),
+        shown_progress = progress.Progress(
+            settings.num_steps,
+            run.plan.steps_per_epoch,
+            settings.batch_size,
+            done,
+            sys.stdout if is_first_host else nowhere,
         )
         try:
-            yield trainer, shown
+            yield Trainer(
+                step=run.step,
+                checkpoints=checkpoints,
+                meta=run.meta,
+                learning_rate=run.learning_rate,
+                steps_per_epoch=run.plan.steps_per_epoch,
+                intervals=Intervals(*(settings[name] for name in Intervals.__annotations__)),
+                evaluate=run.evaluate,
+                early_stopping=EarlyStopping(settings.early_stopping, rows),
+                writers=writers,
+                progress=shown_progress,
+                nonfinite=NonFiniteSteps(settings.skip_nonfinite, rows),
+            )
         finally:
             # JAX keeps what a run compiled for the life of the process: on a CPU 700 to 1500 memory
             # mappings each, of the 65,530 that Linux allows. After them XLA ends the process.
             jax.clear_caches()
-            if isinstance(batches, Generator):
-                batches.close()  # ends the processes that read images
             for writer in writers:
                 writer.close()
-            if host == 0:
+            if is_first_host:
                 charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
-            if skipped is not None:
-                print("\n".join(skipped.summary()), flush=True)
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

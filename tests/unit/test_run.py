@@ -58,7 +58,7 @@ def start(data: Path, workdir: Path, monkeypatch, *words: str):
     @contextlib.contextmanager
     def nothing(*arguments):
         seen.append(arguments)
-        yield types.SimpleNamespace(run=lambda *_: 0), ()
+        yield types.SimpleNamespace(run=lambda *_: 0)
 
     monkeypatch.setattr(train, "_open_trainer", nothing)
     train_command.main(
@@ -70,7 +70,7 @@ def start(data: Path, workdir: Path, monkeypatch, *words: str):
             *words,
         ]
     )
-    config, _, _, run, *_ = seen[-1]
+    config, _, run, *_ = seen[-1]
     return config, run
 
 
