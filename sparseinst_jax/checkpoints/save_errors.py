@@ -1,4 +1,4 @@
-"""What to say when a checkpoint cannot be written, once and short."""
+"""Report once, and briefly, that a checkpoint could not be written."""
 
 import errno
 import logging
@@ -6,16 +6,16 @@ import os
 
 import absl.logging
 
-# What TensorStore and Orbax wrap in a page of their own words.
+# TensorStore and Orbax wrap these in a page of their own text.
 _CAUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 class SaveError(ValueError):
-    """A checkpoint could not be written; the ones before it are whole."""
+    """A checkpoint could not be written; the ones before it are complete."""
 
 
 def cause(error: Exception) -> str:
-    """The reason in the words of the operating system where it is in there, else the first line."""
+    """The operating system's reason if the error holds one, otherwise its first line."""
     text = str(error).strip() or type(error).__name__
     for number in _CAUSES:
         if os.strerror(number) in text:
@@ -23,8 +23,8 @@ def cause(error: Exception) -> str:
     return text.splitlines()[0][:200]
 
 
-def hush() -> None:
-    """Keep Orbax from printing tracebacks of what is raised, and said, as a SaveError anyway."""
+def silence_orbax() -> None:
+    """Keep Orbax from printing tracebacks of errors that we raise as SaveError."""
     logger = absl.logging.get_absl_logger()
     if _is_others not in logger.filters:
         logger.addFilter(_is_others)

@@ -172,7 +172,7 @@ def test_a_save_that_fails_says_so_once_and_leaves_the_ones_before(tmp_path, not
     last = re.escape(str(tmp_path / "checkpoints" / "2"))
     with (
         small_files(1 << 13),
-        pytest.raises(SaveError, match=rf"checkpoint of step 3 could not .* {last} is whole"),
+        pytest.raises(SaveError, match=rf"checkpoint of step 3 could not .* {last} is complete"),
     ):
         checkpoints.save(make_state(3, 9000), META)
         if notice == "wait":
