@@ -17,7 +17,7 @@ from sparseinst_jax.cli.convert_fit import empty_weights, suggest
 from sparseinst_jax.cli.convert_output import ORIGINAL, OURS, check_output, write_arrays, write_ours
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.runtime.files import read_json
 from sparseinst_jax.setup.config import find_config, load_config
 from sparseinst_jax.weights import fit

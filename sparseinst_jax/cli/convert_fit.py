@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.models.layers import Tree, functional
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights import fit

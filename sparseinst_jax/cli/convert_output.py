@@ -13,7 +13,7 @@ import numpy as np
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.weights.convert import named_arrays
 

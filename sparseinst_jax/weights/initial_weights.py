@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.weights import convert
 from sparseinst_jax.weights.files import read_weights_file
 from sparseinst_jax.weights.table import CLASS_LAYER, by_reason, part_of, part_table, shorten

@@ -15,6 +15,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
+from sparseinst_jax.models.functional import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders, train_setup
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import ParameterRules
@@ -37,7 +38,7 @@ def _network(config_name: str):
     model = builders.build_model(config.model, NUM_CLASSES, None)
     kinds = layers.Conv, DepthwiseConv
     number = sum(isinstance(module, kinds) for _, module in nnx.iter_graph(model))
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     return config, apply, _shapes(params), _shapes(statistics), number
 
 
@@ -98,7 +99,7 @@ def _training_halves(config_name: str, platform: str) -> list[str]:
 
     def lower(function, *arguments):
         # One device: with `vmap`, its axis is there without a device.
-        mapped = jax.vmap(function, in_axes=None, axis_name=layers.DEVICE_AXIS, axis_size=1)
+        mapped = jax.vmap(function, in_axes=None, axis_name=DEVICE_AXIS, axis_size=1)
         traced = jax.jit(mapped).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
