@@ -240,16 +240,16 @@ def _average_over_devices(values):
 class GroupNorm(nnx.Module):
     """Group norm, statistics in float32 over each image's groups of channels."""
 
-    def __init__(self, channels: int, num_groups: int = 32):
-        while channels % num_groups or channels // num_groups < 2:
-            num_groups //= 2  # narrow networks: at least two channels a group
+    def __init__(self, channels: int, groups: int = 32):
+        while channels % groups or channels // groups < 2:
+            groups //= 2  # narrow networks: at least two channels a group
         self.scale = nnx.Param(np.ones((channels,), np.float32))
         self.bias = nnx.Param(np.zeros((channels,), np.float32))
-        self.num_groups = num_groups
+        self.groups = groups
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]."""
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.num_groups, -1)
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
         normalized = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)

@@ -143,7 +143,7 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_after(
 
 
 def test_group_norm_normalises_each_image_by_itself(rng):
-    norm = layers.GroupNorm(8, num_groups=2)
+    norm = layers.GroupNorm(8, groups=2)
     x = rng.standard_normal((2, 4, 4, 8), np.float32) * np.array([1, 9]).reshape(2, 1, 1, 1)
     y = np.asarray(norm(jnp.asarray(x, jnp.float32))).reshape(2, 4, 4, 2, 4)
     np.testing.assert_allclose(y.mean((1, 2, 4)), 0, atol=1e-5)
