@@ -27,10 +27,10 @@ from sparseinst_jax.weights.table import by_reason, part_table
 from sparseinst_jax.weights.translate import Translated, translate
 
 DESCRIPTION = """\
-Turn weights of the original release, PaddleDetection or mmdetection into a checkpoint, and back.
+Turn weights of the original release or another implementation into a checkpoint, and back.
 
   sparseinst convert model.pth --config configs/giam_r50.py --output converted
-  sparseinst convert model.pdparams --config configs/paddle_giam_r50.py --output giam.safetensors
+  sparseinst convert model.pdparams --config configs/giam_r50.py --output giam.safetensors
   sparseinst convert RUN --to original --output model.safetensors
 
 eval.py --checkpoint, predict.py --checkpoint and train.py --init-from read the result.
@@ -173,7 +173,7 @@ def _without_classes(source: Path, found: Translated) -> str:
         )
     return (
         f"{source} has no {fit.CLASS_BIAS}, so it is no SparseInst network: {found.evidence}. Give "
-        "a checkpoint of the original release, PaddleDetection or mmdetection (docs/convert.md)."
+        "a checkpoint of the original release or of an implementation in docs/convert.md."
     )
 
 

@@ -33,7 +33,7 @@ class Parameters(NamedTuple):
     Attributes:
       trained: what the original counts as parameters.
       frozen_affine: scales and biases of frozen norms, which the original keeps as buffers, and
-        PaddleDetection and mmdetection as parameters.
+        other implementations as parameters.
       statistics: means and variances of batch norms, frozen or running.
     """
 

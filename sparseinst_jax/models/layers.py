@@ -34,13 +34,19 @@ class Counter(nnx.Variable):
 
 
 def xavier(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Draw U(-b, b), b = sqrt(3 / fan_in): Caffe2's "XavierFill", detectron2's `c2_xavier_fill`."""
+    """Draw U(-b, b), b = sqrt(3 / fan_in).
+
+    Source: Caffe2's "XavierFill", detectron2's `c2_xavier_fill`.
+    """
     bound = np.sqrt(3.0 / fan_in)
     return (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)
 
 
 def msra(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Draw N(0, 2 / fan_out): Caffe2's "MSRAFill", detectron2's `c2_msra_fill`."""
+    """Draw N(0, 2 / fan_out).
+
+    Source: Caffe2's "MSRAFill", detectron2's `c2_msra_fill`.
+    """
     return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2.0 / fan_out))
 
 
