@@ -22,14 +22,16 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.cli.measuring import machine, photos
 from sparseinst_jax.data.coco import CocoDataset, load_coco
-from sparseinst_jax.evaluation.evaluator import predict_dataset, write_json
+from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import layers
 from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import builders
-from sparseinst_jax.setup.config import add_config_arguments, load_config, parse_command_line
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor
 
 PHOTO_SIZE, NUM_OBJECTS = (480, 640), 8  # where photos are drawn

@@ -14,7 +14,7 @@ Hardware: one GPU; hours not measured. Expected AP: depends on the data.
 Table: none.
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

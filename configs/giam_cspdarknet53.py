@@ -11,7 +11,7 @@ norm is trained, on the statistics of the whole batch here, of each GPU in the o
 
 from ml_collections import ConfigDict
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ The original's file names no pretrained weights, either.
 
 from ml_collections import ConfigDict
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

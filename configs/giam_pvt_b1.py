@@ -9,7 +9,7 @@ Table: SparseInst model zoo, "SparseInst (G-IAM), PVTv2-B1".
 
 from ml_collections import ConfigDict
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

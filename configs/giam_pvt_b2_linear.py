@@ -8,7 +8,7 @@ Table: SparseInst model zoo, "SparseInst (G-IAM), PVTv2-B2-li".
 
 from ml_collections import ConfigDict
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

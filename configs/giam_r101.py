@@ -6,7 +6,7 @@ Expected AP: 34.9 on val2017, 35.5 on test-dev; FPS not published, input 640.
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-101".
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 36.4 on val2017, 36.9 on test-dev; FPS not published, input 640.
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-101-DCN".
 """
 
-from configs import giam_r101
+from sparseinst_jax.configs import giam_r101
 
 
 def get_config():

@@ -8,7 +8,7 @@ Table: SparseInst model zoo, "SparseInst (G-IAM), R-50".
 The table's row is at a short side of 608, which is set here; the original's file says 640.
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 34.2 on val2017, 34.7 on test-dev; 44.6 FPS on an RTX 2080 Ti, inpu
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-50", aug.
 """
 
-from configs import giam_r50
+from sparseinst_jax.configs import giam_r50
 
 
 def get_config():

@@ -9,7 +9,7 @@ The original: float16 with loss scaling, matcher in float32. Here: bfloat16 (the
 float32, so nothing is scaled); weights, optimizer, normalisers, matching and losses float32.
 """
 
-from configs import giam_r50
+from sparseinst_jax.configs import giam_r50
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 36.4 on val2017, 36.8 on test-dev; 41.6 FPS on an RTX 2080 Ti, inpu
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-50-DCN", aug.
 """
 
-from configs import giam_r50_aug
+from sparseinst_jax.configs import giam_r50_aug
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: none published; a file of the original's without a row in its table
 Table: none; sparse_inst_r50vd_giam.yaml of the original.
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 35.6 on val2017, 36.1 on test-dev; 42.8 FPS on an RTX 2080 Ti, inpu
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-50-vd", aug.
 """
 
-from configs import giam_r50_aug
+from sparseinst_jax.configs import giam_r50_aug
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: none published; a file of the original's without a row in its table
 Table: none; sparse_inst_r50vd_dcn_giam.yaml of the original.
 """
 
-from configs import giam_r50vd
+from sparseinst_jax.configs import giam_r50vd
 
 
 def get_config():

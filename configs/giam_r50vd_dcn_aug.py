@@ -9,7 +9,7 @@ Table: SparseInst model zoo, "SparseInst (G-IAM), R-50-vd-DCN", aug, at 608 and 
 The second row: eval.py with --config.data.eval_size="(640, 853)" and the same weights.
 """
 
-from configs import giam_r50vd_aug
+from sparseinst_jax.configs import giam_r50vd_aug
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 33.6 on val2017; test-dev not published; 44.6 FPS on an RTX 2080 Ti
 Table: SparseInst model zoo, "SparseInst (G-IAM, Softmax), R-50".
 """
 
-from configs import giam_r50
+from sparseinst_jax.configs import giam_r50
 
 
 def get_config():

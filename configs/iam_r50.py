@@ -6,7 +6,7 @@ Expected AP: 32.8 on val2017, 33.2 on test-dev; 44.3 FPS on an RTX 2080 Ti, inpu
 Table: SparseInst model zoo, "SparseInst, R-50".
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -6,7 +6,7 @@ Expected AP: 34.1 on val2017, 34.5 on test-dev; 42.6 FPS on an RTX 2080 Ti, inpu
 Table: SparseInst model zoo, "SparseInst, R-50-vd".
 """
 
-from configs import iam_r50
+from sparseinst_jax.configs import iam_r50
 
 
 def get_config():

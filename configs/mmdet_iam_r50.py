@@ -7,7 +7,7 @@ Table: mmdetection projects/SparseInst, R-50 (no weights published).
 The stem is frozen, the rate starts in full, and run-length masks are not learned.
 """
 
-from configs import iam_r50
+from sparseinst_jax.configs import iam_r50
 
 
 def get_config():

@@ -7,7 +7,7 @@ Expected AP: 34.3 on val2017, input 640; without test-dev and FPS.
 Table: PaddleDetection, sparseinst_r50vd_giam_150e_coco_aug.
 """
 
-from configs import paddle_giam_r50_aug
+from sparseinst_jax.configs import paddle_giam_r50_aug
 
 
 def get_config():

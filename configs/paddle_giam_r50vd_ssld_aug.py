@@ -8,7 +8,7 @@ Table: PaddleDetection, sparseinst_r50vd_ssld_giam_150_coco_aug.
 The published file holds the moving average. Rates fall after 114 and 137 epochs in this row alone.
 """
 
-from configs import paddle_giam_r50vd_aug
+from sparseinst_jax.configs import paddle_giam_r50vd_aug
 
 
 def get_config():

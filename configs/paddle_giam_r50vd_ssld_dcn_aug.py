@@ -8,7 +8,7 @@ Table: PaddleDetection, sparseinst_r50vd_ssld_dcn_giam_150e_coco_aug.
 The published file holds the moving average of the weights.
 """
 
-from configs import paddle_giam_r50vd_aug
+from sparseinst_jax.configs import paddle_giam_r50vd_aug
 
 
 def get_config():

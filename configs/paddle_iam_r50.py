@@ -9,7 +9,7 @@ Table: PaddleDetection, sparseinst_r50_150e_coco.
 Its table was made by another evaluation: --config.eval.protocol=paddledetection does the same.
 """
 
-from configs import iam_r50
+from sparseinst_jax.configs import iam_r50
 
 
 def get_config():

@@ -7,7 +7,7 @@ Expected AP: 32.7 on val2017, input 640; without test-dev and FPS.
 Table: PaddleDetection, sparseinst_r50_150e_coco_aug.
 """
 
-from configs import paddle_iam_r50
+from sparseinst_jax.configs import paddle_iam_r50
 
 
 def get_config():

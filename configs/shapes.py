@@ -6,7 +6,7 @@ Table: none; no published counterpart.
 The classes are learned last: their loss counts double. A small batch of random weights is clipped.
 """
 
-from configs import base
+from sparseinst_jax.configs import base
 
 
 def get_config():

@@ -4,7 +4,7 @@ Command: python train.py --config configs/tiny.py
 Hardware: any. Expected AP: none. Table: none.
 """
 
-from configs import shapes
+from sparseinst_jax.configs import shapes
 
 
 def get_config():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.data.annotations.coco_json import MAX_INTEGER, class_name_fault
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief
 
 MAX_FILES = 100_000  # in the folder of one step; Orbax writes some dozens
 # Bytes of a file that is read whole as JSON: names and shapes of arrays, configuration, classes.

@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.cli.arguments import add_model_arguments, check_arguments, parse_command_line
 from sparseinst_jax.cli.benchmark_parts import PARTS, Bench, chosen
 from sparseinst_jax.cli.measuring import inference, machine, statistics, workloads
-from sparseinst_jax.evaluation.evaluator import write_json
-from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.setup.config import parse_command_line
-from sparseinst_jax.setup.model_source import add_model_arguments, check_arguments
+from sparseinst_jax.runtime.files import check_writable, write_json
 
 DESCRIPTION = """\
 Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are drawn: what

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli.arguments import open_source, stored_config
 from sparseinst_jax.cli.measuring import inference, input_pipeline, photos, scoring, training
 from sparseinst_jax.cli.measuring.workloads import Workload
 from sparseinst_jax.data import coco
@@ -21,8 +22,8 @@ from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets, train_setup
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.model_source import draw_missing_data, open_source, stored_config
 from sparseinst_jax.training import optimizer
 
 Size = tuple[int, int]

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sparseinst_jax.evaluation.evaluator import Progress
 from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    with Progress(total, sys.stderr, "written") as line:
+    with ImageProgress(total, sys.stderr, "written") as line:
         yield line.advance
 
 
@@ -75,5 +75,5 @@ def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:
     ]
     if len(splits) == 1:
         keys.append("--config.train.eval_every=0  # or build it with --val-json")
-    train = " \\\n    ".join(["  python train.py --config configs/finetune.py", *keys])
+    train = " \\\n    ".join(["  sparseinst train --config finetune", *keys])
     return [f"{folder}: {number} shards, {size / 1e6:.1f} MB", "Next:", train]

@@ -11,12 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from sparseinst_jax.cli import check_page, check_report
+from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.check_report import Report
 from sparseinst_jax.data.annotations.faults import Fault, grouped
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.setup import config as configs
-from sparseinst_jax.setup import model_source
-from sparseinst_jax.setup.datasets import name_of
+from sparseinst_jax.setup.datasets import draw_missing_data, name_of
 
 MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all
 DESCRIPTION = """\
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Keys of the configuration can be set: --config.model.num_masks=200, --config.data.classes="
         "cat,dog"
     )
-    arguments = configs.parse_command_line(parser, argv)
+    arguments = parse_command_line(parser, argv)
     config = _config(arguments)
     output = Path(arguments.output or Path("runs/check") / Path(name_of(config.data.train)).stem)
     check_writable(output, "--output")
@@ -93,7 +93,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         config = default_config()
         configs.apply_overrides(config, arguments.overrides)
     if not arguments.json:
-        model_source.draw_missing_data(config)
+        draw_missing_data(config)
         return config
     with config.unlocked():
         named = dict(annotations=arguments.json, images=arguments.images, tfds="")

@@ -18,7 +18,7 @@ from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
 from sparseinst_jax.drawing import fonts, visualize
 from sparseinst_jax.runtime.files import replace_file
-from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.runtime.messages import printable
 
 PAGE, SHEET = "index.html", "labels.png"
 NUM_PICTURES = 16

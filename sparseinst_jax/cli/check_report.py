@@ -13,7 +13,8 @@ from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
-from sparseinst_jax.evaluation.evaluator import Progress, map_ahead
+from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.setup import datasets
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
@@ -141,7 +142,10 @@ def _open_images(
     readable = []
     workers = max(1, num_workers)
     records = dataset.records
-    with Progress(len(records), progress, "checked") as line, ThreadPoolExecutor(workers) as pool:
+    with (
+        ImageProgress(len(records), progress, "checked") as line,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         found = map_ahead(pool, check_image, records, ahead=4 * workers)
         for record, findings in zip(records, found, strict=True):
             kinds[findings.kind or "missing or broken"] += 1
@@ -167,7 +171,7 @@ def _strange_classes(train: CocoDataset, val: CocoDataset) -> list[Fault]:
         Fault(
             "classes",
             f"{val.annotations_path} has none of the classes of {train.annotations_path}: "
-            f"{', '.join(val.class_names[:10])} against {', '.join(train.class_names[:10])}; "
+            f"{listed(val.class_names)} against {listed(train.class_names)}; "
             "rename them by config.data.class_map, or give the right json",
         )
     ]

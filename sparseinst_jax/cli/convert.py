@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.convert_fit import empty_weights, suggest
 from sparseinst_jax.cli.convert_output import ORIGINAL, OURS, check_output, write_arrays, write_ours
 from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime.files import read_json
-from sparseinst_jax.setup.config import load_config, parse_command_line
+from sparseinst_jax.setup.config import find_config, load_config
 from sparseinst_jax.weights import fit
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
 from sparseinst_jax.weights.files import read_weights_file
@@ -135,7 +136,7 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> _Weights:
     try:
         params, statistics = original_to_ours(found.arrays, *own, source=str(source))
     except ValueError as error:
-        hint = suggest(found.arrays, num_classes, Path(arguments.config).parent)
+        hint = suggest(found.arrays, num_classes, find_config(arguments.config).parent)
         raise ValueError(f"{error}\n{found.ecosystem}: {found.evidence}\n{hint}") from error
     lines = [
         f"weights of {source} ({file.kind}, sha256 {file.sha256}):",

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from sparseinst_jax.cli import batch_pictures
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import pad_batch
 from sparseinst_jax.data.plan import ImagePlan, StepPlan
@@ -15,6 +16,7 @@ from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
 from sparseinst_jax.drawing import charts
+from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history, datasets, train_setup
 
@@ -31,14 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code.
     """
     parser = argparse.ArgumentParser("sparseinst debug-batch", description=_DESCRIPTION)
-    configs.add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
     parser.add_argument(
         "--output",
         metavar="DIR",
         help="folder of the picture step_N.png; default: batches in the run folder",
     )
-    arguments = configs.parse_command_line(parser, argv)
+    arguments = parse_command_line(parser, argv)
     if (arguments.config is None) == (arguments.workdir is None):
         parser.error("give either --config FILE or --workdir RUN, whose configuration is stored")
     if arguments.step < 0:
@@ -77,7 +79,7 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     Returns:
       The exit code, 0.
     """
-    train_setup.prepare_data(config)
+    datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     plan = train_setup.make_plan(config, dataset).batch(step)
     options = plan.flip_labels, plan.ignores_crowd
@@ -174,6 +176,4 @@ def _losses(record: ImageRecord, result: TrainImage, class_names: Sequence[str])
 
 
 def _named(annotations: Sequence[Annotation], class_names: Sequence[str]) -> str:
-    named = [f"{class_names[a.label]} (annotation {a.id})" for a in annotations[:_IDS_SHOWN]]
-    more = len(annotations) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")
+    return listed((f"{class_names[a.label]} (annotation {a.id})" for a in annotations), _IDS_SHOWN)

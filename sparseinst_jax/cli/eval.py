@@ -11,24 +11,23 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli.arguments import (
+    add_model_arguments,
+    check_arguments,
+    open_source,
+    parse_command_line,
+    stored_config,
+    workdir_of,
+)
 from sparseinst_jax.cli.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
-from sparseinst_jax.evaluation.evaluator import evaluate_dataset, write_json
+from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.setup.config import parse_command_line
-from sparseinst_jax.setup.datasets import load_val
-from sparseinst_jax.setup.model_source import (
-    add_model_arguments,
-    check_arguments,
-    draw_missing_data,
-    open_source,
-    stored_config,
-    workdir_of,
-)
+from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.setup.datasets import draw_missing_data, load_val
 
 NUM_PICTURES = 8
 DESCRIPTION = """\

@@ -18,7 +18,7 @@ from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
 from sparseinst_jax.evaluation.errors import ImageErrors
 from sparseinst_jax.inference.masks import LazyMasks
 from sparseinst_jax.inference.prediction import Prediction
-from sparseinst_jax.setup.model_source import unique_names
+from sparseinst_jax.runtime.files import unique_names
 
 # Told apart by all kinds of colour vision (Okabe and Ito's palette).
 _FOUND, _CONFUSED = (0, 158, 115), (240, 228, 66)

@@ -10,6 +10,7 @@ from pathlib import Path
 from sparseinst_jax.data.importers import coco_content, labelme, mask_images, via, yolo
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
 from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.runtime.messages import listed
 
 FORMATS = ("yolo", "labelme", "via", "masks")
 DEFAULT_VAL_SHARE = 0.2
@@ -137,11 +138,9 @@ def _report_faults(imported: Imported, source: str, skip_faulty: bool) -> None:
     """List what is skipped, or raise a ValueError where nothing may be."""
     lines = imported.faults.lines
     if lines and not skip_faulty:
-        shown = "\n  ".join(lines[:MAX_FAULTS_SHOWN])
-        rest = len(lines) - MAX_FAULTS_SHOWN
-        more = f"\n  ... and {rest} more" if rest > 0 else ""
+        shown = listed(lines, MAX_FAULTS_SHOWN, "\n  ")
         raise ValueError(
-            f"{source}: {len(lines)} fault(s), so nothing was written:\n  {shown}{more}\n"
+            f"{source}: {len(lines)} fault(s), so nothing was written:\n  {shown}\n"
             "Correct them, or give --skip-faulty, which leaves these objects and images out and "
             "lists them all; an object that is left out is trained as background."
         )
@@ -156,16 +155,15 @@ def _report_faults(imported: Imported, source: str, skip_faulty: bool) -> None:
 
 def _summary(path: Path, images: Sequence[LabelledImage], names: Sequence[str]) -> list[str]:
     counts = Counter(found.class_name for image in images for found in image.objects)
-    shown = ", ".join(f"{name} {counts[name]}" for name in names[:20])
-    more = f", ... {len(names) - 20} more" if len(names) > 20 else ""
+    shown = listed((f"{name} {counts[name]}" for name in names), 20)
     empty = sum(not image.objects for image in images)
     lines = [
         f"{path}: {len(images)} images ({empty} without objects), {counts.total()} objects",
-        f"  objects of each class: {shown}{more}",
+        f"  objects of each class: {shown}",
     ]
     unseen = [name for name in names if not counts[name]]
     if unseen:
-        lines.append(f"  WARNING: no object of: {', '.join(unseen[:10])}")
+        lines.append(f"  WARNING: no object of: {listed(unseen)}")
     return lines
 
 
@@ -186,7 +184,7 @@ def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
     images = shlex.quote(str(images_dir))
     check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
     check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])
-    train = ["  python train.py --config configs/finetune.py"]
+    train = ["  sparseinst train --config finetune"]
     for part, path in zip(("train", "val"), outputs, strict=False):
         train.append(
             f"--config.data.{part}.annotations={shlex.quote(str(path))} "

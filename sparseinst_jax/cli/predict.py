@@ -8,20 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.images.decoding import image_suffixes
-from sparseinst_jax.evaluation.evaluator import Progress, write_json
-from sparseinst_jax.inference.prediction import SHOWN_SCORE
-from sparseinst_jax.inference.predictor import Predictor, as_rgb
-from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.runtime.texts import printable
-from sparseinst_jax.setup.config import parse_command_line
-from sparseinst_jax.setup.model_source import (
+from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
     open_source,
-    unique_names,
+    parse_command_line,
     workdir_of,
 )
+from sparseinst_jax.data.images.decoding import image_suffixes
+from sparseinst_jax.inference.prediction import SHOWN_SCORE
+from sparseinst_jax.inference.predictor import Predictor, as_rgb
+from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
+from sparseinst_jax.runtime.messages import printable
+from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json.
@@ -82,7 +81,7 @@ def predict_files(
     results: list[dict[str, Any]] = []
     faults: list[str] = []
     names = unique_names(paths)
-    with Progress(len(paths), sys.stderr, "predicted") as line:
+    with ImageProgress(len(paths), sys.stderr, "predicted") as line:
         for image_id, (path, name) in enumerate(zip(paths, names, strict=True)):
             try:
                 image = as_rgb(path)

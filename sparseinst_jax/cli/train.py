@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.cli.batch_pictures import save_first_batches
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.workers.skipping import SkippedImages
 from sparseinst_jax.drawing import curves
-from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import train_checks
 from sparseinst_jax.setup.train_setup import Run, prepare, resolve_schedule
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code, see `train`.
     """
     parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
-    configs.add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument(
         "--init-from",
         metavar="PATH",
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         " PyTorch, Paddle, detectron2, .npz or .safetensors, or a run or checkpoint folder",
     )
     hosts.add_argument(parser)
-    arguments = configs.parse_command_line(parser, argv)
+    arguments = parse_command_line(parser, argv)
     if arguments.config is None:
-        parser.error("--config FILE is needed, such as --config configs/shapes.py")
+        parser.error("--config NAME is needed, such as --config shapes")
     if arguments.init_from is not None:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
@@ -114,7 +115,7 @@ def train(config: ConfigDict, workdir: str | Path, *, literal_keys: Collection[s
         for line in train_checks.refuse_changed_data(stored, run.meta, config, workdir):
             say(line)
         if is_first_host:
-            evaluator.write_json(workdir / "config.json", config.to_dict(), indent=2)
+            write_json(workdir / "config.json", config.to_dict(), indent=2)
         state = run.first_state
         if stored is not None:
             state, _ = checkpoints.restore_state(state)

@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import numpy as np
 from sparseinst_jax.data.index.records import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.quarter_levels import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
+from sparseinst_jax.runtime.messages import listed
 
 MAP_STRIDE = 8  # of the instance activation maps
 COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
@@ -121,8 +122,7 @@ def describe(dataset: CocoDataset) -> list[str]:
         return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
     per_class = class_counts(dataset)
     shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
-    extra = f", ... {len(shown) - 20} more" if len(shown) > 20 else ""
-    lines.append("objects per class: " + ", ".join(shown[:20]) + extra)
+    lines.append(f"objects per class: {listed(shown, 20)}")
     lines.append(
         f"objects per image: mean {_mean(counts):.1f}, most {counts.max(initial=0)}, "
         f"images without objects {int((counts == 0).sum())}, crowd regions {dataset.num_crowd}"
@@ -165,7 +165,7 @@ def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
     if unseen:
         lines.append(
             f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
-            f"learned: {_names(unseen)}; leave them out by config.data.classes, or annotate some"
+            f"learned: {listed(unseen)}; leave them out by config.data.classes, or annotate some"
         )
     counts = dataset.num_targets
     crowded = np.flatnonzero(counts > num_masks)
@@ -231,12 +231,12 @@ def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
     lines = []
     if seen[1] - seen[0]:
         lines.append(
-            f"{val.annotations_path} has objects of {_names(sorted(seen[1] - seen[0]))}, which "
+            f"{val.annotations_path} has objects of {listed(sorted(seen[1] - seen[0]))}, which "
             f"{train.annotations_path} has none of: nobody learns these, their AP will be 0"
         )
     if seen[0] - seen[1]:
         lines.append(
-            f"{val.annotations_path} has no object of {_names(sorted(seen[0] - seen[1]))}: their "
+            f"{val.annotations_path} has no object of {listed(sorted(seen[0] - seen[1]))}: their "
             "AP cannot be measured"
         )
     return lines
@@ -298,7 +298,7 @@ def warn_of_overlap(found: Sequence[Overlap], num_images: int) -> list[str]:
     names = [a if a == b else f"{a} = {b}" for a, b in found]
     return [
         f"{len(found)} of {num_images} validation images are training images, too: "
-        f"{_names(names)}; AP on these says nothing about new images. Take them out of one json"
+        f"{listed(names)}; AP on these says nothing about new images. Take them out of one json"
     ]
 
 
@@ -357,9 +357,3 @@ def _content(entry: _Entry) -> bytes | None:
 
 def _mean(counts: np.ndarray) -> float:
     return float(counts.mean()) if len(counts) else 0.0
-
-
-def _names(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

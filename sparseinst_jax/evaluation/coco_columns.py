@@ -18,7 +18,7 @@ from sparseinst_jax.data.annotations.segmentations import MAX_TEXT
 from sparseinst_jax.data.coco import encode_segmentation
 from sparseinst_jax.evaluation.average_precision import Columns
 from sparseinst_jax.evaluation.run_lengths import lengths_and_areas
-from sparseinst_jax.runtime.texts import brief, printable
+from sparseinst_jax.runtime.messages import brief, printable
 
 MAX_SHOWN_FAULTS = 10
 MAX_SCORE = 1e30  # of a detection, either side of 0; probabilities are meant, logits are taken

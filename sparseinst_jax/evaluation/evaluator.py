@@ -13,16 +13,13 @@ import itertools
 import json
 import logging
 import os
-import sys
-import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import padded_size, resized_size
@@ -31,11 +28,8 @@ from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.inference.masks import encode_transposed
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.files import replace_file
-
-SECONDS_BETWEEN_LINES = 10.0
-Item = TypeVar("Item")
-Value = TypeVar("Value")
+from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
 class ImagePredictor(Protocol):
@@ -166,7 +160,7 @@ def _predict_batches(
 
     ahead = 2 * (num_workers + predictor.num_together)
     with (
-        Progress(total, progress, what) as line,
+        ImageProgress(total, progress, what) as line,
         ThreadPoolExecutor(max(1, num_workers)) as readers,
         ThreadPoolExecutor(1) as packer,
     ):
@@ -257,8 +251,7 @@ def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[i
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:10]))
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return listed(map(repr, names))
 
 
 def _check_files(dataset: CocoDataset) -> None:
@@ -266,7 +259,7 @@ def _check_files(dataset: CocoDataset) -> None:
     files = dataset.files
     missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
     if missing:
-        shown = "\n  ".join(missing[:10])
+        shown = listed(missing, between="\n  ")
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
             f"missing; set config.data.val.images to their folder:\n  {shown}"
@@ -295,71 +288,3 @@ def _batches(
         for _, group in sorted(groups.items())
         for first in range(0, len(group), batch_size)
     ]
-
-
-def map_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Item], Value],
-    items: Iterable[Item],
-    ahead: int,
-) -> Iterator[Value]:
-    """Map in threads, in order, with at most `ahead` results waiting."""
-    waiting = collections.deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
-class Progress:
-    """Say how far a run over images is: a bar in a terminal, otherwise a line now and then.
-
-    Args:
-        total: number of images.
-        stream: where to write, or None for silence.
-        what: the word before the count.
-    """
-
-    def __init__(self, total: int, stream: TextIO | None = sys.stderr, what: str = "evaluated"):
-        self.total, self.stream, self.what = total, stream, what
-        self.done = 0
-        self._bar: tqdm | None = None
-
-    def __enter__(self) -> Progress:
-        self._start = self._last = time.monotonic()
-        if self.stream is not None and self.stream.isatty():
-            self._bar = tqdm(
-                total=self.total, file=self.stream, unit="image", desc=self.what, leave=True
-            )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def advance(self, count: int) -> None:
-        """Note `count` more images."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif self.stream is not None:
-            now = time.monotonic()
-            if now - self._last >= SECONDS_BETWEEN_LINES or self.done == self.total:
-                self._last = now
-                print(self.line(now - self._start), file=self.stream, flush=True)
-
-    def line(self, seconds: float) -> str:
-        """Write the state after `seconds`: count, speed and time left."""
-        speed = self.done / max(seconds, 1e-9)
-        left = round((self.total - self.done) / max(speed, 1e-9))
-        return (
-            f"{self.what} {self.done}/{self.total} images, {speed:.2f} images/s, "
-            f"ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
-        )
-
-
-def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
-    """Write a json file whole or not at all."""
-    replace_file(path, (json.dumps(value, indent=indent) + "\n").encode())

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparseinst_jax.drawing import visualize
 from sparseinst_jax.inference import masks
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief
 
 SHOWN_SCORE = 0.4
 # Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.

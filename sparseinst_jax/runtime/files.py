@@ -22,6 +22,11 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
+    """Write a json file whole or not at all."""
+    replace_file(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
 def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
     """Read a json file.
 
@@ -141,3 +146,18 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def unique_names(paths: Sequence[str | Path]) -> list[str]:
+    """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
+    taken: set[str] = set()
+    names = []
+    for path in paths:
+        stem = Path(path).stem
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        names.append(name)
+    return names

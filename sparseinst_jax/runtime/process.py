@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.watch import DONE, LOST_HOST
 
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another.

@@ -14,7 +14,7 @@ from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.models.backbones.resnet import ResNet
 from sparseinst_jax.models.sparseinst.model import Normalizer, SparseInst
 from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief
 
 BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
 FAMILIES = {"sparseinst": (SparseInst, SparseInstObjective)}

@@ -1,25 +1,24 @@
 """Load, override, store and compare configurations.
 
 A configuration is a tree of plain values (bool, int, float, str, tuples of them). It comes from a
-Python file that the user names (`get_config()` is called) or from the JSON stored in a run; a
-Python file is never run because it lies beside a checkpoint.
+Python file that the user names (`get_config()` is called), from one of this package's own, named
+without its folder, or from the JSON stored in a run. A Python file is never run because it lies
+beside a checkpoint.
 """
 
-import argparse
 import ast
 import difflib
 import json
 import re
 import runpy
-import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from sparseinst_jax import configs
 from sparseinst_jax.setup import config_history
 
 # A run may be continued with other values of these: they move no weight.
@@ -35,42 +34,40 @@ FREE_KEYS = (
     "data.on_change",
     "data.num_workers",
 )
-_PREFIX = "--config."
 _MISSING = "(not set)"
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any], overrides: Mapping[str, str] | None = None
+    source: str | Path | Mapping[str, Any] | ConfigDict, overrides: Mapping[str, Any] | None = None
 ) -> ConfigDict:
     """Load a configuration and apply overrides.
 
     Args:
-      source: a `.py` file with `get_config()`, a stored `.json` file, or a stored mapping.
-      overrides: dotted key to text, such as `{"train.batch_size": "8"}`.
+      source: a name such as "giam_r50", a `.py` file with `get_config()`, a stored `.json` file, a
+        stored mapping, or a configuration, which is copied.
+      overrides: dotted key to a value, or to its text: `{"train.batch_size": "8"}`.
 
     Returns:
       The configuration, locked: unknown keys can be neither read nor written.
 
     Raises:
-      FileNotFoundError: the file does not exist.
+      FileNotFoundError: there is neither such a file nor such a name.
       ValueError: the file is no configuration, or overrides name unknown keys or carry values of
         another type; all faults in one message.
     """
-    if isinstance(source, Mapping):
+    if isinstance(source, ConfigDict):
+        config = _from_plain(source.to_dict())
+    elif isinstance(source, Mapping):
         config = _from_stored(source)
     else:
-        path = Path(source)
-        if path.is_dir():
-            raise ValueError(f"--config must name a file, got the folder {path}.")
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"--config must name a file, got {path}, which does not exist"
-                f"{_close_files(path)}. Give a configuration such as configs/giam_r50.py."
-            )
+        path = find_config(source)
         if path.suffix == ".py":
             config = _run_config_file(path)
         elif path.suffix == ".json":
-            config = _read_json(path)
+            try:
+                config = from_json(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
         else:
             raise ValueError(f"--config must name a .py or a stored .json file, got {path}.")
     apply_overrides(config, overrides or {})
@@ -78,7 +75,42 @@ def load_config(
     return config
 
 
-def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+def find_config(source: str | Path) -> Path:
+    """Find the file of a configuration.
+
+    Args:
+      source: a path, or where no file is there, the name of a configuration of this package:
+        `giam_r50`, `giam_r50.py` and `configs/giam_r50.py` are the same.
+
+    Raises:
+      FileNotFoundError: there is neither; names similar files and configurations.
+      ValueError: it is a folder.
+    """
+    path = Path(source)
+    if path.is_file():
+        return path
+    ours = {
+        file.stem: file
+        for file in Path(configs.__path__[0]).glob("*.py")
+        if file.stem != "__init__"
+    }
+    if path.suffix in ("", ".py") and path.parent in (Path(), Path("configs")):
+        if path.stem in ours:
+            return ours[path.stem]
+    if path.is_dir():
+        raise ValueError(f"--config must name a file, got the folder {path}.")
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    files = {file.name: str(file) for file in beside if file.suffix in (".py", ".json")}
+    close = [files[name] for name in difflib.get_close_matches(path.name, files, n=1)]
+    close = close or difflib.get_close_matches(path.stem, ours)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+    raise FileNotFoundError(
+        f"--config must name a file, got {path}, which does not exist{hint}. Give a file, or a"
+        f" configuration of this package by its name, such as giam_r50 or finetune."
+    )
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
     """Replace values in place, each read as the type that the key has now.
 
     Raises:
@@ -86,7 +118,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:
     """
     known = flatten(config)
     faults, values = [], {}
-    for key, text in overrides.items():
+    for key, given in overrides.items():
+        text = given if isinstance(given, str) else repr(given)
         if key in known:
             try:
                 values[key] = _parse(text, known[key])
@@ -148,62 +181,9 @@ def describe(config: ConfigDict) -> str:
     return "\n".join(f"  {key} = {value!r}" for key, value in flatten(config).items())
 
 
-def default_workdir(config_file: str | Path) -> Path:
-    """`runs/<name of the configuration file>`: one run folder per configuration."""
-    return Path("runs") / Path(config_file).stem
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE` and `--workdir DIR`, and the usage of `--config.KEY=VALUE`."""
-    parser.add_argument("--config", metavar="FILE", help="configuration, such as configs/shapes.py")
-    parser.add_argument("--workdir", metavar="DIR", help="run folder; default: runs/<config name>")
-    note = "Any key of the configuration can be set: --config.train.batch_size=8; tuples as"
-    parser.epilog = f'{parser.epilog or ""} {note} --config.data.eval_size="(352, 469)".'.strip()
-
-
-def parse_command_line(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
-) -> argparse.Namespace:
-    """Parse a command line that may hold `--config.KEY=VALUE` arguments anywhere.
-
-    Args:
-      parser: from the command, after `add_config_arguments`.
-      argv: arguments without the program's name; those of the process by default.
-
-    Returns:
-      The namespace of the parser with `overrides`, dotted key to text, added.
-    """
-    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
-    namespace = parser.parse_intermixed_args(rest)  # images may stand between the options
-    namespace.overrides = overrides
-    return namespace
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take `--config.KEY=VALUE` and `--config.KEY VALUE` out of an argument list.
-
-    Returns:
-      The other arguments in order, and dotted key to text; the last of a repeated key counts.
-
-    Raises:
-      ValueError: an override without a value.
-    """
-    rest: list[str] = []
-    overrides: dict[str, str] = {}
-    arguments = iter(argv)
-    for argument in arguments:
-        if argument == "--":
-            rest += [argument, *arguments]
-        elif argument.startswith(_PREFIX):
-            key, equals, text = argument[len(_PREFIX) :].partition("=")
-            value = text if equals else next(arguments, None)
-            if value is None:
-                raise ValueError(f"{argument} needs a value: {argument}=VALUE.")
-            overrides[key] = value
-        else:
-            rest.append(argument)
-    return rest, overrides
+def default_workdir(source: str | Path) -> Path:
+    """`runs/<name of the configuration>`: one run folder for each."""
+    return Path("runs") / Path(source).stem
 
 
 def _parse(text: str, current: Any) -> Any:
@@ -285,20 +265,12 @@ def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def _read_json(path: Path) -> ConfigDict:
-    try:
-        return from_json(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def _run_config_file(path: Path) -> ConfigDict:
-    with _importable_configs(path):
-        try:
-            names = runpy.run_path(str(path))
-            config = names["get_config"]() if "get_config" in names else None
-        except Exception as error:  # the file is the user's program: anything can be raised
-            raise ValueError(f"{path}{_place(error, path)}: {_reason(error)}") from error
+    try:
+        names = runpy.run_path(str(path))
+        config = names["get_config"]() if "get_config" in names else None
+    except Exception as error:  # the file is the user's program: anything can be raised
+        raise ValueError(f"{path}{_place(error, path)}: {_reason(error)}") from error
     if "get_config" not in names:
         raise ValueError(f"{path} must define get_config(); see configs/base.py.")
     if not isinstance(config, ConfigDict):
@@ -335,26 +307,8 @@ def _reason(error: Exception) -> str:
             + " The keys and their meaning: configs/base.py."
         )
     text = str(inner)
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] == "configs":
+        text += ". A configuration is imported by `from sparseinst_jax.configs import giam_r50`"
     if isinstance(error, (TypeError, ValueError)):
         return text
     return f"{type(error).__name__}: {text}"
-
-
-@contextmanager
-def _importable_configs(path: Path) -> Iterator[None]:
-    """Let a configuration file import `configs.base` from its own tree or from this clone."""
-    places = [str(path.resolve().parent.parent), str(Path(__file__).resolve().parents[2])]
-    sys.path[:0] = places
-    try:
-        yield
-    finally:
-        for place in places:
-            sys.path.remove(place)
-
-
-def _close_files(path: Path) -> str:
-    if not path.parent.is_dir():
-        return ""
-    names = [p.name for p in path.parent.iterdir() if p.suffix in (".py", ".json")]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" (did you mean {path.parent / close[0]}?)" if close else ""

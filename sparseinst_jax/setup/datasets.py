@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseinst_jax.data import check
+from sparseinst_jax.data import check, shapes
 from sparseinst_jax.data.annotations.faults import Faults
 from sparseinst_jax.data.coco import CocoDataset, Selection, index_coco, without_empty
+from sparseinst_jax.runtime import hosts
+
+
+def draw_missing_data(config: Any) -> None:
+    """Draw the demo's data set where it is asked for and missing, on the first host."""
+    if config.data.generator == "shapes":
+        data = config.data
+        hosts.first_alone(
+            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
+        )
 
 
 def load_train(config: Any) -> CocoDataset:

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data import coco, shapes
+from sparseinst_jax.data import coco
 from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.index.fingerprint import fingerprint
 from sparseinst_jax.data.plan import TrainPlan
@@ -129,7 +129,7 @@ def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.Coco
     Raises:
       ValueError: there is nothing to learn in them.
     """
-    prepare_data(config)
+    datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     train_checks.refuse_nothing_to_learn(dataset)
     for line in datasets.brief_check(config, dataset):
@@ -205,15 +205,6 @@ def _make_step(
         skips_nonfinite=settings.skip_nonfinite > 0,
     )
     return step, jax.jit(learning_rate)
-
-
-def prepare_data(config: ConfigDict) -> None:
-    """Draw the generated data set where it is missing; every host but the first waits."""
-    if config.data.generator == "shapes":
-        data = config.data
-        hosts.first_alone(
-            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
-        )
 
 
 def make_evaluation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ LAYERS = (
     ("models",),
     ("losses", "matching"),
     ("data",),
-    ("runtime",),
+    ("runtime", "configs"),
 )
 FAMILIES = ("sparseinst", "fastinst")
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
@@ -59,6 +60,13 @@ def _imported(path: Path) -> set[str]:
 
 def test_every_module_has_a_place_in_the_layers():
     assert {_module(path) for path in _sources()} <= RANK.keys()
+
+
+def test_the_wheel_holds_every_folder_of_the_package_and_the_configurations():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / PACKAGE).rglob("*.py")}
+    names = [".".join(folder.parts) for folder in folders]
+    assert sorted([*names, "sparseinst_jax.configs"]) == sorted(listed)
 
 
 def test_imports_go_strictly_down():

@@ -249,7 +249,8 @@ def world(tmp_path_factory):
     (folder / "file").write_text("not a folder")
     (folder / "text.png").write_text("not an image")
     (folder / "mine.py").write_text(
-        "from configs import tiny\ndef get_config():\n    config = tiny.get_config()\n"
+        "from sparseinst_jax.configs import tiny\n"
+        "def get_config():\n    config = tiny.get_config()\n"
         "    config.train.learnin_rate = 1\n    return config\n"
     )
     _write_jsons(folder)

@@ -318,4 +318,4 @@ def test_a_missing_config_argument_is_a_usage_error(monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         train_command.main()
     assert caught.value.code == 2
-    assert "--config FILE is needed" in capsys.readouterr().err
+    assert "--config NAME is needed" in capsys.readouterr().err

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tiny
 from sparseinst_jax.cli import benchmark as command
 from sparseinst_jax.cli import summary
+from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.benchmark_parts import Bench
 from sparseinst_jax.cli.measuring import (
     compilation,
@@ -26,10 +26,10 @@ from sparseinst_jax.cli.measuring import (
     training,
     workloads,
 )
+from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
-from sparseinst_jax.setup.config import parse_command_line
 from sparseinst_jax.weights.convert import ours_to_original
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

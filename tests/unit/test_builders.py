@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from configs import tiny
+from sparseinst_jax.configs import tiny
 from sparseinst_jax.setup import builders
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs import tiny
+from sparseinst_jax.configs import tiny
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters, trace_macs
 from sparseinst_jax.setup import builders

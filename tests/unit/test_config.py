@@ -1,13 +1,18 @@
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line, split_overrides
 from sparseinst_jax.setup import config as configs
 
 ROOT = Path(__file__).parents[2]
 SHAPES = ROOT / "configs" / "shapes.py"
+TINY = ROOT / "configs" / "tiny.py"
 
 PLAIN = """
 from ml_collections import ConfigDict
@@ -79,7 +84,7 @@ def test_a_key_in_the_wrong_group_is_found(plain):
 def test_unknown_keys_in_a_variant_are_refused_with_the_valid_ones(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
-        "from configs import base\n\n"
+        "from sparseinst_jax.configs import base\n\n"
         "def get_config():\n"
         "    config = base.get_config()\n"
         "    config.train.batchsize = 8\n"
@@ -98,6 +103,72 @@ def test_a_file_without_get_config_or_of_another_kind_is_refused(tmp_path):
         configs.load_config(tmp_path / "c.yaml")
     with pytest.raises(FileNotFoundError, match=r"did you mean .*empty\.py"):
         configs.load_config(tmp_path / "emty.py")
+
+
+@pytest.mark.parametrize("source", ["tiny", "tiny.py", "configs/tiny.py", "configs/tiny"])
+def test_a_configuration_is_found_by_its_name_anywhere(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configs.load_config(source).to_dict() == configs.load_config(TINY).to_dict()
+    (tmp_path / "tiny").mkdir()  # a folder of the name is no configuration
+    assert configs.find_config(source) == TINY
+
+
+def test_a_file_wins_over_a_configuration_of_the_same_name(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain.rename(tmp_path / "tiny.py")
+    assert configs.load_config("tiny.py").count == 3
+    assert "count" not in configs.load_config("tiny")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"elsewhere/tiny\.py, which does not exist"):
+        configs.load_config("elsewhere/tiny.py")
+
+
+def test_an_unknown_name_lists_those_that_are_close(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as caught:
+        configs.load_config("giam_50")
+    assert str(caught.value).startswith(
+        "--config must name a file, got giam_50, which does not exist"
+        " (did you mean giam_r50 or iam_r50 or giam_r50vd?)."
+    )
+
+
+def test_a_configuration_is_loaded_from_another_or_with_values_in_place_of_texts():
+    first = configs.load_config("tiny", {"data.eval_size": (32, 48), "train.lr_scaling": "none"})
+    assert first.data.eval_size == (32, 48) and first.train.lr_scaling == "none"
+    second = configs.load_config(first, {"data.keep_empty": False, "train.learning_rate": 1})
+    assert (second.data.keep_empty, first.data.keep_empty) == (False, True)
+    assert second.data.eval_size == (32, 48) and type(second.train.learning_rate) is float
+    with pytest.raises(ValueError, match=r"train\.num_steps=1\.5: expected an integer"):
+        configs.load_config(first, {"train.num_steps": 1.5})
+
+
+STARTS_FROM_OURS = """
+from sparseinst_jax.configs import giam_r50
+
+def get_config():
+    config = giam_r50.get_config()
+    config.train.num_steps = 7
+    return config
+"""
+
+
+def test_outside_of_the_checkout_a_file_starts_from_ours_and_no_path_is_changed(tmp_path):
+    (tmp_path / "mine.py").write_text(STARTS_FROM_OURS)
+    code = (
+        "import sys; before = list(sys.path)\n"
+        "from sparseinst_jax.setup.config import load_config\n"
+        "config = load_config('mine.py')\n"
+        "assert (config.train.num_steps, config.data.eval_size) == (7, (608, 853))\n"
+        "assert sys.path == before\n"
+        "from sparseinst_jax.configs import giam_r50\n"
+        "print(giam_r50.__file__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # not installed
+    command = [sys.executable, "-c", code]
+    options: dict = dict(cwd=tmp_path, env=environment, capture_output=True, text=True)
+    run = subprocess.run(command, check=True, **options)
+    assert run.stdout.strip() == str(ROOT / "configs" / "giam_r50.py")
 
 
 def test_json_round_trip_keeps_values_types_and_tuples():
@@ -134,9 +205,9 @@ def test_a_loaded_configuration_is_locked(plain):
 
 def test_command_line_splits_overrides_from_other_arguments():
     parser = argparse.ArgumentParser()
-    configs.add_config_arguments(parser)
+    add_config_arguments(parser)
     parser.add_argument("images", nargs="*")
-    arguments = configs.parse_command_line(
+    arguments = parse_command_line(
         parser,
         [
             "a.png",
@@ -156,14 +227,14 @@ def test_command_line_splits_overrides_from_other_arguments():
 
 def test_an_override_without_a_value_is_refused():
     with pytest.raises(ValueError, match=r"--config\.x needs a value"):
-        configs.split_overrides(["--config.x"])
+        split_overrides(["--config.x"])
 
 
 def test_run_folder_is_named_after_the_configuration_file():
     assert configs.default_workdir("some/where/giam_r50.py") == Path("runs/giam_r50")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.stem)
 def test_variants_have_the_keys_and_types_of_the_base(path):
     base = configs.flatten(configs.load_config(ROOT / "configs" / "base.py"))
     flat = configs.flatten(configs.load_config(path))
@@ -180,6 +251,7 @@ def test_variants_have_the_keys_and_types_of_the_base(path):
     [
         ("def get_config(:", r"mine\.py, line 1: SyntaxError: invalid syntax"),
         ("import nonsense", r"mine\.py, line 1: ModuleNotFoundError: No module named 'nonsense'"),
+        ("from configs.x import y", r"line 1: .*No module named 'configs\.x'\. .* sparseinst_jax"),
         ("import os\nos.no\n", r"mine\.py, line 2: AttributeError: module 'os' has no attribute"),
         ("def get_config():\n    return 1 / 0", r"mine\.py, line 2: ZeroDivisionError: division"),
         ("def get_config(): return 3", r"must return an ml_collections\.ConfigDict, got int"),

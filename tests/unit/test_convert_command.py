@@ -18,11 +18,11 @@ import sparseinst_jax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert, convert_output
+from sparseinst_jax.cli.arguments import add_model_arguments, open_source
 from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.model_source import add_model_arguments, open_source
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
 from sparseinst_jax.weights.initial_weights import load_initial_weights
 from tests.unit import foreign_names
@@ -167,7 +167,7 @@ def test_a_foreign_file_becomes_the_original_release_file_of_the_same_network(
 def write_config(folder: Path, name: str, line: str) -> Path:
     folder.mkdir(exist_ok=True)
     lines = ("config = tiny.get_config()", line, "return config")
-    text = "\n    ".join(("from configs import tiny\n\ndef get_config():", *lines))
+    text = "\n    ".join(("from sparseinst_jax.configs import tiny\n\ndef get_config():", *lines))
     (folder / name).write_text(text)
     return folder / name
 

@@ -25,7 +25,7 @@ from sparseinst_jax.data.annotations.segmentations import compressed_length
 from sparseinst_jax.data.images import paths
 from sparseinst_jax.data.images.decoding import read_header, read_image
 from sparseinst_jax.evaluation.coco_metrics import evaluate
-from sparseinst_jax.runtime.texts import acting_letter, printable
+from sparseinst_jax.runtime.messages import acting_character, printable
 from tests.fuzzing import cases
 from tests.unit.test_checkpoints import META, make_state
 
@@ -130,7 +130,7 @@ def test_any_json_is_read_or_refused_and_what_is_read_can_be_drawn(folder, steps
         for annotation in record.annotations:
             mask = coco.decode_mask(annotation.segmentation, record.height, record.width)
             assert mask.shape == (record.height, record.width)
-    assert not any(acting_letter(name) for name in dataset.class_names)
+    assert not any(acting_character(name) for name in dataset.class_names)
 
 
 @cases(100)
@@ -292,7 +292,7 @@ def test_any_meta_of_a_checkpoint_is_used_or_refused(steps):
         assert _is_message(error) and str(error).startswith("its meta")
     else:
         assert isinstance(found.get("config", {}), dict)
-        assert not any(acting_letter(name) for name in found.get("class_names", []))
+        assert not any(acting_character(name) for name in found.get("class_names", []))
 
 
 @pytest.fixture(scope="module")
@@ -334,5 +334,5 @@ def test_any_checkpoint_is_read_or_refused(run, tmp_path_factory, which, place, 
 @given(text=st.text(max_size=40), name=odd_text)
 def test_any_text_can_be_shown(text, name):
     shown = printable(text + name)
-    assert acting_letter(shown.replace("\n", "").replace("\t", "")) is None
+    assert acting_character(shown.replace("\n", "").replace("\t", "")) is None
     assert printable("plain ä 東京 \u200f") == "plain ä 東京 \u200f"

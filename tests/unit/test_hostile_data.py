@@ -25,7 +25,7 @@ from sparseinst_jax.drawing.fonts import drawable, own_font, shorten
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.report import write_confusion_table
 from sparseinst_jax.runtime.files import read_json
-from sparseinst_jax.runtime.texts import MAX_MESSAGE, brief, printable
+from sparseinst_jax.runtime.messages import MAX_MESSAGE, brief, printable
 
 SIDE = 16
 SQUARE = [2.0, 2.0, 9.0, 2.0, 9.0, 9.0, 2.0, 9.0]

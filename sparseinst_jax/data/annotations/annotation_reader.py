@@ -23,7 +23,7 @@ from sparseinst_jax.data.annotations.columns import (
 )
 from sparseinst_jax.data.annotations.faults import Fault, Faults
 from sparseinst_jax.data.annotations.segmentations import sum_runs, usable_polygons
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief, listed
 
 NO_MASK = 255  # in place of the kind of a mask: the annotation is left out
 _KEYS = ("id", "image_id", "category_id", "segmentation")
@@ -289,7 +289,7 @@ class _Context(NamedTuple):
 
     def unknown_categories(self, category_ids: array, categories: Mapping[int, str]) -> list[_Note]:
         """Annotations of categories that do not exist."""
-        known = ", ".join(map(str, list(categories)[:10])) + ", ..." * (len(categories) > 10)
+        known = listed(categories)
         return [
             _Note(
                 row,

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparseinst_jax.runtime.messages import listed
+
 
 class Classes(NamedTuple):
     """The classes that a json comes to.
@@ -131,5 +133,4 @@ def _unknown(name: str, names: Any) -> str:
 
 
 def _listed(names: Any) -> str:
-    names = sorted(map(repr, names))
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return listed(sorted(map(repr, names)), 20)

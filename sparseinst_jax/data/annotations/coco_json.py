@@ -18,7 +18,7 @@ from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
 from sparseinst_jax.data.images.decoding import MAX_PIXELS
 from sparseinst_jax.data.images.paths import name_fault
 from sparseinst_jax.runtime.files import broken_json, check_json_file
-from sparseinst_jax.runtime.texts import acting_letter, brief, printable
+from sparseinst_jax.runtime.messages import acting_character, brief, printable
 
 WHAT = "annotations file"
 CURE = "set config.data.train.annotations or config.data.val.annotations to a COCO instance json"
@@ -153,7 +153,7 @@ def class_name_fault(name: Any) -> str | None:
         return "the name is empty; give it one"
     if len(name) > MAX_CLASS_NAME:
         return f"the name has {len(name)} letters, expected {MAX_CLASS_NAME} at most: {brief(name)}"
-    letter = acting_letter(name)
+    letter = acting_character(name)
     if letter is not None:
         return f"the name {brief(name)} holds the control character {letter!r}; rename the class"
     return None

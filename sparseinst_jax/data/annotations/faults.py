@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.runtime.messages import listed, printable
 
 MAX_FAULTS_SHOWN = 20
 MAX_LETTERS = 1_000  # of one fault; values of the json are shortened, paths can be long
@@ -58,11 +58,9 @@ class Faults:
         fatal = self.fatal
         if not fatal:
             return
-        shown = "\n  ".join(
-            printable(fault.message, MAX_LETTERS) for fault in fatal[:MAX_FAULTS_SHOWN]
-        )
-        rest = len(fatal) - MAX_FAULTS_SHOWN
-        more = f"\n  ... and {rest} more (`sparseinst check-data` lists all)" if rest > 0 else ""
+        messages = [printable(fault.message, MAX_LETTERS) for fault in fatal]
+        shown = listed(messages, MAX_FAULTS_SHOWN, "\n  ")
+        more = " (`sparseinst check-data` lists all)" * (len(fatal) > MAX_FAULTS_SHOWN)
         cure = "Correct the file (its form: https://cocodataset.org/#format-data)."
         missing = [fault.kind == MISSING_IMAGE for fault in fatal]
         if any(missing):

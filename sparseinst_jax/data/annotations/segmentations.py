@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from sparseinst_jax.data.annotations.faults import Fault
-from sparseinst_jax.runtime.texts import brief
+from sparseinst_jax.runtime.messages import brief
 
 MIN_POLYGON = 6  # numbers of a polygon with three corners
 # pycocotools walks along a polygon's border in fifths of a pixel and remembers each step: an object

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sparseinst_jax.data.images.paths import PathError, refuse_no_regular_file
-from sparseinst_jax.runtime.texts import printable
+from sparseinst_jax.runtime.messages import printable
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 

@@ -9,7 +9,7 @@ import re
 import stat
 from pathlib import PureWindowsPath
 
-from sparseinst_jax.runtime.texts import acting_letter, brief
+from sparseinst_jax.runtime.messages import acting_character, brief
 
 MAX_NAME = 4096  # letters of a file_name: no path may be longer on Linux
 _SUSPECT = re.compile(r"^$|^[/\\]|^[A-Za-z]:|://|(?:^|[/\\])\.\.(?:[/\\]|$)")
@@ -25,7 +25,7 @@ def name_fault(name: str) -> str | None:
 
     No file is looked at.
     """
-    letter = acting_letter(name)
+    letter = acting_character(name)
     if letter is None and len(name) <= MAX_NAME and not _SUSPECT.search(name):
         return None
     if len(name) > MAX_NAME:

@@ -36,6 +36,7 @@ from sparseinst_jax.data.importers.objects import (
     require_folder,
     with_progress,
 )
+from sparseinst_jax.runtime.messages import listed
 
 LAYOUTS = ("objects", "indexed")
 # More different values are a photo, or a mask that was smoothed or saved as JPEG.
@@ -196,10 +197,9 @@ def _read_binary(path: Path, size: tuple[int, int]) -> np.ndarray:
     check_size(size, numbers.shape, "the mask")
     values = np.unique(numbers)
     if len(values[values != 0]) > 1:
-        shown = ", ".join(map(str, values[:6])) + (", ..." if len(values) > 6 else "")
         raise LabelFault(
-            f"has {len(values)} values ({shown}), a mask of one object has 0 and one other; save "
-            "it unsmoothed as PNG; if each value is an object: --layout indexed"
+            f"has {len(values)} values ({listed(values, 6)}), a mask of one object has 0 and one "
+            "other; save it unsmoothed as PNG; if each value is an object: --layout indexed"
         )
     return numbers != 0
 

@@ -32,7 +32,7 @@ from sparseinst_jax.data.annotations import (
 from sparseinst_jax.data.images import decoding, paths
 from sparseinst_jax.data.index import coco_index
 from sparseinst_jax.data.index.coco_index import CocoIndex, build_index, open_index
-from sparseinst_jax.runtime import texts
+from sparseinst_jax.runtime import messages
 from sparseinst_jax.runtime.files import cache_folder
 
 VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
@@ -44,7 +44,7 @@ _NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
 _OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
 _RULES = (
     *(annotation_reader, coco_index, coco_json, columns, json_stream, segmentations),
-    *(decoding, paths, texts),
+    *(decoding, paths, messages),
 )
 _BROKEN = (ValueError, KeyError, TypeError, OSError)
 

@@ -11,6 +11,7 @@ import numpy as np
 from sparseinst_jax.data.coco import ImageRecord
 from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.runtime.messages import listed
 
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
@@ -120,13 +121,11 @@ class SkippedImages:
         if not self._rows:
             return []
         ids = dict.fromkeys((row[1], row[2], row[3]) for row in self._rows)
-        shown = [f"  {part} image {number}: {file}" for part, number, file in [*ids][:_SHOWN]]
-        more = [f"  and {len(ids) - _SHOWN} more"] if len(ids) > _SHOWN else []
+        shown = [f"{part} image {number}: {file}" for part, number, file in ids]
         return [
             f"WARNING: {len(ids)} images could not be used, {len(self._rows)} times; listed in"
             f" {self.path}:",
-            *shown,
-            *more,
+            *(f"  {line}" for line in listed(shown, _SHOWN, "\n").split("\n")),
         ]
 
     def _refuse_too_many(self, number: int, of: int, what: str, skips: Sequence[Skip]) -> None:

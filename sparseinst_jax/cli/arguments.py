@@ -1,26 +1,21 @@
-"""The model that a command line names, for every command that needs one: eval, predict."""
+"""The arguments that several commands share: those that name a configuration, and a model."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
-from sparseinst_jax.data.annotations import coco_classes
-from sparseinst_jax.data.shapes import draw_if_missing
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models.layers import functional
-from sparseinst_jax.runtime import hosts
-from sparseinst_jax.setup.builders import build_model
-from sparseinst_jax.setup.config import add_config_arguments, default_workdir, load_config
-from sparseinst_jax.setup.datasets import load_val, name_of
-from sparseinst_jax.setup.loading import build_predictor, load_run
-from sparseinst_jax.weights import fit
-from sparseinst_jax.weights.convert import original_to_ours
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.translate import translate
+from sparseinst_jax.setup.config import default_workdir, load_config
+from sparseinst_jax.setup.datasets import draw_missing_data
+from sparseinst_jax.setup.loading import load_run
+from sparseinst_jax.setup.weights_file import load_weights_file
+
+_PREFIX = "--config."
 
 
 class Source(NamedTuple):
@@ -37,6 +32,61 @@ class Source(NamedTuple):
     config: Any
     workdir: Path
     title: str
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE` and `--workdir DIR`, and the usage of `--config.KEY=VALUE`."""
+    parser.add_argument(
+        "--config", metavar="NAME", help="configuration, such as giam_r50, or a file"
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="run folder; default: runs/<config name>")
+    note = "Any key of the configuration can be set: --config.train.batch_size=8; tuples as"
+    parser.epilog = f'{parser.epilog or ""} {note} --config.data.eval_size="(352, 469)".'.strip()
+
+
+def parse_command_line(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a command line that may hold `--config.KEY=VALUE` arguments anywhere.
+
+    Args:
+      parser: from the command, after `add_config_arguments`.
+      argv: arguments without the program's name; those of the process by default.
+
+    Returns:
+      The namespace of the parser with `overrides`, dotted key to text, added.
+    """
+    rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
+    namespace = parser.parse_intermixed_args(rest)  # images may stand between the options
+    namespace.overrides = overrides
+    return namespace
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take `--config.KEY=VALUE` and `--config.KEY VALUE` out of an argument list.
+
+    Returns:
+      The other arguments in order, and dotted key to text; the last of a repeated key counts.
+
+    Raises:
+      ValueError: an override without a value.
+    """
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            rest += [argument, *arguments]
+        elif argument.startswith(_PREFIX):
+            key, equals, text = argument[len(_PREFIX) :].partition("=")
+            value = text if equals else next(arguments, None)
+            if value is None:
+                raise ValueError(f"{argument} needs a value: {argument}=VALUE.")
+            overrides[key] = value
+        else:
+            rest.append(argument)
+    return rest, overrides
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,41 +166,6 @@ def open_source(arguments: argparse.Namespace) -> Source:
     return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
 
 
-def load_weights_file(config: Any, weights: str | Path) -> Predictor:
-    """Load a predictor from a weights file of any kind and implementation.
-
-    Such a file does not say its classes: they are those of `config.data.val` or, where these
-    annotations are missing, of COCO.
-
-    Args:
-        config: the whole configuration; it must describe the network of the file.
-        weights: the file.
-
-    Raises:
-        FileNotFoundError: the file does not exist.
-        ValueError: the file does not fit the network or the classes; says how.
-    """
-    state = translate(read_weights_file(weights).arrays).arrays
-    annotations = name_of(config.data.val)
-    is_there = config.data.val.tfds or Path(annotations).is_file()
-    if is_there or config.data.classes:
-        dataset, origin = load_val(config, with_images=False), annotations
-        names, ids = dataset.class_names, dataset.category_ids
-    else:
-        names, ids = coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
-        origin = f"COCO (there is no {annotations})"
-    found = fit.count_classes(state)
-    if found not in (None, len(names)):
-        raise ValueError(
-            f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
-            "the json (--config.data.val.annotations) of the classes that the weights were trained "
-            "with; to start training from them with other classes use train.py --init-from."
-        )
-    apply, *empty = functional(build_model(config.model, len(names), seed=None))
-    params, statistics = original_to_ours(state, *empty, source=str(weights))
-    return build_predictor(config, apply, params, statistics, names, ids)
-
-
 def stored_config(arguments: argparse.Namespace) -> Any:
     """Load the configuration alone, for a command that needs no model."""
     if arguments.config:
@@ -162,25 +177,3 @@ def stored_config(arguments: argparse.Namespace) -> Any:
 
     with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
         return load_config(checkpoints.read_meta()["config"], arguments.overrides)
-
-
-def draw_missing_data(config: Any) -> None:
-    """Draw the demo's data set where it is asked for and missing, on the first host."""
-    if config.data.generator == "shapes":
-        data = config.data
-        hosts.first_alone(lambda: draw_if_missing(data.train.annotations, data.val.annotations))
-
-
-def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Name each file by its stem; the second of the same stem gets `_2`, and so on."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        stem = Path(path).stem
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        names.append(name)
-    return names

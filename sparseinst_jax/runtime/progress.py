@@ -1,0 +1,77 @@
+"""Work through many images: in threads, a few ahead of what is used, saying how far it is."""
+
+from __future__ import annotations
+
+import collections
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 10.0
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+def map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Value],
+    items: Iterable[Item],
+    ahead: int,
+) -> Iterator[Value]:
+    """Map in threads, in order, with at most `ahead` results waiting."""
+    waiting = collections.deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+class ImageProgress:
+    """Show how many images are done: a bar in a terminal, otherwise a line now and then.
+
+    Args:
+        total: number of images.
+        stream: where to write, or None for silence.
+        what: the word before the count.
+    """
+
+    def __init__(self, total: int, stream: TextIO | None = sys.stderr, what: str = "evaluated"):
+        self.total, self.stream, self.what = total, stream, what
+        self.done = 0
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> ImageProgress:
+        self._start = self._last = time.monotonic()
+        if self.stream is not None and self.stream.isatty():
+            self._bar = tqdm(total=self.total, file=self.stream, unit="image", desc=self.what)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """Note `count` more images."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self.stream is not None:
+            now = time.monotonic()
+            if now - self._last >= SECONDS_BETWEEN_LINES or self.done == self.total:
+                self._last = now
+                print(self.line(now - self._start), file=self.stream, flush=True)
+
+    def line(self, seconds: float) -> str:
+        """Write the state after `seconds`: count, speed and time left."""
+        speed = self.done / max(seconds, 1e-9)
+        left = round((self.total - self.done) / max(speed, 1e-9))
+        return (
+            f"{self.what} {self.done}/{self.total} images, {speed:.2f} images/s, "
+            f"ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
+        )

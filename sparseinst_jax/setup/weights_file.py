@@ -1,0 +1,52 @@
+"""From a weights file of any kind and implementation to a predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparseinst_jax.data.annotations import coco_classes
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.layers import functional
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.datasets import load_val, name_of
+from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.weights import fit
+from sparseinst_jax.weights.convert import original_to_ours
+from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.translate import translate
+
+
+def load_weights_file(config: Any, weights: str | Path) -> Predictor:
+    """Load a predictor from a weights file of any kind and implementation.
+
+    Such a file does not say its classes: they are those of `config.data.val` or, where these
+    annotations are missing, of COCO.
+
+    Args:
+        config: the whole configuration; it must describe the network of the file.
+        weights: the file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not fit the network or the classes; says how.
+    """
+    state = translate(read_weights_file(weights).arrays).arrays
+    annotations = name_of(config.data.val)
+    is_there = config.data.val.tfds or Path(annotations).is_file()
+    if is_there or config.data.classes:
+        dataset, origin = load_val(config, with_images=False), annotations
+        names, ids = dataset.class_names, dataset.category_ids
+    else:
+        names, ids = coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
+        origin = f"COCO (there is no {annotations})"
+    found = fit.count_classes(state)
+    if found not in (None, len(names)):
+        raise ValueError(
+            f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
+            "the json (--config.data.val.annotations) of the classes that the weights were trained "
+            "with; to start training from them with other classes use train.py --init-from."
+        )
+    apply, *empty = functional(build_model(config.model, len(names), seed=None))
+    params, statistics = original_to_ours(state, *empty, source=str(weights))
+    return build_predictor(config, apply, params, statistics, names, ids)
