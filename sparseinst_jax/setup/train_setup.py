@@ -18,13 +18,14 @@ from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, train_checks
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training import batch_scaling, optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights import initial_weights
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 
 class Run(NamedTuple):
@@ -62,8 +63,8 @@ def prepare(
     )
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
-        initial = initial_weights.load_initial_weights(
-            config.train.init_from, params, statistics, dataset.class_names
+        initial = load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names, NAMES
         )
         params, statistics = initial.params, initial.statistics
         say("\n".join(initial.lines))

@@ -209,9 +209,7 @@ class RenamedWeights(NamedTuple):
     is_backbone: bool
 
 
-def rename_to_original(
-    state_dict: Mapping[str, np.ndarray], names: WeightNames
-) -> RenamedWeights:
+def rename_to_original(state_dict: Mapping[str, np.ndarray], names: WeightNames) -> RenamedWeights:
     """Rename and lay out a state dict as the original's; the naming is recognised by its names.
 
     Args:

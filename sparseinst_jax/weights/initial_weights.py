@@ -175,9 +175,7 @@ def _norm_warnings(own: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[st
 
 
 def _has_running_statistics(arrays: Mapping[str, Any]) -> bool:
-    return any(
-        name.startswith(_BACKBONE) and name.endswith(".running_mean") for name in arrays
-    )
+    return any(name.startswith(_BACKBONE) and name.endswith(".running_mean") for name in arrays)
 
 
 def _refuse_another_backbone(

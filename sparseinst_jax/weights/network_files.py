@@ -1,4 +1,4 @@
-"""Files of whole networks: read into our form, written, and what became of their arrays, as text."""
+"""Files of whole networks: read into our form, reported on, and written."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILE_LINES, FUNCTION_LINES = 400, 60
 # Size is a smell, not a law: what is longer says here why.
-LONG: dict[str, str] = {}
+LONG: dict[str, str] = {
+    "sparseinst_jax/checkpoints/store.py": "the one module that knows Orbax",
+    "sparseinst_jax/weights/reading/pickles.py": "one interpreter, to be trusted as a whole",
+}
 
 SOURCES = [*sorted((ROOT / "sparseinst_jax").rglob("*.py")), *sorted(ROOT.glob("*.py"))]
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)

@@ -18,14 +18,13 @@ from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
 from sparseinst_jax.data.images.decoding import MAX_PIXELS
 from sparseinst_jax.data.images.paths import name_fault
 from sparseinst_jax.runtime.files import broken_json, check_json_file
-from sparseinst_jax.runtime.messages import acting_character, brief, printable
+from sparseinst_jax.runtime.messages import brief, class_name_fault, printable
 
 WHAT = "annotations file"
 CURE = "set config.data.train.annotations or config.data.val.annotations to a COCO instance json"
 LISTS = ("images", "annotations", "categories")
 MAX_INTEGER = 2**63 - 1  # of ids, which are kept as 64-bit numbers
 MAX_SIDE = 2**31 - 1  # of an image in pixels; height times width stays a 64-bit number
-MAX_CLASS_NAME = 200  # letters, more than any picture shows
 _IMAGE_KEYS = ("id", "file_name", "height", "width")
 
 
@@ -138,25 +137,6 @@ def read_categories(entries: list, faults: Faults) -> dict[int, str]:
     if not entries:
         faults.add("empty list", "'categories' is empty: no class to learn")
     return {category_id: names[category_id] for category_id in sorted(names)}
-
-
-def class_name_fault(name: Any) -> str | None:
-    """Say why a value cannot be the name of a class; None where it can.
-
-    Names go to terminals, pages, pictures and tables. Any letters will do, of any script, and
-    numbers too.
-    """
-    if isinstance(name, bool) or not isinstance(name, str | int | float):
-        return f"the name must be a text, got {brief(name)}"
-    name = str(name)
-    if not name.strip():
-        return "the name is empty; give it one"
-    if len(name) > MAX_CLASS_NAME:
-        return f"the name has {len(name)} letters, expected {MAX_CLASS_NAME} at most: {brief(name)}"
-    letter = acting_character(name)
-    if letter is not None:
-        return f"the name {brief(name)} holds the control character {letter!r}; rename the class"
-    return None
 
 
 def refuse_equal_names(names: Mapping[int, str], mapped: set[str], faults: Faults) -> None:

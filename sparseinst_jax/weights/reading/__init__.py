@@ -168,7 +168,9 @@ def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarra
         f"{short(name)} has {fault}" for name, array in stored.items() if (fault := array.fault())
     ]
     if faults:
-        raise WeightsFileError(f"arrays that are damaged or of no use: {listed(faults, between='; ')}")
+        raise WeightsFileError(
+            f"arrays that are damaged or of no use: {listed(faults, between='; ')}"
+        )
     total = sum(array.num_bytes for array in stored.values())
     most = max(INFLATED_BYTES, INFLATED_RATIO * file_size)
     if total > most:  # arrays may share their bytes, but not without end

@@ -7,12 +7,13 @@ leads out of it is refused.
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.annotations.coco_json import MAX_INTEGER, class_name_fault
-from sparseinst_jax.runtime.messages import brief
+import jax
+
+from sparseinst_jax.runtime.messages import brief, class_name_fault
 
 MAX_FILES = 100_000  # in the folder of one step; Orbax writes some dozens
 # Bytes of a file that is read whole as JSON: names and shapes of arrays, configuration, classes.
@@ -26,7 +27,7 @@ _JSON_FILES = {"metadata", "metrics", "_METADATA", "_CHECKPOINT_METADATA", "_sha
 
 
 def refuse_strange_files(folder: Path) -> None:
-    """Refuse a checkpoint with links, devices or pipes in it, or with a JSON that is vast.
+    """Refuse a checkpoint with links, devices or pipes in it, or with a JSON file that is vast.
 
     Args:
         folder: of one step.
@@ -66,18 +67,15 @@ def refuse_vast_arrays(stored: Any, items: Iterable[str]) -> None:
         ValueError: all arrays of an item together have too many numbers.
     """
     for name in items:
-        total = _count(stored[name])
+        total = sum(_size(array) for array in jax.tree.leaves(stored[name]))
         if total > MAX_NUMBERS:
             raise ValueError(
                 f"the arrays of {name} have {total:.3g} numbers, expected {MAX_NUMBERS} at most"
             )
 
 
-def _count(node: Any) -> int:
-    if isinstance(node, Mapping):
-        return sum(_count(child) for child in node.values())
-    shape = getattr(node, "shape", None) or ()
-    return math.prod(int(side) for side in shape)
+def _size(array: Any) -> int:
+    return math.prod(int(side) for side in getattr(array, "shape", None) or ())
 
 
 def check_meta(meta: Any) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def check_meta(meta: Any) -> dict[str, Any]:
             for name in names
             if (fault := class_name_fault(name) if isinstance(name, str) else "no text") is not None
         ]
-    if not isinstance(ids, list) or not all(type(i) is int and abs(i) <= MAX_INTEGER for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and abs(i) < 1 << 63 for i in ids):
         faults.append(f"category_ids must be a list of integers, got {brief(ids)}")
     config = meta.get("config", {})
     if isinstance(config, dict):
