@@ -1,5 +1,5 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
-#   make demo    draw a small data set, train, evaluate, draw pictures (about 11 minutes on two cores)
+#   make demo    draw a small data set, train, evaluate, draw pictures (docs/performance.md has its time)
 #   make test    the whole test suite
 #   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
 #   make kill-test  kill small runs at 30 random moments and compare the losses (some minutes)

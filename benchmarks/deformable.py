@@ -190,5 +190,5 @@ def compare(
 
 
 if __name__ == "__main__":
-    process.prepare()
+    process.prepare_process()
     main()

@@ -132,5 +132,5 @@ def measure(config: Any, dataset: CocoDataset, num_workers: int) -> dict[str, An
 
 
 if __name__ == "__main__":
-    process.prepare()
+    process.prepare_process()
     main()

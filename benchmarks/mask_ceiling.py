@@ -16,7 +16,7 @@ from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
 
-MASK_THRESHOLD = 0.45
+CUT = masks.MaskCut(0.45, stride=4)
 
 
 def main() -> None:
@@ -72,9 +72,9 @@ def through_grid(
     if not grids:
         return []
     chunks = masks.upsample_masks(
-        np.stack(grids)[None], 0, np.arange(len(grids)), resized, original, MASK_THRESHOLD
+        np.stack(grids)[None], 0, np.arange(len(grids)), resized, original, CUT
     )
-    rles = [rle for chunk in chunks for rle in masks.encode_transposed(chunk)]
+    rles = [rle for chunk, _ in chunks for rle in masks.encode_transposed(chunk)]
     return [
         {
             "image_id": record.image_id,

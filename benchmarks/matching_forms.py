@@ -233,5 +233,5 @@ def measure(
 
 
 if __name__ == "__main__":
-    process.prepare()
+    process.prepare_process()
     main()

@@ -369,5 +369,5 @@ def text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    process.prepare()
+    process.prepare_process()
     main()

@@ -1,14 +1,14 @@
-"""Your own data: a COCO json and a folder of images, from trained weights, a short schedule.
+"""Your own data: a COCO json and a folder of images; short schedule, from trained weights.
 
-Command: python train.py --config configs/finetune.py --init-from WEIGHTS
+Command: python train.py --config finetune --init-from WEIGHTS
   --config.data.train.images=DIR --config.data.train.annotations=train.json
   --config.data.val.images=DIR --config.data.val.annotations=val.json
-From scratch (no weights): leave --init-from away and set --config.model.backbone.norm=group_norm
+From scratch (no weights): omit --init-from and set --config.model.backbone.norm=group_norm
   --config.train.learning_rate=5e-4 (up to 1e-3) --config.train.gradient_clip_norm=5, more steps:
   --config.train.num_steps=20000 --config.train.milestones="(15000, 18000)".
 Few images: --config.train.frozen_stages=2, --config.train.early_stopping=4 (evaluations).
-Less memory: --config.train.batch_size=8, which halves the rate and doubles the steps, or keep the
-  batch and cut it: --config.train.micro_batches=4 (the same result for frozen and group norm).
+Less memory: --config.train.batch_size=8, which halves the rate and doubles the steps; or cut the
+  same batch into parts: --config.train.micro_batches=4 (same result with frozen or group norm).
 Smaller objects: raise data.train_sizes, train_max_size and eval_size together.
 Hardware: one GPU; hours not measured. Expected AP: depends on the data.
 Table: none.

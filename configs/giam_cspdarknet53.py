@@ -1,12 +1,12 @@
 """G-IAM with softmax maps, CSPDarkNet-53.
 
-Command: python train.py --config configs/giam_cspdarknet53.py
+Command: python train.py --config giam_cspdarknet53
   --init-from cspdarknet53_ra_256-d05c7c21.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 35.1 on val2017; test-dev not published; FPS not published, input 640.
 Table: SparseInst model zoo, "SparseInst (G-IAM), CSPDarkNet".
-The table says G-IAM; the file released with the weights takes the softmax decoder. The batch
-norm is trained, on the statistics of the whole batch here, of each GPU in the original.
+The table says G-IAM; the file released with the weights uses the softmax decoder. Batch norm is
+trained: here on statistics of the whole batch, in the original of each GPU.
 """
 
 from ml_collections import ConfigDict

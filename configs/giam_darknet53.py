@@ -1,10 +1,10 @@
 """G-IAM, DarkNet-53.
 
-Command: python train.py --config configs/giam_darknet53.py
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: none published; a file of the original's without a row in its table.
+Command: python train.py --config giam_darknet53
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: none published; the original has this file but no row for it.
 Table: none; sparse_inst_darknet53_giam.yaml of the original.
-The original's file names no pretrained weights, either.
+The original's file names no pretrained weights either.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
 """G-IAM, PVTv2-B1.
 
-Command: python train.py --config configs/giam_pvt_b1.py --init-from pvt_v2_b1.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: 35.3 on val2017, 36.0 on test-dev; 33.5 FPS on an RTX 2080 Ti, input 640.
-  48.9 FPS on an RTX 3090.
+Command: python train.py --config giam_pvt_b1 --init-from pvt_v2_b1.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: 35.3 on val2017, 36.0 on test-dev; input 640; 33.5 FPS on an RTX 2080 Ti, 48.9 on an
+  RTX 3090.
 Table: SparseInst model zoo, "SparseInst (G-IAM), PVTv2-B1".
 """
 

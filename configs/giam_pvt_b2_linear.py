@@ -1,7 +1,7 @@
 """G-IAM, PVTv2-B2 with linear attention.
 
-Command: python train.py --config configs/giam_pvt_b2_linear.py --init-from pvt_v2_b2_li.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Command: python train.py --config giam_pvt_b2_linear --init-from pvt_v2_b2_li.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 37.2 on val2017, 38.2 on test-dev; 26.5 FPS on an RTX 2080 Ti, input 640.
 Table: SparseInst model zoo, "SparseInst (G-IAM), PVTv2-B2-li".
 """

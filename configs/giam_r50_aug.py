@@ -1,7 +1,7 @@
 """G-IAM, ResNet-50, with random crops.
 
-Command: python train.py --config configs/giam_r50_aug.py --init-from resnet50-19c8e357.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Command: python train.py --config giam_r50_aug --init-from resnet50-19c8e357.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 34.2 on val2017, 34.7 on test-dev; 44.6 FPS on an RTX 2080 Ti, input 608.
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-50", aug.
 """

@@ -1,12 +1,12 @@
 """G-IAM, ResNet-50, mixed precision.
 
-Command: python train.py --config configs/giam_r50_bf16.py --init-from resnet50-19c8e357.pth
-Hardware: the original took 0.695 s a step and 3.9 GB with FP16 (0.869 s and 6.0 GB without)
-  on RTX 3090; not run to the end with this code.
+Command: python train.py --config giam_r50_bf16 --init-from resnet50-19c8e357.pth
+Hardware: with FP16 the original took 0.695 s a step and 3.9 GB (0.869 s and 6.0 GB without) on
+  RTX 3090, which is 52 hours for 270 000 steps. Not yet trained with this code.
 Expected AP: that of giam_r50; none published for FP16. Original: 52.17 to 67.57 FPS on an RTX 3090.
 Table: SparseInst model zoo, "SparseInst with FP16".
-The original: float16 with loss scaling, matcher in float32. Here: bfloat16 (the exponent of
-float32, so nothing is scaled); weights, optimizer, normalisers, matching and losses float32.
+The original uses float16 with loss scaling and a float32 matcher. Here: bfloat16, which needs no
+scaling; weights, optimizer, normalisers, matching and losses stay float32 (docs/gpu.md).
 """
 
 from sparseinst_jax.configs import giam_r50

@@ -1,8 +1,8 @@
 """G-IAM, ResNet-50-vd, without random crops.
 
-Command: python train.py --config configs/giam_r50vd.py --init-from resnet50d_ra2-464e36ba.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: none published; a file of the original's without a row in its table.
+Command: python train.py --config giam_r50vd --init-from resnet50d_ra2-464e36ba.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: none published; the original has this file but no row for it.
 Table: none; sparse_inst_r50vd_giam.yaml of the original.
 """
 

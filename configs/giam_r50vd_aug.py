@@ -1,7 +1,7 @@
 """G-IAM, ResNet-50-vd, with random crops.
 
-Command: python train.py --config configs/giam_r50vd_aug.py --init-from resnet50d_ra2-464e36ba.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Command: python train.py --config giam_r50vd_aug --init-from resnet50d_ra2-464e36ba.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 35.6 on val2017, 36.1 on test-dev; 42.8 FPS on an RTX 2080 Ti, input 608.
 Table: SparseInst model zoo, "SparseInst (G-IAM), R-50-vd", aug.
 """

@@ -1,7 +1,7 @@
 """G-IAM with softmax maps, ResNet-50.
 
-Command: python train.py --config configs/giam_softmax_r50.py --init-from resnet50-19c8e357.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Command: python train.py --config giam_softmax_r50 --init-from resnet50-19c8e357.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 33.6 on val2017; test-dev not published; 44.6 FPS on an RTX 2080 Ti, input 608.
 Table: SparseInst model zoo, "SparseInst (G-IAM, Softmax), R-50".
 """

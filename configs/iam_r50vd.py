@@ -1,7 +1,7 @@
-"""Plain IAM, ResNet-50-vd: deep stem, shortcuts pooled by averages.
+"""Plain IAM, ResNet-50-vd: deep stem, average-pooled shortcuts.
 
-Command: python train.py --config configs/iam_r50vd.py --init-from resnet50d_ra2-464e36ba.pth
-Hardware: the original used 8 GPUs, batch 64; not run to the end with this code.
+Command: python train.py --config iam_r50vd --init-from resnet50d_ra2-464e36ba.pth
+Hardware: the original used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
 Expected AP: 34.1 on val2017, 34.5 on test-dev; 42.6 FPS on an RTX 2080 Ti, input 640.
 Table: SparseInst model zoo, "SparseInst, R-50-vd".
 """

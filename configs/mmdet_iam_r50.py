@@ -1,10 +1,10 @@
 """mmdetection's recipe: plain IAM, ResNet-50.
 
-Command: python train.py --config configs/mmdet_iam_r50.py --init-from resnet50-19c8e357.pth
-Hardware: mmdetection used 8 GPUs, batch 64, 8.7 GB; not run to the end with this code.
-Expected AP: 32.9 on val2017, input 640; 44.3 FPS, device not named; no test-dev.
+Command: python train.py --config mmdet_iam_r50 --init-from resnet50-19c8e357.pth
+Hardware: mmdetection used 8 GPUs, batch 64, 8.7 GB; hours unknown, not yet trained with this code.
+Expected AP: 32.9 on val2017, input 640; 44.3 FPS on an unnamed device; test-dev not published.
 Table: mmdetection projects/SparseInst, R-50 (no weights published).
-The stem is frozen, the rate starts in full, and run-length masks are not learned.
+The stem is frozen, there is no warm-up, and objects with run-length masks are left out.
 """
 
 from sparseinst_jax.configs import iam_r50

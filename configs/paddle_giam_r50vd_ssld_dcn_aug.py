@@ -1,9 +1,9 @@
 """PaddleDetection's recipe: as paddle_giam_r50vd_ssld_aug, with modulated deformable convolutions.
 
-Command: python train.py --config configs/paddle_giam_r50vd_ssld_dcn_aug.py
+Command: python train.py --config paddle_giam_r50vd_ssld_dcn_aug
   --init-from ResNet50_vd_ssld_v2_pretrained.pdparams
-Hardware: PaddleDetection used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: 37.9 on val2017, input 640; without test-dev and FPS.
+Hardware: PaddleDetection used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: 37.9 on val2017, input 640; test-dev and FPS not published.
 Table: PaddleDetection, sparseinst_r50vd_ssld_dcn_giam_150e_coco_aug.
 The published file holds the moving average of the weights.
 """

@@ -1,12 +1,12 @@
 """PaddleDetection's recipe: plain IAM, ResNet-50.
 
-Command: python train.py --config configs/paddle_iam_r50.py
+Command: python train.py --config paddle_iam_r50
   --init-from ResNet50_vb_normal_pretrained.pdparams
-Hardware: PaddleDetection used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: 32.2 on val2017, input 640; without test-dev and FPS.
+Hardware: PaddleDetection used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: 32.2 on val2017, input 640; test-dev and FPS not published.
 Table: PaddleDetection, sparseinst_r50_150e_coco.
-150 epochs of 117266 images in batches of 64: 1832 steps each; rates fall after 115 and 136.
-Its table was made by another evaluation: --config.eval.protocol=paddledetection does the same.
+150 epochs of 117266 images in batches of 64: 1832 steps each; the rate falls after 115 and 136.
+The table comes from a different evaluation: --config.eval.protocol=paddledetection reproduces it.
 """
 
 from sparseinst_jax.configs import iam_r50

@@ -1,9 +1,9 @@
 """PaddleDetection's recipe: plain IAM, ResNet-50, random crops.
 
-Command: python train.py --config configs/paddle_iam_r50_aug.py
+Command: python train.py --config paddle_iam_r50_aug
   --init-from ResNet50_vb_normal_pretrained.pdparams
-Hardware: PaddleDetection used 8 GPUs, batch 64; not run to the end with this code.
-Expected AP: 32.7 on val2017, input 640; without test-dev and FPS.
+Hardware: PaddleDetection used 8 GPUs, batch 64; hours unknown, not yet trained with this code.
+Expected AP: 32.7 on val2017, input 640; test-dev and FPS not published.
 Table: PaddleDetection, sparseinst_r50_150e_coco_aug.
 """
 

@@ -1,9 +1,10 @@
-"""The demo: drawn shapes, a small network from random weights, minutes on two CPU cores.
+"""The demo: drawn shapes and a small network from random weights; minutes on two CPU cores.
 
-Command: python train.py --config configs/shapes.py   (draws its data when it is missing)
-Hardware: 2 CPU cores, 12 minutes. Expected AP: 0.59 (docs/performance.md says what limits it).
-Table: none; no published counterpart.
-The classes are learned last: their loss counts double. A small batch of random weights is clipped.
+Command: python train.py --config shapes   (draws its data if missing)
+Hardware: 2 CPU cores; docs/performance.md has the time and the limits. Expected AP: 0.59.
+Table: none, there is no published counterpart.
+Classes are learned last, so their loss counts double. Gradients are clipped, because with random
+weights and a small batch the first ones are very long.
 """
 
 from sparseinst_jax.configs import base

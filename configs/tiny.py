@@ -1,6 +1,6 @@
-"""For tests: seconds on a CPU, learns nothing worth having.
+"""For tests: runs in seconds on a CPU and learns nothing useful.
 
-Command: python train.py --config configs/tiny.py
+Command: python train.py --config tiny
 Hardware: any. Expected AP: none. Table: none.
 """
 

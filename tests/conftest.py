@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sparseinst_jax.runtime import process
 # Some tests start programs with several devices, which inherit the environment.
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("NPROC", "32")
-process.prepare()
+process.prepare_process()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,3 +75,16 @@ def _compiled_functions() -> Iterator[None]:
     """Let go of what a file compiled: see `cli/train.py` on memory mappings."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of two steps as version 0.1.0 wrote it, before its modules were moved.
+
+    `configs/tiny.py` with fewer channels and an average of the weights, on
+    `draw_shapes_dataset("data", num_train=4, num_val=2, seed=3, image_size=(64, 64))`.
+    """
+    folder = tmp_path_factory.mktemp("stored")
+    with tarfile.open(Path(__file__).parent / "stored_run.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "run"

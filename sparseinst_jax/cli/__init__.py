@@ -1,10 +1,23 @@
-"""`sparseinst train|eval|predict`: the scripts of the repository as one command."""
+"""`sparseinst train|eval|predict|...`: every command, and what its errors and exit codes are.
 
+Exit codes: 0 done, 1 an error with one message (or a loss that is not finite), 2 wrong usage, 75
+another host of the job was lost, 130 and 143 ended by SIGINT and SIGTERM (training saves first; a
+second signal ends it at once). See docs/faults.md.
+"""
+
+import errno
 import importlib
+import logging
+import os
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST
+from sparseinst_jax.runtime.messages import printable
 
 _COMMANDS = {
     "train": "train on COCO-format data, or continue a run",
@@ -19,6 +32,15 @@ _COMMANDS = {
     "benchmark": "speed and memory: inference, training, input, scoring",
     "summary": "parameters, operations and memory of a network, part by part",
 }
+# What the machine refuses, wherever it is met: permissions, a file in place of a folder, a full or
+# read-only disk.
+_REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOSPC, errno.EDQUOT),
+}
+_INTERRUPTED = 130
+_XLA_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,8 +65,83 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(name, rest)
 
 
-def run(command: str, argv: Sequence[str]) -> int:
-    """Prepare the process, then import and call `sparseinst_jax.cli.<command>.main`."""
-    process.prepare()
-    module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-    return process.call(module.main, argv)
+def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+    """Prepare the process, run a command and report its errors.
+
+    A ValueError or FileNotFoundError raised by this package is a message to the user and is
+    printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
+    refuses, such as to write on a full disk. Every other error is a fault of the program and passes
+    with its traceback. One of several hosts tells the others and ends at once (see `hosts.leave`).
+
+    Args:
+      command: its name, or a function that takes the arguments and returns the exit code or None.
+      argv: arguments after the name.
+
+    Returns:
+      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C), 75 after
+      the loss of another host.
+    """
+    process.set_environment()
+    if isinstance(command, str):
+        module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
+        command = module.main
+    if "jax" in sys.modules:  # a few commands do without
+        process.trim_after_compiling()
+    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
+    try:
+        code = command(argv) or 0
+        hosts.report(DONE)
+        return code
+    except BaseException as error:
+        exit_code = _report_error(error)
+        if exit_code is None:
+            raise
+        return exit_code
+
+
+def _report_error(error: BaseException) -> int | None:
+    """Print the message of an error and return the exit code; None for what passes, see `run`."""
+    message = _message(error)
+    if message is None or os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0"):
+        if hosts.are_joined() and not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+            _leave_others(error)
+        return None
+    is_interruption = isinstance(error, KeyboardInterrupt)
+    print(message if is_interruption else f"error: {printable(message)}", file=sys.stderr)
+    code = _INTERRUPTED if is_interruption else 1
+    hosts.leave(message, code)
+    return code
+
+
+def _leave_others(error: BaseException) -> None:
+    """Tell the other hosts of a fault of the program, and end."""
+    text = f"{type(error).__name__}: {error}".splitlines()[0]
+    # A status of XLA is most likely that of a collective without its partner.
+    if _XLA_STATUS.match(str(error)):
+        print(
+            "error: something that all hosts do together failed; probably another host ended, see"
+            " its messages. The same command continues from the last checkpoint.",
+            file=sys.stderr,
+        )
+        hosts.leave(text, LOST_HOST)
+    hosts.leave(text, 1)
+
+
+def _message(error: BaseException) -> str | None:
+    """What to tell the user; None where the error is a fault of the program."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        place = f" at {error.filename}" if error.filename else ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"{error.strerror}{place}: free some space, or write to another disk"
+        return f"{error.strerror}{place}: give another path, or change what is there"
+    is_for_users = isinstance(error, (ValueError, FileNotFoundError))
+    return str(error) if is_for_users and _raised_here(error) else None
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the innermost frame is ours: libraries raise ValueError for our mistakes too."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])

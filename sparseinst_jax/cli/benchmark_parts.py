@@ -85,7 +85,7 @@ class Bench:
             params, statistics = drawn_params, drawn_statistics
         # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put((params, statistics))
-        self.frozen_names = [f"backbone/{name}" for name in model.backbone.frozen_names]  # type: ignore[attr-defined]
+        self.parameter_rules = optimizer.rules_of(model)
         return apply, params, statistics, len(names)
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Bench:
             params,
             statistics,
             make_predictor,
-            self.config.model.num_masks,
+            builders.num_masks(self.config.model),
             num_classes,
             size,
             photo_size,
@@ -139,8 +139,7 @@ class Bench:
 
     def train_step(self) -> Workload:
         """Build the workload of training."""
-        process.return_freed_memory()  # as `train` does, and the next
-        process.return_memory_of_compiling()
+        process.unmap_freed_blocks()  # as `train` does
         arguments, config = self.arguments, self.config
         apply, params, statistics, num_classes = self._network()
         adamw = optimizer.make_optimizer(
@@ -148,7 +147,7 @@ class Bench:
             config.train.learning_rate,
             config.train.weight_decay,
             config.train.gradient_clip_norm,
-            self.frozen_names,
+            self.parameter_rules,
         )
         batch = training.random_batch(
             arguments.train_batch, arguments.train_size, arguments.objects, num_classes

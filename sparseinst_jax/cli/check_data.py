@@ -6,17 +6,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
-from sparseinst_jax.cli import check_page, check_report
 from sparseinst_jax.cli.arguments import parse_command_line
-from sparseinst_jax.cli.check_report import Report
 from sparseinst_jax.data.annotations.faults import Fault, grouped
+from sparseinst_jax.data.check_report import DataReport, make_report
+from sparseinst_jax.drawing import data_page
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.setup import config as configs
-from sparseinst_jax.setup.datasets import draw_missing_data, name_of
+from sparseinst_jax.setup.builders import num_masks
+from sparseinst_jax.setup.datasets import draw_missing_data, index_both, name_of
 
 MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all
 DESCRIPTION = """\
@@ -62,12 +64,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = _config(arguments)
     output = Path(arguments.output or Path("runs/check") / Path(name_of(config.data.train)).stem)
     check_writable(output, "--output")
-    report = check_report.make_report(config, sys.stderr)
-    check_page.write_page(report, output)
+    report = check(config, sys.stderr)
+    data_page.write_page(report, output)
     print("\n".join(map(_printable, lines_of(report))))
     print(f"\n{_verdict(report)}")
-    print(f"page: {output / check_page.PAGE}, sheet: {output / check_page.SHEET}")
+    print(f"page: {output / data_page.PAGE}, sheet: {output / data_page.SHEET}")
     return 1 if report.fatal else 0
+
+
+def check(config: Any, progress: TextIO | None = None) -> DataReport:
+    """Check the training data of a configuration, and its validation data where it names some.
+
+    Args:
+        config: `model.family`, `model.num_masks` and the keys of `data`.
+        progress: where progress is written while images are opened.
+
+    Raises:
+        ValueError: a json, a folder, a size or the choice of classes is such that nothing can be
+            checked; all such faults in one message.
+    """
+    data = config.data
+    sizes, longest = data.train_sizes, data.train_max_size
+    if not sizes or min(sizes) < 1 or longest < max(sizes):
+        raise ValueError(
+            "config.data.train_sizes must be pixels > 0, none above config.data.train_max_size; "
+            f"got {sizes} and {longest}"
+        )
+    return make_report(
+        index_both(config),
+        num_masks(config.model),
+        FAMILIES[config.model.family].map_stride,
+        sizes,
+        longest,
+        data.num_workers,
+        progress,
+    )
 
 
 def _config(arguments: argparse.Namespace) -> Any:
@@ -107,7 +138,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 def default_config() -> ConfigDict:
     """Make the part of the published configuration that a check reads; a test compares them."""
     config = ConfigDict()
-    config.model = ConfigDict(dict(num_masks=100))
+    config.model = ConfigDict(dict(family="sparseinst", num_masks=100))
     data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
     data.update(train_max_size=853, num_workers=8)
     part = dict(images="", annotations="", tfds="")
@@ -117,7 +148,7 @@ def default_config() -> ConfigDict:
     return config
 
 
-def lines_of(report: Report) -> list[str]:
+def lines_of(report: DataReport) -> list[str]:
     """Write a report for the terminal."""
     lines = []
     for split in report.splits:
@@ -145,7 +176,7 @@ def _printable(line: str) -> str:
     return line.encode(encoding, "replace").decode(encoding)
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: DataReport) -> str:
     if report.fatal:
         return (
             f"training would FAIL: {len(report.fatal)} fault(s) marked FAULT must be corrected, "

@@ -13,8 +13,8 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.data.annotations import coco_classes
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree, functional
-from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.runtime.files import check_writable, read_json
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(converted.lines))
     meta = converted.meta
     if arguments.to == ORIGINAL:
-        arrays = ours_to_original(converted.params, converted.statistics, NAMES)
+        names = FAMILIES[meta["config"]["model"]["family"]].weights
+        arrays = ours_to_original(converted.params, converted.statistics, names)
         write_arrays(output, arrays, {"converted_from": meta["converted_from"]})
         print(f"{len(arrays)} arrays under the original's names: {output}")
     else:
@@ -157,7 +158,8 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> _Converted:
         folder = find_config(arguments.config).parent
         return closest_network(arrays, _networks(folder, num_classes), folder)
 
-    weights = convert_file(source, NAMES, make_trees, arguments.ema, suggest)
+    names = FAMILIES[config.model.family].weights
+    weights = convert_file(source, names, make_trees, arguments.ema, suggest)
     meta = {
         "config": config.to_dict(),
         "class_names": classes[0],
@@ -182,8 +184,8 @@ def _networks(folder: Path, num_classes: int) -> Iterator[tuple[list[str], Shape
             model = load_config(path).model
             key = str(sorted(model.to_dict().items()))
             if key not in networks:
-                shapes = original_shapes(*_empty_trees(model, num_classes), NAMES)
-                networks[key] = [], shapes
+                trees = _empty_trees(model, num_classes)
+                networks[key] = [], original_shapes(*trees, FAMILIES[model.family].weights)
         except (ValueError, FileNotFoundError, AttributeError):
             continue
         networks[key][0].append(path.name)

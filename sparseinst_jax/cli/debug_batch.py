@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sparseinst_jax.cli import batch_pictures
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import pad_batch
@@ -15,7 +14,7 @@ from sparseinst_jax.data.plan import ImagePlan, StepPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
-from sparseinst_jax.drawing import charts
+from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history, datasets, train_setup
@@ -82,7 +81,7 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     plan = train_setup.make_plan(config, dataset).batch(step)
-    options = plan.flip_labels, plan.ignores_crowd
+    options = plan.flip_labels, plan.ignores_crowd, plan.targets
     skips: list[Skip] = []
     if config.data.on_error == "skip":
         loaded = [load_or_skip(dataset.records, image, *options, skips) for image in plan.images]
@@ -93,12 +92,12 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     ids = [dataset.records[image.position].image_id for image in plan.images]
     batch = pad_batch(plan, ids, loaded)
     print("\n".join(describe_batch(plan, loaded, dataset)))
-    picture = batch_pictures.draw_batch(
+    picture = batches.draw_batch(
         batch, plan, dataset.records, dataset.class_names, len(plan.images)
     )
     folder.mkdir(parents=True, exist_ok=True)
-    path = batch_pictures.picture_path(folder, step)
-    charts.save_png(picture, path)
+    path = batches.picture_path(folder, step)
+    pictures.save_png(picture, path)
     print(f"picture: {path}")
     return 0
 

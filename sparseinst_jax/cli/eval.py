@@ -19,11 +19,11 @@ from sparseinst_jax.cli.arguments import (
     stored_config,
     workdir_of,
 )
-from sparseinst_jax.cli.eval_pictures import draw_pictures, write_plots
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
+from sparseinst_jax.evaluation.report import draw_pictures, write_report
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import check_writable, write_json
@@ -133,7 +133,8 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
         return
     write_json(output / "predictions.json", results)
     print(f"{len(results)} detections: {output / 'predictions.json'}")
-    draw_pictures(dataset, results, output, arguments.pictures)
+    if drawn := draw_pictures(dataset, results, output, arguments.pictures):
+        print(f"{len(drawn)} pictures: {output / '*.png'}")
     if metrics is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
@@ -166,4 +167,5 @@ def _report(
     print(f"\nnumbers in percent; as fractions in {output / 'metrics.json'}")
     if arguments.plots:
         folder, threshold = output / "plots", arguments.score_threshold
-        write_plots(metrics, dataset, results, folder, threshold, arguments.pictures)
+        lines = write_report(metrics, dataset, results, folder, threshold, arguments.pictures)
+        print("", *lines, sep="\n")

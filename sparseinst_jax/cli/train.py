@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
-from sparseinst_jax.cli.batch_pictures import save_first_batches
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.workers.skipping import SkippedImages
-from sparseinst_jax.drawing import curves
+from sparseinst_jax.drawing import charts
+from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import config as configs
@@ -59,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     config = configs.load_config(arguments.config, arguments.overrides)
-    process.return_freed_memory()
-    process.return_memory_of_compiling()
+    process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or configs.default_workdir(arguments.config)
     return train(config, workdir, literal_keys=arguments.overrides)
@@ -183,9 +182,8 @@ def _loop(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                curves.draw_curves(
-                    progress.read_metrics(workdir / _METRICS_FILE), workdir / "curves.png"
-                )
+                rows = progress.read_metrics(workdir / _METRICS_FILE)
+                charts.save(charts.training_curves(rows), workdir / "curves.png")
 
 
 def _read_batches(

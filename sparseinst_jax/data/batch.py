@@ -18,12 +18,13 @@ class Batch(NamedTuple):
       images: uint8 [B, H, W, 3], RGB; content at the top left, 0 outside `valid_size`.
       valid_size: int32 [B, 2], (height, width) of the content in pixels.
       labels: int32 [B, M], 0..K-1; 0 where `is_target` is False.
-      masks: uint8 [B, M, H/4, W/4], levels 0..4: four times the mean of the inner 2x2 pixels of
-        each 4x4 block of the full-size mask.
+      masks: uint8, in the form that the family asks for (`data.target_masks`): [B, M, H/4, W/4],
+        levels 0..4: four times the mean of the inner 2x2 pixels of each 4x4 block of the full-size
+        mask; or [B, M, H, W/8], the full-size mask in bits.
       is_target: bool [B, M], False for padding.
       image_id: int64 [B], the data set's ids; used on the host only.
-      is_ignored: bool [B, H/4, W/4], pixels that count neither for nor against a mask (crowd
-        regions); None when there are none by configuration.
+      is_ignored: bool [B, H/s, W/s] at the form's stride s (4 or 1), pixels that count neither
+        for nor against a mask (crowd regions); None when there are none by configuration.
     """
 
     images: Array

@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.index.records import Annotation, CocoDataset, ImageRecord
-from sparseinst_jax.data.quarter_levels import MASK_STRIDE
+from sparseinst_jax.data.target_masks import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
 from sparseinst_jax.runtime.messages import listed
 
-MAP_STRIDE = 8  # of the instance activation maps
 COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
 # Objects that are rasterised for an estimate of how many are lost: about a second for each size.
 NUM_SAMPLED = 500
@@ -38,6 +37,7 @@ class LostObjects(NamedTuple):
         num_small: smaller than one cell of the activation maps, the ones before not counted.
         median_side: of the objects, square root of the area, pixels.
         worst: some of the objects that are gone or empty, as (file name, annotation id).
+        map_stride: side of that cell, pixels.
     """
 
     shortest: int
@@ -48,6 +48,7 @@ class LostObjects(NamedTuple):
     num_small: int
     median_side: float
     worst: tuple[tuple[str, int], ...]
+    map_stride: int
 
     @property
     def num_lost(self) -> int:
@@ -56,7 +57,7 @@ class LostObjects(NamedTuple):
 
 
 def count_lost(
-    dataset: CocoDataset, shortest: int, longest: int, most: int = NUM_SAMPLED
+    dataset: CocoDataset, shortest: int, longest: int, map_stride: int, most: int = NUM_SAMPLED
 ) -> LostObjects:
     """Count the objects of which a resize leaves nothing.
 
@@ -64,6 +65,7 @@ def count_lost(
         dataset: the index.
         shortest: length that the shortest side is resized to, pixels.
         longest: limit of the longest side, pixels.
+        map_stride: of the map on which the model finds objects, pixels.
         most: look at so many objects, spread evenly over the data set.
 
     Returns:
@@ -88,11 +90,11 @@ def count_lost(
             num_thin += levels is not None
             worst.append((record.file_name, annotation.id))
         else:
-            num_small += area < MAP_STRIDE**2
+            num_small += area < map_stride**2
     side = float(np.sqrt(np.median(areas))) if areas else 0.0
     total = int(dataset.num_targets.sum())
-    worst = tuple(worst[:MAX_NAMES])
-    return LostObjects(shortest, len(areas), total, num_gone, num_thin, num_small, side, worst)
+    counts = len(areas), total, num_gone, num_thin, num_small
+    return LostObjects(shortest, *counts, side, tuple(worst[:MAX_NAMES]), map_stride)
 
 
 def _spread(
@@ -206,18 +208,22 @@ def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
             f"({100 * found.num_lost / found.num_checked:.2g} %) are lost at the train size "
             f"{found.shortest} (longest side {longest}): {gone} have no pixel left and are "
             f"dropped, {thin} have none at stride {MASK_STRIDE}, that of the masks (the activation "
-            f"maps have stride {MAP_STRIDE}); such as annotation {annotation_id} of {name}. Raise "
-            "config.data.train_sizes, train_max_size and eval_size together"
+            f"maps have stride {found.map_stride}); such as annotation {annotation_id} of {name}. "
+            "Raise config.data.train_sizes, train_max_size and eval_size together"
         )
     return lines
 
 
 def lost_at_ends(
-    dataset: CocoDataset, train_sizes: Sequence[int], longest: int, most: int = NUM_SAMPLED
+    dataset: CocoDataset,
+    train_sizes: Sequence[int],
+    longest: int,
+    map_stride: int,
+    most: int = NUM_SAMPLED,
 ) -> list[LostObjects]:
     """`count_lost` at the smallest and at the largest train size (once where they are one)."""
     ends = sorted({min(train_sizes), max(train_sizes)})
-    return [count_lost(dataset, shortest, longest, most) for shortest in ends]
+    return [count_lost(dataset, shortest, longest, map_stride, most) for shortest in ends]
 
 
 def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:

@@ -20,7 +20,6 @@ from absl import flags
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
-from sparseinst_jax.data.quarter_levels import MASK_STRIDE
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.workers.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
@@ -70,7 +69,8 @@ class _Steps:
 
     def unpacked(self, index: int, images: PackedImages) -> Batch:
         """Make the batch of a packed element."""
-        return pad_batch(self.step(index), images.image_ids.tolist(), unpack(images))
+        step = self.step(index)
+        return pad_batch(step, images.image_ids.tolist(), unpack(images, step.targets))
 
     def __repr__(self) -> str:
         # Grain prints sources; the records would fill the screen.
@@ -204,7 +204,7 @@ def make_batch(
         skips: takes the images that cannot be used; None raises for the first of them.
 
     Returns:
-        NumPy batch with B = number of the plan's images, see ``structures.Batch``.
+        NumPy batch with B = number of the plan's images, see ``Batch``.
     """
     return pad_batch(plan, _image_ids(records, plan), _load(records, plan, skips))
 
@@ -213,7 +213,7 @@ def _load(
     records: Sequence[ImageRecord], plan: StepPlan, skips: list[Skip] | None
 ) -> Iterator[TrainImage]:
     """Read the images of a step one after the other, so that each can be freed at once."""
-    options = plan.flip_labels, plan.ignores_crowd
+    options = plan.flip_labels, plan.ignores_crowd, plan.targets
     return (
         load_train_image(records, image, *options)
         if skips is None
@@ -230,15 +230,16 @@ def pad_batch(plan: StepPlan, image_ids: Sequence[int], images: Iterable[TrainIm
     """Pad the loaded images of a planned step, see ``make_batch``."""
     number, num_targets = len(plan.images), plan.num_targets
     height, width = plan.padded_size
-    quarter = (height // MASK_STRIDE, width // MASK_STRIDE)
+    form = plan.targets
+    region = height // form.stride, width // form.stride
     batch = Batch(
         images=np.zeros((number, height, width, 3), np.uint8),
         valid_size=np.zeros((number, 2), np.int32),
         labels=np.zeros((number, num_targets), np.int32),
-        masks=np.zeros((number, num_targets, *quarter), np.uint8),
+        masks=np.zeros((number, num_targets, *form.shape(plan.padded_size)), np.uint8),
         is_target=np.zeros((number, num_targets), bool),
         image_id=np.array(image_ids, np.int64),
-        is_ignored=np.zeros((number, *quarter), bool) if plan.ignores_crowd else None,
+        is_ignored=np.zeros((number, *region), bool) if plan.ignores_crowd else None,
     )
     for index, loaded in enumerate(images):
         number_of_targets = len(loaded.labels)

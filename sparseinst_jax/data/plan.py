@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.ecosystems import paddle_transforms
+from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
     LSJ_RANGE,
@@ -66,6 +67,7 @@ class StepPlan(NamedTuple):
     ``padded_size`` (height, width) in pixels and ``num_targets`` (M) are static shapes; ``epoch``
     is that of the step's first image. ``flip_labels[label]`` is the label of a flipped object;
     empty where a flip changes none. ``ignores_crowd``: the batch tells where crowd regions are.
+    ``targets``: the form of the masks.
     """
 
     step: int
@@ -75,6 +77,7 @@ class StepPlan(NamedTuple):
     images: tuple[ImagePlan, ...]
     flip_labels: tuple[int, ...] = ()
     ignores_crowd: bool = False
+    targets: TargetForm = QUARTER_LEVELS
 
 
 class TrainPlan:
@@ -100,6 +103,7 @@ class TrainPlan:
         crowd: str = "drop",
         resize_rule: str = "detectron2",
         boxes_xyxy: Sequence[np.ndarray] | None = None,
+        targets: TargetForm = QUARTER_LEVELS,
     ) -> None:
         """Keep the settings.
 
@@ -117,6 +121,7 @@ class TrainPlan:
             crowd: one of CROWD.
             resize_rule: whose sizes, crops and pixels, one of RESIZE_RULES.
             boxes_xyxy: of the objects of each image, [objects, 4]; for PaddleDetection's crops.
+            targets: form of the masks of objects.
 
         Raises:
             ValueError: lists every setting that cannot be.
@@ -132,7 +137,7 @@ class TrainPlan:
         self.copy_paste = float(copy_paste)
         self.flip_labels = tuple(flip_labels)
         self.crowd = crowd
-        self.resize_rule, self._boxes = resize_rule, boxes_xyxy
+        self.resize_rule, self._boxes, self.targets = resize_rule, boxes_xyxy, targets
         self._check()
         self._window = self.train_sizes[-1], self._longest_side()
         self.buckets = training_buckets(self.train_sizes, self._window[1])
@@ -265,6 +270,7 @@ class TrainPlan:
             images,
             self.flip_labels,
             self.crowd == "ignore",
+            self.targets,
         )
 
     def _draw(self, draws: np.ndarray, position: int) -> Transform:

@@ -8,8 +8,9 @@ import numpy as np
 from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record_picture
 from sparseinst_jax.data.ecosystems.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
-from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
+    PIXEL_RULES,
     Size,
     Transform,
     mask_levels,
@@ -17,8 +18,6 @@ from sparseinst_jax.data.transforms import (
     transform_picture,
 )
 
-# Of four: a pixel at quarter size belongs to a region when half of its inner pixels do.
-_HALF = 2
 _Move = Callable[[Segmentation, Size, Transform], Any]
 
 
@@ -28,9 +27,10 @@ class TrainImage(NamedTuple):
     Attributes:
         image: uint8 [h, w, 3].
         labels: of the targets, the image's own first, then the pasted ones.
-        masks: quarter levels uint8 [ceil(h/4), ceil(w/4)] of each target.
-        is_ignored: bool [ceil(h/4), ceil(w/4)], crowd regions; None when they are dropped.
-        outside: objects of which the transform leaves no pixel.
+        masks: of each target, uint8 in the form asked for, such as levels [ceil(h/4), ceil(w/4)].
+        is_ignored: bool [ceil(h/s), ceil(w/s)] at the form's stride s, crowd regions; None when
+            they are dropped.
+        outside: objects of which the transform leaves no pixel, and that were dropped for it.
         covered: objects that are wholly under pasted ones.
     """
 
@@ -47,17 +47,20 @@ def load_train_image(
     plan: ImagePlan,
     flip_labels: tuple[int, ...] = (),
     ignores_crowd: bool = False,
+    form: TargetForm = QUARTER_LEVELS,
 ) -> TrainImage:
     """Read and transform one image and its objects.
 
-    Objects of which no pixel is left are dropped. Pasted objects take their pixels with them and
-    cover those before; they overlap each other as in the image that they come from.
+    Objects of which no pixel is left are dropped, unless the form keeps them. Pasted objects take
+    their pixels with them and cover those before; they overlap each other as in the image that
+    they come from.
 
     Args:
         records: of the data set; the plan's positions index it.
         plan: what happens to the image.
         flip_labels: label of each label's object in a flipped image; empty for the same.
         ignores_crowd: say where crowd regions are; else they are left out.
+        form: of the masks.
 
     Raises:
         ValueError: the image or a mask cannot be read; names the file and the annotation.
@@ -67,27 +70,33 @@ def load_train_image(
     result = TrainImage(image, [], [], None, [], [])
     pasted, cover = None, None
     if plan.paste is not None:
-        pasted, cover = _paste(result, records[plan.paste.position], plan.paste, flip_labels)
+        pasted, cover = _paste(result, records[plan.paste.position], plan.paste, flip_labels, form)
         result = result._replace(image=pasted.image)
     for annotation in record.targets:
-        levels = _own_levels(annotation, record, plan.transform, cover, result)
-        if levels is not None:
+        mask = _own_mask(annotation, record, plan.transform, cover, form, result)
+        if mask is not None:
             result.labels.append(_label(annotation, plan.transform, flip_labels))
-            result.masks.append(levels)
+            result.masks.append(mask)
     if pasted is not None:
         result.labels.extend(pasted.labels)
         result.masks.extend(pasted.masks)
         result.outside.extend(pasted.outside)
     if ignores_crowd:
-        is_ignored = _crowd(record, plan.transform)
-        for levels in result.masks:
-            is_ignored &= levels < _HALF  # what an object covers is known, a pasted one too
+        width = -(-plan.transform.size[1] // form.stride)
+        is_ignored = form.decode(form.encode(_crowd(record, plan.transform)))[:, :width]
+        for mask in result.masks:
+            # What an object covers is known, a pasted one too.
+            is_ignored &= ~form.decode(mask)[:, :width]
         result = result._replace(is_ignored=is_ignored)
     return result
 
 
 def _paste(
-    first: TrainImage, record: ImageRecord, paste: Paste, flip_labels: tuple[int, ...]
+    first: TrainImage,
+    record: ImageRecord,
+    paste: Paste,
+    flip_labels: tuple[int, ...],
+    form: TargetForm,
 ) -> tuple[TrainImage, np.ndarray]:
     """Paste objects at the place where they are, cut at the border of the first image.
 
@@ -110,43 +119,46 @@ def _paste(
             continue
         cover |= mask.astype(bool)
         result.labels.append(_label(annotation, paste.transform, flip_labels))
-        result.masks.append(reduce_mask(mask))
+        result.masks.append(form.encode(mask))
     image[inside][cover[inside]] = other[inside][cover[inside]]
     return result, cover
 
 
-def _own_levels(
+def _own_mask(
     annotation: Annotation,
     record: ImageRecord,
     transform: Transform,
     cover: np.ndarray | None,
+    form: TargetForm,
     result: TrainImage,
 ) -> np.ndarray | None:
-    """Quarter levels of what is seen of an object; None, and noted, when nothing is."""
+    """Encode what is seen of an object; None, and noted, when nothing is."""
     box, size = annotation.box_xyxy, (record.height, record.width)
     if box is not None and not boxes_in_crop(np.array(box), size, transform).all():
         result.outside.append(annotation)
         return None
-    if cover is None:
+    if cover is None and form == QUARTER_LEVELS:
+        # The same levels, from run lengths: no mask at full size is drawn.
         levels = _moved(mask_levels, annotation, record, transform)
         if levels is None:
             result.outside.append(annotation)
         return levels
     mask = _moved(move_mask, annotation, record, transform)
-    seen = mask * ~cover
-    if seen.any():
-        return reduce_mask(seen)
+    seen = mask if cover is None else mask * ~cover
+    keeps_empty = form.keeps_empty or (cover is None and PIXEL_RULES[transform.rule].keeps_empty)
+    if seen.any() or keeps_empty:
+        return form.encode(seen)
     (result.covered if mask.any() else result.outside).append(annotation)
     return None
 
 
 def _crowd(record: ImageRecord, transform: Transform) -> np.ndarray:
-    """Where the crowd regions of an image are, bool [ceil(h/4), ceil(w/4)]."""
+    """Where the crowd regions of an image are, uint8 0/1 [h, w]."""
     region = np.zeros(transform.size, np.uint8)
     for annotation in record.annotations:
         if annotation.iscrowd:
             region |= _moved(move_mask, annotation, record, transform)
-    return reduce_mask(region) >= _HALF
+    return region
 
 
 def _label(annotation: Annotation, transform: Transform, flip_labels: tuple[int, ...]) -> int:

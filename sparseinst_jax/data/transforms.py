@@ -1,8 +1,8 @@
 """Resize, flip and crop images and move their masks with them, exactly as detectron2 does.
 
 Polygons move as coordinates and are rasterised at the final size; run lengths are decoded at the
-original size and move by nearest neighbour. The targets then travel as *quarter levels*, see
-``quarter_levels``.
+original size and move by nearest neighbour. The targets then travel in one of the forms of
+``target_masks``.
 
 Source: detectron2/data/transforms, detectron2/data/detection_utils.py and
 sparseinst/dataset_mapper.py of the original. Large-scale jitter: Ghiasi et al.,
@@ -21,7 +21,7 @@ from pycocotools import mask as rle
 from sparseinst_jax.data.annotations.segmentations import read_runs
 from sparseinst_jax.data.coco import Segmentation, encode_segmentation
 from sparseinst_jax.data.images import opencv_resize
-from sparseinst_jax.data.quarter_levels import InnerPixels, inner_pixels, levels_of_runs
+from sparseinst_jax.data.target_masks import InnerPixels, inner_pixels, levels_of_runs
 
 Size = tuple[int, int]
 PADDING_MULTIPLE = 32

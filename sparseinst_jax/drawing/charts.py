@@ -1,178 +1,131 @@
-"""Draw lines over axes and coloured matrices as pictures, with Pillow alone."""
+"""Charts of a training run and of an evaluation, by matplotlib.
+
+matplotlib is imported when a chart is drawn. Only its objects are used, never `pyplot`: no backend
+is chosen, no window opened and no setting of the process changed.
+"""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageFont
 
 from sparseinst_jax.drawing import fonts
 from sparseinst_jax.runtime.files import replace_file
 
-COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b")
-Series = Mapping[str, Sequence[tuple[float, float]]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_CELL = 18  # smallest side of a matrix cell, pixels: a line of text fits beside it
-_LARGEST_CELL = 60
-_WIDEST = 2800  # pixels of all cells, where they grow
-_TEXT = 13  # pixels
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b")
+_DPI = 100
+_SMALL, _TEXT = 8, 10  # points
+_MOST_POINTS = 2000  # of a line; a longer one is averaged down to so many
+_MARK_UP_TO = 60  # points of a line that are marked one by one
 _LABEL_WIDTH = 170  # most pixels of a row's or column's name
-_MARK_UP_TO = 30  # points of a line that are marked one by one
-_FULL, _EMPTY = np.array([8, 64, 129]), np.array([255, 255, 255])
+_CELL, _LARGEST_CELL, _WIDEST = 18, 60, 2800  # pixels: sides of a matrix's cell; all its columns
 
 
-class Frame(NamedTuple):
-    """Where a panel's axes lie.
+def training_curves(rows: Sequence[Mapping[str, float | int]]) -> Figure:
+    """Draw losses, AP (where there was an evaluation) and the learning rate over the steps.
 
-    Attributes:
-        size: (width, height) of the panel in pixels.
-        margin: pixels left (numbers), top (title), right (legend), bottom (numbers, x label).
-        text: height of the letters in pixels.
-        x_range: values at the left and right end; None takes 0 to the largest, 1 at least.
-        y_range: values at the bottom and top; None takes what the lines need, 0 included.
-        num_ticks: about so many numbers along each axis.
-    """
-
-    size: tuple[int, int]
-    margin: tuple[int, int, int, int]
-    text: int = _TEXT
-    x_range: tuple[float, float] | None = None
-    y_range: tuple[float, float] | None = None
-    num_ticks: int = 5
-
-    @property
-    def inside(self) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of the axes."""
-        left, top, right, bottom = self.margin
-        return left, top, self.size[0] - right, self.size[1] - bottom
-
-
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Return about `count` round numbers (1, 2 or 5 times a power of ten) from low to high."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / count
-    power = 10.0 ** np.floor(np.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
-    first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
-    return [float(i * step) + 0.0 for i in np.arange(first, last + 1)]  # + 0.0: never -0
-
-
-def line_panel(
-    title: str, series: Series, frame: Frame, x_label: str = "", legend: bool = True
-) -> Image.Image:
-    """Draw lines over axes.
+    A loss is drawn twice: faint as it is, and as the mean of the steps around each; the axis fits
+    the means, so that one spike does not flatten the rest.
 
     Args:
-        title: written above the axes, cut where it is too long.
-        series: name -> points (x, y).
-        frame: sizes and ranges.
-        x_label: written below the axes.
-        legend: write each line's name and last value into the right margin.
+        rows: of `metrics.csv`, each with `step`. Values that are not finite are left out.
     """
-    image = Image.new("RGB", frame.size, "white")
-    draw, font = ImageDraw.Draw(image), fonts.font_for([title, *series], frame.text)
-    left, top, right, bottom = frame.inside
-    title = fonts.shorten(fonts.drawable(title, font), font, frame.size[0] - left - 2)
-    draw.text((left, max(2, top - 24)), title, fill="black", font=font)
-    points = [point for line in series.values() for point in line]
-    if not points:
-        draw.text((left, top + 10), "no values", fill="black", font=font)
-        return image
-    x_low, x_high = frame.x_range or (0.0, max(1.0, *(x for x, _ in points)))
-    y_low, y_high = frame.y_range or (min(0.0, *(y for _, y in points)), max(y for _, y in points))
-    x_scale = (right - left) / (x_high - x_low)
-    y_scale = (bottom - top) / max(y_high - y_low, 1e-12)
+    from matplotlib.figure import Figure
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x_low) * x_scale, bottom - (y - y_low) * y_scale
-
-    for y in nice_ticks(y_low, y_high, frame.num_ticks):
-        height = place(x_low, y)[1]
-        draw.line([(left, height), (right, height)], fill="#dddddd")
-        draw.text((left - 6, height), f"{y:g}", fill="black", font=font, anchor="rm")
-    for x in nice_ticks(x_low, x_high, frame.num_ticks):
-        across = place(x, y_low)[0]
-        draw.line([(across, bottom), (across, bottom + 4)], fill="black")
-        draw.text((across, bottom + 7), f"{x:g}", fill="black", font=font, anchor="mt")
-    draw.text(((left + right) / 2, bottom + 26), x_label, fill="black", font=font, anchor="mt")
-    draw.line([(left, top), (left, bottom), (right, bottom)], fill="black")
-    for index, line in enumerate(series.values()):
-        _draw_line(draw, [place(x, y) for x, y in line], COLORS[index % len(COLORS)])
-    if legend:
-        texts = [f"{name} {line[-1][1]:.3g}" for name, line in series.items()]
-        _draw_legend(draw, texts, (right + 12, top + 10), font)
-    return image
-
-
-def _draw_line(
-    draw: ImageDraw.ImageDraw, placed: Sequence[tuple[float, float]], color: str
-) -> None:
-    draw.line(list(placed), fill=color, width=2)
-    if len(placed) <= _MARK_UP_TO:  # show where the few values are, and a single one at all
-        for x, y in placed:
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=color)
+    losses = _series(rows, lambda name: name.startswith("loss/"))
+    scores = _series(rows, lambda name: name in ("AP", "AP50", "AP75"))
+    rates = _series(rows, lambda name: name == "learning_rate")
+    heights = [3.4, *[3.0] * bool(scores), *[1.5] * bool(rates)]
+    figure = Figure((9, sum(heights)), dpi=_DPI, layout="constrained")
+    axes = list(
+        figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    )
+    axes[-1].set_xlabel("step", fontsize=_TEXT)
+    panel = axes.pop(0)
+    panel.set_ylabel("loss", fontsize=_TEXT)
+    top = 0.0
+    for index, (name, line) in enumerate(losses.items()):
+        colour, mean = COLOURS[index % len(COLOURS)], _smoothed(line[:, 1])
+        top = max(top, float(mean.max()))
+        panel.plot(*line.T, color=colour, linewidth=0.8, alpha=0.25)
+        label = f"{name.removeprefix('loss/')} {mean[-1]:.3g}"
+        _plot(panel, np.stack([line[:, 0], mean], 1), label, colour)
+    if not losses:
+        panel.text(0.5, 0.5, "no values", ha="center", va="center", transform=panel.transAxes)
+    _finish(panel, top)
+    if scores:
+        panel = axes.pop(0)
+        panel.set_ylabel("mask AP", fontsize=_TEXT)
+        for (name, line), colour in zip(scores.items(), COLOURS, strict=False):
+            _plot(panel, line, f"{name} {line[-1, 1]:.3f}", colour)
+        if "AP" in scores:
+            step, best = max(scores["AP"].tolist(), key=lambda point: point[1])
+            panel.axvline(step, color="#999999", linewidth=0.8, linestyle=":")
+            panel.set_title(f"best AP {best:.3f} at step {step:g}", loc="left", fontsize=_TEXT)
+        _finish(panel, max(float(line[:, 1].max()) for line in scores.values()), most=1.0)
+    if rates:
+        (line,) = rates.values()
+        axes[0].set_ylabel("learning rate", fontsize=_TEXT)
+        _plot(axes[0], line, f"now {line[-1, 1]:.3g}", COLOURS[0], marked=False)
+        axes[0].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        _finish(axes[0], float(line[:, 1].max()))
+    return figure
 
 
-def _draw_legend(
-    draw: ImageDraw.ImageDraw, texts: Sequence[str], corner: tuple[int, int], font: fonts.Font
-) -> None:
-    for index, text in enumerate(texts):
-        x, y = corner[0], corner[1] + 20 * index
-        draw.line([(x, y), (x + 22, y)], fill=COLORS[index % len(COLORS)], width=3)
-        draw.text((x + 28, y), fonts.drawable(text, font), fill="black", font=font, anchor="lm")
+def precision_recall(
+    panels: Sequence[tuple[str, Mapping[str, np.ndarray]]], note: str, small: bool
+) -> Figure:
+    """Draw precision over recall, a panel for each class.
+
+    Args:
+        panels: title, and for each name of a curve the precision at equally spaced recalls 0...1.
+        note: written above all panels.
+        small: eight panels in a row instead of two.
+    """
+    from matplotlib.figure import Figure
+
+    columns = min(8 if small else 2, max(len(panels), 2))
+    rows, side, size = -(-len(panels) // columns), *((1.75, _SMALL) if small else (4.0, _TEXT))
+    figure = Figure((columns * side, rows * side), dpi=_DPI)
+    space = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=0.5 / side)
+    shape = dict(nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(**shape, gridspec_kw=space)
+    grid[0, 0].set(xlim=(0, 1), ylim=(0, 1.03))  # of all of them: they share their axes
+    grid[0, 0].set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+    grid[0, 0].set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
+    titles, font = _shown([title for title, _ in panels], 88 * side, size)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.remove()
+            continue
+        for (name, curve), colour in zip(panels[place][1].items(), COLOURS, strict=False):
+            recalls = np.linspace(0.0, 1.0, len(curve))
+            axes.plot(recalls, curve, color=colour, linewidth=1.2 if small else 1.8, label=name)
+        axes.set_title(titles[place], font=font, loc="left", parse_math=False, pad=4)
+        _tidy(axes, size)
+        if place % columns == 0:
+            axes.set_ylabel("precision", fontsize=size)
+        if place + columns >= len(panels):
+            axes.set_xlabel("recall", fontsize=size)
+            axes.tick_params(labelbottom=True)
+    height = rows * side
+    figure.text(0, 1 + 0.65 / height, note, fontsize=_TEXT, va="bottom")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    anchor = dict(loc="lower left", bbox_to_anchor=(0, 1 + 0.3 / height), borderaxespad=0)
+    figure.legend(handles, labels, ncols=3, fontsize=_TEXT, frameon=False, borderpad=0, **anchor)
+    return figure
 
 
-def legend_row(texts: Sequence[str], width: int) -> Image.Image:
-    """Draw names beside samples of their line colours, in one row of `width` pixels."""
-    image = Image.new("RGB", (width, _TEXT + 12), "white")
-    draw, font, x = ImageDraw.Draw(image), fonts.font_for(texts, _TEXT), 10.0
-    for index, text in enumerate(texts):
-        draw.line([(x, 12), (x + 22, 12)], fill=COLORS[index % len(COLORS)], width=3)
-        text = fonts.drawable(text, font)
-        draw.text((x + 28, 12), text, fill="black", font=font, anchor="lm")
-        x += 28 + font.getlength(text) + 24
-    return image
-
-
-def grid(panels: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Put panels of equal size into rows of so many columns."""
-    width, height = panels[0].size
-    rows = math.ceil(len(panels) / columns)
-    image = Image.new("RGB", (width * columns, height * rows), "white")
-    for index, panel in enumerate(panels):
-        image.paste(panel, (index % columns * width, index // columns * height))
-    return image
-
-
-def below(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Put pictures below one another, aligned on the left."""
-    width = max(picture.width for picture in pictures)
-    image = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
-    top = 0
-    for picture in pictures:
-        image.paste(picture, (0, top))
-        top += picture.height
-    return image
-
-
-def text_line(text: str, width: int) -> Image.Image:
-    """Draw one line of text, cut to `width` pixels."""
-    image = Image.new("RGB", (width, _TEXT + 10), "white")
-    font = fonts.font_for([text], _TEXT)
-    shown = fonts.shorten(fonts.drawable(text, font), font, width - 20)
-    ImageDraw.Draw(image).text((10, 5), shown, fill="black", font=font)
-    return image
-
-
-def matrix(
-    counts: np.ndarray, row_names: Sequence[str], column_names: Sequence[str]
-) -> Image.Image:
+def matrix(counts: np.ndarray, names: Sequence[str], ids: Sequence[int], notes: str) -> Figure:
     """Draw a matrix of counts: the darker a cell, the larger its share of the row.
 
     A count is written where it fits its cell; zeros are left out. Cells grow with the counts as
@@ -180,53 +133,112 @@ def matrix(
     the names beside and above them do not overlap.
 
     Args:
-        counts: int [rows, columns].
-        row_names: written to the left.
-        column_names: written above, turned by a quarter.
+        counts: int [K, K]; rows are annotated, columns predicted.
+        names: of the rows and of the columns.
+        ids: shown instead of names that no font can show.
+        notes: lines written above.
     """
-    font = fonts.font_for([*row_names, *column_names], _TEXT)
-    rows, columns = (
-        [fonts.shorten(fonts.drawable(name, font), font, _LABEL_WIDTH) for name in names]
-        for names in (row_names, column_names)
-    )
-    widest = math.ceil(font.getlength(str(int(counts.max(initial=0))))) + 6
-    cell = max(_CELL, min(widest, _WIDEST // len(columns), _LARGEST_CELL))
-    left = math.ceil(max(map(font.getlength, rows))) + 12
-    top = math.ceil(max(map(font.getlength, columns))) + 12
-    image = Image.new("RGB", (left + cell * len(columns) + 8, top + cell * len(rows) + 8), "white")
-    draw = ImageDraw.Draw(image)
-    for index, name in enumerate(columns):
-        _draw_upright(image, name, font, (left + index * cell, top - 6), cell)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    for row, name in enumerate(rows):
-        y = top + row * cell
-        draw.text((left - 6, y + cell / 2), name, fill="black", font=font, anchor="rm")
-        for column in range(len(columns)):
-            x = left + column * cell
-            part = float(share[row, column]) ** 0.6  # small shares must be seen too
-            color = tuple(np.rint(_EMPTY + part * (_FULL - _EMPTY)).astype(int).tolist())
-            draw.rectangle((x, y, x + cell, y + cell), fill=color, outline="#cccccc")
-            text = str(int(counts[row, column]))
-            if counts[row, column] and font.getlength(text) < cell:
-                ink = "white" if part > 0.5 else "black"
-                center = (x + cell / 2, y + cell / 2)
-                draw.text(center, text, fill=ink, font=font, anchor="mm")
-    return image
+    from matplotlib.figure import Figure
+
+    number = len(names)
+    shown, font = _shown(names, _LABEL_WIDTH, _TEXT, ids)
+    digits = 7 * len(str(int(counts.max(initial=0)))) + 8
+    cell = max(_CELL, min(digits, _WIDEST // number, _LARGEST_CELL))
+    side = cell * number / _DPI
+    figure = Figure((side, side), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, 1))
+    # Small shares must be seen too.
+    share = (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)) ** 0.6
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    every = np.arange(number)
+    axes.set_xticks(every, shown, rotation=90, font=font, parse_math=False)
+    axes.set_yticks(every, shown, font=font, parse_math=False)
+    axes.tick_params(length=0, pad=5, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color="#d0d0d0", linewidth=0.6)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted", fontsize=_TEXT, fontweight="bold")
+    axes.set_ylabel("annotated", fontsize=_TEXT, fontweight="bold")
+    axes.xaxis.set_label_position("top")
+    for row, column in np.argwhere(counts):
+        text = str(int(counts[row, column]))
+        if 6.2 * len(text) <= cell:
+            ink = "white" if share[row, column] > 0.5 else "black"
+            at = dict(ha="center", va="center", fontsize=_SMALL, color=ink)
+            axes.text(column, row, text, gid=f"{row},{column}", **at)
+    axes.set_title(notes, loc="left", fontsize=_TEXT, pad=10)
+    return figure
 
 
-def _draw_upright(
-    image: Image.Image, text: str, font: fonts.Font, foot: tuple[int, int], cell: int
-) -> None:
-    """Write a text from bottom to top, above the cell whose upper left corner is `foot`."""
-    strip = Image.new("RGB", (math.ceil(font.getlength(text)) + 2, cell), "white")
-    draw = ImageDraw.Draw(strip)
-    draw.text((0, cell / 2), text, fill="black", font=font, anchor="lm")
-    turned = strip.transpose(Image.Transpose.ROTATE_90)
-    image.paste(turned, (foot[0], foot[1] - turned.height))
-
-
-def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
-    """Write a picture whole or not at all."""
+def save(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a chart as PNG, whole or not at all, cut to what is drawn."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.15)
     replace_file(path, buffer.getvalue())
+
+
+def _series(rows: Sequence[Mapping[str, float | int]], wanted: Any) -> dict[str, np.ndarray]:
+    """Name -> finite points (step, value), float64 [points, 2]."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row if wanted(name)):
+        points = np.array([(row["step"], row[name]) for row in rows if name in row], float)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points) > _MOST_POINTS:
+            parts = np.array_split(points, _MOST_POINTS)
+            points = np.array([part.mean(axis=0) for part in parts])
+        if len(points):
+            found[name] = points
+    return found
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean of the values around each: a twenty-fifth of all of them, fewer at the ends."""
+    reach = len(values) // 50
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    every = np.arange(len(values))
+    first, end = np.maximum(every - reach, 0), np.minimum(every + reach + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)
+
+
+def _plot(axes: Axes, line: np.ndarray, label: str, colour: str, marked: bool = True) -> None:
+    """Draw a line; few values are marked, so that a single one is seen at all."""
+    marker = "o" if marked and len(line) <= _MARK_UP_TO else None
+    axes.plot(*line.T, label=label, color=colour, linewidth=1.8, marker=marker, markersize=4)
+
+
+def _finish(axes: Axes, top: float, most: float = float("inf")) -> None:
+    """Fit the axis to values of 0...top and write the legend beside it."""
+    if top > 0:
+        axes.set_ylim(0, min(1.08 * top, max(most, top)))
+    _tidy(axes, _TEXT)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=_TEXT, frameon=False)
+
+
+def _tidy(axes: Axes, size: int) -> None:
+    axes.grid(color="#e4e4e4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=size, length=3, color="#888888")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#888888")
+
+
+def _shown(
+    names: Sequence[str], width: float, size: int, ids: Sequence[int] | None = None
+) -> tuple[list[str], Any]:
+    """Cut names to `width` pixels, and choose a font that has their characters.
+
+    Returns:
+        The names as they are drawn, and matplotlib's properties of the font.
+    """
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import FontProperties
+
+    own = os.path.join(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    pixels = round(size * _DPI / 72)
+    font = fonts.font_for(names, pixels, ImageFont.truetype(own, pixels))
+    shown = fonts.labels(names, ids, font) if ids else [fonts.drawable(n, font) for n in names]
+    properties = FontProperties(fname=getattr(font, "path", own), size=size)
+    return [fonts.shorten(name, font, width) for name in shown], properties

@@ -1,8 +1,8 @@
-"""Choose fonts that have the letters of class and file names, and make texts fit.
+"""Choose fonts that have the characters of class and file names, and make texts fit.
 
 Pillow's own font holds little more than ASCII. A text in another script is drawn with a font of the
-system where there is one; otherwise marks are taken off letters (é is drawn as e) and what is left
-is shown as a question mark: a picture never fails because of a name.
+system where there is one; otherwise accents are dropped (é is drawn as e) and any other character
+becomes a question mark: a picture never fails because of a name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from PIL import ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-# Tried in this order where Pillow's own lacks a letter: names that Linux, Windows and macOS know.
+# Tried in this order where the first lacks a character: names that Linux, Windows and macOS know.
 _SYSTEM_FONTS = (
     "DejaVuSans.ttf",
     "NotoSansCJK-Regular.ttc",
@@ -26,7 +26,7 @@ _SYSTEM_FONTS = (
     "PingFang.ttc",
 )
 _ELLIPSIS = "..."
-MAX_LETTERS = 400  # no picture has room for more in a line
+MAX_CHARACTERS = 400  # no picture has room for more in a line
 
 
 @functools.lru_cache(maxsize=64)
@@ -46,43 +46,42 @@ def _system_fonts(size: int) -> tuple[Font, ...]:
     return tuple(fonts)
 
 
-def font_for(texts: Iterable[str], size: int) -> Font:
-    """Return the font of `size` pixels that lacks the fewest letters of the texts."""
-    letters = set("".join(map(one_line, texts)))
-    own = own_font(size)
-    if not _lacking(letters, own):
-        return own
-    return min((own, *_system_fonts(size)), key=lambda font: len(_lacking(letters, font)))
+def font_for(texts: Iterable[str], size: int, first: Font | None = None) -> Font:
+    """Return the font of `size` pixels that lacks the fewest characters of the texts.
+
+    Args:
+        texts: to be drawn.
+        size: pixels.
+        first: preferred where it lacks no more than the system's; Pillow's own by default.
+    """
+    characters, first = set("".join(map(one_line, texts))), first or own_font(size)
+    if not _lacking(characters, first):
+        return first
+    return min((first, *_system_fonts(size)), key=lambda font: len(_lacking(characters, font)))
 
 
 def one_line(text: str) -> str:
     """Replace line breaks, tabs and other control characters by single spaces."""
-    if len(text) > 2 * MAX_LETTERS:
-        text = f"{text[:MAX_LETTERS]}{_ELLIPSIS}{text[-MAX_LETTERS:]}"
+    if len(text) > 2 * MAX_CHARACTERS:
+        text = f"{text[:MAX_CHARACTERS]}{_ELLIPSIS}{text[-MAX_CHARACTERS:]}"
     plain = "".join(" " if unicodedata.category(c)[0] in "ZC" else c for c in text)
     return " ".join(plain.split())
 
 
 def drawable(text: str, font: Font) -> str:
-    """Write a text in one line, with letters that the font has."""
+    """Write a text in one line, with characters that the font has."""
     text = one_line(text)
     lacking = _lacking(set(text), font)
     if not lacking:
         return text
-    drawn = []
-    for letter in text:
-        if letter not in lacking:
-            drawn.append(letter)
-            continue
-        bare = "".join(c for c in unicodedata.normalize("NFKD", letter) if c.isascii())
-        drawn.append(bare or "?")
-    return "".join(drawn)
+    plain = {c: "".join(filter(str.isascii, unicodedata.normalize("NFKD", c))) for c in lacking}
+    return "".join(plain[c] or "?" if c in lacking else c for c in text)
 
 
 def shorten(text: str, font: Font, width: float) -> str:
     """Cut a drawable text to `width` pixels; the middle goes, both ends tell names apart."""
-    if len(text) > MAX_LETTERS:  # measuring takes time for each letter
-        text = text[: MAX_LETTERS // 2] + text[-MAX_LETTERS // 2 :]
+    if len(text) > MAX_CHARACTERS:  # measuring takes time for each character
+        text = text[: MAX_CHARACTERS // 2] + text[-MAX_CHARACTERS // 2 :]
     elif font.getlength(text) <= width:
         return text
     for kept in range(len(text) - 1, 0, -1):
@@ -103,21 +102,21 @@ def labels(names: Iterable[str], ids: Iterable[int], font: Font) -> list[str]:
     return shown
 
 
-def _lacking(letters: set[str], font: Font) -> set[str]:
-    return {letter for letter in letters if letter != " " and not _has(font, letter)}
+def _lacking(characters: set[str], font: Font) -> set[str]:
+    return {c for c in characters if c != " " and not _has(font, c)}
 
 
 @functools.lru_cache(maxsize=4096)
-def _has(font: Font, letter: str) -> bool:
-    """Whether a font has a letter: what it lacks is drawn as the glyph of no character."""
-    if letter.isascii():
+def _has(font: Font, character: str) -> bool:
+    """Whether a font has a character: what it lacks is drawn as the glyph of none."""
+    if character.isascii():
         return True
     try:
-        return _pixels(font, letter) != _pixels(font, "\uffff")
+        return _pixels(font, character) != _pixels(font, "\uffff")
     except (UnicodeError, OSError):
         return False
 
 
-def _pixels(font: Font, letter: str) -> tuple[tuple[int, int], bytes]:
-    mask: Any = font.getmask(letter)
+def _pixels(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask: Any = font.getmask(character)
     return mask.size, bytes(mask)

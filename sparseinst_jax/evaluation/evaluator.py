@@ -25,7 +25,6 @@ from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.data.workers.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
-from sparseinst_jax.inference.masks import encode_transposed
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
@@ -33,7 +32,7 @@ from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
 class ImagePredictor(Protocol):
-    """What is asked of a predictor here; `sparseinst_jax.predictor.Predictor` is one."""
+    """What is asked of a predictor here; `inference.predictor.Predictor` is one."""
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]
@@ -194,9 +193,8 @@ def _pack(
 ) -> list[list[dict[str, Any]]]:
     """Fetch what is found in a batch: COCO results of each image."""
     packed = []
-    for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True):
-        rles = [rle for chunk in kept.masks for rle in encode_transposed(chunk)]
-        packed.append(coco_results(image_id, rles, kept.scores, kept.labels, category_ids))
+    for image_id, found in zip(image_ids, predictor.finish(pending), strict=True):
+        packed.append(coco_results(image_id, *found.encode(), found.labels, category_ids))
     return packed
 
 

@@ -1,36 +1,78 @@
-"""Write what an evaluation found as tables (CSV) and charts (PNG) into a folder."""
+"""What an evaluation leaves in a folder: tables (CSV), charts and pictures (PNG)."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from sparseinst_jax.drawing import charts, fonts
+from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, read_record
+from sparseinst_jax.drawing import charts, pictures
 from sparseinst_jax.evaluation.average_precision import UNDEFINED
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, IOU_50, IOU_75, CocoMetrics
-from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.runtime.files import replace_file
+from sparseinst_jax.evaluation.errors import (
+    ImageErrors,
+    confusion_matrix,
+    find_errors,
+    worst_images,
+)
+from sparseinst_jax.inference.masks import LazyMasks
+from sparseinst_jax.inference.prediction import Prediction
+from sparseinst_jax.runtime.files import replace_file, unique_names
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")
 # A chart of more classes than these would be too large to look at; the tables hold them all.
 MAX_CURVES, MAX_ROWS = 119, 100
-_RECALLS = np.linspace(0.0, 1.0, 101)
-_SMALL = charts.Frame(
-    size=(210, 190),
-    margin=(36, 24, 12, 28),
-    text=11,
-    x_range=(0.0, 1.0),
-    y_range=(0.0, 1.0),
-    num_ticks=4,
-)
-_LARGE = _SMALL._replace(size=(440, 360), margin=(44, 30, 16, 34), text=13, num_ticks=5)
-MAX_LARGE = 6  # curves
+MAX_LARGE = 6  # panels of curves
+# Told apart by all kinds of colour vision (Okabe and Ito's palette).
+_FOUND, _CONFUSED = (0, 158, 115), (240, 228, 66)
+_FALSE, _MISSED = (213, 94, 0), (0, 114, 178)
+
+
+def write_report(
+    metrics: CocoMetrics,
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    folder: Path,
+    score_threshold: float,
+    count: int,
+) -> list[str]:
+    """Write tables and charts of an evaluation, and draw the worst images.
+
+    Args:
+        metrics: of the results.
+        dataset: with annotations; where it has no image folder, no image is drawn.
+        results: detections of the whole data set in COCO results format.
+        folder: where they go; files of an earlier evaluation are replaced.
+        score_threshold: lowest score that counts in the confusion matrix and in the images.
+        count: how many of the worst images are drawn.
+
+    Returns:
+        Lines on what was found and written.
+    """
+    errors = find_errors(dataset, results, score_threshold)
+    names, ids = dataset.class_names, dataset.category_ids
+    counts = confusion_matrix(errors, len(names))
+    write_class_table(metrics, folder / "per_class.csv")
+    draw_precision_recall(metrics, folder / "precision_recall.png")
+    write_confusion_table(counts, names, folder / "confusion_matrix.csv")
+    draw_confusion(counts, names, ids, score_threshold, folder / "confusion_matrix.png")
+    write_image_table(errors, folder / "errors_per_image.csv")
+    found, objects = int(np.trace(counts)), int(counts[:-1].sum())
+    return [
+        f"at a score of {score_threshold:g} and mask IoU 0.5: {found} of {objects} objects found, "
+        f"{int(counts[:-1, :-1].sum()) - found} with the wrong class, {int(counts[:-1, -1].sum())} "
+        f"missed; {int(counts[-1].sum())} false positives",
+        f"tables and charts: {folder / '*'}",
+        *_draw_worst(worst_images(errors, count), dataset, folder / "worst"),
+    ]
 
 
 def write_class_table(metrics: CocoMetrics, path: Path) -> None:
@@ -83,22 +125,15 @@ def draw_confusion(
     the others share one, so that no count is lost.
     """
     counts, chosen, num_others = _merged(counts)
-    font = fonts.own_font(12)
-    names = fonts.labels(
-        [class_names[label] for label in chosen], [category_ids[label] for label in chosen], font
-    )
+    names = [class_names[label] for label in chosen]
     names += [f"{num_others} other classes"] * bool(num_others) + [BACKGROUND]
-    picture = charts.matrix(counts, names, names)
-    lines = [
-        f"Rows: annotated; columns: predicted with a score of at least {score_threshold:g}, at "
-        "mask IoU 0.5; darker: a larger share of the row",
-        f"Last column: missed objects. Last row: false positives. {int(np.trace(counts))} of "
-        f"{int(counts[:-1].sum())} objects found with the right class",
-    ]
-    width = max(picture.width, 760)
-    charts.save_png(
-        charts.below([*(charts.text_line(line, width) for line in lines), picture]), path
+    ids = [category_ids[label] for label in chosen] + [0] * (len(names) - len(chosen))
+    notes = (
+        f"Score at least {score_threshold:g}, mask IoU at least 0.5; darker: a larger share of the "
+        "row.\nLast column: missed objects. Last row: false positives.\n"
+        f"{int(np.trace(counts))} of {int(counts[:-1].sum())} objects found with the right class."
     )
+    charts.save(charts.matrix(counts, names, ids, notes), path)
 
 
 def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
@@ -114,22 +149,17 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
     shown = set(sorted(order, key=lambda label: -instances[label])[:MAX_CURVES])
     groups = [("all classes", order)] if len(order) != 1 else []
     groups += [(names[label], [label]) for label in order if label in shown]
-    is_small = len(groups) > MAX_LARGE
-    frame, columns = (_SMALL, 8) if is_small else (_LARGE, 2)
-    panels = [
-        _curve_panel(title, mean_precision(metrics.precision[:, :, labels]), frame)
-        for title, labels in groups
-    ]
-    width = columns * frame.size[0]
-    note = "Precision over recall; the number is the area, the average precision in percent"
+    panels = []
+    for name, labels in groups:
+        curves = mean_precision(metrics.precision[:, :, labels])
+        title = f"{100 * float(curves['AP'].mean()):.1f}  {name}"
+        lines = ("IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95")
+        panels.append((title, dict(zip(lines, curves.values(), strict=True))))
+    note = "Above each panel the area below its mean: average precision in percent"
     if len(shown) < len(order):
         note += f"; {len(shown)} of {len(order)} classes, those with the most objects"
-    rows = [
-        charts.text_line(note, width),
-        charts.legend_row(["IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95"], width),
-        charts.grid(panels, columns),
-    ]
-    charts.save_png(charts.below(rows), path)
+    is_small = len(panels) > MAX_LARGE
+    charts.save(charts.precision_recall(panels, note, is_small), path)
 
 
 def mean_precision(precision: np.ndarray) -> dict[str, np.ndarray]:
@@ -145,15 +175,6 @@ def mean_precision(precision: np.ndarray) -> dict[str, np.ndarray]:
     defined = np.where(precision > UNDEFINED, precision, 0.0)
     mean = defined.mean(axis=2) if defined.shape[2] else np.zeros(defined.shape[:2])
     return {"AP50": mean[IOU_50], "AP75": mean[IOU_75], "AP": mean.mean(axis=0)}
-
-
-def _curve_panel(title: str, curves: dict[str, np.ndarray], frame: charts.Frame) -> Any:
-    series = {
-        name: list(zip(_RECALLS.tolist(), curve.tolist(), strict=True))
-        for name, curve in curves.items()
-    }
-    title = f"{100 * float(curves['AP'].mean()):.1f} {title}"
-    return charts.line_panel(title, series, frame, legend=False)
 
 
 def _merged(counts: np.ndarray) -> tuple[np.ndarray, list[int], int]:
@@ -184,3 +205,147 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([_inert(cell) for cell in row] for row in rows)
     replace_file(path, text.getvalue().encode())
+
+
+def draw_pictures(
+    dataset: CocoDataset,
+    results: Sequence[Mapping[str, Any]],
+    output: Path,
+    count: int,
+) -> list[Path]:
+    """Draw some images of a data set, spread evenly over it, with what was found in them.
+
+    Args:
+        dataset: with its image folder.
+        results: detections of the whole data set in COCO results format.
+        output: folder of the pictures, `<name of the image>.png`.
+        count: how many.
+
+    Returns:
+        The paths; an image that cannot be read has none. One with annotations has them drawn
+        beside the detections.
+    """
+    count = min(count, len(dataset.records))
+    if count <= 0:
+        return []
+    chosen = [dataset.records[index * len(dataset.records) // count] for index in range(count)]
+    wanted = {record.image_id for record in chosen}
+    found: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in wanted}
+    for entry in results:
+        if entry["image_id"] in wanted:
+            found[entry["image_id"]].append(entry)
+    names = unique_names([record.file_name for record in chosen])
+    paths = []
+    for record, name in zip(chosen, names, strict=True):
+        try:
+            image = read_record(record)
+        except (ValueError, OSError):
+            continue  # the evaluation has listed it, see config.data.on_error
+        picture = _prediction(image, found[record.image_id], dataset).plot()
+        if dataset.has_annotations:
+            truth = _draw_annotations(image, record, dataset)
+            picture = pictures.beside([picture, truth], ["predicted", "annotated"])
+        paths.append(output / f"{name}.png")
+        pictures.save_png(picture, paths[-1])
+    return paths
+
+
+def _prediction(
+    image: np.ndarray, entries: Sequence[Mapping[str, Any]], dataset: CocoDataset
+) -> Prediction:
+    label_of = {category_id: label for label, category_id in enumerate(dataset.category_ids)}
+    return Prediction(
+        image,
+        [dict(entry["segmentation"]) for entry in entries],
+        np.array([entry["score"] for entry in entries], np.float32),
+        np.array([label_of[entry["category_id"]] for entry in entries], np.int32),
+        dataset.class_names,
+        dataset.category_ids,
+    )
+
+
+def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDataset) -> Image.Image:
+    targets = record.targets
+    masks = LazyMasks(
+        [target.segmentation for target in targets],
+        lambda segmentation: decode_mask(segmentation, record.height, record.width),
+    )
+    captions = [dataset.class_names[target.label] for target in targets]
+    return pictures.draw_instances(image, masks, captions)
+
+
+def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path) -> list[str]:
+    for path in folder.glob("*.png"):  # of an earlier evaluation; its ranks would mix with these
+        if re.match(r"\d{3}_", path.name):
+            path.unlink()
+    if not all(image.record.has_image for image in worst):
+        return ["no picture of the worst images: set --config.data.val.images to their folder"]
+    unread = []
+    names = unique_names([image.record.file_name for image in worst])
+    for rank, (image, name) in enumerate(zip(worst, names, strict=True), start=1):
+        try:
+            picture = draw_errors(read_record(image.record), image, dataset.class_names)
+        except (FileNotFoundError, ValueError) as error:
+            unread.append(str(error))
+            continue
+        pictures.save_png(picture, folder / f"{rank:03d}_{name}.png")
+    lines = [f"{len(worst) - len(unread)} worst images: {folder / '*.png'}"] * bool(worst)
+    return lines + [f"WARNING: not drawn: {line}" for line in unread[:3]]
+
+
+def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[str]) -> Image.Image:
+    """Draw what was predicted beside what is annotated, each coloured by what became of it.
+
+    With a single class the captions are scores alone: a name beside each object says nothing.
+
+    Args:
+        image: uint8 [h, w, 3].
+        errors: of this image.
+        class_names: of the data set.
+    """
+    targets, size = errors.record.targets, image.shape[:2]
+    names = class_names if len(class_names) > 1 else [""]
+    found, confused = dict(errors.found), dict(errors.confused)
+    predicted, annotated = _Layer(size), _Layer(size)
+    for place, detection in enumerate(errors.detections):
+        text = f"{names[errors.labels[place]]} {detection['score']:.2f}"
+        if place in confused:
+            text += f", is {names[targets[confused[place]].label]}"
+            predicted.add(detection["segmentation"], text, _CONFUSED)
+        elif place in errors.false:
+            predicted.add(detection["segmentation"], text, _FALSE)
+        elif place in found:
+            predicted.add(detection["segmentation"], text, _FOUND)
+    for place, target in enumerate(targets):
+        kind = _MISSED if place in errors.missed else _FOUND
+        kind = _CONFUSED if place in confused.values() else kind
+        annotated.add(target.segmentation, names[target.label], kind)
+    pair = pictures.beside(
+        [predicted.draw(image), annotated.draw(image)], ["predicted", "annotated"]
+    )
+    entries = [
+        (_FOUND, f"found ({len(found)})"),
+        (_CONFUSED, f"wrong class ({len(confused)})"),
+        (_FALSE, f"false positive ({len(errors.false)})"),
+        (_MISSED, f"missed ({len(errors.missed)})"),
+    ]
+    return pictures.below(
+        [pair, pictures.colour_key(entries, (pair.height, pair.width), errors.record.file_name)]
+    )
+
+
+class _Layer:
+    """Masks, captions and colours that are drawn over an image; errors lie on top."""
+
+    def __init__(self, size: tuple[int, int]):
+        self._size = size
+        self._entries: list[tuple[Any, str, pictures.Colour]] = []
+
+    def add(self, segmentation: Any, caption: str, colour: pictures.Colour) -> None:
+        self._entries.append((segmentation, caption, colour))
+
+    def draw(self, image: np.ndarray) -> Image.Image:
+        order = sorted(self._entries, key=lambda entry: entry[2] == _FOUND)
+        masks = LazyMasks([entry[0] for entry in order], lambda one: decode_mask(one, *self._size))
+        captions, colours = [entry[1] for entry in order], [entry[2] for entry in order]
+        return pictures.draw_instances(image, masks, captions, colours)

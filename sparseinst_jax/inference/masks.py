@@ -1,6 +1,6 @@
-"""Bring masks from a quarter of the padded image to the original image, and pack them as RLE.
+"""Bring masks from their grid over the padded image to the original image, and pack them as RLE.
 
-The way back of a mask has three steps: bilinear x4 from the mask grid to the padded image, a crop
+The way back of a mask has three steps: bilinear from the mask grid to the padded image, a crop
 to the valid part, and a bilinear resize to the original size. Each is linear and works on rows and
 columns separately, so the chain is one small operator for each axis: a few taps per output pixel,
 composed here on the host in float64. The device applies the two operators to the masks that are
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from pycocotools import mask as coco_mask
 
-MASK_STRIDE = 4
 # Two neighbouring rows of the padded image lean on at most three neighbouring rows of the mask.
 NUM_TAPS = 3
 # Floats of one chunk after both operators: bounds the memory of very large photographs.
 MAX_CHUNK_PIXELS = 16 * 1024 * 1024
 MAX_CHUNK = 16
+MASKNESS_EPSILON = 1e-6
 
 
 class AxisOperator(NamedTuple):
@@ -62,12 +62,13 @@ def bilinear_taps(source_length: int, target_length: int) -> tuple[np.ndarray, n
 
 @functools.lru_cache(maxsize=1024)
 def upsampling_operator(
-    mask_length: int, valid_length: int, original_length: int, bucket_length: int
+    mask_length: int, stride: int, valid_length: int, original_length: int, bucket_length: int
 ) -> AxisOperator:
-    """Compose x4 upsampling, crop and resize to the original size along one axis.
+    """Compose upsampling by the stride, crop and resize to the original size along one axis.
 
     Args:
-        mask_length: rows of the mask grid (a quarter of the padded image).
+        mask_length: rows of the mask grid.
+        stride: rows of the padded image for each of them.
         valid_length: rows of the padded image that hold the resized image.
         original_length: rows of the original image.
         bucket_length: rows of the result, at least `original_length`; the rest is zero.
@@ -76,7 +77,7 @@ def upsampling_operator(
         The operator with `bucket_length` output rows.
     """
     outer_index, outer_weight = bilinear_taps(valid_length, original_length)
-    inner_index, inner_weight = bilinear_taps(mask_length, mask_length * MASK_STRIDE)
+    inner_index, inner_weight = bilinear_taps(mask_length, mask_length * stride)
     # [original, 2 rows of the image, 2 rows of the mask]
     index = inner_index[outer_index]
     weight = outer_weight[:, :, None] * inner_weight[outer_index]
@@ -114,9 +115,25 @@ def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
     return terms[0] + terms[1] + terms[2]
 
 
+class MaskCut(NamedTuple):
+    """How masks become zeros and ones at the original size.
+
+    Attributes:
+        threshold: a pixel belongs to the mask where its probability is larger.
+        stride: pixels of the padded image for one of the mask.
+        are_logits: the masks are logits until they have the original size.
+        measures: whether the mean probability inside each mask is asked for.
+    """
+
+    threshold: float
+    stride: int
+    are_logits: bool = False
+    measures: bool = False
+
+
 @jax.jit
 def _upsample_rows(
-    mask_probs: jax.Array,
+    masks: jax.Array,
     image_index: jax.Array,
     query_index: jax.Array,
     row_operator: AxisOperator,
@@ -126,68 +143,91 @@ def _upsample_rows(
     A compiled function of its own: in one with `_cut_columns`, XLA would fuse the two and make
     every row again for each tap of each column, which takes five times as long.
     """
-    masks = mask_probs[image_index, query_index].astype(jnp.float32)
-    return jnp.swapaxes(_apply_to_rows(masks, row_operator), 1, 2)
+    chosen = masks[image_index, query_index].astype(jnp.float32)
+    return jnp.swapaxes(_apply_to_rows(chosen, row_operator), 1, 2)
 
 
-@jax.jit
-def _cut_columns(rows: jax.Array, column_operator: AxisOperator, threshold: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="are_logits")
+def _cut_columns(
+    rows: jax.Array,
+    column_operator: AxisOperator,
+    threshold: jax.Array,
+    original_size: tuple[int, int] | None = None,
+    are_logits: bool = False,
+) -> tuple[jax.Array, jax.Array | None]:
     """Bring the columns of [D, w, height] to full length and cut: uint8 [D, width, height].
 
     The columns come first because RLE runs down the columns; and the gather then moves whole rows
-    of memory.
+    of memory. With `original_size` also the mean probability inside each mask, float32 [D].
     """
-    return (_apply_to_rows(rows, column_operator) > threshold).astype(jnp.uint8)
+    probs = _apply_to_rows(rows, column_operator)
+    if are_logits:
+        probs = jax.nn.sigmoid(probs)
+    is_inside = probs > threshold
+    masks = is_inside.astype(jnp.uint8)
+    if original_size is None:
+        return masks, None
+    # The bucket's padding is no part of the image.
+    is_inside &= jnp.arange(masks.shape[1])[:, None] < original_size[1]
+    is_inside &= jnp.arange(masks.shape[2]) < original_size[0]
+    total = jnp.where(is_inside, probs, 0.0).sum((1, 2))
+    return masks, total / (is_inside.sum((1, 2), dtype=jnp.float32) + MASKNESS_EPSILON)
 
 
 def upsample_masks(
-    mask_probs: jax.Array,
+    masks: jax.Array,
     image_index: int,
     query_index: np.ndarray,
     valid_size: tuple[int, int],
     original_size: tuple[int, int],
-    mask_threshold: float,
-) -> Iterator[np.ndarray]:
+    cut: MaskCut,
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
     """Bring some masks of one image to its original size, a chunk at a time.
 
     Args:
-        mask_probs: float [B, N, H/4, W/4] mask probabilities on the device.
+        masks: float [B, N, H/S, W/S] probabilities or logits on the device, at the stride S.
         image_index: which image of the batch.
-        query_index: int [D], which of its masks, in the order of the result.
+        query_index: int [D], which of its masks, in the order of the result; one may come twice.
         valid_size: (height, width) of the resized image inside the padded one.
         original_size: (height, width) of the original image.
-        mask_threshold: a pixel belongs to the mask where its probability is larger.
+        cut: how they become zeros and ones.
 
     Yields:
-        uint8 [D', width, height] (transposed: the order of COCO's RLE), zeros and ones.
+        uint8 [D', width, height] (transposed: the order of COCO's RLE), zeros and ones; and the
+        mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
+        None where it is not asked for.
     """
     bucket = (bucket_length(original_size[0]), bucket_length(original_size[1]))
     operators = [
         upsampling_operator(
-            mask_probs.shape[2 + axis], valid_size[axis], original_size[axis], bucket[axis]
+            masks.shape[2 + axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis]
         )
         for axis in (0, 1)
     ]
     chunk = chunk_length(bucket, len(query_index))
-    waiting: tuple[jax.Array, int] | None = None
+    measured = np.array(original_size, np.int32) if cut.measures else None
+    waiting: tuple[tuple[jax.Array, jax.Array | None], int] | None = None
     for start in range(0, len(query_index), chunk):
         chosen = np.asarray(query_index[start : start + chunk], np.int32)
         padded = np.zeros(chunk, np.int32)
         padded[: len(chosen)] = chosen
-        rows = _upsample_rows(mask_probs, np.int32(image_index), padded, operators[0])
-        masks = _cut_columns(rows, operators[1], np.float32(mask_threshold))
+        rows = _upsample_rows(masks, np.int32(image_index), padded, operators[0])
+        made = _cut_columns(rows, operators[1], np.float32(cut.threshold), measured, cut.are_logits)
         # The device works on this chunk while the host handles the one before.
         if waiting is not None:
-            yield _crop(*waiting, original_size)
-        waiting = (masks, len(chosen))
+            yield _fetch(*waiting, original_size)
+        waiting = (made, len(chosen))
     if waiting is not None:
-        yield _crop(*waiting, original_size)
+        yield _fetch(*waiting, original_size)
 
 
-def _crop(masks: jax.Array, count: int, original_size: tuple[int, int]) -> np.ndarray:
+def _fetch(
+    made: tuple[jax.Array, jax.Array | None], count: int, original_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Fetch a chunk and cut off the padding of its bucket: uint8 [count, width, height]."""
     height, width = original_size
-    return np.ascontiguousarray(np.asarray(masks)[:count, :width, :height])
+    masks = np.ascontiguousarray(np.asarray(made[0])[:count, :width, :height])
+    return masks, None if made[1] is None else np.asarray(made[1])[:count]
 
 
 def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:

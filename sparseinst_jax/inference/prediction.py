@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparseinst_jax.drawing import visualize
+from sparseinst_jax.drawing import pictures
 from sparseinst_jax.inference import masks
 from sparseinst_jax.runtime.messages import brief
 
@@ -101,7 +101,7 @@ class Prediction:
         drawn = masks.LazyMasks(
             [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
         )
-        return visualize.draw_instances(self.image, drawn, captions)
+        return pictures.draw_instances(self.image, drawn, captions)
 
     def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
         """Write the picture of `plot`; the suffix of the path names the format."""

@@ -8,7 +8,7 @@ and packed as RLE on the host.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,9 @@ from sparseinst_jax.data.images.decoding import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction, checked_sizes
+from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.models.ops import normalize_images
-from sparseinst_jax.models.sparseinst import inference
-from sparseinst_jax.runtime import process
 
 Size = tuple[int, int]
 
@@ -43,7 +42,7 @@ class Prepared(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """The result for one image, on the host, in query order.
+    """The result for one image, on the host, in the order of the family's selection.
 
     Attributes:
       masks: bool [D, h, w] at the original size.
@@ -67,25 +66,32 @@ class Pending(NamedTuple):
 
     positions: list[int]
     items: list[Prepared]
-    selection: inference.Selection
+    selection: Selection
 
 
-class Kept(NamedTuple):
-    """What is kept of one image; `masks` are made, a chunk at a time, when they are asked for.
+class FoundInstances(NamedTuple):
+    """What is found in one image; masks are made, a chunk at a time, when they are asked for.
 
     Attributes:
-        scores: float32 [D].
         labels: int32 [D] in 0...K-1.
-        query_index: int32 [D], increasing.
-        masks: uint8 [D', width, height] chunks at the original size, in the same order.
+        query_index: int32 [D], the mask of each.
+        chunks: masks uint8 [D', width, height] at the original size, and scores float32 [D'], in
+            the same order.
         original_size: (height, width).
     """
 
-    scores: np.ndarray
     labels: np.ndarray
     query_index: np.ndarray
-    masks: Iterator[np.ndarray]
+    chunks: Iterator[tuple[np.ndarray, np.ndarray]]
     original_size: Size
+
+    def encode(self) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Make every mask: D compressed RLEs, and the scores float32 [D]."""
+        rles, scores = [], [np.zeros(0, np.float32)]
+        for chunk, its_scores in self.chunks:
+            rles.extend(masks.encode_transposed(chunk))
+            scores.append(its_scores)
+        return rles, np.concatenate(scores)
 
 
 class Predictor:
@@ -96,15 +102,15 @@ class Predictor:
 
     Args:
         apply: the network's pure function, `(params, statistics, images, train=False)` to
-            (`Outputs`, statistics).
+            (outputs, statistics).
         params: nested dict of arrays.
         statistics: nested dict of arrays.
         class_names: names of the K classes.
         category_ids: the data set's id of each class.
         eval_size: (shortest, longest): the short side images are resized to, and the most that the
             long side may have, in pixels.
-        select: scores a batch of outputs, `Outputs` -> `Selection`.
-        mask_threshold: a pixel belongs to a mask where its probability is larger.
+        family: of the network: how its outputs are scored, and its masks brought back and cut.
+        options: of `family.select`; `mask_threshold` among them also cuts the masks.
         batch_size: images that go through the network together on a device; fewer are filled up.
         protocol: whose way to test, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
     """
@@ -118,8 +124,8 @@ class Predictor:
         category_ids: Sequence[int],
         eval_size: tuple[int, int],
         *,
-        select: Callable[..., inference.Selection] = inference.select,
-        mask_threshold: float = inference.MASK_THRESHOLD,
+        family: Family,
+        options: Mapping[str, Any] | None = None,
         batch_size: int = 1,
         protocol: str = "original",
     ) -> None:
@@ -131,19 +137,25 @@ class Predictor:
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.eval_size = checked_sizes(eval_size, batch_size)
-        self.mask_threshold = mask_threshold
+        options = dict(options or {})
+        self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
         self.batch_size = batch_size
         self._protocol = find_protocol(protocol)
+        self._cut = masks.MaskCut(
+            self.mask_threshold,
+            family.mask_stride,
+            family.masks_are_logits,
+            family.scores_at_original_size,
+        )
 
         def forward(
             params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
-        ) -> inference.Selection:
+        ) -> Selection:
             outputs, _ = apply(
                 params, statistics, normalize_images(images, valid_size), train=False
             )
-            return select(outputs)
+            return family.select(outputs, **options)
 
-        process.return_memory_of_compiling()
         self._on_device = forward
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])
@@ -190,11 +202,9 @@ class Predictor:
     def __call__(self, image: ImageLike) -> Prediction:
         """Find the instances of one image: a path, a Pillow image or a uint8 RGB array."""
         array = as_rgb(image)
-        (kept,) = self.run([self.prepare(array)])
-        rles = [rle for chunk in kept.masks for rle in masks.encode_transposed(chunk)]
-        return Prediction(
-            array, rles, kept.scores, kept.labels, self.class_names, self.category_ids
-        )
+        (found,) = self.run([self.prepare(array)])
+        rles, scores = found.encode()
+        return Prediction(array, rles, scores, found.labels, self.class_names, self.category_ids)
 
     def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Find the instances of uint8 RGB images [h, w, 3] of any sizes, with their masks.
@@ -202,26 +212,25 @@ class Predictor:
         Every mask is held at the original size; for large images `__call__`, which keeps RLE, needs
         far less memory.
         """
-        found = []
-        for kept in self.run([self.prepare(as_rgb(image)) for image in images]):
-            chunks = [chunk.transpose(0, 2, 1).astype(bool) for chunk in kept.masks]
-            empty = np.zeros((0, *kept.original_size), bool)
-            found.append(
+        detections = []
+        for found in self.run([self.prepare(as_rgb(image)) for image in images]):
+            chunks, scores = [np.zeros((0, *found.original_size), bool)], [np.zeros(0, np.float32)]
+            for chunk, its_scores in found.chunks:
+                chunks.append(chunk.transpose(0, 2, 1).astype(bool))
+                scores.append(its_scores)
+            detections.append(
                 Detections(
-                    masks=np.concatenate([empty, *chunks]),
-                    scores=kept.scores,
-                    labels=kept.labels,
-                    query_index=kept.query_index,
+                    np.concatenate(chunks), np.concatenate(scores), found.labels, found.query_index
                 )
             )
-        return found
+        return detections
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
         resized, mask_size = self._protocol.resize(image, self.eval_size)
         return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
 
-    def run(self, items: Sequence[Prepared]) -> list[Kept]:
+    def run(self, items: Sequence[Prepared]) -> list[FoundInstances]:
         """Send prepared images through the network; see `start` and `finish`."""
         return self.finish(self.start(items))
 
@@ -238,7 +247,7 @@ class Predictor:
                 pending.append(Pending(positions, chosen, self._select(chosen, size)))
         return pending
 
-    def _select(self, items: Sequence[Prepared], size: Size) -> inference.Selection:
+    def _select(self, items: Sequence[Prepared], size: Size) -> Selection:
         images = np.zeros((self.num_together, *size, 3), np.uint8)
         valid_size = np.zeros((self.num_together, 2), np.int32)
         for row, item in enumerate(items):
@@ -251,43 +260,53 @@ class Predictor:
             valid_size = valid_size.reshape(*shape, 2)
         return self._forward(*self._placed, images, valid_size)
 
-    def finish(self, pending: Sequence[Pending]) -> list[Kept]:
+    def finish(self, pending: Sequence[Pending]) -> list[FoundInstances]:
         """Wait for the device and fetch what is kept, in the order of `start`'s images."""
-        found: dict[int, Kept] = {}
+        found: dict[int, FoundInstances] = {}
         for positions, items, selection in pending:
-            scores, labels, is_kept = (
+            scores, labels, query_index, is_kept = (
                 np.reshape(array, (self.num_together, -1))
-                for array in jax.device_get((selection.scores, selection.labels, selection.is_kept))
+                for array in jax.device_get(selection[:4])
             )
-            mask_probs = self._masks_by_device(selection.mask_probs)
+            by_device = self._masks_by_device(selection.masks)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
-                query_index = np.flatnonzero(is_kept[row]).astype(np.int32)
+                (kept,) = np.nonzero(is_kept[row])
                 if self._protocol.drops_last:
-                    query_index = query_index[:-1]
+                    kept = kept[:-1]
                 chunks = masks.upsample_masks(
-                    mask_probs[row // self.batch_size],
+                    by_device[row // self.batch_size],
                     row % self.batch_size,
-                    query_index,
+                    query_index[row, kept],
                     item.mask_size,
                     item.original_size,
-                    self.mask_threshold,
+                    self._cut,
                 )
-                found[position] = Kept(
-                    scores[row, query_index],
-                    labels[row, query_index],
-                    query_index,
-                    chunks,
+                found[position] = FoundInstances(
+                    labels[row, kept],
+                    query_index[row, kept],
+                    _with_scores(chunks, scores[row, kept]),
                     item.original_size,
                 )
         return [found[position] for position in range(len(found))]
 
-    def _masks_by_device(self, mask_probs: jax.Array) -> list[jax.Array]:
-        """Give what each device made, [B, N, H/4, W/4], on the first device.
+    def _masks_by_device(self, masks: jax.Array) -> list[jax.Array]:
+        """Give what each device made, [B, N, H/S, W/S], on the first device.
 
         There the masks of all are upsampled: it takes far less than packing them on the host, and
         on its own each device would compile the upsampling again.
         """
         if len(self._devices) == 1:
-            return [mask_probs]
-        parts = [mask_probs.addressable_data(row) for row in range(len(self._devices))]
+            return [masks]
+        parts = [masks.addressable_data(row) for row in range(len(self._devices))]
         return [jax.device_put(part, self._devices[0])[0] for part in parts]
+
+
+def _with_scores(
+    chunks: Iterator[tuple[np.ndarray, np.ndarray | None]], scores: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pair each chunk of masks with its scores, times what was measured of the masks."""
+    first = 0
+    for chunk, factors in chunks:
+        part = scores[first : first + len(chunk)]
+        yield chunk, part if factors is None else part * factors
+        first += len(chunk)

@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.runtime.watch import LOST_HOST, Watch
+from sparseinst_jax.runtime.host_watch import LOST_HOST, HostWatch
 
 TIMEOUT_VARIABLE = "SPARSEINST_HOST_TIMEOUT"
 _DEFAULT_TIMEOUT = 300.0  # seconds
 # JAX's own time-outs end a process without our message: they come after ours.
 _SPARE = 30
-_SHUTDOWN_TIMEOUT = 24 * 3600  # the first host may be drawing pictures; `Watch` sees if it dies
+_SHUTDOWN_TIMEOUT = 24 * 3600  # the first host may be drawing pictures; `HostWatch` sees if it dies
 # Number of processes of this job step, and the place of this one among them.
 _NUMBERS = (
     ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"),
@@ -34,10 +34,10 @@ _BY_HAND = (
     " JAX_PROCESS_ID (0, 1, ...) on each"
 )
 
-_watch: Watch | None = None
+_watch: HostWatch | None = None
 
 
-class Place(NamedTuple):
+class PlaceInJob(NamedTuple):
     """What the environment says: where from, the number of hosts and the place of this one."""
 
     source: str
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     index: int
 
 
-def place_in_environment() -> Place | None:
+def place_in_environment() -> PlaceInJob | None:
     """Find out from the environment whether this process is one of several.
 
     Returns:
@@ -58,7 +58,7 @@ def place_in_environment() -> Place | None:
     """
     for number, index in _NUMBERS:
         if number in os.environ:
-            place = Place(number, _integer(number), _integer(index))
+            place = PlaceInJob(number, _integer(number), _integer(index))
             if place.number < 1 or not 0 <= place.index < place.number:
                 raise ValueError(
                     f"the environment says that this is process {place.index} of {place.number}"
@@ -68,7 +68,7 @@ def place_in_environment() -> Place | None:
     for name in _TPU_HOSTS:
         number = len(os.environ.get(name, "").split(","))
         if number > 1 and "TPU_WORKER_ID" in os.environ:
-            return Place(name, number, _integer("TPU_WORKER_ID"))
+            return PlaceInJob(name, number, _integer("TPU_WORKER_ID"))
     return None
 
 
@@ -123,7 +123,7 @@ def join(wanted: bool | None = None) -> None:
     _start_watch(timeout)
 
 
-def _initialize(place: Place | None, timeout: float) -> None:
+def _initialize(place: PlaceInJob | None, timeout: float) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -158,7 +158,7 @@ def _start_watch(timeout: float) -> None:
 
     board = distributed.global_state.client
     if board is not None and jax.process_count() > 1:
-        _watch = Watch(
+        _watch = HostWatch(
             board,
             jax.process_index(),
             jax.process_count(),
@@ -217,7 +217,7 @@ def are_joined() -> bool:
 
 
 def report(doing: str) -> None:
-    """Note that this host gets on, and with what; a host that does not is ended, see `Watch`."""
+    """Note what this host is doing; one that does nothing new is ended, see `HostWatch`."""
     if _watch is not None:
         _watch.report(doing)
 
@@ -228,7 +228,7 @@ def leave(message: str, code: int) -> None:
     A process that ended in the ordinary way would first wait for the others, which wait for it.
     """
     if _watch is not None:
-        _watch.tell(message)
+        _watch.report_failure(message)
         _end(code)
 
 
@@ -241,7 +241,7 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
-def _die_of_not_joining(place: Place | None, timeout: float) -> None:
+def _die_of_not_joining(place: PlaceInJob | None, timeout: float) -> None:
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the address that JAX found out")
     me = f"host {place.index} of {place.number} ({place.source})" if place else "this host"
     if place is not None and place.index == 0:

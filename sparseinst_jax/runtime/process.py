@@ -1,25 +1,17 @@
-"""Prepare the process before JAX starts, and run a command so that its errors read well.
+"""Set the process up for JAX: CPU threads, compilation cache, what glibc keeps of freed memory.
 
-Exit codes of every command: 0 done, 1 an error with one message (or a loss that is not finite), 2
-wrong usage, 75 another host of the job was lost, 130 and 143 ended by SIGINT and SIGTERM (training
-saves first; a second signal ends it at once). See docs/faults.md.
+The command line does it by itself. Nothing else in this package changes the process around it: a
+server or notebook calls `prepare_process`, or leaves everything as it is.
 """
 
 import contextlib
 import ctypes
-import errno
 import functools
-import logging
 import os
-import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.messages import printable
-from sparseinst_jax.runtime.watch import DONE, LOST_HOST
+from sparseinst_jax.runtime.files import cache_folder
 
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another.
 # Each thread takes memory of its own, so that a single device gets one for each core.
@@ -29,18 +21,27 @@ _MMAP_THRESHOLD = -3  # `M_MMAP_THRESHOLD` of glibc's malloc.h
 _TRIM_THRESHOLD = -1  # `M_TRIM_THRESHOLD` of glibc's malloc.h
 _LARGE = 2**20  # bytes; most activations are larger
 COMPILED = "/jax/core/compile/backend_compile_duration"  # how JAX names the event
-# What the machine refuses, wherever it is met: permissions, a file in place of a folder, a full or
-# read-only disk.
-_REFUSALS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENOSPC, errno.EDQUOT),
-}
-_INTERRUPTED = 130
-_XLA_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
-def prepare() -> None:
+def prepare_process(*, for_training: bool = False) -> None:
+    """Set the process up as the command line does: for servers, notebooks and scripts.
+
+    Call it before anything else imports JAX, which reads the number of its threads then. It sets
+    what `set_environment` says and, on Linux, has glibc give back what XLA's compiler has freed
+    (`trim_after_compiling`). Without it everything works, perhaps with one thread, compiled anew in
+    each process, and in more memory. Calling it twice changes nothing.
+
+    Args:
+      for_training: also give large blocks back as soon as they are freed, see
+        `unmap_freed_blocks`: less memory in training, more time in inference.
+    """
+    set_environment()
+    trim_after_compiling()
+    if for_training:
+        unmap_freed_blocks()
+
+
+def set_environment() -> None:
     """Set what must be set before JAX starts: CPU threads, compilation cache, heaps.
 
     Values that the user has set in the environment stay (`PJRT_NPROC`, `NPROC`,
@@ -48,12 +49,12 @@ def prepare() -> None:
     `MALLOC_ARENA_MAX`, `GLIBC_TUNABLES`). The cache lies in
     `~/.cache/sparseinst_jax/xla`, so that the second run of a command starts in seconds. It takes
     every program, not only those that compile for a second (JAX's rule): an evaluation of many
-    sizes has dozens of small ones. Calling it twice changes nothing.
+    sizes has dozens of small ones.
     """
     os.environ.setdefault("PJRT_NPROC", str(_num_threads()))
     threads = os.environ.setdefault("NPROC", os.environ["PJRT_NPROC"])
     _share_heaps(threads)
-    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_default_cache()))
+    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
     shortest = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "jax" in sys.modules:  # JAX read the environment when it was imported
         import jax
@@ -83,7 +84,7 @@ def _share_heaps(threads: str) -> None:
     _set_malloc(_ARENA_MAX, max(1, heaps), "MALLOC_ARENA_MAX", "malloc.arena_max")
 
 
-def return_freed_memory() -> None:
+def unmap_freed_blocks() -> None:
     """Have glibc give large blocks back to the system as soon as they are freed, for training.
 
     XLA:CPU takes every array from `malloc`. By itself glibc takes blocks of up to 32 MiB, once such
@@ -104,7 +105,7 @@ def return_freed_memory() -> None:
 
 
 @functools.cache
-def return_memory_of_compiling() -> None:
+def trim_after_compiling() -> None:
     """Have glibc give back what XLA's compiler has freed, each time that it has run.
 
     Otherwise it stays in the heaps: 200 MiB after the first photo of an empty compilation cache.
@@ -130,88 +131,3 @@ def _set_malloc(option: int, value: int, variable: str, tunable: str) -> None:
         return
     with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc: has no `mallopt`
         ctypes.CDLL(None).mallopt(option, value)
-
-
-def call(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Run a command's main and return the exit code.
-
-    A ValueError or FileNotFoundError raised by this package is a message to the user and is
-    printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
-    refuses, such as to write on a full disk. Every other error is a fault of the program and passes
-    with its traceback. One of several hosts tells the others and ends at once (see `hosts.leave`).
-
-    Args:
-      main: takes the arguments, returns the exit code or None for 0.
-      argv: arguments without the program's name.
-
-    Returns:
-      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C), 75 after
-      the loss of another host.
-    """
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
-    wants_traceback = os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0")
-    try:
-        code = main(argv) or 0
-        hosts.report(DONE)
-        return code
-    except (ValueError, OSError) as error:
-        message = _message(error)
-        if wants_traceback or message is None:
-            _leave_others(error)
-            raise
-        print(f"error: {printable(message)}", file=sys.stderr)
-        hosts.leave(message, 1)
-        return 1
-    except KeyboardInterrupt:
-        if wants_traceback:
-            raise
-        print("interrupted", file=sys.stderr)
-        hosts.leave("interrupted", _INTERRUPTED)
-        return _INTERRUPTED
-    except BaseException as error:
-        _leave_others(error)
-        raise
-
-
-def _leave_others(error: BaseException) -> None:
-    """On several hosts print the traceback and end; alone do nothing."""
-    if isinstance(error, SystemExit) or not hosts.are_joined():
-        return
-    traceback.print_exception(error)
-    text = f"{type(error).__name__}: {error}".splitlines()[0]
-    # A status of XLA is most likely that of a collective without its partner.
-    if _XLA_STATUS.match(str(error)):
-        print(
-            "error: something that all hosts do together failed; probably another host ended, see"
-            " its messages. The same command continues from the last checkpoint.",
-            file=sys.stderr,
-        )
-        hosts.leave(text, LOST_HOST)
-    hosts.leave(text, 1)
-
-
-def _default_cache() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "sparseinst_jax" / "xla"
-
-
-def _message(error: Exception) -> str | None:
-    """What to tell the user; None where the error is a fault of the program."""
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
-        return _refusal(error)
-    is_for_users = isinstance(error, (ValueError, FileNotFoundError))
-    return str(error) if is_for_users and _raised_here(error) else None
-
-
-def _refusal(error: OSError) -> str:
-    """Say what the machine refuses, in words and with the path."""
-    place = f" at {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.strerror}{place}: free some space, or write to another disk"
-    return f"{error.strerror}{place}: give another path, or change what is there"
-
-
-def _raised_here(error: BaseException) -> bool:
-    """Whether the innermost frame is ours: libraries raise ValueError for our mistakes too."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,28 +13,16 @@ from flax import nnx
 from sparseinst_jax.models.backbones.cspdarknet import CSPDarkNet
 from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.sparseinst.model import Normalizer, SparseInst
-from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
-from sparseinst_jax.runtime.messages import brief
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.family import Family
 
 BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
-FAMILIES = {"sparseinst": (SparseInst, SparseInstObjective)}
 
 # A configuration of each backbone, for who set its name alone.
 _EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53", "pvt": "giam_pvt_b1"}
 DTYPES = ("float32", "bfloat16")
-SIZES = (
-    "encoder_channels",
-    "decoder_channels",
-    "decoder_convs",
-    "num_masks",
-    "num_groups",
-    "kernel_dim",
-)
-
-
-# Nobody needs these; a configuration that came with a checkpoint may hold any number.
-MAX_SIZE, MAX_CONVS = 1 << 16, 1 << 8
+# What constructors are given by `build_model`, not by the options of a configuration.
+_GIVEN = ("self", "backbone", "num_classes", "frozen_stages", "dtype", "rng")
 
 
 def check_model(model_config: Any) -> None:
@@ -42,40 +31,43 @@ def check_model(model_config: Any) -> None:
     Raises:
       ValueError: all faults in one message.
     """
-    choices = {
-        "family": (model_config.family, FAMILIES),
-        "normalizer": (model_config.normalizer, get_args(Normalizer)),
-        "dtype": (model_config.dtype, DTYPES),
-    }
+    options = dict(model_config)
+    family, dtype, backbone = (options.pop(key) for key in ("family", "dtype", "backbone"))
     faults = [
-        f"model.{key} must be one of {', '.join(known)}, got {value!r}"
-        for key, (value, known) in choices.items()
+        f"{key} must be one of {', '.join(known)}, got {value!r}"
+        for key, value, known in (("family", family, FAMILIES), ("dtype", dtype, DTYPES))
         if value not in known
     ]
-    for key in SIZES:
-        value, most = model_config[key], MAX_CONVS if key == "decoder_convs" else MAX_SIZE
-        if type(value) is not int:
-            faults.append(f"model.{key} must be an integer, got {brief(value)}")
-        elif not 1 <= value <= most:
-            limit = "at least 1" if value < 1 else f"at most {most}"
-            faults.append(f"model.{key} must be {limit}, got {brief(value)}")
-    faults += [f"model.backbone.{fault}" for fault in _backbone_faults(**model_config.backbone)]
+    if family in FAMILIES:
+        faults += _option_faults("family", family, FAMILIES[family], options)
+    faults += [f"backbone.{fault}" for fault in _backbone_faults(**backbone)]
     if faults:
-        raise ValueError("this network cannot be built:\n  " + "\n  ".join(faults))
+        raise ValueError(
+            "this network cannot be built:\n  " + "\n  ".join(f"model.{fault}" for fault in faults)
+        )
 
 
 def _backbone_faults(name: str, **options: Any) -> list[str]:
     if name not in BACKBONES:
         return [f"name must be one of {', '.join(BACKBONES)}, got {name!r}"]
-    arguments = inspect.signature(BACKBONES[name].__init__).parameters
-    known = [key for key in arguments if key not in ("self", "frozen_stages", "dtype", "rng")]
-    unknown = [key for key in options if key not in known]
+    example = f"that backbone, such as configs/{_EXAMPLES[name]}.py"
+    return _option_faults("name", name, BACKBONES[name], options, example)
+
+
+def _option_faults(
+    key: str, name: str, kind: Any, options: Mapping[str, Any], example: str = "that family"
+) -> list[str]:
+    """Tell which options a family or a backbone does not have, or what is wrong with them."""
+    maker = kind.model if isinstance(kind, Family) else kind
+    arguments = inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters
+    known = [option for option in arguments if option not in _GIVEN]
+    unknown = [option for option in options if option not in known]
     if unknown:
         return [
-            f"name is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}. Start"
-            f" from a configuration of that backbone, such as configs/{_EXAMPLES[name]}.py"
+            f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}."
+            f" Start from a configuration of {example}"
         ]
-    return BACKBONES[name].faults(**{key: arguments[key].default for key in known} | options)
+    return kind.faults(**{option: arguments[option].default for option in known} | options)
 
 
 class _NoNumbers(np.ndarray):
@@ -113,15 +105,29 @@ def build_model(
     check_model(model_config)
     rng: Any = _NoDraws() if seed is None else np.random.default_rng(seed)
     options = dict(model_config)
-    model_class, _ = FAMILIES[options.pop("family")]
+    make = FAMILIES[options.pop("family")].model
     dtype = jnp.dtype(options.pop("dtype"))
     backbone_options = dict(options.pop("backbone"))
     backbone_class = BACKBONES[backbone_options.pop("name")]
     backbone = backbone_class(**backbone_options, frozen_stages=frozen_stages, dtype=dtype, rng=rng)
-    return model_class(backbone, num_classes=num_classes, **options, dtype=dtype, rng=rng)
+    return make(backbone, num_classes=num_classes, **options, dtype=dtype, rng=rng)
 
 
 def build_objective(config: Any, apply: Any) -> Any:
     """Build the training objective of `config` around a model's pure function."""
-    _, objective_class = FAMILIES[config.model.family]
-    return objective_class(apply, config.model.num_masks, **dict(config.objective))
+    family = FAMILIES[config.model.family]
+    return family.objective(apply, model_options(config.model), **dict(config.objective))
+
+
+def model_options(model_config: Any) -> dict[str, Any]:
+    """What of `config.model` is the family's own."""
+    return {
+        key: value
+        for key, value in dict(model_config).items()
+        if key not in ("family", "backbone", "dtype")
+    }
+
+
+def num_masks(model_config: Any) -> int:
+    """The most objects that the network finds in an image."""
+    return FAMILIES[model_config.family].num_masks(model_options(model_config))

@@ -7,7 +7,9 @@ from typing import Any
 from sparseinst_jax.data import check, shapes
 from sparseinst_jax.data.annotations.faults import Faults
 from sparseinst_jax.data.coco import CocoDataset, Selection, index_coco, without_empty
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime import hosts
+from sparseinst_jax.setup.builders import num_masks
 
 
 def draw_missing_data(config: Any) -> None:
@@ -98,10 +100,11 @@ def _selection(data: Any, **others: Any) -> Selection:
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     """Lines that say what will be trained on and what of it not; opens no image."""
     data = config.data
-    lost = check.lost_at_ends(dataset, data.train_sizes, data.train_max_size)
+    map_stride = FAMILIES[config.model.family].map_stride
+    lost = check.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
     warnings = [
         *check.warn_of_unusable(dataset),
-        *check.warn(dataset, config.model.num_masks),
+        *check.warn(dataset, num_masks(config.model)),
         *check.warn_of_lost(lost, data.train_max_size),
     ]
     hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ import jax
 import numpy as np
 
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree, functional
-from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
@@ -29,11 +28,8 @@ def build_predictor(
     category_ids: Sequence[int],
 ) -> Predictor:
     """Make a predictor from a network's pure function with the settings of a configuration."""
-    select = functools.partial(
-        inference.select,
-        score_threshold=config.eval.score_threshold,
-        mask_threshold=config.eval.mask_threshold,
-    )
+    options = dict(config.eval)
+    batch_size, protocol = options.pop("batch_size"), options.pop("protocol")
     return Predictor(
         apply,
         params,
@@ -41,10 +37,10 @@ def build_predictor(
         class_names,
         category_ids,
         config.data.eval_size,
-        select=select,
-        mask_threshold=config.eval.mask_threshold,
-        batch_size=config.eval.batch_size,
-        protocol=config.eval.protocol,
+        family=FAMILIES[config.model.family],
+        options=options,
+        batch_size=batch_size,
+        protocol=protocol,
     )
 
 

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +17,8 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree
-from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, train_checks
 from sparseinst_jax.setup import config as configs
@@ -63,13 +63,13 @@ def prepare(
     )
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
+        names = FAMILIES[config.model.family].weights
         initial = load_initial_weights(
-            config.train.init_from, params, statistics, dataset.class_names, NAMES
+            config.train.init_from, params, statistics, dataset.class_names, names
         )
         params, statistics = initial.params, initial.statistics
         say("\n".join(initial.lines))
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
-    step, learning_rate = _make_step(config, apply, params, frozen)
+    step, learning_rate = _make_step(config, apply, params, optimizer.rules_of(model))
     # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
     opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
     average = (params, statistics) if config.train.ema_decay else None
@@ -179,11 +179,15 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
         crowd=config.data.crowd,
         resize_rule=config.data.resize_rule,
         boxes_xyxy=dataset.boxes_xyxy,
+        targets=FAMILIES[config.model.family].targets,
     )
 
 
 def _make_step(
-    config: ConfigDict, apply: Callable[..., Any], params: Tree, frozen: Sequence[str]
+    config: ConfigDict,
+    apply: Callable[..., Any],
+    params: Tree,
+    rules: optimizer.ParameterRules,
 ) -> tuple[TrainStep, Callable[[int], Any]]:
     """Make the step and, for the metrics, its learning rate."""
     settings = config.train
@@ -195,7 +199,7 @@ def _make_step(
         settings.lr_decay,
     )
     adamw = optimizer.make_optimizer(
-        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, frozen
+        params, learning_rate, settings.weight_decay, settings.gradient_clip_norm, rules
     )
     objective = builders.build_objective(config, apply)
     step = TrainStep(

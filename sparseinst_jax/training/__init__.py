@@ -1,1 +1,5 @@
 """Train any family: optimizer, compiled step, loop, checkpoints and progress."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,39 @@
-"""AdamW with the original's parameter groups, and its learning rate schedule."""
+"""AdamW with the parameter groups that a model asks for, and the learning rate schedule."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-# The original exempts a parameter from weight decay by a word in its name, and nothing else:
-# biases of convolutions and linear layers do decay.
-_NO_DECAY_WORDS = ("norm", "patch_embed", "cls_token")
+
+class ParameterRules(NamedTuple):
+    """Which parameters of a model are trained otherwise than the rest.
+
+    Paths mirror the original's names: `backbone/res2/0/conv1/norm/scale`.
+
+    Attributes:
+      frozen: paths, such as "backbone/stem", below which every gradient is zero; with no weight
+        decay there, their parameters stay as they are.
+      undecayed: words; a parameter whose path holds one has no weight decay.
+      rate_factors: pairs of a path, such as "backbone", and what the learning rate of every
+        parameter below it is multiplied by; of several that fit, the product.
+    """
+
+    frozen: tuple[str, ...] = ()
+    undecayed: tuple[str, ...] = ()
+    rate_factors: tuple[tuple[str, float], ...] = ()
+
+
+def rules_of(model: Any) -> ParameterRules:
+    """Ask a model for its rules; see `models.family.Family.model` for what it may say."""
+    return ParameterRules(
+        tuple(f"backbone/{name}" for name in getattr(model.backbone, "frozen_names", ())),
+        tuple(getattr(model, "undecayed", ())),
+        tuple(getattr(model, "learning_rate_factors", ())),
+    )
 
 
 def make_schedule(
@@ -82,23 +106,28 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
     return jax.tree.map(move, average, new)
 
 
-def decay_mask(params: Mapping[str, Any], frozen: Sequence[str] = ()) -> dict[str, Any]:
-    """Tell which parameters decay: True unless the path holds one of the original's words.
+def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> dict[str, Any]:
+    """Tell which parameters decay: True unless undecayed or frozen."""
 
-    Paths mirror the original's names (`backbone/res2/0/conv1/norm/scale`), so that its rule
-    applies to them as it stands. Nor does anything decay below the paths in `frozen`.
-    """
-    branches = tuple(f"{path}/" for path in frozen)
+    def decays(path: str, _: Any) -> bool:
+        return not _is_below(path, rules.frozen) and not any(w in path for w in rules.undecayed)
 
-    def visit(node: Mapping[str, Any], path: str) -> dict[str, Any]:
-        return {
-            key: visit(value, f"{path}{key}/")
-            if isinstance(value, Mapping)
-            else not (path.startswith(branches) or any(w in path + key for w in _NO_DECAY_WORDS))
-            for key, value in node.items()
-        }
+    return _map_with_path(decays, params)
 
-    return visit(params, "")
+
+def _is_below(path: str, parents: Sequence[str]) -> bool:
+    return path.startswith(tuple(f"{parent}/" for parent in parents))
+
+
+def _map_with_path(
+    function: Callable[[str, Any], Any], tree: Mapping[str, Any], prefix: str = ""
+) -> dict[str, Any]:
+    return {
+        key: _map_with_path(function, value, f"{prefix}{key}/")
+        if isinstance(value, Mapping)
+        else function(prefix + key, value)
+        for key, value in tree.items()
+    }
 
 
 def make_optimizer(
@@ -106,12 +135,12 @@ def make_optimizer(
     learning_rate: Callable[[jax.typing.ArrayLike], jax.Array] | float,
     weight_decay: float,
     gradient_clip_norm: float = 0.0,
-    frozen: Sequence[str] = (),
+    rules: ParameterRules | None = None,
 ) -> optax.GradientTransformation:
-    """Make PyTorch's AdamW (betas 0.9 and 0.999, epsilon 1e-8) with the original's groups.
+    """Make PyTorch's AdamW (betas 0.9 and 0.999, epsilon 1e-8) with a model's parameter groups.
 
-    p <- p - lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p), the last term only where
-    `decay_mask` says so.
+    p <- p - f * lr * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p), the last term only where
+    `decay_mask` says so; f is the parameter's rate factor, mostly 1.
 
     Args:
       params: nested dict of arrays; only its names are used.
@@ -119,17 +148,31 @@ def make_optimizer(
       weight_decay: per unit of learning rate.
       gradient_clip_norm: a gradient with a longer norm over all parameters is scaled down to it
         before it reaches the moments; 0 (the original's recipes) clips nothing.
-      frozen: paths, such as "backbone/stem", below which every gradient is zero; with no weight
-        decay there, their parameters stay as they are.
+      rules: of the model; by default every parameter is trained alike.
     """
-    adamw = optax.adamw(
-        learning_rate,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        weight_decay=weight_decay,
-        mask=decay_mask(params, frozen),
-    )
-    if gradient_clip_norm == 0:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(gradient_clip_norm), adamw)
+    rules = rules or ParameterRules()
+    parts = [
+        optax.adamw(
+            learning_rate,
+            b1=0.9,
+            b2=0.999,
+            eps=1e-8,
+            weight_decay=weight_decay,
+            mask=decay_mask(params, rules),
+        )
+    ]
+    if gradient_clip_norm > 0:
+        parts.insert(0, optax.clip_by_global_norm(gradient_clip_norm))
+    if rules.rate_factors:
+        parts.append(_scale_updates(params, rules.rate_factors))
+    return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def _scale_updates(
+    params: Mapping[str, Any], rate_factors: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+    def factor(path: str, _: Any) -> float:
+        return math.prod(value for parent, value in rate_factors if _is_below(path, [parent]))
+
+    factors = _map_with_path(factor, params)
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))

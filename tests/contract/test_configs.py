@@ -18,6 +18,7 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.setup import builders, train_checks, train_setup
 from sparseinst_jax.setup.config import flatten, load_config
+from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
 
@@ -75,8 +76,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model)
-    frozen = [f"backbone/{stage}" for stage in model.backbone.frozen_names]
-    step, _ = train_setup._make_step(config, apply, params, frozen)
+    step, _ = train_setup._make_step(config, apply, params, optimizer.rules_of(model))
     batch = _batch()
     opt_state = jax.eval_shape(step.optimizer.init, params)
     average = (params, statistics) if config.train.ema_decay else None
@@ -134,7 +134,7 @@ def test_a_run_would_accept_every_configuration(path):
 def test_a_variant_is_short_and_says_command_hardware_and_ap(path):
     tree = ast.parse(path.read_text())
     docstring = ast.get_docstring(tree) or ""
-    for word in ("Command:", f"configs/{path.name}", "Hardware:", "AP", "Table:"):
+    for word in ("Command:", f"--config {path.stem}", "Hardware:", "AP", "Table:"):
         assert word in docstring, f"{path.name}: the docstring lacks {word!r}"
     docstrings = {
         line
@@ -236,7 +236,7 @@ def test_a_docstring_gives_the_published_scores_and_the_file_to_start_from(name)
     for score in (row.ap_val, row.ap_test, row.fps):
         assert score is None or f"{score:.1f}" in text
     assert f"input {row.short_side}" in text or row.ap_val is None
-    command = f"Command: python train.py --config configs/{name}.py"
+    command = f"Command: python train.py --config {name}"
     if row.backbone:
         command += f" --init-from {zoo.BACKBONES[row.backbone].file}"
     assert command in text

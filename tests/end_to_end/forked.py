@@ -30,7 +30,7 @@ def run(words: list[str], stem: str) -> None:
 
 def main(file: str) -> None:
     """Run the tasks one after the other."""
-    process.prepare()
+    process.set_environment()
     from sparseinst_jax.cli import check_data, eval, import_data, predict, train  # noqa: F401
 
     for words, stem in json.loads(Path(file).read_text()):

@@ -17,10 +17,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from sparseinst_jax import cli
 from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data import loader
-from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import train_setup
 from sparseinst_jax.training.step import TrainStep
 
@@ -90,5 +91,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    process.prepare()
-    sys.exit(process.call(main, sys.argv[1:]))
+    sys.exit(cli.run(main, sys.argv[1:]))

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax import cli
-from sparseinst_jax.cli import check_data, check_page
-from sparseinst_jax.cli.check_report import make_report, sheet_records
+from sparseinst_jax.cli import check_data
+from sparseinst_jax.data.check_report import sheet_records
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.drawing import data_page
 from sparseinst_jax.setup.config import flatten, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -102,9 +103,9 @@ def test_good_data_pass_and_are_counted(folder, capsys):
     ):
         assert line in out.splitlines()
     assert "checked 4/4 images" in err and "ETA" in err
-    sheet = Image.open(folder / "runs/check/train" / check_page.SHEET)
+    sheet = Image.open(folder / "runs/check/train" / data_page.SHEET)
     assert sheet.width == 4 * 480 + 3 * 6
-    page = Page(folder / "runs/check/train" / check_page.PAGE)
+    page = Page(folder / "runs/check/train" / data_page.PAGE)
     assert "Training can start; 0 warnings." in page.text
     # Self-contained: nothing is fetched from anywhere.
     assert [source[:23] for source in page.sources] == ["data:image/jpeg;base64,"]
@@ -137,7 +138,7 @@ def test_every_fault_is_told_with_its_id_none_is_cut_and_the_exit_code_is_1(fold
     Image.fromarray(NOISE[..., 0].astype(np.uint16) * 16).save(folder / "photos/dark.png")
     code, out, _ = run(capsys, "train.json", "--images", "photos", "--output", "out")
     assert code == 1
-    page = Page(folder / "out" / check_page.PAGE)
+    page = Page(folder / "out" / data_page.PAGE)
     for heading, message in (
         ("FAULT: NaN or infinity: 30", "annotation 100 (0.png): a coordinate is NaN or infinite"),
         ("FAULT: annotation of an unknown image: 1", "annotation 200: unknown image_id 99"),
@@ -194,7 +195,7 @@ def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
     assert code == 1 and "FAULT: file_name: 4" in out and "FAULT: class name: 1" in out
     assert "half a letter \\ud83d.png' holds the control character" in out
     assert "\x1b" not in out and "\u202e" not in out
-    page = Page(folder / "out" / check_page.PAGE)
+    page = Page(folder / "out" / data_page.PAGE)
     assert "script" not in page.tags and page.tags.count("img") == 1
     assert markup in page.text
     assert "\x1b" not in page.text and "\u202e" not in page.text
@@ -292,7 +293,7 @@ def test_the_sheet_shows_the_fullest_image_and_others_from_the_whole_data_set(fo
     dataset = load_coco(folder / "many.json", folder / "photos")
     chosen = [record.image_id for record in sheet_records(dataset.records, 4)]
     assert chosen == [30, 0, 18, 38]  # the others from those with objects: 0, 2, ... without 30
-    sheet = check_page.draw_sheet(dataset, sheet_records(dataset.records, 4))
+    sheet = data_page.draw_sheet(dataset, sheet_records(dataset.records, 4))
     assert sheet is not None and sheet.size == (4 * 480 + 3 * 6, 26 + 360)
     # The outline of the square at 5...14 on image 0, the second one, six times larger.
     inside = np.asarray(sheet)[26 + 57, 486 + 57].astype(int)
@@ -304,9 +305,9 @@ def test_images_that_cannot_be_drawn_leave_no_old_sheet(folder):
     config = check_data.default_config()
     with config.unlocked():
         config.data.train.update(dict(annotations="train.json", images="photos"))
-    check_page.write_page(make_report(config), folder / "out")
-    assert (folder / "out" / check_page.SHEET).is_file()
+    data_page.write_page(check_data.check(config), folder / "out")
+    assert (folder / "out" / data_page.SHEET).is_file()
     for path in (folder / "photos").iterdir():
         path.write_bytes(b"")
-    check_page.write_page(make_report(config), folder / "out")
-    assert [path.name for path in (folder / "out").iterdir()] == [check_page.PAGE]
+    data_page.write_page(check_data.check(config), folder / "out")
+    assert [path.name for path in (folder / "out").iterdir()] == [data_page.PAGE]

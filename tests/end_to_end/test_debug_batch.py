@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax.cli import batch_pictures, debug_batch
+from sparseinst_jax.cli import debug_batch
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
 from sparseinst_jax.data.transforms import Transform
+from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.runtime.process import call
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainStep
@@ -157,15 +158,15 @@ def test_the_table_says_transform_size_objects_and_what_was_lost(planned):
 def test_the_picture_shows_masks_ignored_pixels_padding_and_the_titles(planned):
     dataset, plan = planned
     batch = make_batch(dataset.records, plan)
-    picture = batch_pictures.draw_batch(batch, plan, dataset.records, dataset.class_names, 16)
-    one = batch_pictures.draw_batch(batch, plan, dataset.records, dataset.class_names, 1)
+    picture = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 16)
+    one = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 1)
     assert picture.width == 2 * one.width + 6
-    cell = np.asarray(batch_pictures._draw_image(batch, 0, ("", "", "")), int)
+    cell = np.asarray(batches._draw_image(batch, 0, ("", "", "")), int)
     factor = cell.shape[0] // 32
     # The pixel (y, x) of the padded image, away from outlines and captions.
     pixel = lambda y, x: cell[y * factor + 1, x * factor + 1].tolist()  # noqa: E731
     blend = lambda grey, colour: np.rint(0.55 * grey + 0.45 * np.array(colour)).tolist()  # noqa: E731
-    colours = [batch_pictures.visualize.instance_colour(index) for index in range(2)]
+    colours = [pictures.instance_colour(index) for index in range(2)]
     assert pixel(14, 20) == blend(20, (255, 255, 255))  # ignored
     assert np.abs(np.subtract(pixel(4, 20), blend(20, colours[0]))).max() <= 1  # the owl
     assert np.abs(np.subtract(pixel(2, 2), blend(220, colours[1]))).max() <= 1  # the pasted dog
@@ -177,7 +178,7 @@ def test_large_batches_are_drawn_in_part_at_the_start_of_a_run(planned):
     plan = plan._replace(images=plan.images * 2)
     batch = make_batch(dataset.records, plan)
     drawn = [
-        batch_pictures.draw_batch(batch, plan, dataset.records, dataset.class_names, number)
+        batches.draw_batch(batch, plan, dataset.records, dataset.class_names, number)
         for number in (2, 4, 99)
     ]
     assert drawn[0].height < drawn[1].height and drawn[1].size == drawn[2].size

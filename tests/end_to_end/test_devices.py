@@ -12,7 +12,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 import optax
 
-from sparseinst_jax import layers
+from sparseinst_jax.models import layers
 from sparseinst_jax.backbones.resnet import ResNet
 from sparseinst_jax.sparseinst.model import SparseInst
 from sparseinst_jax.sparseinst.objective import SparseInstObjective

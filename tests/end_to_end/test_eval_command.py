@@ -14,16 +14,15 @@ from PIL import Image
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import eval as eval_command
-from sparseinst_jax.cli import eval_pictures
 from sparseinst_jax.cli import predict as predict_command
 from sparseinst_jax.data.coco import Annotation, ImageRecord, encode_segmentation, load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.inference import predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst.weights import NAMES
-from sparseinst_jax.setup import builders
+from sparseinst_jax.setup import builders, loading
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import ours_to_original
 
@@ -190,7 +189,7 @@ def test_missed_and_false_objects_are_drawn_in_their_colours():
     detections = [{"segmentation": square(x), "score": 0.9} for x in (0, 350, 200)]
     errors = ImageErrors(record, tuple(detections), tuple(labels), ((0, 0),), (), (1, 2), (1,))
     white = np.full((300, 512, 3), 255, np.uint8)
-    pixels = np.asarray(eval_pictures.draw_errors(white, errors, ("cat", "dog")))
+    pixels = np.asarray(report.draw_errors(white, errors, ("cat", "dog")))
     bar = pixels.shape[0] - 300 - 2 * (pixels.shape[0] - 300) // 3
     row = pixels[150 + bar]
 
@@ -280,12 +279,12 @@ def test_paddledetections_protocol_loses_one_detection_of_each_image(run, evalua
 
 
 def test_load_reads_a_run_with_its_classes_and_takes_overrides(run, evaluated):
-    found = predictor.load(run.workdir, overrides={"data.eval_size": "(96, 128)"})
+    found = loading.load(run.workdir, overrides={"data.eval_size": "(96, 128)"})
     assert found.eval_size == (96, 128)
     assert found.class_names == tuple(read(evaluated / "metrics.json")["per_class"])
-    assert predictor.load(run.workdir / "checkpoints" / "7").eval_size == (64, 96)
+    assert loading.load(run.workdir / "checkpoints" / "7").eval_size == (64, 96)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):
-        predictor.load(run.workdir, step=5)
+        loading.load(run.workdir, step=5)
 
 
 def test_faults_of_the_command_line_are_all_named(run):

@@ -21,7 +21,7 @@ from tests.end_to_end import kill_at_random
 from tests.unit.test_checkpoints import small_files
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
-CACHE = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # the suite's: see `runtime.prepare`
+CACHE = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # the suite's: see `process.set_environment`
 # The milestones are numbers in the compiled step: with those of the configuration it is that of the
 # other runs.
 SHORT = (

@@ -262,7 +262,8 @@ def test_an_evaluation_in_training_is_stored_by_the_first_host(runs):
 LOOP = """
 import sys, time
 import jax, numpy as np
-from sparseinst_jax import hosts, runtime
+from sparseinst_jax import cli
+from sparseinst_jax.runtime import hosts
 
 def main(argv):
     hosts.join()
@@ -274,8 +275,7 @@ def main(argv):
             print("running", flush=True)
         time.sleep(0.01)
 
-runtime.prepare()
-sys.exit(runtime.call(main, sys.argv[1:]))
+sys.exit(cli.run(main, sys.argv[1:]))
 """
 
 

@@ -20,6 +20,7 @@ from sparseinst_jax.data.images.decoding import as_rgb
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst import inference
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.weights.convert import original_to_ours
@@ -105,6 +106,7 @@ def _predictor(manifest, state_dict, dataset) -> Predictor:
         dataset.class_names,
         dataset.category_ids,
         tuple(manifest["eval_size"]),
+        family=SPARSEINST,
     )
 
 
@@ -114,7 +116,7 @@ def _score_spans(predictor, image) -> list[tuple[float, float]]:
     selection = pending.selection
     kept = np.flatnonzero(selection.is_kept[0])
     cut = predictor.mask_threshold
-    maskness = {c: inference.maskness(selection.mask_probs, c)[0] for c in _cuts(cut)}
+    maskness = {c: inference.maskness(selection.masks, c)[0] for c in _cuts(cut)}
     before = selection.scores[0] / np.maximum(maskness[cut], 1e-12)
     scores = np.stack([np.asarray(before * value)[kept] for value in maskness.values()])
     return list(zip(scores.min(0).tolist(), scores.max(0).tolist(), strict=True))

@@ -112,14 +112,14 @@ def test_every_final_instance_equals_the_originals(name, errors):
                 continue
             assert kept.tolist() == expected, "the order is that of the queries"
             found = masks.upsample_masks(
-                selection.mask_probs,
+                selection.masks,
                 index,
                 kept,
                 tuple(case.manifest["images"][index]["net_hw"]),
                 (image["height"], image["width"]),
-                cut,
+                masks.MaskCut(cut, stride=4),
             )
-            full = [mask.T for chunk in found for mask in chunk]
+            full = [mask.T for chunk, _ in found for mask in chunk]
             for instance, mask in zip(image["instances"], full, strict=True):
                 scores = np.asarray(selection.scores)[index], np.asarray(selection.labels)[index]
                 _compare_instance(errors, instance, mask, *scores)

@@ -13,7 +13,7 @@ from sparseinst_jax.models import layers
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.training.optimizer import make_optimizer
+from sparseinst_jax.training.optimizer import make_optimizer, rules_of
 
 
 def take_step(config_path: Path, overrides: Mapping[str, Any]) -> tuple[Tree, Tree, Tree, Tree]:
@@ -25,8 +25,9 @@ def take_step(config_path: Path, overrides: Mapping[str, Any]) -> tuple[Tree, Tr
     config = load_config(config_path, overrides)
     model = builders.build_model(config.model, 3, 0, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model.backbone)
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
-    optimizer = make_optimizer({"backbone": params}, 1e-3, config.train.weight_decay, 0.0, frozen)
+    optimizer = make_optimizer(
+        {"backbone": params}, 1e-3, config.train.weight_decay, 0.0, rules_of(model)
+    )
     images = np.random.default_rng(1).normal(size=(1, 32, 32, 3)).astype(np.float32)
 
     @jax.jit

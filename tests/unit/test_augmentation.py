@@ -12,7 +12,7 @@ from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
 from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import CHUNK_STEPS, ImagePlan, Paste, StepPlan, TrainPlan
-from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 
 STAY = T.Transform(False, None, None, (16, 16))

@@ -9,13 +9,12 @@ from sparseinst_jax.setup import builders
 
 def test_every_value_that_no_network_can_have_is_named_with_its_choices():
     model = tiny.get_config().model
-    model.update(dict(family="x", dtype="float16", normalizer="tanh", num_masks=0, num_groups=-1))
+    model.update(dict(dtype="float16", normalizer="tanh", num_masks=0, num_groups=-1))
     model.backbone.update(dict(norm="layer", width=1, stage_depths=(1, 1, 0, 1)))
     assert refusal(model) == [
         "this network cannot be built:",
-        "  model.family must be one of sparseinst, got 'x'",
-        "  model.normalizer must be one of sigmoid, softmax, got 'tanh'",
         "  model.dtype must be one of float32, bfloat16, got 'float16'",
+        "  model.normalizer must be one of sigmoid, softmax, got 'tanh'",
         "  model.num_masks must be at least 1, got 0",
         "  model.num_groups must be at least 1, got -1",
         "  model.backbone.norm must be one of frozen_batch_norm, batch_norm, group_norm, got"
@@ -23,6 +22,27 @@ def test_every_value_that_no_network_can_have_is_named_with_its_choices():
         "  model.backbone.width must be at least 2, got 1",
         "  model.backbone.stage_depths must be the blocks of four stages, such as (3, 4, 6, 3), got"
         " (1, 1, 0, 1)",
+    ]
+
+
+def test_an_unknown_family_is_refused_with_those_there_are_and_the_rest_is_looked_at():
+    model = tiny.get_config().model
+    model.family = "x"
+    model.backbone.width = 1
+    assert refusal(model)[1:] == [
+        "  model.family must be one of sparseinst, got 'x'",
+        "  model.backbone.width must be at least 2, got 1",
+    ]
+
+
+def test_an_option_that_the_family_does_not_have_is_refused_with_those_it_has():
+    model = tiny.get_config().model
+    with model.unlocked():
+        model.num_queries = 100
+    assert refusal(model)[1:] == [
+        "  model.family is 'sparseinst', which has no num_queries; it has encoder_channels,"
+        " decoder_channels, decoder_convs, num_masks, num_groups, kernel_dim, normalizer. Start"
+        " from a configuration of that family"
     ]
 
 

@@ -1,6 +1,8 @@
-"""Charts and the letters in them."""
+"""Charts and the characters in them."""
 
-import math
+import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,55 +11,116 @@ from PIL import Image
 from sparseinst_jax.drawing import charts, fonts
 
 
-@pytest.mark.parametrize(
-    "low, high, expected",
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 270, [0, 100, 200]), (3, 3, [3])],
-)
-def test_ticks_are_round_numbers(low, high, expected):
-    np.testing.assert_allclose(charts.nice_ticks(low, high), expected)
+def lines_of(axes):
+    """Label -> points of the lines that stand in the legend."""
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, (line.get_xydata() for line in handles), strict=True))
 
 
-def test_a_line_ends_where_its_last_value_is_and_the_title_is_cut():
-    frame = charts.Frame((200, 100), (20, 20, 20, 20), x_range=(0, 1), y_range=(0, 1))
-    panel = np.asarray(charts.line_panel("W" * 99, {"a": [(0, 0), (1, 0.5)]}, frame, legend=False))
-    blue = np.abs(panel.astype(int) - [0x1F, 0x77, 0xB4]).sum(-1) == 0
-    ys, xs = np.nonzero(blue)
-    assert (xs.min(), xs.max()) == pytest.approx((20, 180), abs=3)
-    assert (ys.max(), ys.min()) == pytest.approx((80, 50), abs=3)
-    assert (panel[:, -2:] == 255).all()
+def test_curves_show_losses_their_means_ap_and_the_learning_rate():
+    rows = [
+        {"step": i, "loss/total": 10.0 + (-1) ** i, "learning_rate": 1e-3} for i in range(1, 101)
+    ]
+    rows[49]["loss/total"] = float("nan")  # left out
+    rows[39] |= {"AP": 0.25, "AP50": 0.5}
+    rows[99] |= {"AP": 0.125, "AP50": 0.25}
+    losses, scores, rates = charts.training_curves(rows).axes
+    faint, mean = (line.get_xydata() for line in losses.lines)
+    assert faint.shape == mean.shape == (99, 2) and 50 not in faint[:, 0]
+    assert faint[1].tolist() == [2, 11]
+    # Of three steps around each, fewer at the ends.
+    assert mean[[0, 1, 2], 1] == pytest.approx([(9 + 11) / 2, (2 * 9 + 11) / 3, (9 + 2 * 11) / 3])
+    assert mean[-1].tolist() == [100, 10]
+    assert list(lines_of(losses)) == ["total 10"] and losses.get_ylabel() == "loss"
+    assert lines_of(scores)["AP 0.125"].tolist() == [[40, 0.25], [100, 0.125]]
+    assert lines_of(scores)["AP50 0.250"].tolist() == [[40, 0.5], [100, 0.25]]
+    assert scores.get_ylim() == (0, pytest.approx(0.54)), "the axis fits"
+    assert scores.get_title(loc="left") == "best AP 0.250 at step 40"
+    assert set(lines_of(rates)["now 0.001"][:, 1]) == {1e-3}
+    assert rates.get_ylabel() == "learning rate" and rates.get_xlabel() == "step"
+
+
+def test_one_spike_does_not_flatten_a_loss_and_ap_ends_at_one():
+    rows = [{"step": i, "loss/total": 1.0, "AP": 1.0} for i in range(1, 1001)]
+    rows[500]["loss/total"] = 1001.0
+    losses, scores = charts.training_curves(rows).axes
+    assert losses.get_ylim()[1] == pytest.approx(1.08 * (1 + 1000 / 41))
+    assert scores.get_ylim()[1] == 1
+
+
+def test_long_series_are_averaged_down():
+    rows = [{"step": i, "loss/total": float(i)} for i in range(10_000)]
+    (losses,) = charts.training_curves(rows).axes
+    assert losses.lines[0].get_xydata()[:2].tolist() == [[2, 2], [7, 7]]
+
+
+def test_curves_without_rows_are_still_a_picture(tmp_path):
+    charts.save(charts.training_curves([]), tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 800
+
+
+@pytest.mark.parametrize(("number", "small", "panels"), [(3, False, 3), (9, True, 9)])
+def test_precision_lies_over_recall_in_a_panel_for_each_class(number, small, panels):
+    curve = np.array([1.0, 0.5, 0.25])
+    given = [
+        (f"{i} $W" + 99 * "W", {"IoU 0.50": curve, "IoU 0.75": curve / 2}) for i in range(number)
+    ]
+    figure = charts.precision_recall(given, "note", small)
+    assert len(figure.axes) == panels and figure.texts[0].get_text() == "note"
+    lines = lines_of(figure.axes[-1])
+    assert lines["IoU 0.50"].tolist() == [[0, 1], [0.5, 0.5], [1, 0.25]]
+    assert lines["IoU 0.75"].tolist() == [[0, 0.5], [0.5, 0.25], [1, 0.125]]
+    assert figure.axes[0].get_xlim() == (0, 1) and figure.axes[0].get_ylabel() == "precision"
+    figure.draw_without_rendering()  # a dollar sign is no formula
+    first, second = (
+        axes.title if axes.get_title() else axes._left_title for axes in figure.axes[:2]
+    )
+    assert first.get_window_extent().x1 < second.get_window_extent().x0, "titles are cut"
 
 
 def test_a_matrix_is_darker_where_a_row_has_its_larger_share_and_writes_counts():
     counts = np.array([[8, 0], [1, 1]])
-    picture = np.asarray(charts.matrix(counts, ["cat", "dog"], ["cat", "dog"])).astype(int)
-    height, width = picture.shape[:2]
-    cell = 18
-    corners = [
-        [
-            picture[height - 8 - (2 - row) * cell + 2, width - 8 - (2 - column) * cell + 2].sum()
-            for column in range(2)
-        ]
-        for row in range(2)
-    ]
-    assert corners[0][1] == 3 * 255 > corners[1][0] == corners[1][1] > corners[0][0]
-    inside = picture[-8 - 2 * cell : -8 - cell, -8 - 2 * cell : -8 - cell]
-    assert (inside == 255).all(axis=-1).any()  # the white digit on the dark cell
+    axes = charts.matrix(counts, ["cat", "dog"], [1, 2], "notes").axes[0]
+    shade = np.asarray(axes.images[0].get_array())
+    assert shade[0].tolist() == [1, 0] and shade[1, 0] == shade[1, 1] == pytest.approx(0.5**0.6)
+    written = {text.get_gid(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert written == {"0,0": ("8", "white"), "1,0": ("1", "white"), "1,1": ("1", "white")}
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "annotated")
 
 
 @pytest.mark.parametrize("number", [3, 81])
 def test_names_beside_a_matrix_do_not_overlap(number):
     names = [f"a long name of class {index}" for index in range(number)]
-    picture = charts.matrix(np.full((number, number), 123456), names, names)
-    pixels = np.asarray(picture.convert("L"))
-    left = math.ceil(max(map(fonts.own_font(13).getlength, names))) + 12
-    # Each name is a run of dark rows of its own, and above the cells of dark columns.
-    beside = (pixels[picture.height - 8 - (picture.width - left - 8) :, : left - 3] < 200).any(1)
-    assert np.count_nonzero(np.diff(beside.astype(int), prepend=0) == 1) == number
-    above = (pixels[: picture.height - 8 - (picture.width - left - 8) - 3, left:] < 200).any(0)
-    assert np.count_nonzero(np.diff(above.astype(int), prepend=0) == 1) == number
+    figure = charts.matrix(np.diag(np.full(number, 123456)), names, list(range(number)), "")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert len(boxes) == number and max(box.width for box in boxes) < 190
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes))
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 <= right.x0 + 1 for left, right in itertools.pairwise(boxes))
+    cells = axes.get_window_extent().width / number
+    assert all(text.get_window_extent().width < cells for text in axes.texts)
 
 
-def test_letters_that_a_font_lacks_are_replaced_and_line_breaks_too():
+def test_drawing_changes_nothing_in_the_process(tmp_path):
+    code = (
+        "import os, sys\n"
+        "from sparseinst_jax.drawing import charts\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "before = dict(os.environ)\n"
+        "import matplotlib\n"
+        "settings = dict(dict.items(matplotlib.rcParams))\n"
+        f"charts.save(charts.training_curves([]), {str(tmp_path / 'c.png')!r})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "assert dict(dict.items(matplotlib.rcParams)) == settings\n"
+        "assert dict(os.environ) == before\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_characters_that_a_font_lacks_are_replaced_and_line_breaks_too():
     font = fonts.own_font(14)
     assert fonts.drawable("cat\n dog\t1", font) == "cat dog 1"
     assert fonts.drawable("Äpfel, señor", font) == "Apfel, senor"
@@ -72,9 +135,3 @@ def test_long_texts_lose_their_middle():
     assert 60 < font.getlength(short) <= 90
     assert fonts.shorten("cat", font, 90) == "cat"
     assert fonts.shorten("cat", font, 2) == ""
-
-
-def test_a_picture_is_written_whole_under_its_name_alone(tmp_path):
-    charts.save_png(Image.new("RGB", (3, 2)), tmp_path / "new" / "a.png")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
-    assert Image.open(tmp_path / "new" / "a.png").size == (3, 2)

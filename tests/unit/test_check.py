@@ -57,22 +57,22 @@ LARGE = block((0, 32), (0, 32))  # 16 x 16 pixels after halving
 def test_objects_that_a_resize_loses_are_counted_as_worked_out_by_hand(tmp_path):
     objects = [(0, 0, mask) for mask in (GONE, THIN, SMALL, LARGE)]
     dataset = load_coco(make(tmp_path, objects), None)
-    found = check.count_lost(dataset, SIZE // 2, 1000)
+    found = check.count_lost(dataset, SIZE // 2, 1000, 8)
     assert (found.num_gone, found.num_thin, found.num_small, found.num_lost) == (1, 1, 1, 2)
     assert (found.num_checked, found.num_objects) == (4, 4)
     assert found.worst == (("a.png", 0), ("a.png", 1))
     assert found.median_side == pytest.approx(((0 + 16) / 2) ** 0.5)  # of 0, 0, 16, 256
     # At the full size only the objects outside the inner pixels 1, 2, 5, 6, ... are lost.
-    found = check.count_lost(dataset, SIZE, 1000)
+    found = check.count_lost(dataset, SIZE, 1000, 8)
     assert (found.num_gone, found.num_thin) == (0, 1)
     # The longest side limits the resize, too.
-    assert check.count_lost(dataset, SIZE, SIZE // 2).num_lost == 2
+    assert check.count_lost(dataset, SIZE, SIZE // 2, 8).num_lost == 2
 
 
 def test_the_warning_of_lost_objects_says_how_many_where_and_what_to_raise(tmp_path):
     objects = [(0, 0, mask) for mask in (GONE, THIN, SMALL, LARGE)]
     dataset = load_coco(make(tmp_path, objects), None)
-    lost = check.lost_at_ends(dataset, (48, SIZE // 2, SIZE), 1000)
+    lost = check.lost_at_ends(dataset, (48, SIZE // 2, SIZE), 1000, 8)
     assert [found.shortest for found in lost] == [SIZE // 2, SIZE]
     first, second = check.warn_of_lost(lost, 1000)
     assert first == (
@@ -83,13 +83,13 @@ def test_the_warning_of_lost_objects_says_how_many_where_and_what_to_raise(tmp_p
     )
     assert second.startswith("1 of 4 objects (25 %) are lost at the train size 64")
     only_large = load_coco(make(tmp_path, [(0, 0, LARGE)]), None)
-    assert check.warn_of_lost(check.lost_at_ends(only_large, (32, 64), 1000), 1000) == []
+    assert check.warn_of_lost(check.lost_at_ends(only_large, (32, 64), 1000, 8), 1000) == []
 
 
 def test_of_many_objects_some_spread_over_all_images_are_looked_at(tmp_path):
     objects = [(image, 0, GONE if image < 5 else LARGE) for image in range(10) for _ in range(10)]
     dataset = load_coco(make(tmp_path, objects, [f"{i}.png" for i in range(10)]), None)
-    found = check.count_lost(dataset, SIZE // 2, 1000, most=20)
+    found = check.count_lost(dataset, SIZE // 2, 1000, map_stride=8, most=20)
     assert (found.num_checked, found.num_objects, found.num_gone) == (20, 100, 10)
     assert check.warn_of_lost([found], 1000)[0].startswith("about 50 of 100 objects (50 %)")
 

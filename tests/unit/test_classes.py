@@ -1,7 +1,6 @@
 """Choosing, merging and renaming classes, from the json to the AP."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from sparseinst_jax.data.annotations.classes import choose_classes, map_categori
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
+from sparseinst_jax.inference.predictor import FoundInstances
 from sparseinst_jax.setup import datasets
 from sparseinst_jax.setup.config import load_config
 
@@ -133,12 +133,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-class Kept(NamedTuple):
-    masks: list
-    scores: np.ndarray
-    labels: np.ndarray
-
-
 class Oracle:
     """Predicts the annotations of a data set."""
 
@@ -159,7 +153,8 @@ class Oracle:
             masks = [decode_mask(a.segmentation, 40, 48).T for a in record.annotations]
             labels = np.array([a.label for a in record.annotations])
             masks = np.array(masks, np.uint8).reshape(-1, 48, 40)
-            yield Kept([masks], np.linspace(1, 0.5, len(labels)), labels)
+            scores = np.linspace(1, 0.5, len(labels))
+            yield FoundInstances(labels, labels, iter([(masks, scores)]), (40, 48))
 
 
 @pytest.mark.parametrize(

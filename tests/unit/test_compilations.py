@@ -22,6 +22,7 @@ from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference.masks import chunk_length
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.progress import Progress
@@ -47,7 +48,16 @@ def network(params, statistics, images, train=False):
 
 @pytest.fixture
 def predictor():
-    return Predictor(network, {"sure": np.float32(3)}, {}, ["cat"], [1], EVAL_SIZE, batch_size=3)
+    return Predictor(
+        network,
+        {"sure": np.float32(3)},
+        {},
+        ["cat"],
+        [1],
+        EVAL_SIZE,
+        family=SPARSEINST,
+        batch_size=3,
+    )
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.cspdarknet import STAGES, CSPDarkNet
-from sparseinst_jax.training.optimizer import decay_mask
+from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -159,7 +159,7 @@ def test_other_norms_take_the_same_place(norm):
 
 def test_its_batch_norms_decay_because_their_name_lacks_the_word_norm():
     _, params, _ = network()
-    mask = decay_mask({"backbone": params})
+    mask = decay_mask({"backbone": params}, ParameterRules(undecayed=("norm",)))
     assert mask["backbone"]["stages"]["0"]["conv_down"] == {
         "bn": {"scale": True, "bias": True},
         "conv": {"kernel": True},

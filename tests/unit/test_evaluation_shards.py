@@ -11,7 +11,7 @@ import pytest
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.inference.predictor import Kept
+from sparseinst_jax.inference.predictor import FoundInstances
 
 SIZES = ((64, 64), (64, 96))
 
@@ -51,13 +51,8 @@ class Stub:
         for image in pending:
             height, width = image.shape[:2]
             mask = np.zeros((1, width, height), np.uint8)
-            yield Kept(
-                np.array([image.mean()], np.float32),
-                np.zeros(1, np.int32),
-                np.zeros(1, np.int32),
-                iter([mask]),
-                (height, width),
-            )
+            score, zero = np.array([image.mean()], np.float32), np.zeros(1, np.int32)
+            yield FoundInstances(zero, zero, iter([(mask, score)]), (height, width))
 
 
 class WaitingStub(Stub):

@@ -8,7 +8,7 @@ import pytest
 
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.resnet import STAGES, ResNet
-from sparseinst_jax.training.optimizer import make_optimizer
+from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -39,8 +39,8 @@ def test_frozen_stages_keep_parameters_and_statistics_and_use_them_and_the_other
     model, apply, params, statistics, images = network(4)
     frozen = STAGES[:4]
     assert model.frozen_names == frozen
-    paths = [f"backbone/{name}" for name in frozen]
-    optimizer = make_optimizer({"backbone": params}, 1e-3, 0.5, 0.0, paths)
+    paths = tuple(f"backbone/{name}" for name in frozen)
+    optimizer = make_optimizer({"backbone": params}, 1e-3, 0.5, 0.0, ParameterRules(paths))
     state, trained = optimizer.init({"backbone": params}), params
     gradient = jax.jit(jax.grad(loss_of(apply, statistics, images), has_aux=True))
     for _ in range(2):
@@ -76,7 +76,7 @@ def test_no_gradient_is_computed_below_the_border():
 
 def test_weight_decay_leaves_what_is_frozen():
     params = {"backbone": {"stem": {"kernel": jnp.ones(1)}, "stem2": {"kernel": jnp.ones(1)}}}
-    optimizer = make_optimizer(params, 0.5, 0.1, 0.0, ["backbone/stem"])
+    optimizer = make_optimizer(params, 0.5, 0.1, 0.0, ParameterRules(("backbone/stem",)))
     zeros = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert updates["backbone"]["stem"]["kernel"] == 0

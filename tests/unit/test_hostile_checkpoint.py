@@ -14,6 +14,8 @@ from sparseinst_jax.checkpoints import limits
 from sparseinst_jax.checkpoints.limits import check_meta, refuse_vast_arrays
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.inference import predictor
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
+from sparseinst_jax.setup import loading
 from sparseinst_jax.setup.builders import check_model
 from sparseinst_jax.setup.config import load_config
 from tests.unit.test_checkpoints import META, make_state
@@ -184,9 +186,9 @@ def test_a_stored_test_size_that_would_take_all_memory_is_refused(eval_size):
     with pytest.raises(
         ValueError, match=r"data\.eval_size must be two lengths of 1 to 16384 pixels"
     ):
-        predictor.Predictor(lambda *_: None, {}, {}, ["x"], [1], eval_size)
+        predictor.Predictor(lambda *_: None, {}, {}, ["x"], [1], eval_size, family=SPARSEINST)
 
 
 def test_a_stored_configuration_of_something_else_is_a_message(step):
     with pytest.raises(ValueError, match=r"stored with the checkpoint in .* is not one of this"):
-        predictor.load(step)
+        loading.load(step)

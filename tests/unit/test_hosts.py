@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.runtime.hosts import Place
+from sparseinst_jax.runtime.hosts import PlaceInJob
 
 SLURM = {
     "SLURM_JOB_ID": "4711",
@@ -40,19 +40,19 @@ def environment(monkeypatch):
     "values, place",
     [
         ({}, None),
-        ({"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "1"}, Place("JAX_NUM_PROCESSES", 3, 1)),
+        ({"JAX_NUM_PROCESSES": "3", "JAX_PROCESS_ID": "1"}, PlaceInJob("JAX_NUM_PROCESSES", 3, 1)),
         ({"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0", **SLURM}, None),
-        (SLURM, Place("SLURM_STEP_NUM_TASKS", 4, 3)),
+        (SLURM, PlaceInJob("SLURM_STEP_NUM_TASKS", 4, 3)),
         # A shell or script that runs alone in an allocation of four tasks.
         ({**SLURM, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),
         ({"SLURM_JOB_ID": "4711", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),
         (
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
-            Place("OMPI_COMM_WORLD_SIZE", 2, 0),
+            PlaceInJob("OMPI_COMM_WORLD_SIZE", 2, 0),
         ),
         (
             {"TPU_WORKER_HOSTNAMES": "t0,t1", "TPU_WORKER_ID": "1"},
-            Place("TPU_WORKER_HOSTNAMES", 2, 1),
+            PlaceInJob("TPU_WORKER_HOSTNAMES", 2, 1),
         ),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, None),
     ],
@@ -129,8 +129,8 @@ def test_a_job_that_does_not_come_together_ends_with_a_message(arguments, index,
         values |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
         values |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": index}
     program = (
-        "import sys; from sparseinst_jax import hosts, runtime\n"
-        f"sys.exit(runtime.call(lambda _: hosts.join({arguments}), []))"
+        "import sys; from sparseinst_jax import cli; from sparseinst_jax.runtime import hosts\n"
+        f"sys.exit(cli.run(lambda _: hosts.join({arguments}), []))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "JAX_"))}
     done = subprocess.run(

@@ -27,7 +27,7 @@ def test_score_is_the_root_of_class_times_objectness_times_mean_inside_the_mask(
     np.testing.assert_allclose(found.scores, [[0.6 * 0.8]], rtol=2e-6)
     np.testing.assert_array_equal(found.labels, [[1]])
     np.testing.assert_array_equal(found.is_kept, [[True]])
-    np.testing.assert_allclose(found.mask_probs[0], mask, rtol=1e-6)
+    np.testing.assert_allclose(found.masks[0], mask, rtol=1e-6)
 
 
 def test_threshold_is_applied_after_the_root_and_before_rescoring():

@@ -13,6 +13,7 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.data.target_masks import FULL_BITS, QUARTER_LEVELS, unpack_bits
 from sparseinst_jax.data.transforms import Transform
 
 
@@ -77,6 +78,49 @@ def test_a_batch_holds_the_images_and_targets_at_the_top_left(tmp_path):
         "uint8", "int32", "int32", "uint8", "bool", "int64"
     ]  # fmt: skip
     assert batch.is_ignored is None  # the crowd region is dropped, as in the original
+
+
+def test_a_batch_of_full_masks_holds_them_in_bits_and_crowd_pixel_by_pixel(tmp_path):
+    _, dataset = _two_images(tmp_path)
+    images = (
+        ImagePlan(0, Transform(True, None, None, (32, 48))),
+        ImagePlan(1, Transform(False, None, None, (24, 24))),
+    )
+    plan = StepPlan(0, 0, (32, 64), 8, images, ignores_crowd=True, targets=FULL_BITS)
+    batch = make_batch(dataset.records, plan)
+    assert batch.masks.shape == (2, 8, 32, 8) and batch.masks.dtype == np.uint8
+    masks = np.zeros((2, 8, 32, 64), bool)
+    masks[0, 0, 4:12, 32:40] = True  # x 8..16 of 48 flipped is 32..40
+    np.testing.assert_array_equal(unpack_bits(batch.masks), masks)
+    is_ignored = np.zeros((2, 32, 64), bool)
+    is_ignored[0, :, :48] = True  # the crowd region is the whole image,
+    is_ignored &= ~masks[:, 0]  # but for the object
+    np.testing.assert_array_equal(batch.is_ignored, is_ignored)
+    levels = make_batch(dataset.records, plan._replace(targets=QUARTER_LEVELS))
+    np.testing.assert_array_equal(levels.is_ignored, is_ignored[:, 1::4, 1::4])
+
+
+@pytest.mark.parametrize("form", [QUARTER_LEVELS, FULL_BITS], ids=["levels", "bits"])
+def test_an_object_that_a_crop_removed_stays_with_an_empty_mask_where_the_form_says_so(
+    tmp_path, form
+):
+    _, dataset = _two_images(tmp_path)
+    right_half = Transform(False, (32, 48), (0, 24, 32, 24), (32, 24))
+    plan = StepPlan(0, 0, (32, 32), 8, (ImagePlan(0, right_half),), targets=form)
+    assert not make_batch(dataset.records, plan).is_target.any()
+    kept = make_batch(dataset.records, plan._replace(targets=form._replace(keeps_empty=True)))
+    assert kept.is_target.sum() == 1 and kept.labels[0, 0] == 1
+    assert kept.masks.shape == (1, 8, *form.shape((32, 32))) and not kept.masks.any()
+
+
+def test_worker_processes_send_full_masks_too(drawn):
+    form = FULL_BITS._replace(keeps_empty=True)
+    plan = _plan(drawn, targets=form, augmentation="flip_resize_crop", crowd="ignore")
+    in_threads = list(train_batches(drawn, plan, 2, 2))
+    in_workers = list(train_batches(drawn, plan, 2, 2, num_workers=1))
+    for first, second in zip(in_threads, in_workers, strict=True):
+        assert first.masks.any() and first.masks.shape[-1] == first.images.shape[2] // 8
+        _assert_equal(first, second)
 
 
 def test_batches_come_in_the_order_of_the_steps(drawn):

@@ -6,6 +6,7 @@ import pytest
 
 from sparseinst_jax.inference import masks
 
+CUT = masks.MaskCut(0.45, stride=4)
 SIZES = [
     # mask grid, valid size, original size: enlarged, shrunk, equal, thin, tiny
     ((160, 216), (640, 853), (480, 640)),
@@ -38,7 +39,7 @@ def plain_upsampling(probs, valid_size, original_size):
 def test_composed_operator_equals_enlarging_cropping_and_resizing(grid, valid, original):
     for axis in (0, 1):
         index, weight = masks.upsampling_operator(
-            grid[axis], valid[axis], original[axis], original[axis]
+            grid[axis], 4, valid[axis], original[axis], original[axis]
         )
         dense = np.zeros((original[axis], grid[axis]))
         np.add.at(dense, (np.arange(original[axis])[:, None], index), weight)
@@ -51,7 +52,7 @@ def test_composed_operator_equals_enlarging_cropping_and_resizing(grid, valid, o
 def test_upsampled_masks_equal_the_plain_steps_away_from_the_threshold(rng, grid, valid, original):
     probs = rng.random((2, 5, *grid), dtype=np.float32)
     chosen = np.array([4, 0, 2])
-    (found,) = masks.upsample_masks(probs, 1, chosen, valid, original, 0.45)
+    ((found, _),) = masks.upsample_masks(probs, 1, chosen, valid, original, CUT)
     assert found.dtype == np.uint8
     for mask, query in zip(found, chosen, strict=True):
         expected = plain_upsampling(probs[1, query], valid, original)
@@ -62,10 +63,11 @@ def test_upsampled_masks_equal_the_plain_steps_away_from_the_threshold(rng, grid
 def test_many_masks_come_in_chunks_and_in_order(rng):
     probs = rng.random((1, 40, 8, 8), dtype=np.float32)
     chosen = np.arange(39)[::-1]
-    chunks = list(masks.upsample_masks(probs, 0, chosen, (32, 30), (50, 40), 0.45))
+    chunks = list(masks.upsample_masks(probs, 0, chosen, (32, 30), (50, 40), CUT))
+    chunks = [chunk for chunk, _ in chunks]
     assert [len(chunk) for chunk in chunks] == [16, 16, 7]
     single = [
-        next(masks.upsample_masks(probs, 0, np.array([query]), (32, 30), (50, 40), 0.45))
+        next(masks.upsample_masks(probs, 0, np.array([query]), (32, 30), (50, 40), CUT))[0]
         for query in chosen
     ]
     np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(single))
@@ -73,14 +75,14 @@ def test_many_masks_come_in_chunks_and_in_order(rng):
 
 def test_no_masks_give_no_chunks():
     none = np.zeros(0, np.int32)
-    assert not list(masks.upsample_masks(np.zeros((1, 2, 8, 8)), 0, none, (32, 32), (9, 9), 0.45))
+    assert not list(masks.upsample_masks(np.zeros((1, 2, 8, 8)), 0, none, (32, 32), (9, 9), CUT))
 
 
 def test_one_compiled_function_serves_every_original_size_of_a_bucket(rng):
     probs = rng.random((1, 3, 8, 9), dtype=np.float32)
     counts = []
     for original in [(100, 90), (128, 1), (33, 128)]:
-        list(masks.upsample_masks(probs, 0, np.arange(3), (32, 36), original, 0.45))
+        list(masks.upsample_masks(probs, 0, np.arange(3), (32, 36), original, CUT))
         counts.append((masks._upsample_rows._cache_size(), masks._cut_columns._cache_size()))
     assert counts[0] == counts[1] == counts[2]
 
@@ -99,14 +101,14 @@ def test_a_hundred_masks_of_a_large_photo_pass_through_little_memory():
     number = masks.chunk_length(bucket, 100)
     probs = jax.ShapeDtypeStruct((1, 100, 160, 216), np.float32)
     operators = [
-        masks.upsampling_operator(grid, valid, original, length)
+        masks.upsampling_operator(grid, 4, valid, original, length)
         for grid, valid, original, length in zip(
             (160, 216), (640, 853), (height, width), bucket, strict=True
         )
     ]
     chosen = np.zeros(number, np.int32)
     rows = jax.eval_shape(masks._upsample_rows, probs, np.int32(0), chosen, operators[0])
-    cut = jax.eval_shape(masks._cut_columns, rows, operators[1], np.float32(0.45))
+    cut, _ = jax.eval_shape(masks._cut_columns, rows, operators[1], np.float32(0.45))
     assert cut.shape == (number, bucket[1], bucket[0])
     # One chunk on the device and one on the host, with its copy without the padding.
     taken = rows.size * rows.dtype.itemsize + 3 * cut.size * cut.dtype.itemsize

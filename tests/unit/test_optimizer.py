@@ -1,10 +1,19 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.training.optimizer import decay_mask, make_optimizer, make_schedule
+from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
+from sparseinst_jax.training.optimizer import (
+    ParameterRules,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    rules_of,
+)
 
 
 def test_update_is_torch_adamw_computed_by_hand():
@@ -35,7 +44,8 @@ def test_only_names_with_the_originals_words_are_exempt_from_decay():
         },
         "decoder": {"fc": {"kernel": 0.0, "bias": 0.0}, "softmax_bias": 0.0},
     }
-    assert decay_mask(params) == {
+    rules = ParameterRules(undecayed=("norm", *PyramidVisionTransformer.undecayed))
+    assert decay_mask(params, rules) == {
         "backbone": {
             "res2": {"0": {"conv1": {"kernel": True, "norm": {"scale": False, "bias": False}}}},
             "patch_embed1": {"proj": {"kernel": False}},
@@ -47,12 +57,34 @@ def test_only_names_with_the_originals_words_are_exempt_from_decay():
 
 def test_weight_decay_alone_shrinks_only_what_decays():
     params = {"fc": {"bias": jnp.ones(2)}, "norm": {"bias": jnp.ones(2)}}
-    optimizer = make_optimizer(params, 0.5, 0.1)
+    optimizer = make_optimizer(params, 0.5, 0.1, rules=ParameterRules(undecayed=("norm",)))
     updates, _ = optimizer.update(
         jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
     )
     np.testing.assert_allclose(updates["fc"]["bias"], -0.05, rtol=1e-6)
     np.testing.assert_array_equal(updates["norm"]["bias"], 0.0)
+
+
+def test_a_rate_factor_scales_the_whole_update_of_what_lies_below_its_path():
+    """As PyTorch's AdamW with a learning rate for each group: the weight decay is scaled too."""
+    params = {part: {"kernel": jnp.ones(1)} for part in ("backbone", "backbone2", "decoder")}
+    gradients = jax.tree.map(lambda p: 3.0 * p, params)
+    rules = ParameterRules(rate_factors=(("backbone", 0.1),))
+    optimizer = make_optimizer(params, 0.5, 0.2, 0.0, rules)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    whole = -0.5 * (1 + 0.2)  # in the first step the moments' ratio is 1
+    for part, factor in (("backbone", 0.1), ("backbone2", 1.0), ("decoder", 1.0)):
+        np.testing.assert_allclose(updates[part]["kernel"], factor * whole, rtol=2e-5)
+
+
+def test_a_model_says_what_is_frozen_what_does_not_decay_and_what_learns_slower():
+    backbone = SimpleNamespace(frozen_names=("stem", "res2"))
+    model = SimpleNamespace(
+        backbone=backbone, undecayed=("norm",), learning_rate_factors=(("backbone", 0.1),)
+    )
+    wanted = ParameterRules(("backbone/stem", "backbone/res2"), ("norm",), (("backbone", 0.1),))
+    assert rules_of(model) == wanted
+    assert rules_of(SimpleNamespace(backbone=None)) == ParameterRules()
 
 
 def test_first_update_uses_the_learning_rate_of_step_zero():

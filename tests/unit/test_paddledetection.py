@@ -16,15 +16,16 @@ from sparseinst_jax.data.ecosystems import paddle_transforms
 from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
 from sparseinst_jax.data.images import opencv_resize
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, Outputs
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.training.optimizer import decay_mask, make_schedule, moving_average
+from sparseinst_jax.training.optimizer import decay_mask, make_schedule, moving_average, rules_of
 from tests.unit.recipe_step import same, take_step
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -61,9 +62,10 @@ def test_weight_decay_on_everything_is_the_originals_where_norms_are_frozen():
     # 0.05 on every trained tensor there, none for names with "norm" here: the same without any.
     small = {"model.encoder_channels": "8", "model.decoder_channels": "8"}
     config = load_config(ROOT / "configs/paddle_giam_r50.py", {**TINY, **small})
-    _, params, _ = layers.functional(builders.build_model(config.model, 3, 0))
+    model = builders.build_model(config.model, 3, 0)
+    _, params, _ = layers.functional(model)
     assert config.train.weight_decay == 0.05
-    decays = jax.tree_util.tree_leaves_with_path(decay_mask(params))
+    decays = jax.tree_util.tree_leaves_with_path(decay_mask(params, rules_of(model)))
     assert len(decays) > 60  # biases of the encoder and decoder among them
     assert [str(path) for path, does_decay in decays if not does_decay] == []
 
@@ -352,7 +354,9 @@ def network(params, statistics, images, train=False):
 def paddle_predictor(classes, protocol="paddledetection"):
     masks = np.random.default_rng(2).normal(size=(NUM_MASKS, 3)).astype(np.float32)
     params = {"classes": np.float32(classes), "masks": 3 * masks}
-    return Predictor(network, params, {}, ("cat",), (7,), (64, 85), protocol=protocol)
+    return Predictor(
+        network, params, {}, ("cat",), (7,), (64, 85), family=SPARSEINST, protocol=protocol
+    )
 
 
 def test_the_last_kept_query_of_each_image_is_lost():

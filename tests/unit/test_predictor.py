@@ -18,6 +18,7 @@ from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categori
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -55,7 +56,7 @@ def weights(rng):
 
 @pytest.fixture
 def predictor(weights):
-    return Predictor(network, *weights, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE)
+    return Predictor(network, *weights, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, family=SPARSEINST)
 
 
 def draw_image(rng, height, width):
@@ -118,7 +119,15 @@ def test_results_depend_neither_on_the_company_nor_on_the_batch_size(rng, weight
     sizes = [(40, 60), (60, 40), (40, 61), (90, 90), (20, 30)]
     images = [draw_image(rng, *size) for size in sizes]
     alone, together = (
-        Predictor(network, *weights, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, batch_size=size)
+        Predictor(
+            network,
+            *weights,
+            CLASS_NAMES,
+            CATEGORY_IDS,
+            EVAL_SIZE,
+            family=SPARSEINST,
+            batch_size=size,
+        )
         for size in (1, 3)
     )
     for image, found in zip(images, together.predict_batch(images), strict=True):
@@ -162,7 +171,9 @@ def test_evaluation_and_prediction_find_the_same(rng, tmp_path, weights):
     }
     for key, image in images.items():
         Image.fromarray(image).save(tmp_path / f"{key}.png")
-    predictor = Predictor(network, *weights, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, batch_size=2)
+    predictor = Predictor(
+        network, *weights, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, family=SPARSEINST, batch_size=2
+    )
     predictions = {key: predictor(tmp_path / f"{key}.png") for key in images}
     expected = [entry for key in images for entry in predictions[key].to_coco(key)]
     # The first detection of each image is taken as the truth: it must be found again.

@@ -3,9 +3,7 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from sparseinst_jax.drawing import curves
 from sparseinst_jax.training import progress
 
 
@@ -136,23 +134,3 @@ def test_tensorboard_gets_each_value_at_its_step(tmp_path):
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         content = content[16 + length :]
     assert found == [(3, "loss/total", 1.5), (3, "AP", 0.25), (4, "loss/total", 1.25)]
-
-
-def test_curves_draw_a_falling_loss_from_top_left_to_bottom_right(tmp_path):
-    rows = [{"step": i, "loss/total": 10.0 - i / 10} for i in range(1, 101)]
-    rows[-1]["AP"] = 0.5
-    curves.draw_curves(rows, tmp_path / "curves.png")
-    image = np.asarray(Image.open(tmp_path / "curves.png")).astype(int)
-    assert image.shape == (680, 900, 3)  # a panel of losses and one of AP
-    is_line = np.abs(image[:340, :730] - [0x1F, 0x77, 0xB4]).sum(-1) == 0
-    ys, xs = np.nonzero(is_line)
-    assert np.corrcoef(xs, ys)[0, 1] > 0.99
-    marker = np.abs(image[340:, :740] - [0x1F, 0x77, 0xB4]).sum(-1) == 0
-    y, x = (axis.mean() for axis in np.nonzero(marker))
-    assert y == pytest.approx(34 + (340 - 34 - 44) / 2, abs=2)  # AP 0.5 of an axis from 0 to 1
-    assert x == pytest.approx(730, abs=4)
-
-
-def test_curves_without_rows_are_still_a_picture(tmp_path):
-    curves.draw_curves([], tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size == (900, 340)

@@ -13,7 +13,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
-from sparseinst_jax.training.optimizer import decay_mask
+from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -346,8 +346,10 @@ def test_more_frozen_stages_than_there_are_is_refused():
 
 
 def test_neither_norms_nor_patch_embeddings_decay_and_all_else_does():
-    _, params, _ = layers.functional(build())
-    mask = decay_mask({"backbone": params})["backbone"]
+    backbone = build()
+    _, params, _ = layers.functional(backbone)
+    rules = ParameterRules(undecayed=("norm", *backbone.undecayed))
+    mask = decay_mask({"backbone": params}, rules)["backbone"]
     assert mask["patch_embed1"] == {
         "proj": {"kernel": False, "bias": False},
         "norm": {"scale": False, "bias": False},

@@ -7,10 +7,12 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.data.target_masks import QUARTER_LEVELS
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.data.workers.skipping import Skip, SkippedImages, load_or_skip
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
+from sparseinst_jax.inference.predictor import FoundInstances
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def test_an_empty_image_of_the_planned_size_stands_in_and_the_others_are_as_they
 def test_where_only_the_pasted_image_is_broken_nothing_is_pasted(damaged):
     stay = Transform(False, None, None, (64, 64))
     plan, skips = ImagePlan(0, stay, Paste(2, stay, (0,))), []
-    loaded = load_or_skip(damaged.records, plan, (), False, skips)
+    loaded = load_or_skip(damaged.records, plan, (), False, QUARTER_LEVELS, skips)
     alone = load_train_image(damaged.records, plan._replace(paste=None))
     np.testing.assert_array_equal(loaded.image, alone.image)
     assert loaded.labels == alone.labels and len(loaded.labels) > 0
@@ -147,14 +149,11 @@ class FindsOneSquare:
         return items
 
     def finish(self, pending):
-        class Kept:
-            scores, labels = np.array([0.5], np.float32), np.array([0])
-
         for height, width in pending:
             mask = np.zeros((1, width, height), np.uint8)
             mask[:, :4, :4] = 1
-            Kept.masks = [mask]
-            yield Kept
+            chunks = iter([(mask, np.array([0.5], np.float32))])
+            yield FoundInstances(np.array([0]), np.array([0]), chunks, (height, width))
 
 
 def test_an_evaluation_counts_an_unreadable_image_as_one_without_detections(damaged):

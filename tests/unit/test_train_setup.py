@@ -12,7 +12,7 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.setup import train_checks
 from sparseinst_jax.setup.config import diff, load_config
 from sparseinst_jax.setup.train_setup import resolve_schedule
-from sparseinst_jax.training.optimizer import decay_mask
+from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -113,7 +113,7 @@ def test_averages_clipping_and_frozen_stages_reach_the_step(data, tmp_path, monk
     zeros = jax.tree.map(np.zeros_like, params)
     update = jax.jit(run.step.optimizer.update)
     updates, _ = update(zeros, run.first_state.opt_state, params)
-    decays = decay_mask(params, ["backbone/stem"])
+    decays = decay_mask(params, ParameterRules(("backbone/stem",), ("norm",)))
     assert not any(jax.tree.leaves(decays["backbone"]["stem"]))
     expected = jax.tree.map(lambda value, does: -0.5 * value * does, params, decays)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)

@@ -6,7 +6,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import transforms as T
-from sparseinst_jax.data.quarter_levels import reduce_mask
+from sparseinst_jax.data.target_masks import reduce_mask
 
 FLIP = T.Transform(True, None, None, (40, 60))
 CROP = T.Transform(True, (90, 120), (11, 7, 50, 81), (37, 59))

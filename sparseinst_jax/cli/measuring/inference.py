@@ -17,7 +17,7 @@ from sparseinst_jax.inference.predictor import Predictor, Prepared
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst import inference
-from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.sparseinst.model import MASK_STRIDE, Outputs
 
 Size = tuple[int, int]
 USUAL_SIZE = (640, 864)  # padded
@@ -95,7 +95,7 @@ def with_masks(subject: Subject, batch: int) -> Workload:
     items = [_prepared(subject, number) for number in range(batch)]
 
     def run() -> int:
-        return sum(len(chunk) for kept in predictor.run(items) for chunk in kept.masks)
+        return sum(len(chunk) for found in predictor.run(items) for chunk, _ in found.chunks)
 
     def compiled() -> dict[str, Any]:
         images = np.zeros((batch, *subject.size, 3), np.uint8)
@@ -139,16 +139,16 @@ def post_processing(subject: Subject) -> Workload:
 
     def run() -> int:
         selection = select(outputs)
-        _, _, is_kept = jax.device_get((selection.scores, selection.labels, selection.is_kept))
+        is_kept = jax.device_get(selection[:4])[-1]
         chunks = masks.upsample_masks(
-            selection.mask_probs,
+            selection.masks,
             0,
             np.flatnonzero(is_kept[0]),
             subject.valid_size,
             subject.photo_size,
-            inference.MASK_THRESHOLD,
+            masks.MaskCut(inference.MASK_THRESHOLD, MASK_STRIDE),
         )
-        return sum(len(chunk) for chunk in chunks)
+        return sum(len(chunk) for chunk, _ in chunks)
 
     return Workload(
         run,

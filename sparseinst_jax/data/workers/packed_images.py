@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.quarter_levels import MASK_STRIDE
+from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage
 
 
@@ -22,7 +22,7 @@ class PackedImages(NamedTuple):
         num_targets: int32 [B].
         labels: int32 [sum of num_targets].
         pixels: uint8, flat, of all images.
-        levels: uint8, flat, quarter levels of all targets.
+        masks: uint8, flat, of all targets.
         is_ignored: bool, flat, of all images; None when crowd regions are dropped.
     """
 
@@ -31,19 +31,19 @@ class PackedImages(NamedTuple):
     num_targets: np.ndarray
     labels: np.ndarray
     pixels: np.ndarray
-    levels: np.ndarray
+    masks: np.ndarray
     is_ignored: np.ndarray | None
 
 
 def pack(image_ids: Sequence[int], images: Iterable[TrainImage]) -> PackedImages:
     """Put loaded images into flat arrays; what training does not see of them is left out."""
-    sizes, num_targets, labels, pixels, levels, ignored = [], [], [], [], [], []
+    sizes, num_targets, labels, pixels, masks, ignored = [], [], [], [], [], []
     for image in images:
         sizes.append(image.image.shape[:2])
         num_targets.append(len(image.labels))
         labels.extend(image.labels)
         pixels.append(image.image.reshape(-1))
-        levels.extend(mask.reshape(-1) for mask in image.masks)
+        masks.extend(mask.reshape(-1) for mask in image.masks)
         if image.is_ignored is not None:
             ignored.append(image.is_ignored.reshape(-1))
     return PackedImages(
@@ -52,25 +52,26 @@ def pack(image_ids: Sequence[int], images: Iterable[TrainImage]) -> PackedImages
         np.array(num_targets, np.int32),
         np.array(labels, np.int32),
         np.concatenate(pixels),
-        np.concatenate(levels) if levels else np.zeros(0, np.uint8),
+        np.concatenate(masks) if masks else np.zeros(0, np.uint8),
         np.concatenate(ignored) if ignored else None,
     )
 
 
-def unpack(packed: PackedImages) -> Iterator[TrainImage]:
-    """Give the images back; their arrays are views."""
-    pixel = target = level = place = 0
+def unpack(packed: PackedImages, form: TargetForm) -> Iterator[TrainImage]:
+    """Give the images back, with masks of this form; their arrays are views."""
+    pixel = target = byte = place = 0
     for (height, width), number in zip(
         packed.sizes.tolist(), packed.num_targets.tolist(), strict=True
     ):
-        quarter = -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)
-        area = quarter[0] * quarter[1]
+        shape = form.shape((height, width))
+        num_bytes = number * shape[0] * shape[1]
         image = packed.pixels[pixel : pixel + 3 * height * width].reshape(height, width, 3)
-        masks = packed.levels[level : level + number * area].reshape(number, *quarter)
+        masks = packed.masks[byte : byte + num_bytes].reshape(number, *shape)
         is_ignored = packed.is_ignored
         if is_ignored is not None:
-            is_ignored = is_ignored[place : place + area].reshape(quarter)
+            rows, columns = -(-height // form.stride), -(-width // form.stride)
+            is_ignored = is_ignored[place : place + rows * columns].reshape(rows, columns)
+            place += rows * columns
         labels = packed.labels[target : target + number].tolist()
         yield TrainImage(image, labels, list(masks), is_ignored, [], [])
-        pixel, target = pixel + 3 * height * width, target + number
-        level, place = level + number * area, place + area
+        pixel, target, byte = pixel + 3 * height * width, target + number, byte + num_bytes

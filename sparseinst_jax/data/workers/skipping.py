@@ -10,6 +10,7 @@ import numpy as np
 
 from sparseinst_jax.data.coco import ImageRecord
 from sparseinst_jax.data.plan import ImagePlan
+from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.runtime.messages import listed
 
@@ -39,6 +40,7 @@ def load_or_skip(
     plan: ImagePlan,
     flip_labels: tuple[int, ...],
     ignores_crowd: bool,
+    form: TargetForm,
     skips: list[Skip],
 ) -> TrainImage:
     """Load a planned image; what cannot be used is left out and noted in `skips`.
@@ -48,21 +50,22 @@ def load_or_skip(
     that objects are pasted from cannot be used, nothing is pasted.
     """
     try:
-        return load_train_image(records, plan, flip_labels, ignores_crowd)
+        return load_train_image(records, plan, flip_labels, ignores_crowd, form)
     except ERRORS as error:
         fault = error
     if plan.paste is not None:
         try:
-            alone = load_train_image(records, plan._replace(paste=None), flip_labels, ignores_crowd)
+            alone = plan._replace(paste=None)
+            loaded = load_train_image(records, alone, flip_labels, ignores_crowd, form)
         except ERRORS as error:
             fault = error
         else:
             skips.append(skip_of(records[plan.paste.position], fault))
-            return alone
+            return loaded
     skips.append(skip_of(records[plan.position], fault))
     height, width = plan.transform.size
-    quarter = -(-height // 4), -(-width // 4)
-    is_ignored = np.zeros(quarter, bool) if ignores_crowd else None
+    region = -(-height // form.stride), -(-width // form.stride)
+    is_ignored = np.zeros(region, bool) if ignores_crowd else None
     return TrainImage(np.zeros((height, width, 3), np.uint8), [], [], is_ignored, [], [])
 
 

@@ -208,7 +208,10 @@ class PyramidVisionTransformer(nnx.Module):
     Attributes:
       out_channels: channels of the second, third and fourth stage (strides 8, 16, 32).
       frozen_names: of the modules that are not trained.
+      undecayed: words in the names of parameters that have no weight decay, in its own recipe.
     """
+
+    undecayed = ("patch_embed", "cls_token")
 
     def __init__(
         self,

@@ -12,32 +12,15 @@ Source: SparseInst section 3.4; the original's `sparseinst/sparseinst.py` (`infe
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
+from sparseinst_jax.models.family import Selection
 from sparseinst_jax.models.sparseinst.model import Outputs
 
 SCORE_THRESHOLD = 0.005
 MASK_THRESHOLD = 0.45
 MASKNESS_EPSILON = 1e-6
-
-
-class Selection(NamedTuple):
-    """Scored queries of a batch, on the device.
-
-    Attributes:
-        scores: float32 [B, N], after rescoring.
-        labels: int32 [B, N] in 0...K-1.
-        is_kept: bool [B, N], whether the score before rescoring passed the threshold.
-        mask_probs: float32 [B, N, H/4, W/4].
-    """
-
-    scores: jax.Array
-    labels: jax.Array
-    is_kept: jax.Array
-    mask_probs: jax.Array
 
 
 def maskness(mask_probs: jax.Array, mask_threshold: float) -> jax.Array:
@@ -60,16 +43,19 @@ def select(
         mask_threshold: cut of the rescoring.
 
     Returns:
-        The selection; always computed in float32, whatever the dtype of the logits.
+        The selection, a candidate for each query; always computed in float32, whatever the
+        dtype of the logits.
     """
     class_probs = jax.nn.sigmoid(outputs.class_logits.astype(jnp.float32))
     objectness = jax.nn.sigmoid(outputs.objectness_logits.astype(jnp.float32))
     mask_probs = jax.nn.sigmoid(outputs.mask_logits.astype(jnp.float32))
     class_scores = jnp.sqrt(class_probs * objectness[..., None])
     scores = jnp.max(class_scores, axis=-1)
+    query_index = jnp.arange(scores.shape[1], dtype=jnp.int32)
     return Selection(
         scores=scores * maskness(mask_probs, mask_threshold),
         labels=jnp.argmax(class_scores, axis=-1).astype(jnp.int32),
+        query_index=jnp.broadcast_to(query_index, scores.shape),
         is_kept=scores > score_threshold,
-        mask_probs=mask_probs,
+        masks=mask_probs,
     )

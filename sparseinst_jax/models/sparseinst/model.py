@@ -19,6 +19,7 @@ from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.layers import Conv, Linear
 
 STRIDE = 32  # the coarsest feature map's; padded sizes are multiples of it
+MAP_STRIDE, MASK_STRIDE = 8, 4  # of the activation maps, and of the masks, which are twice as fine
 POOL_SIZES = (1, 2, 3, 6)
 NORMALIZER_FLOOR = 1e-6
 PRIOR_BIAS = -float(np.log(99.0))  # sigmoid = 0.01: rare positives, as in RetinaNet
@@ -326,6 +327,15 @@ class SparseInst(nnx.Module):
             dtype=dtype,
             rng=rng,
         )
+
+    @property
+    def undecayed(self) -> tuple[str, ...]:
+        """Words: a parameter whose path holds one has no weight decay.
+
+        The original exempts a parameter by such a word, and nothing else: biases of convolutions
+        and linear layers do decay.
+        """
+        return ("norm", *getattr(self.backbone, "undecayed", ()))
 
     def __call__(
         self, images: jax.Array, train: bool = False, intermediates: dict | None = None

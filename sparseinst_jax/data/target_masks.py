@@ -1,16 +1,18 @@
-"""Masks at a quarter of their size, made from run lengths; no mask at full size is drawn.
+"""The forms in which masks of objects travel to the device: quarter levels, or bits at full size.
 
-The original reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of each 4x4
-block, so a level 0 ... 4 says it all.
+The original SparseInst reduces a mask by bilinear ÷4, which is the mean of the inner 2x2 pixels of
+each 4x4 block, so a level 0 ... 4 says it all. Levels are made from run lengths; no mask at full
+size is drawn.
 
 Source: sparseinst/loss.py of the original.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-MASK_STRIDE = 4
+MASK_STRIDE = 4  # of quarter levels
 _INNER = (1, 2)  # rows and columns of a block that count
 
 
@@ -127,3 +129,49 @@ def reduce_mask(mask: np.ndarray) -> np.ndarray:
             part = mask[y::MASK_STRIDE, x::MASK_STRIDE]
             levels[: part.shape[0], : part.shape[1]] += part
     return levels
+
+
+def at_least_half(levels: np.ndarray) -> np.ndarray:
+    """Where at least two of the four inner pixels of a block are set: bool in the same shape."""
+    return levels >= 2
+
+
+def pack_bits(mask: np.ndarray) -> np.ndarray:
+    """Pack bool or 0/1 [..., H, W] into uint8 [..., H, ceil(W/8)], the first pixel highest.
+
+    `jnp.unpackbits(batch.masks, axis=-1)` gives a batch of them back on the device: a padded width
+    is a multiple of 8.
+    """
+    return np.packbits(mask.astype(bool), axis=-1)
+
+
+def unpack_bits(bits: np.ndarray) -> np.ndarray:
+    """Unpack uint8 [..., H, W/8] into bool [..., H, W], W a multiple of 8."""
+    return np.unpackbits(bits, axis=-1).astype(bool)
+
+
+class TargetForm(NamedTuple):
+    """A form of target masks: what the loader makes and `Batch.masks` holds.
+
+    Attributes:
+        cell: (rows, columns) of pixels in one byte.
+        encode: bool or 0/1 [H, W] to the form, uint8 of `shape((H, W))`.
+        decode: of arrays in the form, to bool at `stride`: what belongs to the object.
+        stride: pixels of the image in one of what `decode` gives, and of `Batch.is_ignored`.
+        keeps_empty: whether an object of which a crop leaves nothing stays a target, with an empty
+            mask; else it is dropped.
+    """
+
+    cell: tuple[int, int]
+    encode: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[np.ndarray], np.ndarray]
+    stride: int
+    keeps_empty: bool = False
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of bytes for an image of (height, width) pixels."""
+        return -(-size[0] // self.cell[0]), -(-size[1] // self.cell[1])
+
+
+QUARTER_LEVELS = TargetForm((MASK_STRIDE, MASK_STRIDE), reduce_mask, at_least_half, MASK_STRIDE)
+FULL_BITS = TargetForm((1, 8), pack_bits, unpack_bits, 1)

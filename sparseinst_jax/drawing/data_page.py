@@ -1,4 +1,4 @@
-"""The page and the sheet that `check-data` writes."""
+"""The page of what is known of a data set, and the sheet of images with their labels drawn."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sparseinst_jax.cli.check_report import Report, Split, sheet_records
 from sparseinst_jax.data import check
 from sparseinst_jax.data.annotations.faults import grouped
+from sparseinst_jax.data.check_report import DataReport, Split, sheet_records
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
-from sparseinst_jax.drawing import fonts, visualize
+from sparseinst_jax.drawing import fonts, pictures
 from sparseinst_jax.runtime.files import replace_file
 from sparseinst_jax.runtime.messages import printable
 
@@ -42,14 +42,12 @@ summary { cursor: pointer; font-weight: 600 }
 """
 
 
-def write_page(report: Report, folder: Path) -> None:
+def write_page(report: DataReport, folder: Path) -> None:
     """Write `index.html`, which needs no other file, and the sheet as `labels.png`."""
     train = report.splits[0]
     sheet = draw_sheet(train.dataset, sheet_records(train.readable, NUM_PICTURES))
     if sheet is not None:
-        buffer = io.BytesIO()
-        sheet.save(buffer, "PNG")
-        replace_file(folder / SHEET, buffer.getvalue())
+        pictures.save_png(sheet, folder / SHEET)
     else:
         (folder / SHEET).unlink(missing_ok=True)  # of an earlier check
     replace_file(folder / PAGE, page_of(report, sheet).encode("utf-8", "replace"))
@@ -60,14 +58,14 @@ def draw_sheet(dataset: CocoDataset, records: Sequence[ImageRecord]) -> Image.Im
     if not records:
         return None
     columns = min(COLUMNS, len(records))
-    pictures = [_picture(dataset, record) for record in records]
+    drawn = [_picture(dataset, record) for record in records]
     heights = [
-        max(picture.height for picture in pictures[first : first + columns]) + BAR + GAP
-        for first in range(0, len(pictures), columns)
+        max(picture.height for picture in drawn[first : first + columns]) + BAR + GAP
+        for first in range(0, len(drawn), columns)
     ]
     sheet = Image.new("RGB", (columns * (CELL + GAP) - GAP, sum(heights) - GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for index, (record, picture) in enumerate(zip(records, pictures, strict=True)):
+    for index, (record, picture) in enumerate(zip(records, drawn, strict=True)):
         left, top = (index % columns) * (CELL + GAP), sum(heights[: index // columns])
         title = f"{record.file_name}: {len(record.targets)} objects"
         font = fonts.font_for([title], 15)
@@ -93,14 +91,12 @@ def _picture(dataset: CocoDataset, record: ImageRecord) -> Image.Image:
     if len(names) > MAX_CAPTIONS:  # they would hide the objects: one of each class is enough
         named = {label: index for index, label in reversed(list(enumerate(labels)))}
         names = [name * (index in named.values()) for index, name in enumerate(names)]
-    picture = visualize.draw_instances(
-        transform_image(read_record(record), transform), masks, names
-    )
+    picture = pictures.draw_instances(transform_image(read_record(record), transform), masks, names)
     picture.thumbnail((CELL, CELL))
     return picture
 
 
-def page_of(report: Report, sheet: Image.Image | None) -> str:
+def page_of(report: DataReport, sheet: Image.Image | None) -> str:
     """Write the page; every text of the data is escaped."""
     if report.fatal:
         verdict = f'<p class="fault">Training would fail: {len(report.fatal)} faults.</p>'

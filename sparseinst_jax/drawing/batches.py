@@ -12,8 +12,8 @@ from PIL import Image
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.plan import ImagePlan, StepPlan, TrainPlan
-from sparseinst_jax.data.quarter_levels import MASK_STRIDE
-from sparseinst_jax.drawing import charts, visualize
+from sparseinst_jax.data.target_masks import TargetForm
+from sparseinst_jax.drawing import pictures
 
 NUM_STEPS = 3  # batches drawn at the start of a run
 NUM_IMAGES = 16  # of a batch, at the start of a run
@@ -21,7 +21,6 @@ NUM_IMAGES = 16  # of a batch, at the start of a run
 MAX_SIDE = 480
 READABLE_SIDE = 320
 MAX_CAPTIONS = 40
-_HALF = 2  # of the levels 0 ... 4
 _PADDING = ((112, 112, 112), (144, 144, 144))
 _IGNORED = (255, 255, 255)
 
@@ -52,7 +51,7 @@ def save_first_batches(
             step_plan = plan.batch(step, host_index, host_count)
             picture = draw_batch(batch, step_plan, dataset.records, dataset.class_names, NUM_IMAGES)
             folder.mkdir(parents=True, exist_ok=True)
-            charts.save_png(picture, picture_path(folder, step))
+            pictures.save_png(picture, picture_path(folder, step))
         yield batch
 
 
@@ -70,8 +69,9 @@ def draw_batch(
 ) -> Image.Image:
     """Draw the images of a batch in a grid, each under the names of its files.
 
-    Padding is striped. A mask is drawn where at least half of the pixel at quarter size belongs to
-    it; ignored regions are white, under the objects.
+    Padding is striped. Masks are drawn as the batch has them: at a quarter of the size, where at
+    least half of the pixel belongs to them, or at full size. Ignored regions are white, under the
+    objects.
 
     Args:
         batch: of NumPy arrays.
@@ -81,48 +81,40 @@ def draw_batch(
         num_images: how many are drawn at most, from the first on.
     """
     number = min(num_images, len(plan.images))
-    cells = [_draw_image(batch, index, class_names) for index in range(number)]
+    cells = [_draw_image(batch, index, plan.targets, class_names) for index in range(number)]
     titles = [_title(image, records) for image in plan.images[:number]]
     columns = math.ceil(math.sqrt(number))
     rows = [
-        visualize.beside(cells[first : first + columns], titles[first : first + columns])
+        pictures.beside(cells[first : first + columns], titles[first : first + columns])
         for first in range(0, number, columns)
     ]
     left_out = len(plan.images) - number
     note = f", {left_out} more not drawn" if left_out else ""
-    key = visualize.colour_key(
+    key = pictures.colour_key(
         [], (cells[0].height, rows[0].width), f"step {plan.step}, epoch {plan.epoch}{note}"
     )
-    return _stack([key, *rows])
+    return pictures.below([key, *rows])
 
 
-def _stack(parts: Sequence[Image.Image]) -> Image.Image:
-    size = max(part.width for part in parts), sum(part.height for part in parts)
-    picture = Image.new("RGB", size, color=(255, 255, 255))
-    top = 0
-    for part in parts:
-        picture.paste(part, (0, top))
-        top += part.height
-    return picture
-
-
-def _draw_image(batch: Batch, index: int, class_names: Sequence[str]) -> Image.Image:
+def _draw_image(
+    batch: Batch, index: int, form: TargetForm, class_names: Sequence[str]
+) -> Image.Image:
     """One padded image with its targets, smaller by 1, 2 or 4 so that a grid can be looked at."""
     image = _striped_padding(batch.images[index], *batch.valid_size[index])
-    shrink = next((s for s in (1, 2) if max(image.shape) <= s * MAX_SIDE), MASK_STRIDE)
+    shrink = next((s for s in (1, 2) if max(image.shape) <= s * MAX_SIDE), 4)
     image = np.asarray(Image.fromarray(image).reduce(shrink))
-    masks = list(batch.masks[index][batch.is_target[index]] >= _HALF)
+    masks = list(form.decode(batch.masks[index][batch.is_target[index]]))
     labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
     captions: list[str] = [class_names[label] for label in labels[:MAX_CAPTIONS]]
     captions += [""] * (len(labels) - len(captions))
-    colours = [visualize.instance_colour(number) for number in range(len(labels))]
+    colours = [pictures.instance_colour(number) for number in range(len(labels))]
     if batch.is_ignored is not None:
         masks.append(batch.is_ignored[index])
         captions.append("ignored")
         colours.append(_IGNORED)
-    repeat = MASK_STRIDE // shrink
-    masks = [mask.repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
-    return visualize.draw_instances(image, masks, captions, colours, READABLE_SIDE)
+    repeat, step = max(form.stride // shrink, 1), max(shrink // form.stride, 1)
+    masks = [mask[::step, ::step].repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
+    return pictures.draw_instances(image, masks, captions, colours, READABLE_SIDE)
 
 
 def _striped_padding(image: np.ndarray, valid_height: int, valid_width: int) -> np.ndarray:

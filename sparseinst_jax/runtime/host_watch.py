@@ -32,7 +32,7 @@ class Board(Protocol):
         ...
 
 
-class Watch:
+class HostWatch:
     """Two threads: one writes and reads the board, one judges.
 
     Ends the process with a message and the code `LOST_HOST` when
@@ -78,7 +78,7 @@ class Watch:
         """Note that this host gets on."""
         self._doing, self._since = doing, time.monotonic()
 
-    def tell(self, message: str) -> None:
+    def report_failure(self, message: str) -> None:
         """Write that this host fails, and give the others the time to read it."""
         self._failure = message
         try:

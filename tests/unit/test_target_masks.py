@@ -1,14 +1,23 @@
-"""Quarter levels made from run lengths against those of the whole mask."""
+"""Quarter levels made from run lengths against those of the whole mask; masks in bits."""
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import quarter_levels
+from sparseinst_jax.data import target_masks
 from sparseinst_jax.data.annotations.segmentations import read_runs
-from sparseinst_jax.data.quarter_levels import inner_pixels, levels_of_runs, reduce_mask
+from sparseinst_jax.data.target_masks import (
+    FULL_BITS,
+    QUARTER_LEVELS,
+    inner_pixels,
+    levels_of_runs,
+    pack_bits,
+    reduce_mask,
+    unpack_bits,
+)
 
 
 def _runs(mask):
@@ -58,10 +67,31 @@ def test_only_the_columns_that_an_object_has_are_written(monkeypatch):
     written = []
     repeat = np.repeat
     monkeypatch.setattr(
-        quarter_levels.np, "repeat", lambda *args: written.append(repeat(*args)) or written[-1]
+        target_masks.np, "repeat", lambda *args: written.append(repeat(*args)) or written[-1]
     )
     pixels = inner_pixels(mask.shape, np.arange(4000), np.arange(8000))
     levels = levels_of_runs(_runs(mask), pixels)
     assert levels.sum() == 4 * 40 * 16 / 16
     # Half of the rows of half of 16 columns, and an empty one.
     assert [part.size for part in written] == [2000 * (8 + 1)]
+
+
+def test_bits_come_back_on_the_host_and_on_the_device_the_first_pixel_highest():
+    assert pack_bits(np.array([[1, 0, 0, 0, 0, 0, 0, 1, 1]], np.uint8)).tolist() == [[129, 128]]
+    masks = np.random.default_rng(0).random((2, 3, 5, 32)) < 0.5
+    bits = pack_bits(masks)
+    assert bits.dtype == np.uint8 and bits.shape == (2, 3, 5, 4)
+    np.testing.assert_array_equal(unpack_bits(bits), masks)
+    np.testing.assert_array_equal(jnp.unpackbits(bits, axis=-1).astype(bool), masks)
+
+
+@pytest.mark.parametrize("form", [QUARTER_LEVELS, FULL_BITS], ids=["levels", "bits"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 9), (8, 16), (33, 70)])
+def test_a_form_has_the_shape_that_it_says_and_decodes_at_its_stride(form, size):
+    mask = np.random.default_rng(1).random(size) < 0.5
+    encoded = form.encode(mask)
+    assert encoded.shape == form.shape(size) and encoded.dtype == np.uint8
+    decoded = form.decode(encoded)[:, : -(-size[1] // form.stride)]
+    whole = mask if form == FULL_BITS else reduce_mask(mask) >= 2
+    assert decoded.dtype == bool
+    np.testing.assert_array_equal(decoded, whole)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparseinst_jax.runtime import watch
-from sparseinst_jax.runtime.watch import DONE, LOST_HOST, Watch
+from sparseinst_jax.runtime import host_watch
+from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST, HostWatch
 
 
 class Board:
@@ -23,8 +23,8 @@ class Board:
 @pytest.fixture
 def clock(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(host_watch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(host_watch.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
     return now
 
 
@@ -33,8 +33,8 @@ def pair(clock):
     """Two hosts of one job; what they end with."""
     board, ended = Board(), []
     hosts = [
-        Watch(board, index, 2, f"node{index}", 10.0, lambda code, i=index: ended.append((i, code)))
-        for index in range(2)
+        HostWatch(board, i, 2, f"node{i}", 10.0, lambda code, i=i: ended.append((i, code)))
+        for i in range(2)
     ]
     return *hosts, ended
 
@@ -99,7 +99,7 @@ def test_a_host_that_is_done_may_wait_for_ever(clock, pair):
 def test_a_failure_is_told_and_stays_told(clock, pair):
     first, second, _ = pair
     live(clock, [first, second], 2, "step 1")
-    second.tell("image a.jpg cannot be read")
+    second.report_failure("image a.jpg cannot be read")
     live(clock, [first, second], 2)
     assert first.verdict() == "host 1 (node1) has failed: image a.jpg cannot be read"
 
@@ -117,7 +117,7 @@ def test_a_board_that_is_gone_counts_as_silence_of_the_first_host(clock, pair):
         second.exchange()
     assert second.verdict().startswith("host 0 (node0) has not answered for 11 s")
     second._board.key_value_set = unreachable
-    second.tell("not heard by anybody")
+    second.report_failure("not heard by anybody")
 
 
 def test_the_judge_prints_the_verdict_and_ends_with_the_code(clock, pair, capsys):

@@ -1,11 +1,11 @@
-"""Gather everything that `check-data` tells of the data sets of a configuration."""
+"""Gather everything that is known of training and validation data: counts, faults, warnings."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from sparseinst_jax.data.check_images import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
-from sparseinst_jax.setup import datasets
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
 MAX_OBJECTS = 20_000
@@ -30,7 +29,6 @@ class Split(NamedTuple):
         lines: counts and sizes; the first names the json.
         warnings: lines on what is allowed and spoils the result.
         faults: all of them, also those that training gets over.
-        lost: what the smallest and the largest train size leave; empty for validation data.
         readable: images that can be drawn.
     """
 
@@ -39,17 +37,16 @@ class Split(NamedTuple):
     lines: list[str]
     warnings: list[str]
     faults: list[Fault]
-    lost: list[check.LostObjects]
     readable: list[ImageRecord]
 
 
-class Report(NamedTuple):
-    """What is known of the data sets of a configuration.
+class DataReport(NamedTuple):
+    """What is known of training data and of the validation data beside it.
 
     Attributes:
         splits: training data, then validation data where there are some.
         warnings: lines on both together.
-        num_masks: config.model.num_masks.
+        num_masks: of the model, instances that it can find in an image.
         overlap: images that both have.
     """
 
@@ -70,23 +67,45 @@ class Report(NamedTuple):
         return harmless + len(self.warnings) + sum(len(split.warnings) for split in self.splits)
 
 
-def make_report(config: Any, progress: TextIO | None = None) -> Report:
-    """Check the training data of a configuration, and its validation data where it names some.
+def make_report(
+    indexed: Mapping[str, tuple[CocoDataset, Iterable[Fault]]],
+    num_masks: int,
+    map_stride: int,
+    train_sizes: Sequence[int],
+    train_max_size: int,
+    num_workers: int,
+    progress: TextIO | None = None,
+) -> DataReport:
+    """Check training data, and validation data where there are some: every entry, every image.
 
     Args:
-        config: `model.num_masks` and the keys of `data`.
+        indexed: "train", and maybe "val", to a data set and the faults of its json.
+        num_masks: of the model.
+        map_stride: of the map on which it finds objects, pixels.
+        train_sizes: shortest sides that images are resized to in training, pixels.
+        train_max_size: longest side, pixels.
+        num_workers: threads that open images.
         progress: where progress is written while images are opened.
-
-    Raises:
-        ValueError: a json, a folder or the choice of classes is such that nothing can be checked;
-            all such faults in one message.
     """
-    _refuse_sizes(config)
-    indexed = datasets.index_both(config)
-    splits = [
-        _check_split(config, title, dataset, list(faults), progress)
-        for title, (dataset, faults) in indexed.items()
-    ]
+    splits = []
+    for title, (dataset, faults) in indexed.items():
+        kinds, found, readable = _open_images(dataset, num_workers, progress)
+        found = [*faults, *found]
+        if not dataset.num_targets.sum():
+            found.append(_nothing(dataset, title == "train"))
+        warnings, lost = check.warn(dataset, num_masks), []
+        if title == "train":
+            lost = check.lost_at_ends(dataset, train_sizes, train_max_size, map_stride, MAX_OBJECTS)
+            warnings += check.warn_of_lost(lost, train_max_size)
+        if repeated := check.find_repeated(dataset):
+            warnings.append(
+                f"{len(repeated)} files are named by more than one image entry, such as "
+                f"{repeated[0]}: each entry sees the other's objects as background; make them one"
+            )
+        lines = [*check.describe(dataset), *_size_lines(dataset)]
+        lines.append("files: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
+        lines += [_lost_line(entry) for entry in lost if entry.num_checked]
+        splits.append(Split(title, dataset, lines, warnings, found, readable))
     overlap, warnings = [], []
     if len(splits) == 2:
         train, val = splits[0].dataset, splits[1].dataset
@@ -96,41 +115,7 @@ def make_report(config: Any, progress: TextIO | None = None) -> Report:
             *check.warn_of_classes(train, val),
             *check.warn_of_overlap(overlap, len(val.records)),
         ]
-    return Report(splits, warnings, config.model.num_masks, overlap)
-
-
-def _refuse_sizes(config: Any) -> None:
-    sizes, longest = config.data.train_sizes, config.data.train_max_size
-    if not sizes or min(sizes) < 1 or longest < max(sizes):
-        raise ValueError(
-            "config.data.train_sizes must be pixels > 0, none above config.data.train_max_size; "
-            f"got {sizes} and {longest}"
-        )
-
-
-def _check_split(
-    config: Any, title: str, dataset: CocoDataset, faults: list[Fault], progress: TextIO | None
-) -> Split:
-    kinds, found, readable = _open_images(dataset, config.data.num_workers, progress)
-    faults += found
-    is_train = title == "train"
-    if not dataset.num_targets.sum():
-        faults.append(_nothing(dataset, is_train))
-    lost = []
-    warnings = check.warn(dataset, config.model.num_masks)
-    if is_train:
-        longest = config.data.train_max_size
-        lost = check.lost_at_ends(dataset, config.data.train_sizes, longest, MAX_OBJECTS)
-        warnings += check.warn_of_lost(lost, longest)
-    repeated = check.find_repeated(dataset)
-    if repeated:
-        warnings.append(
-            f"{len(repeated)} files are named by more than one image entry, such as {repeated[0]}: "
-            "each entry sees the other's objects as background; make them one"
-        )
-    lines = [*check.describe(dataset), *_size_lines(dataset), _kind_line(kinds)]
-    lines += [_lost_line(found) for found in lost if found.num_checked]
-    return Split(title, dataset, lines, warnings, faults, lost, readable)
+    return DataReport(splits, warnings, num_masks, overlap)
 
 
 def _open_images(
@@ -192,17 +177,13 @@ def _size_lines(dataset: CocoDataset) -> list[str]:
     ]
 
 
-def _kind_line(kinds: Counter[str]) -> str:
-    return "files: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-
-
 def _lost_line(found: check.LostObjects) -> str:
     share = 100 * (found.num_lost + found.num_small) / found.num_checked
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
     return (
         f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
-        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {check.MAP_STRIDE} x "
-        f"{check.MAP_STRIDE}, one cell of the activation maps"
+        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {found.map_stride} x "
+        f"{found.map_stride}, one cell of the activation maps"
     )
 
 

@@ -1,4 +1,4 @@
-"""Draw masks, contours and labels over images, with Pillow and NumPy only.
+"""Pictures of masks on images, with outlines and captions, by Pillow and NumPy.
 
 Every instance has a colour of its own, the same in every run: hues a golden angle apart, so that
 neighbours in the list never look alike. Small images are enlarged so that the text can be read.
@@ -7,13 +7,16 @@ neighbours in the list never look alike. Small images are enlarged so that the t
 from __future__ import annotations
 
 import colorsys
+import io
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from sparseinst_jax.drawing import fonts
+from sparseinst_jax.runtime.files import replace_file
 
 MASK_OPACITY = 0.45
 # Pictures with a long side below this are enlarged by a whole factor.
@@ -27,7 +30,7 @@ Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 
-def instance_colour(index: int) -> tuple[int, int, int]:
+def instance_colour(index: int) -> Colour:
     """Return the RGB colour (0...255) of instance `index`, always the same."""
     hue = (0.02 + index * GOLDEN_RATIO) % 1.0
     lightness, saturation = TONES[index % len(TONES)]
@@ -198,6 +201,16 @@ def beside(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Imag
     return row
 
 
+def below(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Put pictures below one another, aligned on the left."""
+    size = max(picture.width for picture in pictures), sum(picture.height for picture in pictures)
+    column, top = Image.new("RGB", size, color=(255, 255, 255)), 0
+    for picture in pictures:
+        column.paste(picture, (0, top))
+        top += picture.height
+    return column
+
+
 def colour_key(
     entries: Sequence[tuple[Colour, str]], size: tuple[int, int], title: str = ""
 ) -> Image.Image:
@@ -226,3 +239,10 @@ def colour_key(
         draw.rectangle((x, y + 5, x + step - 10, y + step - 5), fill=colour)
         draw.text((x + step - 4, y + 3), fonts.drawable(text, font), fill=(0, 0, 0), font=font)
     return key
+
+
+def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a picture whole or not at all."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    replace_file(path, buffer.getvalue())

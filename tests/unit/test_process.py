@@ -3,13 +3,10 @@ import platform
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
-from sparseinst_jax import cli
 from sparseinst_jax.runtime import process
-from sparseinst_jax.setup import config
 
 
 def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp_path):
@@ -19,13 +16,13 @@ def test_threads_and_cache_are_set_unless_the_user_has_set_them(monkeypatch, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("NPROC", "3")
     monkeypatch.delitem(process.sys.modules, "jax", raising=False)  # as before JAX is imported
-    process.prepare()
+    process.set_environment()
     assert int(os.environ["PJRT_NPROC"]) >= 2
     assert os.environ["NPROC"] == "3"
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "sparseinst_jax" / "xla")
     assert os.environ[limit] == "0"
     monkeypatch.setenv(limit, "2.5")
-    process.prepare()
+    process.set_environment()
     assert os.environ[limit] == "2.5"
 
 
@@ -49,7 +46,7 @@ def test_one_device_gets_a_thread_for_each_core_and_collectives_get_32(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr("sys.argv", arguments)
-    process.prepare()
+    process.set_environment()
     expected = "32" if is_several else "3"
     assert (os.environ["PJRT_NPROC"], os.environ["NPROC"]) == (expected, expected)
 
@@ -57,9 +54,9 @@ def test_one_device_gets_a_thread_for_each_core_and_collectives_get_32(
 # Once 24 MiB are freed, glibc by itself takes 16 MiB from a heap; prints how much it maps alone.
 LARGE_BLOCK = """
 import ctypes
-from sparseinst_jax import runtime
-process.prepare()
-process.return_freed_memory()
+from sparseinst_jax.runtime import process
+process.set_environment()
+process.unmap_freed_blocks()
 c = ctypes.CDLL(None)
 c.malloc.restype, c.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 c.free.argtypes = [ctypes.c_void_p]
@@ -96,10 +93,10 @@ def test_training_keeps_the_ends_of_one_heap_for_each_core_unless_the_user_says_
     calls = []
     glibc = types.SimpleNamespace(mallopt=lambda *call: calls.append(call))
     monkeypatch.setattr(process.ctypes, "CDLL", lambda _: glibc)
-    process.return_freed_memory()
+    process.unmap_freed_blocks()
     assert calls == [(-1, 128 << 20), (-8, 3)]  # M_TRIM_THRESHOLD, M_ARENA_MAX
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "0")
-    process.return_freed_memory()
+    process.unmap_freed_blocks()
     assert calls[2:] == [(-8, 3)]
 
 
@@ -109,9 +106,9 @@ import ctypes, types
 calls = []
 ctypes.CDLL = lambda _: types.SimpleNamespace(malloc_trim=calls.append)
 import jax, numpy
-from sparseinst_jax import runtime
-process.return_memory_of_compiling()
-process.return_memory_of_compiling()
+from sparseinst_jax.runtime import process
+process.trim_after_compiling()
+process.trim_after_compiling()
 double = jax.jit(lambda x: x * 2)
 for _ in range(2):
     double(numpy.ones(3)).block_until_ready()
@@ -123,54 +120,3 @@ def test_memory_is_given_back_once_for_each_program_compiled():
     command = [sys.executable, "-c", TRIMMED]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.split("\n") == ["[0]", "[0]", ""]
-
-
-def test_a_users_error_is_a_message_and_an_exit_code(capsys):
-    assert process.call(lambda _: config.load_config("no/such.py"), []) == 1
-    assert capsys.readouterr().err.startswith("error: --config must name a file, got no/such.py")
-
-
-def test_errors_of_the_program_keep_their_traceback(monkeypatch):
-    with pytest.raises(ValueError, match="invalid literal"):
-        process.call(lambda _: int("x"), [])
-    monkeypatch.setenv("SPARSEINST_TRACEBACK", "1")
-    with pytest.raises(FileNotFoundError):
-        process.call(lambda _: config.load_config("no/such.py"), [])
-
-
-@pytest.mark.parametrize("result, code", [(None, 0), (0, 0), (143, 143)])
-def test_the_exit_code_is_the_commands(result, code):
-    assert process.call(lambda _: result, []) == code
-
-
-def test_the_cli_lists_its_commands_and_refuses_others(capsys):
-    assert cli.main(["--help"]) == 0
-    text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in ("train", "eval", "predict"))
-    assert cli.main(["trian"]) == 2
-    assert "unknown command 'trian'" in capsys.readouterr().err
-
-
-def test_the_cli_passes_the_arguments_on(capsys):
-    assert cli.main(["train", "--config", "missing.py"]) == 1
-    assert "got missing.py" in capsys.readouterr().err
-    assert not Path("runs/missing").exists()
-
-
-def test_what_the_machine_refuses_is_a_message_with_the_path(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert process.call(lambda _: (tmp_path / "file" / "x").mkdir(), []) == 1
-    message = capsys.readouterr().err
-    assert message.startswith(f"error: Not a directory at {tmp_path / 'file' / 'x'}: give another")
-    assert process.call(lambda _: (_ for _ in ()).throw(OSError(28, "No space left")), []) == 1
-    assert "No space left: free some space" in capsys.readouterr().err
-    with pytest.raises(ConnectionResetError):
-        process.call(lambda _: (_ for _ in ()).throw(ConnectionResetError(104, "reset")), [])
-
-
-def test_an_interruption_is_no_traceback(capsys):
-    def interrupted(_):
-        raise KeyboardInterrupt
-
-    assert process.call(interrupted, []) == 130
-    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,11 @@
+from . import configs as configs
+from . import data as data
+from . import losses as losses
+from . import matching as matching
+from . import models as models
+from . import training as training
+from . import weights as weights
+from .inference.prediction import Prediction as Prediction
+from .inference.predictor import Predictor as Predictor
+from .runtime.process import prepare_process as prepare_process
+from .setup.loading import load as load

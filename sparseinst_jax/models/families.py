@@ -1,0 +1,8 @@
+"""The model families there are."""
+
+from __future__ import annotations
+
+from sparseinst_jax.models.family import Family
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
+
+FAMILIES: dict[str, Family] = {"sparseinst": SPARSEINST}
