@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sparseinst_jax.data.target_masks import TargetForm
-from sparseinst_jax.models.weight_names import WeightNames
+from sparseinst_jax.models.weight_names import UNPUBLISHED, WeightNames
 
 
 class Selection(NamedTuple):
@@ -77,4 +77,4 @@ class Family:
     mask_threshold: float
     masks_are_logits: bool = False
     scores_at_original_size: bool = False
-    weights: WeightNames = WeightNames()
+    weights: WeightNames = UNPUBLISHED

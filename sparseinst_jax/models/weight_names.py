@@ -47,9 +47,6 @@ class Ignored(NamedTuple):
 class WeightNames(NamedTuple):
     """What the published weights of a model family look like, apart from the backbone.
 
-    The defaults are those of a family without published weights: its names are what PyTorch would
-    call the paths of its parameters.
-
     Attributes:
       title: of the family, for messages.
       parts: first names of its own modules; a file without any holds a backbone alone.
@@ -60,13 +57,17 @@ class WeightNames(NamedTuple):
       ignored: published names that hold nothing of the model.
     """
 
-    title: str = "such a"
-    parts: tuple[str, ...] = ()
-    class_layer: str = ""
-    options: str = "options"
+    title: str
+    parts: tuple[str, ...]
+    class_layer: str
+    options: str
     renames: tuple[Rename, ...] = ()
     leaves: tuple[Leaf, ...] = ()
     ignored: tuple[Ignored, ...] = ()
+
+
+# Of a family without published weights: what PyTorch would call the paths of its parameters.
+UNPUBLISHED = WeightNames("such a", parts=(), class_layer="", options="options")
 
 
 def rename_module(rules: Iterable[Rename], module: str) -> str | None:
