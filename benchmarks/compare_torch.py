@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.cli.measuring import inference, machine
-from sparseinst_jax.cli.measuring.statistics import speed_ratio
+from sparseinst_jax.cli.measuring.timing import speed_ratio
 from sparseinst_jax.runtime.files import replace_file
 
 HERE = Path(__file__).parent

@@ -15,6 +15,7 @@ import numpy as np
 from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
+from sparseinst_jax.models import ops
 
 CUT = masks.MaskCut(0.45, stride=4)
 
@@ -89,13 +90,8 @@ def through_grid(
 def _at_stride_8(grid: np.ndarray) -> np.ndarray:
     """Average 2x2 cells and double them bilinearly, as the decoder doubles its masks."""
     coarse = grid.reshape(grid.shape[0] // 2, 2, grid.shape[1] // 2, 2).mean((1, 3))
-    for axis in (0, 1):
-        index, weight = masks.bilinear_taps(coarse.shape[axis], 2 * coarse.shape[axis])
-        shape = (-1, 1) if axis == 0 else (1, -1)
-        coarse = sum(
-            np.take(coarse, index[:, tap], axis) * weight[:, tap].reshape(shape) for tap in (0, 1)
-        )
-    return coarse.astype(np.float32)
+    rows, columns = (ops.bilinear_matrix(side, 2 * side) for side in coarse.shape)
+    return (rows @ coarse @ columns.T).astype(np.float32)
 
 
 if __name__ == "__main__":

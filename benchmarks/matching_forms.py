@@ -31,7 +31,7 @@ import optax
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring import machine, training
-from sparseinst_jax.cli.measuring.statistics import table, times
+from sparseinst_jax.cli.measuring.timing import table, times
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.runtime import process

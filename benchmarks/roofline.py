@@ -30,7 +30,7 @@ from flax import nnx
 from sparseinst_jax import matching
 from sparseinst_jax.cli.measuring import inference as benchmark_inference
 from sparseinst_jax.cli.measuring import machine, training
-from sparseinst_jax.cli.measuring.statistics import table, times
+from sparseinst_jax.cli.measuring.timing import table, times
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.complexity import trace_macs
 from sparseinst_jax.models.sparseinst import inference

@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax.runtime.messages import brief, class_name_fault
+from sparseinst_jax.data.classes import MAX_ID, class_name_fault
+from sparseinst_jax.runtime.messages import brief
 
 MAX_FILES = 100_000  # in the folder of one step; Orbax writes some dozens
 # Bytes of a file that is read whole as JSON: names and shapes of arrays, configuration, classes.
@@ -97,7 +98,7 @@ def check_meta(meta: Any) -> dict[str, Any]:
             for name in names
             if (fault := class_name_fault(name) if isinstance(name, str) else "no text") is not None
         ]
-    if not isinstance(ids, list) or not all(type(i) is int and abs(i) < 1 << 63 for i in ids):
+    if not isinstance(ids, list) or not all(type(i) is int and abs(i) <= MAX_ID for i in ids):
         faults.append(f"category_ids must be a list of integers, got {brief(ids)}")
     config = meta.get("config", {})
     if isinstance(config, dict):

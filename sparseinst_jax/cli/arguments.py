@@ -96,7 +96,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="weights of this package, the original release, PaddleDetection or mmdetection; needs "
+        help="weights of this package, the original release or another implementation; needs "
         "--config; the class names come from config.data.val.annotations or, where that is missing "
         "and there are 80, are COCO's",
     )

@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.cli.arguments import add_model_arguments, check_arguments, parse_command_line
-from sparseinst_jax.cli.benchmark_parts import PARTS, Bench, chosen
-from sparseinst_jax.cli.measuring import inference, machine, statistics, workloads
+import jax
+
+from sparseinst_jax.cli.arguments import (
+    add_model_arguments,
+    check_arguments,
+    open_source,
+    parse_command_line,
+    stored_config,
+)
+from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
+from sparseinst_jax.data.coco import CocoDataset
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models import layers
+from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.setup import builders, datasets, train_setup
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.training import optimizer
 
+Size = tuple[int, int]
+Makers = dict[str, Callable[[], timing.Workload]]
+NUM_PHOTOS = 32  # drawn for the input pipeline and for whole predictions
 DESCRIPTION = """\
-Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are drawn: what
-is measured does not depend on them, save for how many masks are kept (all of them then).
+Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are random: what
+is measured does not depend on them, except for how many masks are kept (all of them then).
 
-  sparseinst benchmark --config configs/giam_r50.py --only latency training --output here.json
-  sparseinst benchmark --config configs/giam_r50.py --protocol original     as published frame rates
-  sparseinst benchmark --config configs/tiny.py --size 64x96 --train-size 64x64      to try it out
+  sparseinst benchmark --config giam_r50 --only latency training --output here.json
+  sparseinst benchmark --config giam_r50 --protocol original     as published frame rates
+  sparseinst benchmark --config tiny --size 64x96 --train-size 64x64      to try it out
 
 latency     batch 1: network; with_masks: and the kept masks at the photo's size, on the host;
             end_to_end: from the file to run lengths
 throughput  the same two for each --batch
 training    whole steps with real matching; and what each half and the matching take
-input       decode_and_resize; batches: with targets, on one core, and against the former in turn;
+input       decode_and_resize; batches: with targets, on one core, and alternately with the former;
             workers/N
 post        the network's outputs to masks at the photo's size, every one kept
-scoring     encode: run lengths of 100 masks; evaluate: COCO's numbers, in turn with pycocotools
+scoring     predict: a data set's files to its results, as an evaluation does; encode: run lengths
+            of 100 masks; evaluate: COCO's numbers
 
 Every part is compiled twice, with an empty compilation cache and with a full one, then warmed up.
 The JSON is written after each part, so that what was measured before a failure is not lost.
 """
-PROTOCOL_WARMUP, PROTOCOL_ITERATIONS = 100, 400
+PROTOCOL_REPEATS, USUAL_REPEATS = timing.Repeats(100, 400), timing.Repeats(2, 10)
 PROTOCOL_NOTE = (
     "The original's tools/test_net.py: batch 1, one photo at a time, network and post-processing, "
     "the first {warmup} left out, frames per second = 1 / mean. Differs: normalising and fetching "
@@ -62,48 +82,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sparseinst benchmark",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("sparseinst benchmark", None, DESCRIPTION, formatter_class=raw)
     add_model_arguments(parser)
-    add = parser.add_argument
-    add("--only", metavar="PART", nargs="+", default=[], help="parts, or names such as post/masks")
-    add("--size", metavar="HxW", type=parse_size, help="padded image of inference, default 640x864")
-    add(
-        "--shortest-side",
-        metavar="N",
-        type=int,
-        help="instead of --size: the short side that a photo is resized to, as papers say it",
-    )
-    add("--photo-size", metavar="HxW", type=parse_size, help="original photo, default 480x640")
-    add("--batch", metavar="N", type=int, nargs="+", default=[1, 4], help="sizes for throughput")
-    add("--train-size", metavar="HxW", type=parse_size, default=(512, 512), help="default 512x512")
-    add("--train-batch", metavar="N", type=int, default=2, help="images of a step, default 2")
-    add("--micro-batches", metavar="N", type=int, default=1, help="parts of a step, default 1")
-    add("--objects", metavar="N", type=int, default=8, help="on each image, default 8")
-    add("--workers", metavar="N", type=int, nargs="*", default=[1, 2], help="default 1 2")
-    add("--scoring-images", metavar="N", type=int, default=200, help="default 200")
-    add("--own-data", action="store_true", help="input from config.data.train, not drawn photos")
-    add("--protocol", choices=("original",), help="latency as the original's release measures it")
-    add(
-        "--skip-compile-times",
-        action="store_true",
-        help="compile once, with the usual compilation cache, where compiling takes long",
-    )
-    add("--warmup", metavar="N", type=int, help="untimed runs, default 2")
-    add("--iterations", metavar="N", type=int, help="timed runs, default 10")
-    add("--output", metavar="FILE", help="all results as JSON")
-    add(
-        "--serve",
-        action="store_true",
-        help="for comparisons: each line N on standard input makes N runs, answered as JSON",
-    )
+
+    def add(name: str, metavar: str, more: str, **options: Any) -> None:
+        parser.add_argument(name, metavar=metavar, help=more, **options)
+
+    add("--only", "PART", "parts, or names such as post/masks", nargs="+", default=[])
+    add("--size", "HxW", "padded image of inference, default 640x864", type=parse_size)
+    add("--photo-size", "HxW", "original photo, default 480x640", type=parse_size)
+    add("--batch", "N", "sizes for throughput", type=int, nargs="+", default=[1, 4])
+    add("--train-size", "HxW", "default 512x512", type=parse_size, default=(512, 512))
+    add("--train-batch", "N", "images of a step, default 2", type=int, default=2)
+    add("--objects", "N", "on each image, default 8", type=int, default=8)
+    add("--workers", "N", "default 1 2", type=int, nargs="*", default=[1, 2])
+    add("--scoring-images", "N", "default 200", type=int, default=200)
+    add("--warmup", "N", "untimed runs, default 2", type=int)
+    add("--iterations", "N", "timed runs, default 10", type=int)
+    add("--output", "FILE", "all results as JSON")
+    for name, more in {
+        "--own-data": "input from config.data.train, not drawn photos",
+        "--skip-compile-times": "compile once, with the usual compilation cache",
+        "--serve": "for comparisons: each line N on standard input makes N runs, answered as JSON",
+    }.items():
+        parser.add_argument(name, action="store_true", help=more)
+    protocol = "latency as the original's release measures it"
+    parser.add_argument("--protocol", choices=("original",), help=protocol)
     return parser
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> Size:
     """Read HEIGHTxWIDTH, for argparse."""
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit()):
@@ -111,11 +120,11 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def size_fault(name: str, size: tuple[int, int] | None) -> str:
+def size_fault(name: str, size: Size | None) -> str:
     """Say what is wrong with the size of a padded image; "" if nothing is."""
     if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
         return ""
-    return f"--{name.replace('_', '-')} must be multiples of 32, got {size[0]}x{size[1]}"
+    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -124,61 +133,200 @@ def _check(arguments: argparse.Namespace) -> None:
     Raises:
       ValueError: all faults in one message.
     """
-    positive = ("train_batch", "micro_batches", "objects", "scoring_images", "iterations")
-    positive += ("shortest_side",)
-    values = [(name, getattr(arguments, name)) for name in positive]
-    values += [("batch", number) for number in arguments.batch]
     faults = [
-        f"--{name.replace('_', '-')} must be at least 1, got {value}"
-        for name, value in values
-        if value is not None and value < 1
+        size_fault("--size", arguments.size),
+        size_fault("--train-size", arguments.train_size),
     ]
-    at_least_0 = [("warmup", arguments.warmup or 0), *(("workers", n) for n in arguments.workers)]
-    faults += [f"--{name} must be at least 0, got {n}" for name, n in at_least_0 if n < 0]
-    faults += filter(None, (size_fault(n, getattr(arguments, n)) for n in ("size", "train_size")))
-    if arguments.train_batch % max(arguments.micro_batches, 1):
-        faults.append("--train-batch must be a multiple of --micro-batches")
-    if arguments.size and arguments.shortest_side:
-        faults.append("give --size or --shortest-side, not both")
+    for names, least in (
+        (("train_batch", "objects", "scoring_images", "iterations", "batch"), 1),
+        (("warmup", "workers"), 0),
+    ):
+        for name in names:
+            given = getattr(arguments, name)
+            faults += [
+                f"--{name.replace('_', '-')} must be at least {least}, got {number}"
+                for number in (given if isinstance(given, list) else [given])
+                if number is not None and number < least
+            ]
     if arguments.protocol and (arguments.only or arguments.serve):
         faults.append("--protocol original measures one thing: leave --only and --serve out")
-    if faults:
-        raise ValueError("\n".join(faults))
+    if any(faults):
+        raise ValueError("\n".join(filter(None, faults)))
 
 
-def _repeats(arguments: argparse.Namespace) -> workloads.Repeats:
-    default = (PROTOCOL_WARMUP, PROTOCOL_ITERATIONS) if arguments.protocol else (2, 10)
+class Bench:
+    """The model and the data of a command line, each made when it is first needed.
+
+    Args:
+      arguments: of `sparseinst benchmark`.
+      folder: for photos that are drawn.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path):
+        self.arguments, self._folder = arguments, folder
+        self._photos: dict[Size, CocoDataset] = {}
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The configuration; images are resized to fill the padded image that was asked for."""
+        config, size = stored_config(self.arguments), self.arguments.size
+        return config if size is None else _changed(config, {"data.eval_size": sorted(size)})
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are named; otherwise they are random."""
+        arguments = self.arguments
+        return bool(arguments.weights or arguments.checkpoint or arguments.workdir)
+
+    def _network(self) -> tuple[Callable[..., Any], Tree, Tree, int, Any]:
+        """Build the pure function, parameters, statistics; the number of classes; the module.
+
+        Each time anew: training has its own parameters, and these would be held beside them.
+        """
+        number, seed, weights = scoring.NUM_CLASSES, self.config.seed, None
+        if self.has_weights:
+            predictor = open_source(self.arguments).predictor
+            number, seed, weights = len(predictor.class_names), None, predictor.weights
+        frozen = self.config.train.frozen_stages
+        model = builders.build_model(self.config.model, number, seed, frozen)
+        apply, *random = layers.functional(model)
+        # One copy for all of inference; on a CPU "the device" is the same memory.
+        params, statistics = jax.device_put(weights or tuple(random))
+        return apply, params, statistics, number, model
+
+    @functools.cached_property
+    def subject(self) -> inference.Subject:
+        """What inference is measured on."""
+        apply, params, statistics, number, _ = self._network()
+        size = self.arguments.size or inference.USUAL_SIZE
+        photo_size = self.arguments.photo_size or inference.usual_photo(size)
+        inference.valid_size(photo_size, size)
+
+        def make_predictor(batch: int) -> Predictor:
+            given = {"data.eval_size": sorted(size), "eval.batch_size": batch}
+            names = [f"class {i + 1}" for i in range(number)]
+            ids, weights = list(range(1, number + 1)), (params, statistics)
+            return build_predictor(_changed(self.config, given), apply, *weights, names, ids)
+
+        counts = builders.num_masks(self.config.model), number
+        return inference.Subject(
+            apply, params, statistics, make_predictor, *counts, size, photo_size
+        )
+
+    def photos(self, size: Size) -> CocoDataset:
+        """Photos of a size, drawn once."""
+        if size not in self._photos:
+            folder = self._folder / f"{size[0]}x{size[1]}"
+            self._photos[size] = reading.draw_photos(folder, NUM_PHOTOS, size)
+        return self._photos[size]
+
+    @functools.cached_property
+    def train_input(self) -> tuple[CocoDataset, Any]:
+        """`config.data.train` with --own-data, else drawn photos; and the plan of their batches."""
+        if self.arguments.own_data:
+            datasets.draw_missing_data(self.config)
+            dataset = datasets.load_train(self.config)
+        else:
+            dataset = self.photos(self.arguments.photo_size or inference.USUAL_PHOTO)
+        size = {"train.batch_size": self.arguments.train_batch}
+        return dataset, train_setup.make_plan(_changed(self.config, size), dataset)
+
+    def train_step(self) -> timing.Workload:
+        """Build the workload of training."""
+        process.unmap_freed_blocks()  # as `train` does
+        given, settings = self.arguments, self.config.train
+        apply, params, statistics, number, model = self._network()
+        adamw = optimizer.make_optimizer(
+            params,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.gradient_clip_norm,
+            optimizer.rules_of(model),
+        )
+        batch = training.random_batch(given.train_batch, given.train_size, given.objects, number)
+        objective = builders.build_objective(self.config, apply)
+        return training.step(objective, adamw, params, statistics, batch)
+
+    def makers(self) -> Makers:
+        """What can be measured: the name of each workload and what makes it."""
+        given, subject = self.arguments, lambda: self.subject
+        photo = given.photo_size or inference.USUAL_PHOTO
+        drawn = photo, given.scoring_images, given.objects
+        photos = lambda: self.photos(self.subject.photo_size)  # noqa: E731
+        found: Makers = {
+            "latency/network": lambda: inference.network(subject(), 1),
+            "latency/with_masks": lambda: inference.with_masks(subject(), 1),
+            "latency/end_to_end": lambda: inference.end_to_end(subject(), photos()),
+        }
+        for n in given.batch:
+            found[f"throughput/network/{n}"] = lambda n=n: inference.network(subject(), n)
+            found[f"throughput/with_masks/{n}"] = lambda n=n: inference.with_masks(subject(), n)
+        found |= {
+            "training/step": self.train_step,
+            "input/decode_and_resize": lambda: reading.decode_and_resize(*self.train_input),
+            "input/batches": lambda: reading.batches(*self.train_input),
+        }
+        for n in given.workers:
+            found[f"input/workers/{n}"] = lambda n=n: reading.with_workers(*self.train_input, n)
+        return found | {
+            "post/masks": lambda: inference.post_processing(subject()),
+            "scoring/predict": lambda: inference.whole_dataset(subject(), photos()),
+            "scoring/encode": lambda: scoring.encoding(photo),
+            "scoring/evaluate": lambda: scoring.scores(*drawn),
+        }
+
+    def chosen(self) -> Makers:
+        """Find the workloads of --only: parts ("latency"), groups ("input/workers") and names.
+
+        Raises:
+          ValueError: there is no such part; lists what there is.
+        """
+        known, only = self.makers(), self.arguments.only
+        wrong = [part for part in only if not any(f"{n}/".startswith(f"{part}/") for n in known)]
+        if wrong:
+            parts = dict.fromkeys(name.partition("/")[0] for name in known)
+            raise ValueError(
+                f"--only: there is nothing named {', '.join(wrong)}; expected some of "
+                f"{', '.join(parts)}, or one of {', '.join(known)}"
+            )
+        meant = tuple(f"{part}/" for part in only) or ("",)
+        return {name: make for name, make in known.items() if f"{name}/".startswith(meant)}
+
+
+def _changed(config: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of a configuration with other values, checked as those of a command line are."""
+    texts = {k: str(tuple(v) if isinstance(v, list) else v) for k, v in values.items()}
+    return load_config(config.to_dict(), texts)
+
+
+def _repeats(arguments: argparse.Namespace) -> timing.Repeats:
+    usual = PROTOCOL_REPEATS if arguments.protocol else USUAL_REPEATS
     given = arguments.warmup, arguments.iterations
-    return workloads.Repeats(*(d if g is None else g for d, g in zip(default, given, strict=True)))
+    return timing.Repeats(*(u if g is None else g for u, g in zip(usual, given, strict=True)))
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Measure what the command line asks for; returns plain values."""
     arguments, repeats = bench.arguments, _repeats(bench.arguments)
-    if arguments.protocol:
-        wanted = [("protocol/original", lambda: inference.with_masks(bench.subject, 1))]
-    else:
-        wanted = chosen(bench, arguments.only)
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
+    wanted = {"protocol/original": lambda: inference.with_masks(bench.subject, 1)}
+    wanted = wanted if arguments.protocol else bench.chosen()
     report: dict[str, Any] = {
         "command": machine.command(),
         "config": arguments.config,
-        "weights": "named" if bench.has_weights else "drawn",
+        "weights": "named" if bench.has_weights else "random",
         "dtype": bench.config.model.dtype,
         "machine": machine.describe(),
         "results": [],
     }
-    for name, make in wanted:
-        start = time.perf_counter()
-        with_compile_times = not arguments.skip_compile_times
-        row = workloads.measure(name, make(), repeats, say, with_compile_times=with_compile_times)
+    note = functools.partial(print, file=sys.stderr, flush=True)
+    for name, make in wanted.items():
+        row = timing.measure(
+            name, make(), repeats, note, with_compile_times=not arguments.skip_compile_times
+        )
         if arguments.protocol:
             row["fps"] = 1e3 / row["mean_ms"]
             row["protocol"] = PROTOCOL_NOTE.format(warmup=repeats.warmup)
-        say(f"{name}: {row['p50_ms']:.1f} ms; {time.perf_counter() - start:.0f} s in all")
+        note(f"{name}: {row['p50_ms']:.1f} ms")
         report["results"].append(row)
         if arguments.output:
             write_json(arguments.output, report, indent=1)
@@ -186,37 +334,39 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _serve(bench: Bench) -> int:
-    wanted = chosen(bench, bench.arguments.only)
+    wanted = bench.chosen()
     if len(wanted) != 1:
-        raise ValueError(
-            f"--serve measures one thing: give --only with one of "
-            f"{', '.join(name for name, _ in wanted)}, or see --help for {', '.join(PARTS)}"
-        )
-    ((name, make),) = wanted
-    workloads.serve(name, make(), _repeats(bench.arguments), sys.stdin, sys.stdout)
+        raise ValueError(f"--serve measures one thing: give --only with one of {', '.join(wanted)}")
+    ((name, make),) = wanted.items()
+    timing.serve(name, make(), _repeats(bench.arguments), sys.stdin, sys.stdout)
     return 0
 
 
 def text(report: Mapping[str, Any]) -> str:
     """The report for a terminal."""
     heading = ("", "p50 ms", "p90 ms", "images/s", "compile s", "cached s", "peak MiB", "temp MiB")
-    facts = report["machine"]
+    facts, load = report["machine"], report["machine"]["load_1_5_15"]
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("jax", "jaxlib", "numpy"))
-    load = facts["load_1_5_15"]
-    lines = [
-        statistics.table([heading, *map(_cells, report["results"])]),
-        "",
-        f"{facts['device']} ({facts['platform']}), {report['dtype']}, {report['weights']} weights, "
-        f"{versions}",
-        f"{facts['processor']}, {facts['usable_cores'] or facts['num_cores']} cores, threads "
-        f"{facts['threads']['NPROC']}, load at the start "
-        + (f"{load[0]:.2f}" if load else "unknown"),
-        "Peak: of the device where it says so, else of the process during the timed runs. Compile",
-        "and cached: XLA alone. Temp: what XLA plans besides arguments and results.",
-    ]
-    for row in report["results"]:
-        lines += _notes(row)
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            timing.table([heading, *map(_cells, report["results"])]),
+            "",
+            f"{facts['device']} ({facts['platform']}), {report['dtype']}, {report['weights']} "
+            f"weights, {versions}",
+            f"{facts['processor']}, {facts['usable_cores'] or facts['num_cores']} cores, threads "
+            f"{facts['threads']['NPROC']}, load at the start "
+            + (f"{load[0]:.2f}" if load else "unknown"),
+            "Peak: of the device where it reports one, else of the process during the timed runs.",
+            "Compile and cached: XLA alone. Temp: what XLA plans besides arguments and results.",
+            *(f"{row['name']}: {row['note']}" for row in report["results"] if "note" in row),
+            *(
+                f"{row['fps']:.2f} frames per second (mean {row['mean_ms']:.1f} ms)\n"
+                f"{row['protocol']}"
+                for row in report["results"]
+                if "fps" in row
+            ),
+        ]
+    )
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -236,34 +386,3 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         number(peak),
         number(max(temporary, default=None)),
     )
-
-
-def _notes(row: Mapping[str, Any]) -> list[str]:
-    """Lines on what a row says beside its times."""
-    lines = []
-    if "parts" in row:
-        parts = ", ".join(
-            f"{name.removesuffix('_ms').replace('_', ' ')} {ms:.1f}"
-            for name, ms in row["parts"].items()
-        )
-        lines.append(f"{row['name']}, each part by itself, ms: {parts}")
-    if "against_decoding" in row:
-        found = row["against_decoding"]
-        lines.append(
-            f"{row['name']}: {found['batch_ms_per_image']:.2f} ms an image, decoding and resizing "
-            f"the same alone {found['decode_and_resize_ms_per_image']:.2f} ms: "
-            f"{found['ratio']:.2f} times as long ({found['rounds']} batches in turn, "
-            f"{found['least_ratio']:.2f} to {found['most_ratio']:.2f})"
-        )
-    if "kept_masks_per_image" in row:
-        lines.append(f"{row['name']}: {row['kept_masks_per_image']:g} masks kept an image")
-    if "pycocotools_ms" in row:
-        lines.append(
-            f"{row['name']}: {row['ratio']['median']:.2f} times as fast as pycocotools "
-            f"({row['ratio']['least']:.2f} to {row['ratio']['most']:.2f}; {row['in_turn_ms']:.0f} "
-            f"and {row['pycocotools_ms']:.0f} ms), numbers equal to {row['largest_difference']:.0e}"
-        )
-    if "fps" in row:
-        lines += [f"{row['fps']:.2f} frames per second (mean {row['mean_ms']:.1f} ms)"]
-        lines += [row["protocol"]]
-    return lines

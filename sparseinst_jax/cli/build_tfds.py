@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.val_json and arguments.split == "val":
         parser.error("--split val and --val-json name two splits `val`")
     check_writable(arguments.output, "--output")
-    from sparseinst_jax.data import coco_tfds  # takes seconds to import
+    from sparseinst_jax.data import tfds  # takes seconds to import
 
-    sources = {arguments.split: coco_tfds.Source(arguments.json, arguments.images)}
+    sources = {arguments.split: tfds.Source(arguments.json, arguments.images)}
     if arguments.val_json:
         images = arguments.val_images or arguments.images
-        sources["val"] = coco_tfds.Source(arguments.val_json, images)
-    folder = coco_tfds.build(arguments.output, sources, start=_progress)
+        sources["val"] = tfds.Source(arguments.val_json, images)
+    folder = tfds.build(arguments.output, sources, start=_progress)
     print("\n".join(_summary(folder, list(sources), arguments.output)))
     return 0
 

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from ml_collections import ConfigDict
 
 from sparseinst_jax.cli.arguments import parse_command_line
-from sparseinst_jax.data.annotations.faults import Fault, grouped
 from sparseinst_jax.data.check_report import DataReport, make_report
+from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.drawing import data_page
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.files import check_writable

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.arguments import parse_command_line
-from sparseinst_jax.data.annotations import coco_classes
+from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree, functional
@@ -27,10 +27,10 @@ from sparseinst_jax.weights.network_files import (
 )
 
 DESCRIPTION = """\
-Turn weights of the original release, PaddleDetection or mmdetection into a checkpoint, and back.
+Turn weights of the original release or another implementation into a checkpoint, and back.
 
   sparseinst convert model.pth --config configs/giam_r50.py --output converted
-  sparseinst convert model.pdparams --config configs/paddle_giam_r50.py --output giam.safetensors
+  sparseinst convert model.pdparams --config configs/giam_r50.py --output giam.safetensors
   sparseinst convert RUN --to original --output model.safetensors
 
 eval.py --checkpoint, predict.py --checkpoint and train.py --init-from read the result.
@@ -195,8 +195,8 @@ def _networks(folder: Path, num_classes: int) -> Iterator[tuple[list[str], Shape
 def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str], list[int]]:
     """Names and ids of the classes: those of COCO, or those in a json."""
     if path is None:
-        if num_classes == len(coco_classes.CLASS_NAMES):
-            return list(coco_classes.CLASS_NAMES), list(coco_classes.CATEGORY_IDS)
+        if num_classes == len(COCO_CLASS_NAMES):
+            return list(COCO_CLASS_NAMES), list(COCO_CATEGORY_IDS)
         raise ValueError(
             f"{source} finds {num_classes} classes and does not say which: give their names by "
             "--classes FILE.json, a list of names or the annotations that it was trained with."

@@ -9,11 +9,11 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data.failures import Skip, load_or_skip
 from sparseinst_jax.data.loader import pad_batch
 from sparseinst_jax.data.plan import ImagePlan, StepPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
-from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
 from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.setup import config as configs

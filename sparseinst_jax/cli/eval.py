@@ -20,7 +20,7 @@ from sparseinst_jax.cli.arguments import (
     workdir_of,
 )
 from sparseinst_jax.data.coco import CocoDataset
-from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
+from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.evaluation.report import draw_pictures, write_report

@@ -15,7 +15,7 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     workdir_of,
 )
-from sparseinst_jax.data.images.decoding import image_suffixes
+from sparseinst_jax.data.images import image_suffixes
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json

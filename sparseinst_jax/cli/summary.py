@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.cli.benchmark import parse_size, size_fault
-from sparseinst_jax.cli.measuring import inference, network, statistics
+from sparseinst_jax.cli.measuring import inference, network, timing
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    faults = [size_fault("size", arguments.size)]
+    faults = [size_fault("--size", arguments.size)]
     if not arguments.config:
         faults.append("--config FILE is needed: whose network?")
     for name in ("batch", "classes"):
@@ -82,14 +82,14 @@ def text(facts: Mapping[str, Any]) -> str:
         for tensor in facts["activations"]
     ]
     lines = [
-        statistics.table([("part", "params M", "not trained", "GMAC", "%"), *rows]),
+        timing.table([("part", "params M", "not trained", "GMAC", "%"), *rows]),
         "",
         f"GMAC: billions of multiply-accumulates of one image of {height} x {width}. Not trained: "
         "numbers of norms.",
         f"Batch {facts['batch']}: {flops:.3f} GFLOPs, two to each multiply-accumulate; XLA counts "
         f"{counted}.",
         "",
-        statistics.table([("tensor", "shape", "MiB"), *tensors]),
+        timing.table([("tensor", "shape", "MiB"), *tensors]),
         "",
         f"Forward pass ({facts['dtype']}), XLA's plan: "
         + ", ".join(f"{name.removesuffix('_mib')} {mib:.0f} MiB" for name, mib in _memory(xla)),

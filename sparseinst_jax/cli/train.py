@@ -17,7 +17,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.data import loader
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.data.workers.skipping import SkippedImages
+from sparseinst_jax.data.failures import SkippedImages
 from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts, process
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--init-from",
         metavar="PATH",
-        help="start from these weights, the same as --config.train.init_from: a file of"
-        " PyTorch, Paddle, detectron2, .npz or .safetensors, or a run or checkpoint folder",
+        help="start from these weights, the same as --config.train.init_from: a file (.pth,"
+        " .pkl, .pdparams, .npz, .safetensors), or a run or checkpoint folder",
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)

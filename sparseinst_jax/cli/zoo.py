@@ -21,7 +21,7 @@ COLUMNS = ("config", "model", "input", "AP val", "AP test-dev", "FPS", "params M
 LEGEND = (
     "Input: short side, the long one at most 853. GMAC: billions of multiply-accumulates for an",
     "image of 640 x 864, which the original calls GFLOPs; here GFLOPs are two to each. Parameters",
-    "as the original counts them; PaddleDetection and mmdetection count frozen norms, too: --json.",
+    "as the original counts them; others count frozen norms, too: --json.",
 )
 UNKNOWN_HASH = "sha256 unknown"
 CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safetensors"

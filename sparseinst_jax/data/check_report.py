@@ -9,10 +9,10 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from sparseinst_jax.data import check
-from sparseinst_jax.data.annotations.faults import Fault
-from sparseinst_jax.data.check_images import check_image
+from sparseinst_jax.data import check_dataset
+from sparseinst_jax.data.check_pixels import check_image
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
@@ -53,7 +53,7 @@ class DataReport(NamedTuple):
     splits: list[Split]
     warnings: list[str]
     num_masks: int
-    overlap: list[check.Overlap]
+    overlap: list[check_dataset.Overlap]
 
     @property
     def fatal(self) -> list[Fault]:
@@ -93,16 +93,18 @@ def make_report(
         found = [*faults, *found]
         if not dataset.num_targets.sum():
             found.append(_nothing(dataset, title == "train"))
-        warnings, lost = check.warn(dataset, num_masks), []
+        warnings, lost = check_dataset.warn(dataset, num_masks), []
         if title == "train":
-            lost = check.lost_at_ends(dataset, train_sizes, train_max_size, map_stride, MAX_OBJECTS)
-            warnings += check.warn_of_lost(lost, train_max_size)
-        if repeated := check.find_repeated(dataset):
+            lost = check_dataset.lost_at_ends(
+                dataset, train_sizes, train_max_size, map_stride, MAX_OBJECTS
+            )
+            warnings += check_dataset.warn_of_lost(lost, train_max_size)
+        if repeated := check_dataset.find_repeated(dataset):
             warnings.append(
                 f"{len(repeated)} files are named by more than one image entry, such as "
                 f"{repeated[0]}: each entry sees the other's objects as background; make them one"
             )
-        lines = [*check.describe(dataset), *_size_lines(dataset)]
+        lines = [*check_dataset.describe(dataset), *_size_lines(dataset)]
         lines.append("files: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
         lines += [_lost_line(entry) for entry in lost if entry.num_checked]
         splits.append(Split(title, dataset, lines, warnings, found, readable))
@@ -110,10 +112,10 @@ def make_report(
     if len(splits) == 2:
         train, val = splits[0].dataset, splits[1].dataset
         splits[1].faults.extend(_strange_classes(train, val))
-        overlap = check.find_overlap(train, val, every_file=True)
+        overlap = check_dataset.find_overlap(train, val, every_file=True)
         warnings = [
-            *check.warn_of_classes(train, val),
-            *check.warn_of_overlap(overlap, len(val.records)),
+            *check_dataset.warn_of_classes(train, val),
+            *check_dataset.warn_of_overlap(overlap, len(val.records)),
         ]
     return DataReport(splits, warnings, num_masks, overlap)
 
@@ -177,7 +179,7 @@ def _size_lines(dataset: CocoDataset) -> list[str]:
     ]
 
 
-def _lost_line(found: check.LostObjects) -> str:
+def _lost_line(found: check_dataset.LostObjects) -> str:
     share = 100 * (found.num_lost + found.num_small) / found.num_checked
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
     return (

@@ -1,35 +1,32 @@
-"""Index a COCO instance json, read its masks and images.
+"""Index a COCO instance json, and read its images.
 
 Labels are 0 ... K-1 in the order of the sorted category ids, so any category ids will do; the names
-come from the json. Faults of the file are collected and raised once.
+come from the json. DatasetFaults of the file are collected and raised once.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle
 
-from sparseinst_jax.data.annotations import coco_json
-from sparseinst_jax.data.annotations.classes import Classes, choose_classes
-from sparseinst_jax.data.annotations.faults import MISSING_IMAGE, Faults
-from sparseinst_jax.data.annotations.segmentations import refuse_broken_runs, refuse_vast_polygons
-from sparseinst_jax.data.ecosystems.annotation_filter import candidates, find_filter
-from sparseinst_jax.data.images.decoding import read_header, read_image, read_picture
-from sparseinst_jax.data.images.paths import FolderRule
-from sparseinst_jax.data.index.cache import read_index
-from sparseinst_jax.data.index.coco_index import CocoIndex
-from sparseinst_jax.data.index.records import (
+from sparseinst_jax.data._index.cache import read_index
+from sparseinst_jax.data._index.columns import CocoIndex
+from sparseinst_jax.data._index.reader import refuse_missing_files
+from sparseinst_jax.data.classes import Classes, choose_classes
+from sparseinst_jax.data.ecosystems import DEFAULT_RULES, find_filter
+from sparseinst_jax.data.faults import MISSING_IMAGE, DatasetFaults
+from sparseinst_jax.data.images import FolderRule, read_header, read_image, read_picture
+from sparseinst_jax.data.records import (
     Annotation,
     CocoDataset,
     ImageRecord,
     IndexedRecords,
-    Segmentation,
     StoredImages,
 )
+from sparseinst_jax.data.segmentations import Segmentation, decode_mask, encode_segmentation
 
 __all__ = [
     "Annotation",
@@ -49,14 +46,17 @@ __all__ = [
 MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 
 
-class Selection(NamedTuple):
-    """What is taken of a json; see ``load_coco``."""
+class DatasetSelection(NamedTuple):
+    """What is taken of a data set; see ``load_coco``."""
 
     classes: Sequence[str] = ()
     class_map: Sequence[str] = ()
     all_classes_known: bool = True
-    annotation_filter: str = "detectron2"
+    annotation_filter: str = DEFAULT_RULES
     keeps_boxes: bool = False
+
+
+EVERYTHING = DatasetSelection()
 
 
 def load_coco(
@@ -68,7 +68,7 @@ def load_coco(
     classes: Sequence[str] = (),
     class_map: Sequence[str] = (),
     all_classes_known: bool = True,
-    annotation_filter: str = "detectron2",
+    annotation_filter: str = DEFAULT_RULES,
     keeps_boxes: bool = False,
 ) -> CocoDataset:
     """Index a COCO instance json.
@@ -78,10 +78,10 @@ def load_coco(
         images_dir: folder that ``file_name`` is relative to; None when no image is read.
         keep_empty: keep images without objects (an image with crowd regions only is empty).
         check_files: also ask for every image file that the json names.
-        classes: names to keep, all when empty; see ``annotations.classes``.
+        classes: names to keep, all when empty; see ``classes.choose_classes``.
         class_map: texts ``old=new`` that merge or rename classes before that.
         all_classes_known: refuse a name in these two that the json does not have.
-        annotation_filter: whose rules say what is learned, a key of ``annotation_filter.FILTERS``.
+        annotation_filter: whose rules decide what is learned, a key of ``ecosystems.FILTERS``.
         keeps_boxes: keep the boxes of objects.
 
     Returns:
@@ -91,16 +91,10 @@ def load_coco(
         FileNotFoundError: the json or the folder does not exist.
         ValueError: the file is not COCO; lists every fault with its id.
     """
-    dataset, faults = index_coco(
-        annotations_path,
-        images_dir,
-        check_files=check_files,
-        classes=classes,
-        class_map=class_map,
-        all_classes_known=all_classes_known,
-        annotation_filter=annotation_filter,
-        keeps_boxes=keeps_boxes,
+    selection = DatasetSelection(
+        classes, class_map, all_classes_known, annotation_filter, keeps_boxes
     )
+    dataset, faults = index_coco(annotations_path, images_dir, selection, check_files=check_files)
     faults.raise_if_fatal()
     return dataset if keep_empty else without_empty(dataset)
 
@@ -129,26 +123,20 @@ def without_empty(dataset: CocoDataset) -> CocoDataset:
 def index_coco(
     annotations_path: str | os.PathLike,
     images_dir: str | os.PathLike | None,
+    selection: DatasetSelection = EVERYTHING,
     *,
     check_files: bool = False,
-    classes: Sequence[str] = (),
-    class_map: Sequence[str] = (),
-    all_classes_known: bool = True,
-    annotation_filter: str = "detectron2",
-    keeps_boxes: bool = False,
-) -> tuple[CocoDataset, Faults]:
+) -> tuple[CocoDataset, DatasetFaults]:
     """Index what is right in a COCO json and collect what is wrong; see ``load_coco``.
 
     Raises:
         FileNotFoundError: the json or the folder does not exist.
         ValueError: the file is no COCO json at all, or the classes cannot be chosen.
     """
+    find_filter(selection.annotation_filter)  # refuse a wrong name before the json is read
     path = Path(annotations_path)
-    find_filter(annotation_filter)
-    coco_json.refuse_no_file(path)
     root = None if images_dir is None else Path(images_dir)
-    coco_json.refuse_no_folder(root, path)
-    selection = Selection(classes, class_map, all_classes_known, annotation_filter, keeps_boxes)
+    refuse_missing_files(path, root)
     dataset, faults = make_dataset(
         read_index(path), str(path), None if root is None else str(root), selection
     )
@@ -158,8 +146,8 @@ def index_coco(
 
 
 def make_dataset(
-    index: CocoIndex, name: str, images: str | StoredImages | None, selection: Selection
-) -> tuple[CocoDataset, Faults]:
+    index: CocoIndex, name: str, images: str | StoredImages | None, selection: DatasetSelection
+) -> tuple[CocoDataset, DatasetFaults]:
     """Make the data set of an index, and the faults that are left with the chosen classes.
 
     Args:
@@ -171,11 +159,10 @@ def make_dataset(
     Raises:
         ValueError: the classes cannot be chosen.
     """
-    faults = Faults(Path(name))
+    faults = DatasetFaults(Path(name))
     of_categories, of_images, of_annotations = index.faults
     faults.found += of_categories
-    mapped = {part.strip() for entry in selection.class_map for part in str(entry).split("=")}
-    coco_json.refuse_equal_names(index.categories, mapped, faults)
+    _note_equal_names(index.categories, selection.class_map, faults)
     chosen = choose_classes(
         index.categories,
         selection.classes,
@@ -202,6 +189,26 @@ def make_dataset(
     ), faults
 
 
+def _note_equal_names(
+    names: Mapping[int, str], class_map: Sequence[str], faults: DatasetFaults
+) -> None:
+    """Note categories (id -> name) of one name, by which classes are matched.
+
+    Those that the class map names are merged on purpose.
+    """
+    mapped = {part.strip() for entry in class_map for part in str(entry).split("=")}
+    ids_of: dict[str, list[int]] = {}
+    for category_id, name in names.items():
+        ids_of.setdefault(name, []).append(category_id)
+    for name, ids in ids_of.items():
+        if len(ids) > 1 and name not in mapped:
+            faults.add(
+                "categories of one name",
+                f"the categories {', '.join(map(str, ids))} are all called {name!r}; rename them, "
+                f"or merge them: --config.data.class_map='(\"{name}={name}\",)'",
+            )
+
+
 def _labels(categories: dict[int, str], chosen: Classes) -> np.ndarray:
     """Label of every category of the json, in their order; -1 where its class is left out."""
     label_of: dict[int | None, int] = {i: label for label, i in enumerate(chosen.category_ids)}
@@ -209,7 +216,10 @@ def _labels(categories: dict[int, str], chosen: Classes) -> np.ndarray:
 
 
 def _records(
-    index: CocoIndex, images: str | StoredImages | None, label_of: np.ndarray, selection: Selection
+    index: CocoIndex,
+    images: str | StoredImages | None,
+    label_of: np.ndarray,
+    selection: DatasetSelection,
 ) -> IndexedRecords:
     """The records of an index as the filter leaves them."""
     kept = find_filter(selection.annotation_filter)
@@ -217,7 +227,7 @@ def _records(
     is_kept = None
     if kept.keeps is not None:
         # Crowd regions are no objects: they pass.
-        is_kept = kept.keeps(candidates(columns)) | (columns["is_crowd"] != 0)
+        is_kept = kept.keeps(columns) | (columns["is_crowd"] != 0)
     records = IndexedRecords(
         columns, index.folder, images, label_of, is_kept, selection.keeps_boxes
     )
@@ -226,7 +236,7 @@ def _records(
     return records
 
 
-def note_missing(dataset: CocoDataset, root: Path, faults: Faults) -> None:
+def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> None:
     """Note every image file that does not exist, or that may not be opened."""
     is_first = True
     rule = FolderRule(str(root))
@@ -255,36 +265,6 @@ def _where_else(root: Path, name: str) -> str:
         if seen > MAX_FILES_SEEN:
             break
     return ""
-
-
-def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths of polygons (any part may lie outside) or of any run lengths.
-
-    Every mask of a data set or a results file goes through here before pycocotools sees it.
-
-    Raises:
-        ValueError: polygons that are vast, or run lengths that are not of this size.
-    """
-    if isinstance(segmentation, list):
-        refuse_vast_polygons(segmentation)
-        return rle.merge(rle.frPyObjects(segmentation, height, width))
-    counts = segmentation.get("counts")
-    refuse_broken_runs(segmentation.get("size"), counts, height, width)
-    if isinstance(counts, list):
-        return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return {
-        "size": [height, width],
-        "counts": counts.encode() if isinstance(counts, str) else counts,
-    }
-
-
-def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """Rasterise polygons or decode run lengths, by pycocotools.
-
-    Returns:
-        bool [height, width].
-    """
-    return rle.decode(encode_segmentation(segmentation, height, width)).astype(bool)
 
 
 def read_record(record: ImageRecord) -> np.ndarray:

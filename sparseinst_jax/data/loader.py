@@ -19,11 +19,10 @@ from absl import flags
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
+from sparseinst_jax.data.failures import Skip, load_or_skip, supervised
+from sparseinst_jax.data.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.data.workers.packed_images import PackedImages, pack, unpack
-from sparseinst_jax.data.workers.skipping import Skip, load_or_skip
-from sparseinst_jax.data.workers.supervision import supervised
 
 NUM_THREADS = 2  # per process; each works on a step of its own
 PREFETCH_STEPS = 4

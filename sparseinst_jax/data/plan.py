@@ -2,9 +2,9 @@
 
 The images run by as an endless stream of epochs, each a permutation of its own. The stream is cut
 into chunks of CHUNK_STEPS steps; inside a chunk the images are sorted into landscape and portrait,
-and a batch is made whenever one of the two has enough (as detectron2's aspect-ratio grouping). What
-is left of both at the end of a chunk makes its last batch. So every image is used once per epoch,
-with nothing dropped or repeated, any step can be planned without its predecessors, and a data set
+and a batch is made whenever one of the two has enough (as the original groups them). What is left
+of both at the end of a chunk makes its last batch. So every image is used once per epoch, with
+nothing dropped or repeated, any step can be planned without its predecessors, and a data set
 smaller than the batch works (a batch then holds several epochs).
 
 Copy-paste (off by default) draws from a stream of its own, one generator per place in the stream of
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.ecosystems import paddle_transforms
+from sparseinst_jax.data.ecosystems import DEFAULT_RULES, RESIZE_RULES
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
@@ -31,7 +31,6 @@ from sparseinst_jax.data.transforms import (
     PADDING_MULTIPLE,
     Size,
     Transform,
-    draw_transform,
     padded_size,
     resized_size,
 )
@@ -42,7 +41,6 @@ SMALL_NUM_TARGETS = 32
 # Streams of random numbers under one seed.
 _ORDER, _DRAWS, _PASTE = 0, 1, 2
 CROWD = ("drop", "ignore")
-RESIZE_RULES = {"detectron2": resized_size, "paddledetection": paddle_transforms.resized_size}
 
 
 class Paste(NamedTuple):
@@ -101,7 +99,7 @@ class TrainPlan:
         copy_paste: float = 0.0,
         flip_labels: tuple[int, ...] = (),
         crowd: str = "drop",
-        resize_rule: str = "detectron2",
+        resize_rule: str = DEFAULT_RULES,
         boxes_xyxy: Sequence[np.ndarray] | None = None,
         targets: TargetForm = QUARTER_LEVELS,
     ) -> None:
@@ -119,8 +117,8 @@ class TrainPlan:
             copy_paste: probability that objects of another image are pasted onto an image.
             flip_labels: label of each label's object in a flipped image; empty for the same.
             crowd: one of CROWD.
-            resize_rule: whose sizes, crops and pixels, one of RESIZE_RULES.
-            boxes_xyxy: of the objects of each image, [objects, 4]; for PaddleDetection's crops.
+            resize_rule: whose sizes, crops and pixels, one of ``ecosystems.RESIZE_RULES``.
+            boxes_xyxy: of the objects of each image, [objects, 4]; where a rule crops by them.
             targets: form of the masks of objects.
 
         Raises:
@@ -135,10 +133,10 @@ class TrainPlan:
         self.augmentation = augmentation
         self.lsj_range = tuple(lsj_range)
         self.copy_paste = float(copy_paste)
-        self.flip_labels = tuple(flip_labels)
-        self.crowd = crowd
+        self.flip_labels, self.crowd = tuple(flip_labels), crowd
         self.resize_rule, self._boxes, self.targets = resize_rule, boxes_xyxy, targets
         self._check()
+        self._rule = RESIZE_RULES[resize_rule]
         self._window = self.train_sizes[-1], self._longest_side()
         self.buckets = training_buckets(self.train_sizes, self._window[1])
         if augmentation == "lsj":
@@ -193,10 +191,10 @@ class TrainPlan:
                 f"config.data.resize_rule must be one of {tuple(RESIZE_RULES)}, got "
                 f"{self.resize_rule!r}"
             )
-        elif self.resize_rule == paddle_transforms.RULE and self.augmentation == "lsj":
+        elif self.augmentation not in (known := RESIZE_RULES[self.resize_rule].augmentations):
             faults.append(
-                "config.data.augmentation=lsj is not PaddleDetection's: set "
-                "config.data.resize_rule=detectron2"
+                f"config.data.augmentation={self.augmentation} is none of {self.resize_rule}, "
+                f"which has {', '.join(known)}: set config.data.resize_rule={DEFAULT_RULES}"
             )
         if faults:
             raise ValueError("training cannot be planned: " + "; ".join(faults))
@@ -210,7 +208,7 @@ class TrainPlan:
 
     def _longest_side(self) -> int:
         """Longest side that a transform can give, so that no padding is wasted on a uniform set."""
-        size_of = RESIZE_RULES[self.resize_rule]
+        size_of = self._rule.resized_size
         longest = max(
             max(size_of((height, width), self.train_sizes[-1], self.train_max_size))
             for height, width in np.unique(self.image_sizes, axis=0).tolist()
@@ -274,19 +272,14 @@ class TrainPlan:
         )
 
     def _draw(self, draws: np.ndarray, position: int) -> Transform:
-        size = tuple(self.image_sizes[position].tolist())
-        if self.resize_rule == paddle_transforms.RULE:
-            boxes = np.zeros((0, 4)) if self._boxes is None else self._boxes[position]
-            settings = self.train_sizes, self.train_max_size, self.augmentation
-            return paddle_transforms.draw_transform(draws, size, *settings, boxes)
-        is_jitter = self.augmentation == "lsj"
-        return draw_transform(
+        return self._rule.draw(
             draws,
-            size,
+            tuple(self.image_sizes[position].tolist()),
             self.train_sizes,
-            self._window[1] if is_jitter else self.train_max_size,
+            self._window[1] if self.augmentation == "lsj" else self.train_max_size,
             self.augmentation,
-            (self.lsj_range[0], self.lsj_range[1]),
+            self.lsj_range,
+            None if self._boxes is None else self._boxes[position],
         )
 
     def _draw_paste(self, chunk: int, slot: int, num_present: int) -> Paste | None:

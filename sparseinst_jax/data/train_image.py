@@ -6,13 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.data.coco import Annotation, ImageRecord, Segmentation, read_record_picture
-from sparseinst_jax.data.ecosystems.paddle_transforms import boxes_in_crop
 from sparseinst_jax.data.plan import ImagePlan, Paste
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
-    PIXEL_RULES,
     Size,
     Transform,
+    boxes_in_crop,
     mask_levels,
     move_mask,
     transform_picture,
@@ -145,7 +144,7 @@ def _own_mask(
         return levels
     mask = _moved(move_mask, annotation, record, transform)
     seen = mask if cover is None else mask * ~cover
-    keeps_empty = form.keeps_empty or (cover is None and PIXEL_RULES[transform.rule].keeps_empty)
+    keeps_empty = form.keeps_empty or (cover is None and transform.pixels.keeps_empty)
     if seen.any() or keeps_empty:
         return form.encode(seen)
     (result.covered if mask.any() else result.outside).append(annotation)

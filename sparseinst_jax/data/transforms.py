@@ -1,12 +1,12 @@
-"""Resize, flip and crop images and move their masks with them, exactly as detectron2 does.
+"""Resize, flip and crop images and move their masks with them, exactly as the original does.
 
 Polygons move as coordinates and are rasterised at the final size; run lengths are decoded at the
 original size and move by nearest neighbour. The targets then travel in one of the forms of
 ``target_masks``.
 
-Source: detectron2/data/transforms, detectron2/data/detection_utils.py and
-sparseinst/dataset_mapper.py of the original. Large-scale jitter: Ghiasi et al.,
-arXiv:2012.07177, section 3, as detectron2's ``ResizeScale`` and ``FixedSizeCrop``.
+Source: detectron2/data/transforms and detection_utils.py; ``ResizeScale``, ``FixedSizeCrop``.
+sparseinst/dataset_mapper.py of the original. Large-scale jitter: Ghiasi et al., arXiv:2012.07177,
+section 3.
 """
 
 import math
@@ -18,9 +18,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.annotations.segmentations import read_runs
-from sparseinst_jax.data.coco import Segmentation, encode_segmentation
-from sparseinst_jax.data.images import opencv_resize
+from sparseinst_jax.data.segmentations import Segmentation, encode_segmentation, read_runs
 from sparseinst_jax.data.target_masks import InnerPixels, inner_pixels, levels_of_runs
 
 Size = tuple[int, int]
@@ -33,20 +31,51 @@ LSJ_RANGE = (0.1, 2.0)
 NUM_DRAWS = 8  # uniform numbers that one transform is drawn from
 
 
+def _resize(picture: Image.Image, size: Size) -> Image.Image:
+    if (picture.height, picture.width) == tuple(size):
+        return picture
+    return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def nearest_indices(length: int, new_length: int) -> np.ndarray:
+    """Source index of each pixel in Pillow's NEAREST resize of an axis, int64 [new_length]."""
+    # Asked from Pillow itself: it accumulates the position in floating point, so a formula differs
+    # where a position falls on a pixel border.
+    axis = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.asarray(axis.resize((new_length, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
+
+
+class PixelRule(NamedTuple):
+    """How one implementation moves pixels.
+
+    Attributes:
+        resize: picture of Pillow's, RGB, and (height, width) -> the picture at that size.
+        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
+        keeps_empty: whether an object of which no pixel is left stays a target.
+    """
+
+    resize: Callable[[Image.Image, Size], Image.Image]
+    nearest_indices: Callable[[int, int], np.ndarray]
+    keeps_empty: bool
+
+
+ORIGINAL_PIXELS = PixelRule(_resize, nearest_indices, keeps_empty=False)
+
+
 class Transform(NamedTuple):
     """What happens to one image, in this order; sizes are (height, width) in pixels.
 
     ``flip``: horizontal. ``first_size`` and ``crop`` (y, x, height, width) are None unless the crop
-    recipe or the jitter drew them. ``size``: the final one. ``rule``: whose arithmetic, a key of
-    PIXEL_RULES. ``rasterizes_first``: polygons too become masks at the original size and move by
-    nearest neighbour.
+    recipe or the jitter drew them. ``size``: the final one. ``pixels``: how they are moved.
+    ``rasterizes_first``: polygons too become masks at the original size and move by nearest
+    neighbour.
     """
 
     flip: bool
     first_size: Size | None
     crop: tuple[int, int, int, int] | None
     size: Size
-    rule: str = "detectron2"
+    pixels: PixelRule = ORIGINAL_PIXELS
     rasterizes_first: bool = False
 
 
@@ -88,16 +117,6 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(_resize(Image.fromarray(image), size))
 
 
-def _resize(picture: Image.Image, size: Size) -> Image.Image:
-    if (picture.height, picture.width) == tuple(size):
-        return picture
-    return picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-
-
-def _resize_as_opencv(picture: Image.Image, size: Size) -> Image.Image:
-    return Image.fromarray(opencv_resize.resize_bilinear(np.asarray(picture), size))
-
-
 def draw_transform(
     draws: np.ndarray,
     original_size: Size,
@@ -105,6 +124,7 @@ def draw_transform(
     max_size: int,
     augmentation: str,
     lsj_range: tuple[float, float] = LSJ_RANGE,
+    boxes_xyxy: np.ndarray | None = None,
 ) -> Transform:
     """Draw the training transform of one image.
 
@@ -119,7 +139,9 @@ def draw_transform(
         max_size: limit of the longest side.
         augmentation: one of AUGMENTATIONS.
         lsj_range: smallest and largest factor of ``lsj``.
+        boxes_xyxy: of the objects; read by other rules only, here a crop may hold none of them.
     """
+    del boxes_xyxy
     flip = bool(draws[0] < 0.5)
     if augmentation == "lsj":
         return _draw_jitter(draws, flip, original_size, (max(sizes), max_size), lsj_range)
@@ -152,8 +174,8 @@ def _draw_jitter(
     in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a smaller one
     stays at the top left, and the batch pads it.
 
-    Differs from the reference: detectron2 draws one number for the crop's place on both axes and
-    flips after padding, so that its padding may be on the left.
+    Differs from the reference, which draws one number for the crop's place on both axes and flips
+    after padding, so that its padding may be on the left.
     """
     height, width = original_size
     window = window if height <= width else (window[1], window[0])
@@ -173,7 +195,7 @@ def transform_image(image: np.ndarray, transform: Transform) -> np.ndarray:
 
 def transform_picture(picture: Image.Image, transform: Transform) -> np.ndarray:
     """Apply a transform to a picture of Pillow's, RGB; returns uint8 [*transform.size, 3]."""
-    resize = PIXEL_RULES[transform.rule].resize
+    resize = transform.pixels.resize
     if transform.flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if transform.crop is not None and transform.first_size is not None:
@@ -200,7 +222,7 @@ def mask_levels(
     Returns:
         uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the object is
         left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
-        PaddleDetection's rule drops none.
+        Some rules drop none.
     """
     if isinstance(segmentation, list) and not transform.rasterizes_first:
         segmentation = move_polygons(segmentation, original_size, transform)
@@ -210,7 +232,7 @@ def mask_levels(
     runs = read_runs(encoded["counts"])
     assert runs is not None
     levels = levels_of_runs(runs, _inner_pixels(original_size, transform))
-    if levels.any() or PIXEL_RULES[transform.rule].keeps_empty:
+    if levels.any() or transform.pixels.keeps_empty:
         return levels
     # The levels say nothing about the other three quarters of the pixels.
     rows, columns = source_indices(original_size, transform)
@@ -225,7 +247,7 @@ def _inner_pixels(original_size: Size, transform: Transform) -> InnerPixels:
 @lru_cache(maxsize=16)  # asked for once per object of an image
 def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of the original that each transformed pixel takes by nearest neighbour."""
-    nearest = PIXEL_RULES[transform.rule].nearest_indices
+    nearest = transform.pixels.nearest_indices
     rows, columns = np.arange(original_size[0]), np.arange(original_size[1])
     if transform.flip:
         columns = columns[::-1]
@@ -237,43 +259,13 @@ def source_indices(original_size: Size, transform: Transform) -> tuple[np.ndarra
     return rows, columns[nearest(len(columns), transform.size[1])]
 
 
-def nearest_indices(length: int, new_length: int) -> np.ndarray:
-    """Source index of each pixel in Pillow's NEAREST resize of an axis, int64 [new_length]."""
-    # Asked from Pillow itself: it accumulates the position in floating point, so a formula differs
-    # where a position falls on a pixel border.
-    axis = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    return np.asarray(axis.resize((new_length, 1), Image.Resampling.NEAREST))[0].astype(np.int64)
-
-
-class PixelRule(NamedTuple):
-    """How one implementation moves pixels.
-
-    Attributes:
-        resize: picture of Pillow's, RGB, and (height, width) -> the picture at that size.
-        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
-        keeps_empty: whether an object of which no pixel is left stays a target.
-    """
-
-    resize: Callable[[Image.Image, Size], Image.Image]
-    nearest_indices: Callable[[int, int], np.ndarray]
-    keeps_empty: bool
-
-
-PIXEL_RULES = {
-    "detectron2": PixelRule(_resize, nearest_indices, keeps_empty=False),
-    "paddledetection": PixelRule(
-        _resize_as_opencv, opencv_resize.nearest_indices, keeps_empty=True
-    ),
-}
-
-
 def move_polygons(
     polygons: list[list[float]], original_size: Size, transform: Transform
 ) -> list[list[float]]:
     """Move polygon corners (x, y in pixels) with the image.
 
-    Differs from the reference: detectron2 cuts polygons at the crop's border by shapely before they
-    are rasterised; here pycocotools leaves out what lies outside.
+    Differs from the reference, which cuts polygons at the crop's border by shapely before they are
+    rasterised; here pycocotools leaves out what lies outside.
     """
     height, width = original_size
     moved = []
@@ -290,3 +282,28 @@ def move_polygons(
         points *= (transform.size[1] / size[1], transform.size[0] / size[0])
         moved.append(points.reshape(-1).tolist())
     return moved
+
+
+def boxes_in_crop(boxes_xyxy: np.ndarray, original_size: Size, transform: Transform) -> np.ndarray:
+    """Tell which boxes keep an area in a transform's crop.
+
+    Args:
+        boxes_xyxy: [objects, 4] in the original image.
+        original_size: (height, width).
+        transform: of the image.
+
+    Returns:
+        bool [objects]; all True where nothing is cropped.
+    """
+    boxes = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
+    if transform.crop is None or transform.first_size is None:
+        return np.ones(len(boxes), bool)
+    (height, width), first = original_size, transform.first_size
+    if transform.flip:
+        boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+    y, x, crop_height, crop_width = transform.crop
+    scale = np.array([first[1] / width, first[0] / height], np.float32)
+    corners = boxes.reshape(-1, 2, 2) * scale
+    corners = np.clip(corners, 0, [first[1], first[0]]) - [x, y]
+    corners = np.clip(corners, 0, [crop_width, crop_height])
+    return (corners[:, 1] - corners[:, 0]).prod(axis=1) > 0

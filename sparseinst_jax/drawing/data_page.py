@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sparseinst_jax.data import check
-from sparseinst_jax.data.annotations.faults import grouped
+from sparseinst_jax.data import check_dataset
 from sparseinst_jax.data.check_report import DataReport, Split, sheet_records
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.faults import grouped
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
 from sparseinst_jax.drawing import fonts, pictures
 from sparseinst_jax.runtime.files import replace_file
@@ -155,7 +155,7 @@ def _faults(split: Split) -> str:
 
 
 def _classes(dataset: CocoDataset) -> str:
-    objects = check.class_counts(dataset)
+    objects = check_dataset.class_counts(dataset)
     images = [0] * len(dataset.class_names)
     for record in dataset.records:
         for label in {target.label for target in record.targets}:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.data.annotations.segmentations import MAX_TEXT
 from sparseinst_jax.data.coco import encode_segmentation
+from sparseinst_jax.data.segmentations import MAX_TEXT
 from sparseinst_jax.evaluation.average_precision import Columns
 from sparseinst_jax.evaluation.run_lengths import lengths_and_areas
 from sparseinst_jax.runtime.messages import brief, printable

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax.data.annotations.classes import Classes, map_categories, map_category_ids
+from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.evaluation.average_precision import UNDEFINED, Curves, curves
 from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections
 from sparseinst_jax.runtime.files import read_json

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.data.annotations.classes import map_category_ids
+from sparseinst_jax.data.classes import map_category_ids
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, encode_segmentation
 
 IOU_THRESHOLD = 0.5

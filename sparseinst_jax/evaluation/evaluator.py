@@ -22,8 +22,8 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
+from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
 from sparseinst_jax.data.transforms import padded_size, resized_size
-from sparseinst_jax.data.workers.skipping import ERRORS, Skip, skip_of
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparseinst_jax.data.annotations.segmentations import MAX_LETTERS, MAX_RUN
+from sparseinst_jax.data.segmentations import MAX_LETTERS, MAX_RUN
 
 INVALID = -1
 # Letters that are read together: few calls, and what they make stays in the processor's cache.

@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sparseinst_jax.models import ops
+
 # Two neighbouring rows of the padded image lean on at most three neighbouring rows of the mask.
 NUM_TAPS = 3
 # Floats of one chunk after both operators: bounds the memory of very large photographs.
@@ -42,22 +44,10 @@ class AxisOperator(NamedTuple):
     weight: np.ndarray
 
 
-def bilinear_taps(source_length: int, target_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Place every target pixel between two source pixels (half-pixel centres, edges repeated).
-
-    Args:
-        source_length: number of source pixels.
-        target_length: number of target pixels.
-
-    Returns:
-        index [target_length, 2] of the two source pixels and weight [target_length, 2], float64.
-    """
-    centre = (np.arange(target_length) + 0.5) * (source_length / target_length) - 0.5
-    centre = np.maximum(centre, 0.0)
-    low = np.minimum(centre.astype(np.int64), source_length - 1)
-    high = np.minimum(low + 1, source_length - 1)
-    fraction = centre - low
-    return np.stack([low, high], axis=1), np.stack([1.0 - fraction, fraction], axis=1)
+def _bilinear_pairs(source_length: int, target_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return index and weight [target_length, 2] of the two source pixels, in float64."""
+    lower, upper, fraction = ops.bilinear_taps(source_length, target_length, np.float64)
+    return np.stack([lower, upper], axis=1), np.stack([1.0 - fraction, fraction], axis=1)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -76,8 +66,8 @@ def upsampling_operator(
     Returns:
         The operator with `bucket_length` output rows.
     """
-    outer_index, outer_weight = bilinear_taps(valid_length, original_length)
-    inner_index, inner_weight = bilinear_taps(mask_length, mask_length * stride)
+    outer_index, outer_weight = _bilinear_pairs(valid_length, original_length)
+    inner_index, inner_weight = _bilinear_pairs(mask_length, mask_length * stride)
     # [original, 2 rows of the image, 2 rows of the mask]
     index = inner_index[outer_index]
     weight = outer_weight[:, :, None] * inner_weight[outer_index]

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
-from sparseinst_jax.data.images.decoding import ImageLike, as_rgb
+from sparseinst_jax.data.ecosystems import find_protocol
+from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction, checked_sizes

@@ -24,9 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sparseinst_jax.models.cpu import winograd
 from sparseinst_jax.models.layers import FrozenStatistic
-from sparseinst_jax.models.ops import PRODUCT_SCOPE
 
 
 class Parameters(NamedTuple):
@@ -35,7 +33,7 @@ class Parameters(NamedTuple):
     Attributes:
       trained: what the original counts as parameters.
       frozen_affine: scales and biases of frozen norms, which the original keeps as buffers, and
-        PaddleDetection and mmdetection as parameters.
+        other implementations as parameters.
       statistics: means and variances of batch norms, frozen or running.
     """
 
@@ -139,14 +137,13 @@ def _count(jaxpr: Any, inside: str, times: int, macs: Counter[str]) -> None:
         marked = [scope for scope in scopes if scope.startswith(_MARK)]
         path = marked[-1].removeprefix(_MARK).replace(".", "/") if marked else inside
         name, params = equation.primitive.name, equation.params
-        if name == "mul" and scopes[-1] == PRODUCT_SCOPE:
-            macs[path] += times * equation.outvars[0].aval.size
-        elif name in _MACS:
+        if name in _MACS:
             macs[path] += times * _MACS[name](equation)
-        elif params.get("name") == winograd.NAME:
-            macs[path] += times * _convolution_3x3_macs(equation)
         elif name == "while":
             raise ValueError("a loop of unknown length cannot be counted; use scan or map.")
+        elif name == "cond" and params.get("branches_platforms"):
+            # Forms for platforms; the last is the plain one, what the definition takes.
+            _count(params["branches"][-1].jaxpr, path, times, macs)
         elif name == "cond":  # the dearest branch
             branches = [Counter() for _ in params["branches"]]
             for branch, counter in zip(params["branches"], branches, strict=True):
@@ -173,12 +170,6 @@ def _convolution_macs(equation: Any) -> int:
     kernel = equation.invars[1].aval
     _, kernel_axes, _ = equation.params["dimension_numbers"]  # [out, in / groups, taps...]
     return equation.outvars[0].aval.size * kernel.size // kernel.shape[kernel_axes[0]]
-
-
-def _convolution_3x3_macs(equation: Any) -> int:
-    """Count what the definition takes, so that a count does not depend on the backend."""
-    kernel = equation.invars[1].aval
-    return equation.outvars[0].aval.size * kernel.size // kernel.shape[-1]
 
 
 _MACS = {"dot_general": _product_macs, "conv_general_dilated": _convolution_macs}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sparseinst_jax.models.cpu import winograd
+from sparseinst_jax.models import ops
 
 Tree = Any  # nested dicts of arrays
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
@@ -34,13 +34,19 @@ class Counter(nnx.Variable):
 
 
 def xavier(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Draw U(-b, b), b = sqrt(3 / fan_in): Caffe2's "XavierFill", detectron2's `c2_xavier_fill`."""
+    """Draw U(-b, b), b = sqrt(3 / fan_in).
+
+    Source: Caffe2's "XavierFill", detectron2's `c2_xavier_fill`.
+    """
     bound = np.sqrt(3.0 / fan_in)
     return (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)
 
 
 def msra(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Draw N(0, 2 / fan_out): Caffe2's "MSRAFill", detectron2's `c2_msra_fill`."""
+    """Draw N(0, 2 / fan_out).
+
+    Source: Caffe2's "MSRAFill", detectron2's `c2_msra_fill`.
+    """
     return rng.standard_normal(shape, np.float32) * np.float32(np.sqrt(2.0 / fan_out))
 
 
@@ -108,66 +114,17 @@ class Conv(nnx.Module):
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
             scale, shift = self.norm.factors()
             return self._convolve_scaled(x, kernel, scale) + shift.astype(self.dtype)
-        y = _convolve(x, kernel.astype(self.dtype), self.stride, self.groups)
+        y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
 
     def _convolve_scaled(self, x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
         def convolve(x, kernel, scale):
-            return _convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
+            return ops.convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
 
         # The gradient keeps the kernel itself, and scales it again.
         return jax.checkpoint(convolve, prevent_cse=False)(x, kernel, scale)
-
-
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-    if kernel.shape[:2] == (1, 1) and groups == 1:
-        # A product on the strided image: XLA:CPU's gradient of a 1x1 convolution is far slower.
-        return _multiply_pixels(x[:, ::stride, ::stride], kernel)
-    if groups > 1 and jax.default_backend() == "cpu":
-        # XLA:CPU takes 65 times as long for the kernel gradient of a grouped convolution as for
-        # those of its parts.
-        inputs, kernels = jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1)
-        parts = [_convolve(i, k, stride, 1) for i, k in zip(inputs, kernels, strict=True)]
-        return jnp.concatenate(parts, axis=-1)
-    if groups == 1 and winograd.is_faster(x, kernel, stride):
-        return winograd.convolve(x, kernel)
-    border = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((border, border), (border, border)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@jax.custom_vjp
-def _multiply_pixels(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Multiply each pixel of [B, H, W, in] by a kernel [1, 1, in, out].
-
-    As a product of two matrices, and its gradient too: XLA:CPU would transpose the image for the
-    kernel gradient of a product of more axes, which takes as long as the product. The gradient
-    keeps the image as it is given, and not its matrix beside it.
-    """
-    y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-    return y.reshape(*x.shape[:-1], -1)
-
-
-def _multiply_pixels_forward(x, kernel):
-    return _multiply_pixels(x, kernel), (x, kernel)
-
-
-def _multiply_pixels_backward(residuals, cotangent):
-    x, kernel = residuals
-    pixels = cotangent.reshape(-1, cotangent.shape[-1])
-    to_kernel = x.reshape(-1, x.shape[-1]).T @ pixels
-    return (pixels @ kernel[0, 0].T).reshape(x.shape), to_kernel.reshape(kernel.shape)
-
-
-_multiply_pixels.defvjp(_multiply_pixels_forward, _multiply_pixels_backward)
 
 
 class Linear(nnx.Module):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparseinst_jax.models import forms
+from sparseinst_jax.models.cpu import convolution as cpu_convolution
+
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
-# Elementwise products inside are a convolution's: `complexity` counts them as such.
-PRODUCT_SCOPE = "products_of_a_convolution"
 
 
 def normalize_images(images: jax.Array, valid_size: jax.Array) -> jax.Array:
@@ -80,6 +82,29 @@ def _relu_of_sum_backward(y, cotangent):
 relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
 
 
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+    """Return x convolved with a kernel of odd size k, with a border of (k - 1) / 2 zeros.
+
+    For a CPU in the form that its shapes are fastest in; else, and where a size is not known when
+    the program is traced, as one convolution.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [k, k, C / groups, D], of x's type.
+      stride: step in pixels.
+      groups: group g sees input channels [g * C / groups, (g + 1) * C / groups).
+
+    Returns:
+      [B, ceil(H / stride), ceil(W / stride), D].
+    """
+    plain = forms.convolution(stride, groups)
+    if not all(isinstance(size, int) for size in x.shape):
+        return plain.forward(x, kernel)
+    on_cpu = cpu_convolution.form(x, kernel, stride, groups)
+    operation = forms.by_platform(plain, cpu=on_cpu) if on_cpu else plain.forward
+    return operation(x, kernel)
+
+
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
     """Return the 3x3 maximum with stride 2 and a border of one pixel, [B, H, W, C] to half size.
 
@@ -145,12 +170,8 @@ def average_pool_2x2_stride_2(x: jax.Array) -> jax.Array:
     return x.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels).mean((2, 4))
 
 
-@jax.custom_vjp
 def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return every channel convolved with a 3x3 kernel of its own, with a border of zeros.
-
-    As the sum of nine shifted products, which compiles to one pass over memory: on XLA:CPU eight
-    times as fast as a convolution in as many groups as channels. The gradient is of the same form.
 
     Args:
       x: [B, H, W, C].
@@ -159,32 +180,15 @@ def depthwise_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, C].
     """
-    kernel = kernel.astype(jnp.float32)
-    with jax.named_scope(PRODUCT_SCOPE):
-        taps = [x * kernel[i, j, 0] for i, j, x in _shifted_3x3(x)]
-    return functools.reduce(jnp.add, taps)
+    return forms.by_platform(_DEPTHWISE, cpu=cpu_convolution.DEPTHWISE)(x, kernel)
 
 
-def _shifted_3x3(x):
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(jnp.float32)
-    return [(i, j, padded[:, i : i + height, j : j + width]) for i in range(3) for j in range(3)]
+def _depthwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    form = forms.convolution(stride=1, groups=x.shape[-1])
+    return form.forward(x, kernel.astype(x.dtype)).astype(jnp.float32)
 
 
-def _depthwise_forward(x, kernel):
-    return depthwise_3x3(x, kernel), (x, kernel)
-
-
-def _depthwise_backward(residuals, cotangent):
-    x, kernel = residuals
-    # Without the barrier XLA would make the cotangent again for each of the shifts.
-    cotangent = jax.lax.optimization_barrier(cotangent)
-    sums = [(x * cotangent).sum((0, 1, 2)) for _, _, x in _shifted_3x3(x)]
-    to_x = depthwise_3x3(cotangent, kernel[::-1, ::-1])
-    return to_x.astype(x.dtype), jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-
-
-depthwise_3x3.defvjp(_depthwise_forward, _depthwise_backward)
+_DEPTHWISE = forms.bilinear(_depthwise)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -195,14 +199,24 @@ def gelu(x: jax.Array) -> jax.Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
-def _bilinear_taps(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return lower index, upper index and upper weight [target] of half-pixel bilinear sampling."""
-    # float32 throughout, because the reference computes its coordinates in float32.
-    scale = np.float32(source) / np.float32(target)
-    position = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
-    position = np.maximum(position, np.float32(0))
+def bilinear_taps(
+    source: int, target: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Place every pixel of an axis between two of another length: half-pixel centres.
+
+    Args:
+      source: number of pixels that are read.
+      target: number of pixels that are made.
+      dtype: of all numbers on the way: float32, as the reference computes its coordinates, or
+        float64 for operators that are composed of others.
+
+    Returns:
+      lower and upper index, int32 [target], both inside the axis, and the upper one's weight.
+    """
+    scale, half = dtype(source) / dtype(target), dtype(0.5)
+    position = np.maximum((np.arange(target, dtype=dtype) + half) * scale - half, dtype(0))
     lower = np.minimum(position.astype(np.int32), source - 1)
-    return lower, np.minimum(lower + 1, source - 1), position - lower.astype(np.float32)
+    return lower, np.minimum(lower + 1, source - 1), position - lower.astype(dtype)
 
 
 def bilinear_matrix(source: int, target: int) -> np.ndarray:
@@ -210,7 +224,7 @@ def bilinear_matrix(source: int, target: int) -> np.ndarray:
 
     Half-pixel centres, no antialiasing: `align_corners=False` of PyTorch's `interpolate`.
     """
-    lower, upper, weight = _bilinear_taps(source, target)
+    lower, upper, weight = bilinear_taps(source, target)
     matrix = np.zeros((target, source), np.float32)
     np.add.at(matrix, (np.arange(target), lower), 1 - weight)
     np.add.at(matrix, (np.arange(target), upper), weight)
@@ -218,7 +232,7 @@ def bilinear_matrix(source: int, target: int) -> np.ndarray:
 
 
 def _interpolate(x: jax.Array, axis: int, target: int) -> jax.Array:
-    lower, upper, weight = _bilinear_taps(x.shape[axis], target)
+    lower, upper, weight = bilinear_taps(x.shape[axis], target)
     shape = [target if a == axis else 1 for a in range(x.ndim)]
     weight = jnp.asarray(weight.reshape(shape), x.dtype)
     return jnp.take(x, lower, axis=axis) * (1 - weight) + jnp.take(x, upper, axis=axis) * weight

@@ -9,7 +9,6 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-MAX_CLASS_NAME = 200  # characters, more than any picture shows
 MAX_MESSAGE = 20_000  # characters of a message: some screens, and more than twenty long faults
 # Control characters, surrogates, line and paragraph separators, and the marks that reorder
 # what stands beside them (Unicode's "bidirectional embeddings, overrides and isolates"). The marks
@@ -28,25 +27,6 @@ def acting_character(text: str) -> str | None:
     """The first character of a name that does something instead of being shown, or None."""
     found = _ACTING.search(text)
     return None if found is None else found[0]
-
-
-def class_name_fault(name: Any) -> str | None:
-    """Say why a value cannot be the name of a class; None where it can.
-
-    Such names go to terminals, pages, pictures and tables. Characters of any script will do, and
-    numbers too.
-    """
-    if isinstance(name, bool) or not isinstance(name, str | int | float):
-        return f"the name must be a text, got {brief(name)}"
-    name = str(name)
-    if not name.strip():
-        return "the name is empty; give it one"
-    if len(name) > MAX_CLASS_NAME:
-        return f"the name has {len(name)} letters, expected {MAX_CLASS_NAME} at most: {brief(name)}"
-    character = acting_character(name)
-    if character is not None:
-        return f"the name {brief(name)} holds the control character {character!r}; rename the class"
-    return None
 
 
 def brief(value: Any) -> str:

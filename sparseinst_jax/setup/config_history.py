@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.data.ecosystems import DEFAULT_RULES
+
 # Keys that the first version did not have, with the value that does what was done before them.
 # A key is added only to a group that the stored configuration has.
 LATER_KEYS: dict[str, Any] = {
@@ -20,8 +22,8 @@ LATER_KEYS: dict[str, Any] = {
     "data.copy_paste": 0.0,
     "data.flip_label_pairs": (),
     "data.crowd": "drop",
-    "data.resize_rule": "detectron2",
-    "data.annotation_filter": "detectron2",
+    "data.resize_rule": DEFAULT_RULES,
+    "data.annotation_filter": DEFAULT_RULES,
     "data.on_error": "stop",
     "data.on_change": "stop",
     "train.init_from": "",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparseinst_jax.data import check, shapes
-from sparseinst_jax.data.annotations.faults import Faults
-from sparseinst_jax.data.coco import CocoDataset, Selection, index_coco, without_empty
+from sparseinst_jax.data import check_dataset, shapes
+from sparseinst_jax.data.coco import CocoDataset, DatasetSelection, index_coco, without_empty
+from sparseinst_jax.data.ecosystems import find_resize_rule
+from sparseinst_jax.data.faults import DatasetFaults
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup.builders import num_masks
@@ -31,9 +32,8 @@ def load_train(config: Any) -> CocoDataset:
     selection = _selection(
         data,
         annotation_filter=data.annotation_filter,
-        # What a crop of PaddleDetection's keeps is decided by boxes.
-        keeps_boxes=data.resize_rule == "paddledetection"
-        and data.augmentation == "flip_resize_crop",
+        keeps_boxes=data.augmentation == "flip_resize_crop"
+        and find_resize_rule(data.resize_rule).needs_boxes,
     )
     dataset, faults = _index(data, data.train, selection, check_files=True)
     faults.raise_if_fatal()
@@ -55,7 +55,7 @@ def load_val(config: Any, *, with_images: bool = True, check_files: bool = False
     return dataset
 
 
-def index_both(config: Any) -> dict[str, tuple[CocoDataset, Faults]]:
+def index_both(config: Any) -> dict[str, tuple[CocoDataset, DatasetFaults]]:
     """Index what `config.data` names, "train" and "val", and collect what is wrong.
 
     Raises:
@@ -82,42 +82,46 @@ def name_of(part: Any) -> str:
 
 
 def _index(
-    data: Any, part: Any, selection: Selection, with_images: bool = True, check_files: bool = False
-) -> tuple[CocoDataset, Faults]:
+    data: Any,
+    part: Any,
+    selection: DatasetSelection,
+    with_images: bool = True,
+    check_files: bool = False,
+) -> tuple[CocoDataset, DatasetFaults]:
     """Index a json or a TFDS split."""
     if part.tfds:
-        from sparseinst_jax.data import tfds_source  # takes seconds to import
+        from sparseinst_jax.data import tfds  # takes seconds to import
 
-        return tfds_source.index_tfds(part.tfds, data.tfds_dir, selection)
+        return tfds.index_tfds(part.tfds, data.tfds_dir, selection)
     images = part.images if with_images else None
-    return index_coco(part.annotations, images, check_files=check_files, **selection._asdict())
+    return index_coco(part.annotations, images, selection, check_files=check_files)
 
 
-def _selection(data: Any, **others: Any) -> Selection:
-    return Selection(data.classes, data.class_map, **others)
+def _selection(data: Any, **others: Any) -> DatasetSelection:
+    return DatasetSelection(data.classes, data.class_map, **others)
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     """Lines that say what will be trained on and what of it not; opens no image."""
     data = config.data
     map_stride = FAMILIES[config.model.family].map_stride
-    lost = check.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
+    lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
     warnings = [
-        *check.warn_of_unusable(dataset),
-        *check.warn(dataset, num_masks(config.model)),
-        *check.warn_of_lost(lost, data.train_max_size),
+        *check_dataset.warn_of_unusable(dataset),
+        *check_dataset.warn(dataset, num_masks(config.model)),
+        *check_dataset.warn_of_lost(lost, data.train_max_size),
     ]
     hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)
-    return [*check.describe(dataset), *_marked(warnings), *hint]
+    return [*check_dataset.describe(dataset), *_marked(warnings), *hint]
 
 
 def brief_comparison(train: CocoDataset, val: CocoDataset) -> list[str]:
     """Lines on classes and images of the validation data that spoil its AP; opens no image."""
-    overlap = check.find_overlap(train, val)
+    overlap = check_dataset.find_overlap(train, val)
     return _marked(
         [
-            *check.warn_of_classes(train, val),
-            *check.warn_of_overlap(overlap, len(val.records)),
+            *check_dataset.warn_of_classes(train, val),
+            *check_dataset.warn_of_overlap(overlap, len(val.records)),
         ]
     )
 

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from sparseinst_jax.data import coco
-from sparseinst_jax.data.workers.skipping import ON_ERROR
+from sparseinst_jax.data.failures import ON_ERROR
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history

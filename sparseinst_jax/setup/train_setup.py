@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data import coco
-from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
-from sparseinst_jax.data.index.fingerprint import fingerprint
+from sparseinst_jax.data.classes import parse_flip_label_pairs
+from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.data.workers.skipping import Skip, SkippedImages
+from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.families import FAMILIES

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.data.annotations import coco_classes
+from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import functional
@@ -39,7 +39,7 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         dataset, origin = load_val(config, with_images=False), annotations
         names, ids = dataset.class_names, dataset.category_ids
     else:
-        names, ids = coco_classes.CLASS_NAMES, coco_classes.CATEGORY_IDS
+        names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
         origin = f"COCO (there is no {annotations})"
     found = count_classes(state, weight_names)
     if found not in (None, len(names)):

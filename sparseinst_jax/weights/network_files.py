@@ -118,8 +118,8 @@ def _no_whole_network(path: str | Path, found: RenamedWeights, names: WeightName
         )
     return (
         f"{path} has no {names.class_layer}.bias, so it is no {names.title} network: "
-        f"{found.evidence}. Give a checkpoint of the original release, PaddleDetection or "
-        "mmdetection (docs/convert.md)."
+        f"{found.evidence}. Give a checkpoint of the original release or of an implementation in "
+        "docs/convert.md."
     )
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "sparseinst_jax"
@@ -98,6 +101,43 @@ def test_only_the_entry_layer_names_a_model_family():
         and _imported(path) & (set(FAMILIES) - {_module(path)})
     ]
     assert wrong == []
+
+
+# Other implementations, whose rules and weights have a door each: the rest knows no product.
+PRODUCTS = re.compile("paddle|mmdet|detectron", re.IGNORECASE)
+DOORS = ("data/ecosystems/", "weights/", "configs/")
+
+
+def _named_products(text: str) -> list[str]:
+    """Lines that name a product, but for paragraphs that give credit: `Source: ...`."""
+    found, is_source = [], False
+    for line in text.splitlines():
+        is_source = "Source:" in line or (is_source and bool(line.strip('"# ')))
+        if PRODUCTS.search(line) and not is_source:
+            found.append(line.strip())
+    return found
+
+
+def test_only_the_doors_to_other_implementations_name_them():
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in sorted((ROOT / PACKAGE).rglob("*.py"))
+        if not str(path.relative_to(ROOT / PACKAGE)).startswith(DOORS)
+        and (lines := _named_products(path.read_text()))
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ('"""A.\n\nSource: detectron2\'s\nResizeScale of mmdet.\n"""\n', 0),
+        ('"""A.\n\nSource: B.\n\nAs Detectron2 does.\n"""\n', 1),
+        ('"""A.\n\nSource: B.\n"""\nrule = "paddledetection"\n', 1),
+    ],
+)
+def test_credit_is_told_from_knowledge(text, number):
+    assert len(_named_products(text)) == number
 
 
 def test_the_config_object_stays_in_the_entry_layer():

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.data.images.decoding import as_rgb
+from sparseinst_jax.data.images import as_rgb
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst import inference

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import transforms as T
-from sparseinst_jax.data.annotations.flip_labels import parse_flip_label_pairs
+from sparseinst_jax.data.classes import parse_flip_label_pairs
 from sparseinst_jax.data.coco import Annotation, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import CHUNK_STEPS, ImagePlan, Paste, StepPlan, TrainPlan

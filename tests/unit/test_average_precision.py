@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.cli.measuring.scoring import with_pycocotools
+from benchmarks.evaluation import with_pycocotools
 from sparseinst_jax.evaluation import average_precision
 from sparseinst_jax.evaluation.average_precision import curves
 from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections

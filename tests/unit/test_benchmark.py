@@ -10,24 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
+from benchmarks import evaluation
 from sparseinst_jax.cli import benchmark as command
 from sparseinst_jax.cli import summary
 from sparseinst_jax.cli.arguments import parse_command_line
-from sparseinst_jax.cli.benchmark_parts import Bench
 from sparseinst_jax.cli.measuring import (
-    compilation,
     inference,
     machine,
     network,
-    photos,
+    reading,
     scoring,
-    statistics,
+    timing,
     training,
-    workloads,
 )
 from sparseinst_jax.configs import tiny
-from sparseinst_jax.data.coco import decode_mask, load_coco
+from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
@@ -45,37 +44,35 @@ def _clock(*seconds: float):
 
 
 def test_times_are_median_ninth_decile_mean_and_least():
-    found = statistics.times([4.0, 1.0, 2.0, 3.0, 10.0])
-    assert (found.p50, found.mean, found.least, found.number) == (3.0, 4.0, 1.0, 5)
+    found = timing.times([4.0, 1.0, 2.0, 3.0, 10.0])
+    assert (found.p50, found.mean, found.least) == (3.0, 4.0, 1.0)
     assert found.p90 == pytest.approx(7.6)  # 4 and 60 % of the way to 10
 
 
 def test_a_ratio_is_the_median_of_the_rounds_with_its_extremes():
     theirs = [[10.0, 30.0, 20.0], [60.0], [9.0, 9.0]]
     ours = [[10.0], [20.0, 20.0], [3.0, 6.0]]
-    ratio = statistics.speed_ratio(theirs, ours)
+    ratio = timing.speed_ratio(theirs, ours)
     assert (ratio.median, ratio.least, ratio.most) == (2.0, 2.0, 3.0)
     assert ratio.of_medians == pytest.approx(15.0 / 10.0)
 
 
 def test_ratios_of_unequal_numbers_of_rounds_are_refused():
     with pytest.raises(ValueError, match="got 1 and 2"):
-        statistics.speed_ratio([[1.0]], [[1.0], [2.0]])
+        timing.speed_ratio([[1.0]], [[1.0], [2.0]])
 
 
 def test_only_timed_runs_are_timed():
     ran = []
-    samples = workloads.timed(
-        lambda: ran.append(0), workloads.Repeats(3, 2), _clock(0.0, 0.5, 1.0, 3.0)
-    )
+    samples = timing.timed(lambda: ran.append(0), timing.Repeats(3, 2), _clock(0.0, 0.5, 1.0, 3.0))
     assert (len(ran), samples) == (5, [500.0, 2000.0])
 
 
 def test_served_runs_are_those_that_were_asked_for():
     ran, answers = [], io.StringIO()
-    workload = workloads.Workload(lambda: ran.append(0), 4, {"batch": 4})
+    workload = timing.Workload(lambda: ran.append(0), 4, {"batch": 4})
     clock = _clock(0, 0.001, 0.001, 0.003, 0, 0.004)
-    workloads.serve("x", workload, workloads.Repeats(2, 9), ["2\n", "1\n"], answers, clock)
+    timing.serve("x", workload, timing.Repeats(2, 9), ["2\n", "1\n"], answers, clock)
     ready, first, second, result = map(json.loads, answers.getvalue().splitlines())
     assert ready == {"ready": True} and len(ran) == 2 + 3
     assert first["ms"] == pytest.approx([1, 2]) and second["ms"] == pytest.approx([4])
@@ -84,28 +81,22 @@ def test_served_runs_are_those_that_were_asked_for():
 
 def test_without_compile_times_a_workload_only_warms_up_and_runs():
     ran = []
-    workload = workloads.Workload(lambda: ran.append(0), 1, {})
-    row = workloads.measure("x", workload, workloads.Repeats(1, 2), print, with_compile_times=False)
+    workload = timing.Workload(lambda: ran.append(0), 1, {})
+    row = timing.measure("x", workload, timing.Repeats(1, 2), print, with_compile_times=False)
     assert len(ran) == 1 + 2 and "compile_cold_s" not in row
-    workloads.measure("x", workload, workloads.Repeats(1, 2), print)
+    timing.measure("x", workload, timing.Repeats(1, 2), print)
     assert len(ran) == 3 + 2 + 1 + 2, "cold and cached come first"
-
-
-def test_a_short_side_gives_the_padded_size_of_the_photo(tmp_path):
-    given = ["--config", TINY, "--shortest-side", "64", "--photo-size", "96x128"]
-    bench = Bench(parse_command_line(command._parser(), given), tmp_path)
-    assert bench.subject.size == (64, 96) and bench.subject.valid_size == (64, 85)
 
 
 def test_the_second_first_call_compiles_nothing():
     x = jnp.ones((8, 8))
     function = jax.jit(lambda x: jnp.sin(x) @ x)
     folder = jax.config.values[SETTING]
-    found = compilation.first_calls(lambda: function(x).block_until_ready(), _clock(0, 3, 3, 4))
+    found = timing.first_calls(lambda: function(x).block_until_ready(), _clock(0, 3, 3, 4))
     assert (found["first_call_cold_s"], found["first_call_cached_s"]) == (3, 1)
     assert found["num_programs"] == 1
     assert jax.config.values[SETTING] == folder
-    with compilation.watched() as again:
+    with timing.watched() as again:
         function(x).block_until_ready()
     assert (again.number, again.seconds) == (0, 0.0)
 
@@ -129,56 +120,59 @@ def test_a_random_batch_has_its_objects_everywhere():
     assert batch.valid_size.tolist() == [[64, 96]] * 2
 
 
-def test_drawn_photos_are_a_data_set_with_polygons_inside_the_photos(tmp_path):
-    dataset = load_coco(photos.draw_photos(tmp_path, 2, (48, 64), 3), tmp_path / "images")
-    assert [(record.height, record.width) for record in dataset.records] == [(48, 64)] * 2
-    content = json.loads((tmp_path / "annotations.json").read_text())
-    assert dataset.num_targets.tolist() == [3, 3] and len(content["categories"]) == 80
-    for entry in content["annotations"]:
-        x, y, width, height = entry["bbox"]
-        assert x >= 0 and y >= 0 and x + width <= 64.01 and y + height <= 48.01
-        drawn = decode_mask(entry["segmentation"], 48, 64).sum()
-        assert drawn == pytest.approx(entry["area"], rel=0.25, abs=12)
+def test_drawn_photos_are_a_data_set_of_jpegs(tmp_path):
+    dataset = reading.draw_photos(tmp_path / "photos", 3, (96, 128))
+    assert {(record.height, record.width) for record in dataset.records} <= {(96, 128), (128, 96)}
+    assert len(dataset.records) == 3 and dataset.num_targets.sum() > 0
+    for record in dataset.records:
+        assert Image.open(record.path).format == "JPEG"
+        assert Image.open(record.path).size == (record.width, record.height)
 
 
-def test_scored_detections_are_half_right():
-    found = scoring.scores((64, 96), 2, 3)
-    details = found.details()
-    assert found.images == 2 and 0.0 < details["AP"] < 1.0
-    assert details["largest_difference"] == 0.0, "pycocotools' numbers, to the last bit"
-    assert details["ratio"]["median"] > 0 and details["pycocotools_ms"] > 0
+def test_scored_detections_are_half_right_and_pycocotools_agrees():
+    content, detections = scoring.drawn_results((64, 96), 2, 3)
+    assert len(content["annotations"]) == 6 and len(detections) == 2 * 100
+    assert [entry["id"] for entry in content["annotations"]] == [1, 2, 3, 4, 5, 6]
+    assert 0.0 < evaluation.evaluate(content, detections)["AP"] < 1.0
+    found = evaluation.compare(content, detections, 2)
+    assert found["largest_difference"] == 0.0, "pycocotools' numbers, to the last bit"
+    assert found["ratio"]["median"] > 0 and found["pycocotools_ms"] > 0
+    assert scoring.scores((64, 96), 2, 3).images == 2
     assert len(scoring.encoding((64, 96)).run()) == 100
 
 
 def test_the_parts_of_a_network_add_up():
     model = builders.build_model(tiny.get_config().model, 3, None)
-    parts = {part.name: part for part in network.parts(model, (64, 96))}
-    whole = parts[""]
+    parts = {part["name"]: part for part in network.parts(model, (64, 96))}
+    whole = parts["all"]
     main = [parts[name] for name in ("backbone", "encoder", "decoder")]
-    assert sum(part.parameters.trained for part in main) == whole.parameters.trained
-    assert sum(part.gmacs for part in main) == pytest.approx(whole.gmacs, rel=1e-12)
+    assert sum(part["trained"] for part in main) == whole["trained"]
+    assert sum(part["gmacs"] for part in main) == pytest.approx(whole["gmacs"], rel=1e-12)
     stages = [part for name, part in parts.items() if name.startswith("backbone/")]
     assert len(stages) == 5
-    assert sum(part.parameters.trained for part in stages) == main[0].parameters.trained
+    assert sum(part["trained"] for part in stages) == main[0]["trained"]
+    assert list(parts)[5:] == [
+        *("backbone", "encoder", "decoder/inst_branch", "decoder/mask_branch", "decoder", "all")
+    ]
     # res2: one bottleneck of 8 channels in and 32 out; scales and biases of four norms.
     kernels = 8 * 8 + 9 * 8 * 8 + 8 * 32 + 8 * 32
-    assert parts["backbone/res2"].parameters.trained == kernels + 2 * (8 + 8 + 32 + 32)
+    assert parts["backbone/res2"]["trained"] == kernels + 2 * (8 + 8 + 32 + 32)
 
 
 def test_activations_come_in_their_order_with_their_sizes():
     given = layers.functional(builders.build_model(tiny.get_config().model, 3, None))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
     found = network.activations(*given, images)
-    assert [tensor.name for tensor in found[:5]] == ["stem", "res2", "res3", "res4", "res5"]
-    sizes = {tensor.name: tensor for tensor in found}
-    assert sizes["res2"].shape == (2, 16, 24, 32)
-    assert sizes["res2"].mib == 2 * 16 * 24 * 32 * 4 / 2**20
-    assert sizes["mask_logits"].shape == (2, 10, 16, 24)
+    assert [tensor["name"] for tensor in found[:5]] == ["stem", "res2", "res3", "res4", "res5"]
+    sizes = {tensor["name"]: tensor for tensor in found}
+    assert sizes["res2"]["shape"] == (2, 16, 24, 32)
+    assert sizes["res2"]["mib"] == 2 * 16 * 24 * 32 * 4 / 2**20
+    assert sizes["mask_logits"]["shape"] == (2, 10, 16, 24)
     one, two = (
         network.residual_mib(*given, jax.ShapeDtypeStruct((n, 64, 96, 3), jnp.float32))
         for n in (1, 2)
     )
-    assert two > one > sizes["stem"].mib / 2, "what is kept grows with the batch"
+    assert two > one > sizes["stem"]["mib"] / 2, "what is kept grows with the batch"
 
 
 def test_summary_prints_what_the_network_has(capsys):
@@ -210,11 +204,13 @@ SMALL += ["--warmup", "1", "--iterations", "2", "--objects", "2"]
 
 def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
     output = tmp_path / "out.json"
-    chosen = ["input/batches", "post", "scoring/encode"]
+    chosen = ["input/batches", "post", "scoring/predict", "scoring/encode"]
     assert command.main([*SMALL, "--only", *chosen, "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     rows = {row["name"]: row for row in report["results"]}
-    assert list(rows) == ["input/batches", "post/masks", "scoring/encode"]
+    assert list(rows) == ["input/batches", "post/masks", "scoring/predict", "scoring/encode"]
+    assert rows["scoring/predict"]["images"] == command.NUM_PHOTOS
+    assert rows["input/batches"]["note"].endswith(")")
     for row in rows.values():
         assert row["iterations"] == 2 and 0 < row["least_ms"] <= row["p50_ms"] <= row["p90_ms"]
         assert row["images_per_s"] == pytest.approx(1e3 * row["images"] / row["p50_ms"])
@@ -250,6 +246,7 @@ def test_a_measured_training_step_trains_and_says_where_its_time_goes():
         *("first_half_ms", "score_to_host_ms", "matching_ms", "second_half_ms")
     }
     assert workload.facts["objects_per_image"] == 3
+    assert details["note"].startswith("each part by itself: first half ")
     memory = {name: machine.compiled_memory(half) for name, half in workload.compiled().items()}
     assert set(memory) == {"first half", "second half"}
     # What the first half hands over, and the optimizer's state.
@@ -270,9 +267,9 @@ def test_the_original_protocol_gives_frames_per_second_of_the_mean(tmp_path, cap
     [
         (["--only", "latncy"], "nothing named latncy; expected some of latency, throughput"),
         (["--size", "60x96"], "--size must be multiples of 32, got 60x96"),
-        (["--train-batch", "3", "--micro-batches", "2"], "a multiple of --micro-batches"),
+        (["--train-size", "64x65"], "--train-size must be multiples of 32, got 64x65"),
+        (["--workers", "-1"], "--workers must be at least 0, got -1"),
         (["--batch", "0"], "--batch must be at least 1, got 0"),
-        (["--shortest-side", "64"], "--size or --shortest-side, not both"),
         (["--protocol", "original", "--only", "post"], "leave --only"),
         (["--serve"], "--serve measures one thing"),
         (["--only", "latency/network", "--photo-size", "10x500"], "does not fill --size"),
@@ -323,6 +320,55 @@ def test_named_weights_are_the_ones_that_are_measured(tmp_path):
     no_data = ["--config.data.generator=", "--config.data.val.annotations=none.json"]
     for more in ([], ["--weights", str(weights), *no_data]):
         arguments = parse_command_line(command._parser(), [*SMALL, *more])
-        subject = Bench(arguments, tmp_path).subject
+        subject = command.Bench(arguments, tmp_path).subject
         kept.append(inference.with_masks(subject, 2).details()["kept_masks_per_image"])
     assert kept == [10, 0]
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    dataset = reading.draw_photos(tmp_path / "photos", 4, (96, 128))
+    options = {"seed": 0, "batch_size": 2, "train_sizes": (32, 64), "train_max_size": 96}
+    return dataset, TrainPlan(dataset.image_sizes, dataset.num_targets, **options)
+
+
+def test_batches_are_compared_with_decoding_and_resizing_alone_in_turn(drawn, monkeypatch):
+    now = [0.0]
+    calls = []
+
+    def spend(name, seconds):
+        def work(source, step):
+            calls.append((name, step.step))
+            now[0] += seconds
+
+        return work
+
+    monkeypatch.setattr(reading, "_decode_and_resize", spend("alone", 0.020))
+    monkeypatch.setattr(reading, "make_batch", spend("whole", 0.025))
+    dataset, plan = drawn
+    details = reading.batches(dataset, plan, lambda: now[0]).details()
+    assert details["against_decoding"] == {
+        "rounds": reading.ROUNDS,
+        "decode_and_resize_ms_per_image": pytest.approx(10),
+        "batch_ms_per_image": pytest.approx(12.5),
+        **dict.fromkeys(("median", "least", "most", "of_medians"), pytest.approx(1.25)),
+    }
+    assert details["note"] == (
+        "12.50 ms an image, decoding and resizing the same alone 10.00 ms: "
+        "1.25 times as long (40 batches alternately, 1.25 to 1.25)"
+    )
+    # The same batch for both, the order changes.
+    assert [name for name, _ in calls[:4]] == ["whole", "alone", "alone", "whole"]
+    assert [step for _, step in calls] == np.arange(reading.ROUNDS).repeat(2).tolist()
+
+
+def test_decoding_and_resizing_alone_takes_the_planned_sizes(drawn, monkeypatch):
+    dataset, plan = drawn
+    taken = []
+    asarray = np.asarray
+    monkeypatch.setattr(
+        reading.np, "asarray", lambda photo: taken.append(photo.size) or asarray(photo)
+    )
+    reading.decode_and_resize(dataset, plan).run()
+    sizes = [image.transform.size for image in plan.batch(0).images]
+    assert taken == [(width, height) for height, width in sizes]

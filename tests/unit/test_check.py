@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import check
-from sparseinst_jax.data.annotations.segmentations import compressed_length
+from sparseinst_jax.data import check_dataset
 from sparseinst_jax.data.coco import index_coco, load_coco
+from sparseinst_jax.data.segmentations import compressed_length
 from sparseinst_jax.setup import datasets
 from sparseinst_jax.setup.config import load_config
 
@@ -57,24 +57,24 @@ LARGE = block((0, 32), (0, 32))  # 16 x 16 pixels after halving
 def test_objects_that_a_resize_loses_are_counted_as_worked_out_by_hand(tmp_path):
     objects = [(0, 0, mask) for mask in (GONE, THIN, SMALL, LARGE)]
     dataset = load_coco(make(tmp_path, objects), None)
-    found = check.count_lost(dataset, SIZE // 2, 1000, 8)
+    found = check_dataset.count_lost(dataset, SIZE // 2, 1000, 8)
     assert (found.num_gone, found.num_thin, found.num_small, found.num_lost) == (1, 1, 1, 2)
     assert (found.num_checked, found.num_objects) == (4, 4)
     assert found.worst == (("a.png", 0), ("a.png", 1))
     assert found.median_side == pytest.approx(((0 + 16) / 2) ** 0.5)  # of 0, 0, 16, 256
     # At the full size only the objects outside the inner pixels 1, 2, 5, 6, ... are lost.
-    found = check.count_lost(dataset, SIZE, 1000, 8)
+    found = check_dataset.count_lost(dataset, SIZE, 1000, 8)
     assert (found.num_gone, found.num_thin) == (0, 1)
     # The longest side limits the resize, too.
-    assert check.count_lost(dataset, SIZE, SIZE // 2, 8).num_lost == 2
+    assert check_dataset.count_lost(dataset, SIZE, SIZE // 2, 8).num_lost == 2
 
 
 def test_the_warning_of_lost_objects_says_how_many_where_and_what_to_raise(tmp_path):
     objects = [(0, 0, mask) for mask in (GONE, THIN, SMALL, LARGE)]
     dataset = load_coco(make(tmp_path, objects), None)
-    lost = check.lost_at_ends(dataset, (48, SIZE // 2, SIZE), 1000, 8)
+    lost = check_dataset.lost_at_ends(dataset, (48, SIZE // 2, SIZE), 1000, 8)
     assert [found.shortest for found in lost] == [SIZE // 2, SIZE]
-    first, second = check.warn_of_lost(lost, 1000)
+    first, second = check_dataset.warn_of_lost(lost, 1000)
     assert first == (
         "2 of 4 objects (50 %) are lost at the train size 32 (longest side 1000): 1 have no pixel "
         "left and are dropped, 1 have none at stride 4, that of the masks (the activation maps "
@@ -83,26 +83,29 @@ def test_the_warning_of_lost_objects_says_how_many_where_and_what_to_raise(tmp_p
     )
     assert second.startswith("1 of 4 objects (25 %) are lost at the train size 64")
     only_large = load_coco(make(tmp_path, [(0, 0, LARGE)]), None)
-    assert check.warn_of_lost(check.lost_at_ends(only_large, (32, 64), 1000, 8), 1000) == []
+    assert (
+        check_dataset.warn_of_lost(check_dataset.lost_at_ends(only_large, (32, 64), 1000, 8), 1000)
+        == []
+    )
 
 
 def test_of_many_objects_some_spread_over_all_images_are_looked_at(tmp_path):
     objects = [(image, 0, GONE if image < 5 else LARGE) for image in range(10) for _ in range(10)]
     dataset = load_coco(make(tmp_path, objects, [f"{i}.png" for i in range(10)]), None)
-    found = check.count_lost(dataset, SIZE // 2, 1000, map_stride=8, most=20)
+    found = check_dataset.count_lost(dataset, SIZE // 2, 1000, map_stride=8, most=20)
     assert (found.num_checked, found.num_objects, found.num_gone) == (20, 100, 10)
-    assert check.warn_of_lost([found], 1000)[0].startswith("about 50 of 100 objects (50 %)")
+    assert check_dataset.warn_of_lost([found], 1000)[0].startswith("about 50 of 100 objects (50 %)")
 
 
 def test_more_objects_than_masks_are_counted_and_the_key_to_raise_is_named(tmp_path):
     objects = [(0, 0, LARGE)] * 3 + [(1, 1, LARGE)] * 5 + [(1, 1, LARGE, True)]
     dataset = load_coco(make(tmp_path, objects, ("a.png", "b.png")), None)
-    assert check.warn(dataset, 5) == []
-    assert check.warn(dataset, 2) == [
+    assert check_dataset.warn(dataset, 5) == []
+    assert check_dataset.warn(dataset, 2) == [
         "2 images have more objects than the model has masks (2), b.png has 5: the best 2 are "
         "matched, the other 4 are not learned; raise --config.model.num_masks to 5 or more"
     ]
-    lines = check.describe(dataset)
+    lines = check_dataset.describe(dataset)
     assert lines[0].endswith("train.json: 2 images, 8 objects, 2 classes")
     assert lines[1] == "objects per class: owl 3, cat 5"
     assert lines[2] == (
@@ -112,19 +115,19 @@ def test_more_objects_than_masks_are_counted_and_the_key_to_raise_is_named(tmp_p
 
 def test_more_objects_than_coco_counts_are_told(tmp_path):
     dataset = load_coco(make(tmp_path, [(0, 0, LARGE)] * 101, classes=("owl",)), None)
-    (line,) = check.warn(dataset, 200)
+    (line,) = check_dataset.warn(dataset, 200)
     assert line.startswith("1 images have more than 100 objects: COCO's AP counts the best 100")
 
 
 def test_classes_without_objects_are_told(tmp_path):
     dataset = load_coco(make(tmp_path, [(0, 1, LARGE)]), None)
-    (line,) = check.warn(dataset, 10)
+    (line,) = check_dataset.warn(dataset, 10)
     assert line.startswith("1 of 2 classes have no object and cannot be learned: owl;")
     val = load_coco(make(tmp_path, [(0, 0, LARGE)], file="val.json"), None)
-    first, second = check.warn_of_classes(dataset, val)
+    first, second = check_dataset.warn_of_classes(dataset, val)
     assert "val.json has objects of owl, which" in first and "their AP will be 0" in first
     assert "val.json has no object of cat: their AP cannot be measured" in second
-    assert check.warn_of_classes(val, val) == []
+    assert check_dataset.warn_of_classes(val, val) == []
 
 
 def test_images_shared_by_two_data_sets_are_found_by_name_and_by_content(tmp_path):
@@ -138,21 +141,21 @@ def test_images_shared_by_two_data_sets_are_found_by_name_and_by_content(tmp_pat
     train = load_coco(make(tmp_path, [], "abcd"), tmp_path / "train")
     val = load_coco(make(tmp_path, [], "abxy", file="val.json"), tmp_path / "val")
     # b has one name and two contents; the bytes of c are those of x.
-    assert check.find_overlap(train, val) == [("a", "a")]
-    both = check.find_overlap(train, val, every_file=True)
+    assert check_dataset.find_overlap(train, val) == [("a", "a")]
+    both = check_dataset.find_overlap(train, val, every_file=True)
     assert both == [("a", "a"), ("c", "x")]
-    assert check.warn_of_overlap(both, 4) == [
+    assert check_dataset.warn_of_overlap(both, 4) == [
         "2 of 4 validation images are training images, too: a, c = x; AP on these says nothing "
         "about new images. Take them out of one json"
     ]
-    assert len(check.find_overlap(train, train)) == 4
+    assert len(check_dataset.find_overlap(train, train)) == 4
     no_images = load_coco(tmp_path / "val.json", None)
-    assert check.find_overlap(train, no_images) == [("a", "a"), ("b", "b")]
+    assert check_dataset.find_overlap(train, no_images) == [("a", "a"), ("b", "b")]
 
 
 def test_a_file_named_twice_is_found(tmp_path):
     dataset = load_coco(make(tmp_path, [], ("a", "b", "a")), None)
-    assert check.find_repeated(dataset) == ["a"]
+    assert check_dataset.find_repeated(dataset) == ["a"]
 
 
 def test_the_brief_check_before_a_run_says_it_all_and_opens_no_image(tmp_path):

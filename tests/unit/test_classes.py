@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax.cli import eval as eval_command
-from sparseinst_jax.data.annotations.classes import choose_classes, map_categories
+from sparseinst_jax.data.classes import choose_classes, map_categories
 from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data import check
+from sparseinst_jax.data import check_dataset
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_image, read_record
 
 SQUARE = [[2, 1, 6, 1, 6, 5, 2, 5]]  # x 2..6, y 1..5
@@ -86,8 +86,10 @@ def test_a_list_without_annotations_is_accepted(tmp_path):
     dataset = load_coco(_write(tmp_path, content), None, keep_empty=False)
     assert not dataset.has_annotations
     assert len(dataset.records) == 2
-    assert check.describe(dataset)[-1].startswith("no annotations: the file can be predicted, not")
-    assert check.warn(dataset, 100) == []
+    assert check_dataset.describe(dataset)[-1].startswith(
+        "no annotations: the file can be predicted, not"
+    )
+    assert check_dataset.warn(dataset, 100) == []
 
 
 def test_all_faults_are_told_at_once_with_their_ids(tmp_path):
@@ -156,7 +158,9 @@ def test_polygons_without_three_corners_are_left_out_and_counted(tmp_path):
     assert [a.id for a in dataset.records[1].annotations] == [5]
     assert dataset.records[1].annotations[0].segmentation == SQUARE
     assert dataset.num_without_mask == 2
-    assert check.warn_of_unusable(dataset)[0].startswith("2 objects have no polygon of three")
+    assert check_dataset.warn_of_unusable(dataset)[0].startswith(
+        "2 objects have no polygon of three"
+    )
 
 
 def test_the_three_forms_of_a_mask_decode_to_the_same_pixels():

@@ -14,14 +14,13 @@ tfds = pytest.importorskip("tensorflow_datasets")
 # TFDS 4.9.10 needs it and relies on etils to bring it, which etils 1.15 no longer does.
 pytest.importorskip("importlib_resources")
 
-from sparseinst_jax.data import coco_tfds  # noqa: E402
-from sparseinst_jax.data.coco import Selection, load_coco, read_record, without_empty  # noqa: E402
-from sparseinst_jax.data.coco_tfds import Source, build, record_of  # noqa: E402
-from sparseinst_jax.data.index import cache as index_cache  # noqa: E402
+from sparseinst_jax.data import tfds as our_tfds  # noqa: E402
+from sparseinst_jax.data._index import cache as index_cache  # noqa: E402
+from sparseinst_jax.data.coco import DatasetSelection, load_coco, read_record, without_empty  # noqa: E402
 from sparseinst_jax.data.loader import train_batches  # noqa: E402
 from sparseinst_jax.data.plan import TrainPlan  # noqa: E402
 from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402
-from sparseinst_jax.data.tfds_source import index_tfds  # noqa: E402
+from sparseinst_jax.data.tfds import SplitSource, build, index_tfds, record_of  # noqa: E402
 from sparseinst_jax.evaluation.coco_metrics import evaluate  # noqa: E402
 
 POLYGON = [[1.5, 2.0, 30.0, 2.0, 30.0, 40.25]]
@@ -62,7 +61,7 @@ def _runs(image):
 @pytest.fixture(scope="module")
 def sources(folder):
     return {
-        split: Source(folder / f"{split}.json", folder / "images" / split)
+        split: SplitSource(folder / f"{split}.json", folder / "images" / split)
         for split in ("train", "val")
     }
 
@@ -70,12 +69,12 @@ def sources(folder):
 @pytest.fixture(scope="module")
 def built(sources, tmp_path_factory):
     root = tmp_path_factory.mktemp("tfds")
-    before = coco_tfds.SHARD_SIZE
-    coco_tfds.SHARD_SIZE = 4000  # bytes: several shards
+    before = our_tfds.SHARD_SIZE
+    our_tfds.SHARD_SIZE = 4000  # bytes: several shards
     try:
         build(root, sources)
     finally:
-        coco_tfds.SHARD_SIZE = before
+        our_tfds.SHARD_SIZE = before
     return root
 
 
@@ -103,7 +102,7 @@ def test_tfds_alone_reads_records_and_pixels_as_they_went_in_and_in_their_order(
 
 
 def _from_shards(name, data_dir, *, keep_empty=True, **selection):
-    dataset, faults = index_tfds(name, data_dir, Selection(**selection))
+    dataset, faults = index_tfds(name, data_dir, DatasetSelection(**selection))
     faults.raise_if_fatal()
     return dataset if keep_empty else without_empty(dataset)
 
@@ -157,7 +156,7 @@ def test_training_batches_equal_those_of_the_folder(folder, built, num_workers):
 )
 def test_detections_have_the_scores_that_they_have_against_the_json(folder, built, choice):
     json_set = _from_folder(folder, **choice)
-    stored, _ = index_tfds("coco_instances/train", built, Selection(**choice))
+    stored, _ = index_tfds("coco_instances/train", built, DatasetSelection(**choice))
     rng = np.random.default_rng(0)
     results = [
         {"image_id": record.image_id, "category_id": json_set.category_ids[annotation.label],
@@ -219,27 +218,27 @@ def test_a_large_index_is_mapped_from_the_cache_into_the_data_set(
 )
 def test_a_wrong_name_is_refused_with_the_cure(built, name, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        index_tfds(name, built, Selection())
+        index_tfds(name, built, DatasetSelection())
 
 
 def test_what_is_missing_or_damaged_is_named(built, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no coco_instances/train in .*config.data.tfds"):
-        index_tfds("coco_instances/train", tmp_path / "nowhere", Selection())
+        index_tfds("coco_instances/train", tmp_path / "nowhere", DatasetSelection())
     shutil.copytree(built, tmp_path / "copy")
     directory = tmp_path / "copy/coco_instances/1.0.0"
     shard = sorted(directory.glob("*train*array_record*"))[0]
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=rf"1 of \d+ shards .*{shard.name}"):
-        index_tfds("coco_instances/train", tmp_path / "copy", Selection())
+        index_tfds("coco_instances/train", tmp_path / "copy", DatasetSelection())
     (directory / "index-val/image_ids.bin").unlink()
     with pytest.raises(ValueError, match=r"the index of coco_instances/val .* is damaged"):
-        index_tfds("coco_instances/val", tmp_path / "copy", Selection())
+        index_tfds("coco_instances/val", tmp_path / "copy", DatasetSelection())
     (directory / "dataset_info.json").unlink()
     with pytest.raises(ValueError, match="cannot be read"):
-        index_tfds("coco_instances/train", tmp_path / "copy", Selection())
+        index_tfds("coco_instances/train", tmp_path / "copy", DatasetSelection())
     directory.rename(directory.with_name("0.9.0"))
     with pytest.raises(FileNotFoundError, match=r"there is version 0\.9\.0"):
-        index_tfds("coco_instances/train", tmp_path / "copy", Selection())
+        index_tfds("coco_instances/train", tmp_path / "copy", DatasetSelection())
 
 
 def test_nothing_half_written_is_left_behind(folder, sources, built, tmp_path):
@@ -249,7 +248,7 @@ def test_nothing_half_written_is_left_behind(folder, sources, built, tmp_path):
     for entry in other["categories"]:
         entry["name"] += "s"
     (tmp_path / "other.json").write_text(json.dumps(other))
-    val = Source(tmp_path / "other.json", folder / "images/val")
+    val = SplitSource(tmp_path / "other.json", folder / "images/val")
     with pytest.raises(ValueError, match="different categories"):
         build(tmp_path / "new", {**sources, "val": val})
     shutil.copytree(folder / "images/train", tmp_path / "images")
@@ -257,9 +256,9 @@ def test_nothing_half_written_is_left_behind(folder, sources, built, tmp_path):
     with open(broken.path, "wb") as file:
         file.write(b"broken")
     with pytest.raises(ValueError, match=rf"{broken.file_name} cannot be read"):
-        build(tmp_path / "new", {"train": Source(folder / "train.json", tmp_path / "images")})
+        build(tmp_path / "new", {"train": SplitSource(folder / "train.json", tmp_path / "images")})
     os.unlink(broken.path)
     with pytest.raises(ValueError, match=rf"the file .*{broken.file_name} does not exist"):
-        build(tmp_path / "new", {"train": Source(folder / "train.json", tmp_path / "images")})
+        build(tmp_path / "new", {"train": SplitSource(folder / "train.json", tmp_path / "images")})
     left = [path for path in (tmp_path / "new").rglob("*") if path.is_file()]
     assert left == []

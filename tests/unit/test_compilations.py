@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli.measuring.compilation import watched
+from sparseinst_jax.cli.measuring.timing import watched
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.plan import TrainPlan

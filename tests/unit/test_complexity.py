@@ -32,12 +32,6 @@ def test_a_convolution_costs_its_taps_and_input_channels_for_each_value(conv, ma
     assert trace_macs(conv, _floats(1, 10, 12, 4)) == {"": macs}
 
 
-def test_a_convolution_in_groups_counts_the_same_where_it_is_one_operation(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    conv = layers.Conv(4, 8, 3, groups=2, rng=RNG)
-    assert trace_macs(conv, _floats(1, 10, 12, 4)) == {"": 10 * 12 * 8 * 3 * 3 * 2}
-
-
 def test_a_depthwise_convolution_costs_nine_for_each_value():
     macs = trace_macs(jax.checkpoint(ops.depthwise_3x3), _floats(2, 5, 7, 6), _floats(3, 3, 1, 6))
     assert macs == {"": 2 * 5 * 7 * 6 * 9}

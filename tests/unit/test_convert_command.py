@@ -19,7 +19,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert
 from sparseinst_jax.cli.arguments import add_model_arguments, open_source
-from sparseinst_jax.data.annotations import coco_classes
+from sparseinst_jax.data.classes import COCO_CLASS_NAMES
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
@@ -70,7 +70,7 @@ def test_a_checkpoint_opens_without_a_run_and_says_where_it_comes_from(source, t
     assert "class head  2 (5,200)" in out  # 80 x 64 and 80
     folder = tmp_path / "new/giam_v1.0"
     predictor = sparseinst_jax.load(folder)
-    assert predictor.class_names == coco_classes.CLASS_NAMES
+    assert predictor.class_names == COCO_CLASS_NAMES
     assert predictor.category_ids[-1] == 90 and len(predictor.category_ids) == 80
     assert predictor.class_names[11:13] == ("stop sign", "parking meter")
     assert predictor.category_ids[11:13] == (13, 14)
@@ -112,7 +112,7 @@ def test_a_safetensors_file_of_ours_is_read_by_weights_and_goes_back(source, tmp
     arguments = ["--weights", str(ours), "--config", TINY]
     overrides = {"data.generator": "", "data.val.annotations": str(tmp_path / "nowhere.json")}
     predictor = open_source(_parse(arguments, overrides)).predictor
-    assert predictor.class_names == coco_classes.CLASS_NAMES
+    assert predictor.class_names == COCO_CLASS_NAMES
     weights = jax.tree.map(np.asarray, predictor._weights)
     assert_same(ours_to_original(*weights, NAMES), dict(np.load(source)))
 

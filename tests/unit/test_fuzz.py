@@ -20,10 +20,9 @@ from pycocotools import mask as coco_mask
 from sparseinst_jax.checkpoints.limits import check_meta
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data import coco
-from sparseinst_jax.data.annotations.json_stream import JsonError, read_object
-from sparseinst_jax.data.annotations.segmentations import compressed_length
-from sparseinst_jax.data.images import paths
-from sparseinst_jax.data.images.decoding import read_header, read_image
+from sparseinst_jax.data._index.json_stream import JsonError, read_object
+from sparseinst_jax.data.images import name_fault, read_header, read_image
+from sparseinst_jax.data.segmentations import compressed_length
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.runtime.messages import acting_character, printable
 from tests.fuzzing import cases
@@ -126,7 +125,7 @@ def test_any_json_is_read_or_refused_and_what_is_read_can_be_drawn(folder, steps
         assert _is_message(error)
         return
     for record in dataset.records:
-        assert paths.name_fault(record.file_name) is None
+        assert name_fault(record.file_name) is None
         for annotation in record.annotations:
             mask = coco.decode_mask(annotation.segmentation, record.height, record.width)
             assert mask.shape == (record.height, record.width)

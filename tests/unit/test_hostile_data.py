@@ -16,11 +16,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sparseinst_jax.cli.predict import list_images
-from sparseinst_jax.data import coco
-from sparseinst_jax.data.annotations import json_stream, segmentations
-from sparseinst_jax.data.check import find_overlap
-from sparseinst_jax.data.images import decoding
-from sparseinst_jax.data.index import cache as index_cache
+from sparseinst_jax.data import coco, images, segmentations
+from sparseinst_jax.data._index import cache as index_cache
+from sparseinst_jax.data._index import json_stream
+from sparseinst_jax.data.check_dataset import find_overlap
 from sparseinst_jax.drawing.fonts import drawable, own_font, shorten
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.report import write_confusion_table
@@ -92,7 +91,7 @@ def refusal(folder, made, **options):
         ("a\x1b]0;title\x07.png", "control character '\\x1b'"),
         ("a\u202egnp.exe", "control character '\\u202e'"),
         ("half \ud83d.png", "control character '\\ud83d'"),
-        ("x" * 10_000_000, "has 10000000 letters"),
+        ("x" * 10_000_000, "has 10000000 characters"),
     ],
 )
 def test_a_file_name_that_does_not_lie_in_the_folder_is_refused(folder, name, reason):
@@ -148,7 +147,7 @@ def test_pipes_devices_sockets_and_folders_are_refused_at_once(folder, monkeypat
             coco.read_record(load(folder, made).records[0])
     for path in ("/dev/zero", "/dev/stdin", "/dev/full"):
         with pytest.raises(ValueError, match=r"cannot|is a"):
-            decoding.read_image(path)
+            images.read_image(path)
     assert time.monotonic() - start < 5
     assert list_images([folder], folder.parent / "out") == [folder / "a.png"]
 
@@ -179,7 +178,7 @@ def _refused_image(tmp_path, raw, name="bomb.png"):
     start = time.monotonic()
     try:
         with pytest.raises(ValueError, match=f"image .*{name}") as caught:
-            decoding.read_image(tmp_path / name)
+            images.read_image(tmp_path / name)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -192,7 +191,7 @@ def test_an_image_that_claims_ten_billion_pixels_is_refused_by_its_header(tmp_pa
     assert "decompression bomb" in _refused_image(tmp_path, raw)
     # Also where a program has lifted Pillow's own limit.
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    assert f"expected {decoding.MAX_PIXELS}" in _refused_image(tmp_path, raw)
+    assert f"expected {images.MAX_PIXELS}" in _refused_image(tmp_path, raw)
 
 
 def test_text_chunks_that_inflate_without_end_are_refused(tmp_path):
@@ -202,7 +201,7 @@ def test_text_chunks_that_inflate_without_end_are_refused(tmp_path):
     info = PngInfo()
     info.add_text("k", "harmless")
     Image.new("RGB", (3, 3)).save(tmp_path / "text.png", pnginfo=info)
-    assert decoding.read_image(tmp_path / "text.png").shape == (3, 3, 3)
+    assert images.read_image(tmp_path / "text.png").shape == (3, 3, 3)
 
 
 def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path):
@@ -218,7 +217,7 @@ def test_an_image_of_another_size_than_the_json_says_is_refused(folder):
 def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
     path = tmp_path / "scans.jpg"
     Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(path, progressive=True)
-    assert decoding.read_image(path).shape == (8, 8, 3)
+    assert images.read_image(path).shape == (8, 8, 3)
     raw = path.read_bytes()
     last = raw.rindex(b"\xff\xda")
     scan = raw[last:-2]
@@ -229,9 +228,9 @@ def test_a_jpeg_of_very_many_scans_is_refused(tmp_path):
 def test_kinds_that_are_handed_to_other_programs_are_refused(tmp_path):
     raw = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"
     assert "of a kind that is not read" in _refused_image(tmp_path, raw, "run.png")
-    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(decoding.FORMATS)
-    assert {".jpg", ".png", ".webp"} <= decoding.image_suffixes()
-    assert not {".eps", ".pdf"} & decoding.image_suffixes()
+    assert not {"EPS", "WMF", "HDF5", "GRIB", "BUFR"} & set(images.FORMATS)
+    assert {".jpg", ".png", ".webp"} <= images.image_suffixes()
+    assert not {".eps", ".pdf"} & images.image_suffixes()
 
 
 # ---- the json
@@ -291,7 +290,7 @@ def test_results_that_would_break_a_parser_are_refused(tmp_path, text):
         ({"category__name": " "}, "the name is empty"),
         ({"category__name": "c\x1b[2Jat"}, "holds the control character '\\x1b'"),
         ({"category__name": "tac\u202e"}, "holds the control character '\\u202e'"),
-        ({"category__name": "a" * 10_000_000}, "the name has 10000000 letters"),
+        ({"category__name": "a" * 10_000_000}, "the name has 10000000 characters"),
         ({"annotation__segmentation": [[float("nan"), *SQUARE[1:]]]}, "NaN or infinite"),
         ({"annotation__segmentation": [[10**400, *SQUARE[1:]]]}, "must be numbers"),
         ({"annotation__segmentation": [[1e300, *SQUARE[1:]]]}, "has the coordinate 1e+300 px"),
@@ -376,7 +375,7 @@ def test_broken_run_lengths_never_reach_pycocotools(folder, monkeypatch, counts,
     with pytest.raises(ValueError, match="1 of 1 detections"):
         evaluate(content(annotation__area=49), found)
     for name in ("frPyObjects", "merge", "decode"):
-        monkeypatch.setattr(coco.rle, name, None)  # would fail in another way
+        monkeypatch.setattr(segmentations.rle, name, None)  # would fail in another way
     with pytest.raises(ValueError, match=reason):
         coco.encode_segmentation(runs, SIDE, SIDE)
 
@@ -397,7 +396,7 @@ def test_sums_that_run_over_64_bits_are_refused():
     assert segmentations.compressed_length(counts) is None
     assert segmentations.compressed_length(counts * 2**21) is None
     message = segmentations.sum_runs("0" * (segmentations.MAX_TEXT + 1))[1]
-    assert message is not None and "letters or numbers, expected" in message
+    assert message is not None and "characters or numbers, expected" in message
 
 
 @pytest.mark.parametrize(

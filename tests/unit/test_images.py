@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax.data.coco import load_coco, read_record
-from sparseinst_jax.data.images.decoding import read_header, read_image
+from sparseinst_jax.data.images import read_header, read_image
 
 # Four colours far apart, so that no exchange of channels, rows or columns goes unnoticed.
 RGB = np.array([[[200, 30, 10], [20, 210, 40]], [[50, 60, 220], [90, 90, 90]]], np.uint8)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sparseinst_jax.data.annotations import json_stream
+from sparseinst_jax.data._index import json_stream
 
 SCALARS = (
     1,

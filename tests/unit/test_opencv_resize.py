@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from sparseinst_jax.data.images import opencv_resize
+from sparseinst_jax.data.ecosystems import opencv_resize
 
 
 def pattern(height, width):

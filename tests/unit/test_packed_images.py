@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from sparseinst_jax.data.packed_images import pack, unpack
 from sparseinst_jax.data.target_masks import FULL_BITS, QUARTER_LEVELS
 from sparseinst_jax.data.train_image import TrainImage
-from sparseinst_jax.data.workers.packed_images import pack, unpack
 
 
 def _image(rng, height, width, labels, ignores_crowd, form):

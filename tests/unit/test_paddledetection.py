@@ -12,9 +12,7 @@ from pycocotools import mask as rle
 
 from sparseinst_jax.data import transforms as T
 from sparseinst_jax.data.coco import Annotation, ImageRecord
-from sparseinst_jax.data.ecosystems import paddle_transforms
-from sparseinst_jax.data.ecosystems.eval_protocols import find_protocol
-from sparseinst_jax.data.images import opencv_resize
+from sparseinst_jax.data.ecosystems import find_protocol, opencv_resize, paddledetection
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
@@ -37,7 +35,7 @@ SIZES = tuple(range(416, 641, 32))
 
 
 def draw(draws, size, augmentation="flip_resize_crop", boxes=EVERYWHERE, sizes=SIZES):
-    return paddle_transforms.draw_transform(draws, size, sizes, 853, augmentation, boxes)
+    return paddledetection.draw_transform(draws, size, sizes, 853, augmentation, boxes_xyxy=boxes)
 
 
 # What is trained.
@@ -134,22 +132,22 @@ def test_the_average_is_paddledetections_once_its_start_is_forgotten():
 
 
 def test_training_sizes_are_rounded_down_from_a_whole_short_side():
-    assert paddle_transforms.resized_size((480, 640), 416, 853) == (416, 554)
+    assert paddledetection.resized_size((480, 640), 416, 853) == (416, 554)
     assert T.resized_size((480, 640), 416, 853) == (416, 555)
-    assert paddle_transforms.resized_size((640, 480), 416, 853) == (554, 416)
-    assert paddle_transforms.resized_size((480, 640), 640, 853) == (640, 853)
-    assert paddle_transforms.resized_size((333, 500), 640, 853) == (568, 852)
-    assert paddle_transforms.resized_size((427, 640), 640, 853) == (569, 852)
-    assert paddle_transforms.resized_size((480, 640), 500) == (500, 666)
-    assert paddle_transforms.resized_size((300, 300), 512, 853) == (512, 512)
+    assert paddledetection.resized_size((640, 480), 416, 853) == (554, 416)
+    assert paddledetection.resized_size((480, 640), 640, 853) == (640, 853)
+    assert paddledetection.resized_size((333, 500), 640, 853) == (568, 852)
+    assert paddledetection.resized_size((427, 640), 640, 853) == (569, 852)
+    assert paddledetection.resized_size((480, 640), 500) == (500, 666)
+    assert paddledetection.resized_size((300, 300), 512, 853) == (512, 512)
     # Where rounding the short side up is stretched: 82.6 becomes 83, and 83 * 640 / 62 = 856.
-    assert paddle_transforms.resized_size((62, 640), 640, 853) == (83, 856)
+    assert paddledetection.resized_size((62, 640), 640, 853) == (83, 856)
 
 
 def test_half_of_all_sizes_differ_from_detectron2s_and_by_one_pixel():
     grid = itertools.product(range(320, 641, 17), range(320, 641, 13), SIZES)
     pairs = [
-        (paddle_transforms.resized_size((h, w), s, 853), T.resized_size((h, w), s, 853))
+        (paddledetection.resized_size((h, w), s, 853), T.resized_size((h, w), s, 853))
         for h, w, s in grid
     ]
     apart = np.abs(np.subtract(*zip(*pairs, strict=True)))
@@ -201,14 +199,14 @@ def test_a_crop_without_an_object_is_not_made():
     draws[0] = 0.1
     assert draw(draws, (480, 640), boxes=away).crop == (0, 0, 384, 384)
     flipped = draw(draws, (480, 640), boxes=away)
-    inside = paddle_transforms.boxes_in_crop(away, (480, 640), flipped)
+    inside = T.boxes_in_crop(away, (480, 640), flipped)
     assert inside.tolist() == [False, True]
 
 
 def test_without_crops_the_transform_is_flip_and_resize():
     draws = np.array([0.1, 0.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
     transform = draw(draws, (480, 640), "flip_resize")
-    assert transform == T.Transform(True, None, None, (416, 554), "paddledetection", False)
+    assert transform == T.Transform(True, None, None, (416, 554), paddledetection.PIXELS, False)
 
 
 def square_annotation(x, y, side, number, box=None):
@@ -219,7 +217,7 @@ def square_annotation(x, y, side, number, box=None):
 def test_pixels_of_images_and_masks_are_opencvs():
     image = np.random.default_rng(3).integers(0, 256, (71, 95, 3), np.uint8)
     transform = T.Transform(
-        True, (90, 120), (11, 7, 50, 81), (37, 59), "paddledetection", rasterizes_first=True
+        True, (90, 120), (11, 7, 50, 81), (37, 59), paddledetection.PIXELS, rasterizes_first=True
     )
     first = opencv_resize.resize_bilinear(np.ascontiguousarray(image[:, ::-1]), (90, 120))
     cut = np.ascontiguousarray(first[11:61, 7:88])
@@ -235,7 +233,9 @@ def test_pixels_of_images_and_masks_are_opencvs():
     levels = T.mask_levels(polygon, (71, 95), transform)
     np.testing.assert_array_equal(levels, reduce_mask(np.ascontiguousarray(mask)))
     # Without crops it moves as a polygon.
-    plain = T.Transform(True, None, None, (142, 190), "paddledetection", rasterizes_first=False)
+    plain = T.Transform(
+        True, None, None, (142, 190), paddledetection.PIXELS, rasterizes_first=False
+    )
     moved = T.move_polygons(polygon, (71, 95), plain)
     drawn = rle.decode(rle.merge(rle.frPyObjects(moved, 142, 190)))
     np.testing.assert_array_equal(T.move_mask(polygon, (71, 95), plain), drawn)
@@ -269,14 +269,13 @@ def test_objects_are_kept_by_their_box_and_empty_masks_stay(tmp_path):
         for image in steps
         if image.transform.crop is not None
         and not image.transform.flip
-        and paddle_transforms.boxes_in_crop(boxes[0], (480, 640), image.transform).tolist()
-        == [True, True, False]
+        and T.boxes_in_crop(boxes[0], (480, 640), image.transform).tolist() == [True, True, False]
     )
     loaded = load_train_image([record], chosen)
     assert [bool(mask.any()) for mask in loaded.masks] == [True, False]
     assert loaded.outside == [annotations[2]] and loaded.labels == [0, 0]
     # By detectron2's rule what has no pixel left is no target.
-    plain = chosen._replace(transform=chosen.transform._replace(rule="detectron2"))
+    plain = chosen._replace(transform=chosen.transform._replace(pixels=T.ORIGINAL_PIXELS))
     record.annotations = [annotation._replace(box_xyxy=None) for annotation in annotations]
     assert len(load_train_image([record], plain).masks) == 1
 
@@ -289,7 +288,7 @@ def test_the_plan_follows_the_rule_and_holds_what_it_gives():
         batch = plan.batch(step)
         for image in batch.images:
             size = sizes[image.position]
-            possible = {paddle_transforms.resized_size(size, s, 853) for s in SIZES}
+            possible = {paddledetection.resized_size(size, s, 853) for s in SIZES}
             assert image.transform.size in possible
             assert image.transform.size[1] <= batch.padded_size[1]
     again = TrainPlan(sizes, [1, 1, 1], resize_rule="paddledetection", **options)
@@ -297,7 +296,7 @@ def test_the_plan_follows_the_rule_and_holds_what_it_gives():
     message = "resize_rule must be one of .*got 'paddle'"
     with pytest.raises(ValueError, match=message):
         TrainPlan(sizes, [1, 1, 1], resize_rule="paddle", **options)
-    with pytest.raises(ValueError, match="lsj is not PaddleDetection's"):
+    with pytest.raises(ValueError, match="lsj is none of paddledetection"):
         TrainPlan(sizes, [1, 1, 1], resize_rule="paddledetection", augmentation="lsj", **options)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.data.annotations.segmentations import compressed_length
+from sparseinst_jax.data.segmentations import compressed_length
 from sparseinst_jax.evaluation import run_lengths
 from sparseinst_jax.evaluation.run_lengths import INVALID, lengths_and_areas
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.failures import Skip, SkippedImages, load_or_skip
 from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.data.transforms import Transform
-from sparseinst_jax.data.workers.skipping import Skip, SkippedImages, load_or_skip
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.inference.predictor import FoundInstances
 

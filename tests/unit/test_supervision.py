@@ -10,9 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.data import coco, loader, plan, shapes
-from sparseinst_jax.data.workers import supervision
-from sparseinst_jax.data.workers.supervision import supervised
+from sparseinst_jax.data import coco, failures, loader, plan, shapes
+from sparseinst_jax.data.failures import supervised
 
 DIED = "Worker process was terminated unexpectedly with exit code -9."
 
@@ -54,8 +53,8 @@ def test_a_reader_that_dies_twice_at_the_same_item_ends_the_run_with_a_message()
 
 
 def test_a_reader_that_hangs_is_left_and_another_one_started(monkeypatch):
-    monkeypatch.setattr(supervision, "STUCK_SECONDS", 0.3)
-    monkeypatch.setattr(supervision, "_CLOSE_SECONDS", 0.1)
+    monkeypatch.setattr(failures, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(failures, "_CLOSE_SECONDS", 0.1)
     stuck = threading.Event()
     reader, said = Reader({2: [lambda: stuck.wait(30)]}), []
     assert list(supervised(reader, 6, said.append)) == [0, 1, 2, 3, 4, 5]
@@ -89,11 +88,11 @@ def test_a_process_that_reads_images_is_replaced(tmp_path, monkeypatch, number):
     sizes = {"seed": 1, "batch_size": 2, "train_sizes": (64,), "train_max_size": 64}
     steps = plan.TrainPlan(data.image_sizes, data.num_targets, **sizes)
     expected = list(loader.train_batches(data, steps, 0, 12))
-    monkeypatch.setattr(supervision, "_print", say)
+    monkeypatch.setattr(failures, "_print", say)
     batches = loader.train_batches(data, steps, 0, 12, num_workers=1)
     found = [next(batches)]
-    monkeypatch.setattr(supervision, "STUCK_SECONDS", 1.0)
-    (worker,) = supervision.multiprocessing.active_children()
+    monkeypatch.setattr(failures, "STUCK_SECONDS", 1.0)
+    (worker,) = failures.multiprocessing.active_children()
     os.kill(worker.pid, number)
     found += list(batches)
     for a, b in zip(found, expected, strict=True):

@@ -8,7 +8,7 @@ import pytest
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import target_masks
-from sparseinst_jax.data.annotations.segmentations import read_runs
+from sparseinst_jax.data.segmentations import read_runs
 from sparseinst_jax.data.target_masks import (
     FULL_BITS,
     QUARTER_LEVELS,

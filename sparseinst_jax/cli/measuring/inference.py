@@ -1,17 +1,18 @@
-"""Workloads of inference: the network, with post-processing, from a file, post-processing alone."""
+"""Workloads of inference: the network, with masks, from a file, post-processing alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from sparseinst_jax.cli.measuring.workloads import Workload
+from sparseinst_jax.cli.measuring.timing import Workload
+from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.transforms import padded_size, resized_size
+from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, Prepared
 from sparseinst_jax.models.layers import Tree
@@ -50,6 +51,11 @@ class Subject:
         """(height, width) of the resized photo inside the padded image."""
         return valid_size(self.photo_size, self.size)
 
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """Facts of a result."""
+        return {"size": self.size, "photo_size": self.photo_size}
+
 
 def valid_size(photo_size: Size, size: Size) -> Size:
     """Return what a photo is resized to so that it fills a padded image.
@@ -69,11 +75,12 @@ def valid_size(photo_size: Size, size: Size) -> Size:
 
 def usual_photo(size: Size) -> Size:
     """Return the size of COCO's photos where they fill the padded image, else its own size."""
-    try:
-        valid_size(USUAL_PHOTO, size)
-    except ValueError:
-        return size
-    return USUAL_PHOTO
+    resized = resized_size(USUAL_PHOTO, min(size), max(size))
+    return USUAL_PHOTO if padded_size(resized) == size else size
+
+
+def _kept(number: float) -> dict[str, Any]:
+    return {"kept_masks_per_image": number, "note": f"{number:g} masks kept an image"}
 
 
 def network(subject: Subject, batch: int) -> Workload:
@@ -91,11 +98,18 @@ def network(subject: Subject, batch: int) -> Workload:
 
 def with_masks(subject: Subject, batch: int) -> Workload:
     """From resized photos on the host to the kept masks at their original size on the host."""
-    predictor = subject.make_predictor(batch)
-    items = [_prepared(subject, number) for number in range(batch)]
+    predictor, items = subject.make_predictor(batch), []
+    for number in range(batch):
+        rng = np.random.default_rng(number)
+        image = rng.integers(0, 256, (*subject.valid_size, 3), np.uint8)
+        items.append(Prepared(image, subject.photo_size, subject.valid_size))
 
     def run() -> int:
         return sum(len(chunk) for found in predictor.run(items) for chunk, _ in found.chunks)
+
+    def on_device(params: Tree, statistics: Tree, images: jax.Array, valid: jax.Array) -> Any:
+        x = normalize_images(images, valid)
+        return inference.select(subject.apply(params, statistics, x, train=False)[0])
 
     def compiled() -> dict[str, Any]:
         images = np.zeros((batch, *subject.size, 3), np.uint8)
@@ -103,28 +117,28 @@ def with_masks(subject: Subject, batch: int) -> Workload:
         given = subject.params, subject.statistics, images, valid
         return {"network and scores": jax.jit(on_device).lower(*given).compile()}
 
-    def on_device(params: Tree, statistics: Tree, images: jax.Array, valid: jax.Array) -> Any:
-        x = normalize_images(images, valid)
-        return inference.select(subject.apply(params, statistics, x, train=False)[0])
-
-    return Workload(
-        run,
-        batch,
-        {"size": subject.size, "photo_size": subject.photo_size, "batch": batch},
-        compiled,
-        lambda: {"kept_masks_per_image": run() / batch},
-    )
+    facts = {**subject.sizes, "batch": batch}
+    return Workload(run, batch, facts, compiled, lambda: _kept(run() / batch))
 
 
-def end_to_end(subject: Subject, photo: Path) -> Workload:
+def end_to_end(subject: Subject, photos: CocoDataset) -> Workload:
     """From an image file to scores, labels and run-length encoded masks."""
+    sizes = [(record.height, record.width) for record in photos.records]
+    path = photos.records[sizes.index(subject.photo_size)].path
     predictor = subject.make_predictor(1)
-    return Workload(
-        lambda: predictor(photo), 1, {"size": subject.size, "photo_size": subject.photo_size}
-    )
+    return Workload(lambda: predictor(path), 1, subject.sizes)
 
 
-def post_processing(subject: Subject) -> Workload:
+def whole_dataset(subject: Subject, photos: CocoDataset) -> Workload:
+    """From the files of a data set to its COCO results: read, computed and packed side by side."""
+    predictor = subject.make_predictor(1)
+    # The network's classes are not those of the photos; what is found takes theirs in turn.
+    names = photos.class_names
+    predictor.class_names = tuple(names[i % len(names)] for i in range(subject.num_classes))
+    return Workload(lambda: predict_dataset(predictor, photos), len(photos.records), subject.sizes)
+
+
+def post_processing(subject: Any) -> Workload:
     """From the network's outputs on the device, all kept, to masks at the original size."""
     height, width = subject.size
     number = subject.num_masks
@@ -155,14 +169,8 @@ def post_processing(subject: Subject) -> Workload:
         1,
         {"size": subject.size, "photo_size": subject.photo_size, "batch": 1},
         lambda: {"scores": select.lower(outputs).compile()},
-        lambda: {"kept_masks_per_image": run()},
+        lambda: _kept(run()),
     )
-
-
-def _prepared(subject: Subject, seed: int) -> Prepared:
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (*subject.valid_size, 3), np.uint8)
-    return Prepared(image, subject.photo_size, subject.valid_size)
 
 
 def _normal(*shape: int) -> np.ndarray:

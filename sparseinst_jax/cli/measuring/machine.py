@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 MIB = 2**20
-VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "pycocotools")
+_VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "pycocotools")
 _THREADS = ("NPROC", "PJRT_NPROC", "XLA_FLAGS")
 
 
@@ -26,43 +26,32 @@ def describe() -> dict[str, Any]:
     zero at the start, other work disturbs what is measured.
     """
     device = jax.local_devices()[0]
+    versions: dict[str, str | None] = dict.fromkeys(_VERSIONS)
+    for name in _VERSIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    model = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
     return {
         "device": device.device_kind,
         "platform": device.platform,
         "num_devices": jax.local_device_count(),
-        "processor": _processor(),
+        "processor": model[1] if model else platform.processor() or platform.machine(),
         "num_cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": {name: os.environ.get(name) for name in _THREADS},
         "load_1_5_15": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in VERSIONS},
+        "versions": versions,
     }
 
 
 def command() -> str:
     """Return this process's command line for a reader: of every path outside only the name."""
-    program, *words = sys.argv
-    path = Path(program)
+    path, *words = Path(sys.argv[0]), *sys.argv[1:]
+    shown = ["sparseinst"]  # the installed program, or `python -c`
     if path.suffix == ".py":
-        shown = f"python {path.parent.name}/{path.name}".replace(" /", " ")
-    else:
-        shown = "sparseinst"  # the installed program, or `python -c`
-    return shlex.join([*shown.split(), *(re.sub(r"(^|=)/\S*/", r"\1", word) for word in words)])
-
-
-def _version(name: str) -> str | None:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(name)
-    return None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+        shown = ["python", f"{path.parent.name}/{path.name}".lstrip("/")]
+    return shlex.join([*shown, *(re.sub(r"(^|=)/\S*/", r"\1", word) for word in words)])
 
 
 def forget_peak() -> bool:
@@ -75,16 +64,21 @@ def forget_peak() -> bool:
 
 def peak_process_mib() -> float | None:
     """Return the most memory that this process has held in RAM, in MiB; None if unknown."""
-    with contextlib.suppress(OSError, StopIteration, IndexError, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
+    if peak := re.search(r"^VmHWM:\s*(\d+)", _read("/proc/self/status"), re.MULTILINE):
+        return int(peak[1]) / 1024
     with contextlib.suppress(ImportError):
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (MIB if platform.system() == "Darwin" else 1024)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most / (MIB if platform.system() == "Darwin" else 1024)
     return None
+
+
+def _read(path: str) -> str:
+    """The text of a file of the system; "" where it has none."""
+    with contextlib.suppress(OSError):
+        return Path(path).read_text()
+    return ""
 
 
 def peak_device_mib() -> float | None:
@@ -92,8 +86,7 @@ def peak_device_mib() -> float | None:
 
     Never falls within a process, so that only the first part's peak is its own.
     """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use")
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else peak / MIB
 
 
@@ -112,6 +105,5 @@ def compiled_memory(executable: Any) -> dict[str, float]:
 def compiled_gflops(executable: Any) -> float | None:
     """Return XLA's count of floating point operations in billions; None where it has none."""
     cost = executable.cost_analysis()
-    cost = cost[0] if isinstance(cost, list) else cost
-    flops = (cost or {}).get("flops")
+    flops = ((cost[0] if isinstance(cost, list) else cost) or {}).get("flops")
     return None if flops is None else flops / 1e9

@@ -11,12 +11,13 @@ import optax
 
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.cli.measuring.workloads import Workload
+from sparseinst_jax.cli.measuring.timing import Workload
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.training.step import Objective, TrainStep
 
-LEVELS = 4  # of a target mask, see `structures.Batch`
+LEVELS = 4  # of a target mask, see `Batch`
+PARTED_STEPS = 3
 
 
 class PartedStep(TrainStep):
@@ -56,13 +57,15 @@ class PartedStep(TrainStep):
         (part,) = self.split(batch)
         counts = self.counts([part])
         part = part._replace(image_id=None)
-        first = self._forward.lower(state.params, state.statistics, part).compile()
-        outputs, pull_back, statistics, _ = self._forward(state.params, state.statistics, part)
+        given = state.params, state.statistics, part
+        outputs, pull_back, statistics, _ = self._forward(*given)
         query_index = np.zeros(part.labels.shape, np.int32)
-        stops = np.zeros(len(self.devices), np.int32)
         rest = outputs, pull_back, statistics, part, query_index, counts
-        second = self._finish.lower(state, stops, None, *rest).compile()
-        return {"first half": first, "second half": second}
+        second = self._finish.lower(state, np.zeros(len(self.devices), np.int32), None, *rest)
+        return {
+            "first half": self._forward.lower(*given).compile(),
+            "second half": second.compile(),
+        }
 
 
 def step(
@@ -71,12 +74,9 @@ def step(
     params: Tree,
     statistics: Tree,
     batch: Batch,
-    micro_batches: int = 1,
 ) -> Workload:
     """Whole steps on one batch, from the host's arrays to the new parameters, on one device."""
-    trained = PartedStep(
-        objective, optimizer, micro_batches=micro_batches, devices=jax.local_devices()[:1]
-    )
+    trained = PartedStep(objective, optimizer, devices=jax.local_devices()[:1])
     opt_state = jax.tree.map(np.asarray, optimizer.init(params))
     # A list: the state is consumed by every step.
     states = [trained.place(TrainState(np.int32(0), params, statistics, opt_state))]
@@ -87,31 +87,18 @@ def step(
         losses.append(jax.block_until_ready((states, metrics["loss/total"]))[1])
 
     def details() -> dict[str, Any]:
-        last = {"last_loss": float(np.asarray(losses[-1]).mean())}
-        if micro_batches > 1:
-            return last
-        found = []
-        for _ in range(3):
+        last, found = float(np.asarray(losses[-1]).mean()), []
+        for _ in range(PARTED_STEPS):
             states[0], parts = trained.parts(states[0], batch)
             found.append(parts)
         medians = {name: float(np.median([p[name] for p in found])) for name in found[0]}
-        return {**last, "parts": medians}
+        listed = ", ".join(f"{name} {ms:.1f}" for name, ms in medians.items())
+        note = f"each part by itself: {listed.replace('_ms', '').replace('_', ' ')} ms"
+        return {"last_loss": last, "parts": medians, "note": note}
 
     number, height, width = batch.images.shape[:3]
-    facts = {
-        "size": (height, width),
-        "batch": number,
-        "micro_batches": micro_batches,
-        "objects_per_image": batch.labels.shape[1],
-    }
-    can_be_parted = micro_batches == 1
-    return Workload(
-        run,
-        number,
-        facts,
-        (lambda: trained.compiled(states[0], batch)) if can_be_parted else dict,
-        details,
-    )
+    facts = {"size": (height, width), "batch": number, "objects_per_image": batch.labels.shape[1]}
+    return Workload(run, number, facts, lambda: trained.compiled(states[0], batch), details)
 
 
 def random_batch(

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.images.decoding import read_values
+from sparseinst_jax.data.images import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
-    Faults,
     Imported,
+    ImportFaults,
     LabelFault,
     LabelledImage,
     LabelledObject,
@@ -40,7 +40,7 @@ from sparseinst_jax.data.importers.objects import (
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
-class _Part(NamedTuple):
+class _ShapePart(NamedTuple):
     """A shape of an object: a polygon, or a mask bool [h, w]."""
 
     class_name: str
@@ -78,7 +78,7 @@ def read_labelme(
     paths = [path for path in sorted(source.rglob("*.json")) if path.resolve() not in left_out]
     if not paths:
         raise ValueError(f"no .json in or below {source}; LabelMe writes one for each image")
-    faults = Faults()
+    faults = ImportFaults()
     listed = list_images(root)
     by_name = files_by_name(listed)
     images: list[LabelledImage] = []
@@ -103,7 +103,7 @@ def _read_file(
     root: Path,
     by_name: Mapping[str, Path],
     names: Sequence[str] | None,
-    faults: Faults,
+    faults: ImportFaults,
 ) -> LabelledImage:
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
@@ -112,7 +112,7 @@ def _read_file(
     image_path = _find_image(path, content.get("imagePath"), source, root, by_name)
     image = open_image(image_path, root, stated if all(stated) else None)
     size = image.height, image.width
-    objects: dict[Any, list[_Part | None]] = {}
+    objects: dict[Any, list[_ShapePart | None]] = {}
     for index, shape in enumerate(content["shapes"]):
         label = shape.get("label") if isinstance(shape, dict) else None
         where = f"{path}: shapes[{index}]" + (f" ({label})" if isinstance(label, str) else "")
@@ -120,7 +120,7 @@ def _read_file(
         key = (index,) if group is None else (str(label).strip(), str(group))
         part = None
         with faults.at(where):
-            part = _Part(*_read_shape(shape, size, names), where)
+            part = _ShapePart(*_read_shape(shape, size, names), where)
         objects.setdefault(key, []).append(part)
     image.objects = _merged(objects.values(), size, faults)
     return image
@@ -213,7 +213,7 @@ def _read_mask(
 
 
 def _merged(
-    objects: Iterable[list[_Part | None]], size: tuple[int, int], faults: Faults
+    objects: Iterable[list[_ShapePart | None]], size: tuple[int, int], faults: ImportFaults
 ) -> list[LabelledObject]:
     """One object for each list of parts, in their order; none where a part (None) is missing."""
     merged = []

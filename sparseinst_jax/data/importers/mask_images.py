@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from sparseinst_jax.data.images.decoding import read_values
+from sparseinst_jax.data.images import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
-    Faults,
     Imported,
+    ImportFaults,
     LabelFault,
     LabelledObject,
     check_size,
@@ -85,7 +85,7 @@ def read_masks(
         masks = [path for path in masks if not path.resolve().is_relative_to(inner)]
     if not masks:
         raise ValueError(f"no mask image in or below {source}; expected PNG files")
-    faults = Faults()
+    faults = ImportFaults()
     images = _images_by_place(images_dir, source, faults)
     read = _read_objects if layout == "objects" else _read_indexed
     result = Imported([], (), images_dir, faults)
@@ -97,7 +97,7 @@ def read_masks(
     return result
 
 
-def _images_by_place(images_dir: Path, source: Path, faults: Faults) -> dict[Path, Path]:
+def _images_by_place(images_dir: Path, source: Path, faults: ImportFaults) -> dict[Path, Path]:
     """Images by their path below the folder without suffix."""
     found: dict[Path, Path] = {}
     masks_inside = source.resolve() != images_dir.resolve() and source.resolve().is_relative_to(
@@ -241,7 +241,7 @@ def _objects_of_map(
     numbers: np.ndarray,
     classes: str | dict[str, Any],
     names: Sequence[str] | None,
-    faults: Faults,
+    faults: ImportFaults,
 ) -> list[LabelledObject]:
     """An object for each value, in the order of the values."""
     objects: list[LabelledObject] = []

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
-from sparseinst_jax.data.images.decoding import read_size
+from sparseinst_jax.data.images import read_size
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .jp2 .avif .ppm .pgm".split()
@@ -49,7 +49,7 @@ class LabelledImage:
     objects: list[LabelledObject] = field(default_factory=list)
 
 
-class Faults:
+class ImportFaults:
     """The faults of an import, each with its place; ``lines`` in the order they were met."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Imported:
     images: list[LabelledImage]
     class_names: tuple[str, ...]
     images_dir: Path
-    faults: Faults
+    faults: ImportFaults
     notes: list[str] = field(default_factory=list)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
-    Faults,
     Imported,
+    ImportFaults,
     LabelFault,
     LabelledImage,
     LabelledObject,
@@ -66,7 +66,7 @@ def read_via(
         raise ValueError(f"{source}: {fault}") from fault
     if class_name is None:
         attribute = _choose_attribute(entries, attribute, source)
-    faults = Faults()
+    faults = ImportFaults()
     by_name = files_by_name(list_images(root))
     images: list[LabelledImage] = []
     seen: set[str] = set()

@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from sparseinst_jax.data.importers.objects import (
-    Faults,
     Imported,
+    ImportFaults,
     LabelFault,
     LabelledObject,
     checked_number,
@@ -23,10 +25,11 @@ from sparseinst_jax.data.importers.objects import (
     require_folder,
     with_progress,
 )
-from sparseinst_jax.data.importers.yolo_names import read_names
 
 # Tools round, and draw a little across the border; pixels instead of shares are far larger.
 OUTSIDE_TOLERANCE = 0.05
+MAX_NAMES_FILE = 1 << 20  # bytes: thousands of classes
+_FORMS = "names: [apple, pear], or a line '  - apple' or '  0: apple' for each class"
 
 
 def read_yolo(
@@ -66,7 +69,7 @@ def read_yolo(
             f"no label file for any of the {len(paths)} images below {images_dir}; expected for "
             f"example {example}{hint_at_place(stem, paths)}"
         )
-    faults = Faults()
+    faults = ImportFaults()
     used = Counter(label for label in labels.values() if label is not None)
     result = Imported(
         [], tuple(number_to_name[i] for i in sorted(number_to_name)), images_dir, faults
@@ -104,6 +107,83 @@ def _find_names(source: Path, images_dir: Path) -> dict[int, str]:
     )
 
 
+def read_names(path: Path) -> dict[int, str]:
+    """Class number to name.
+
+    Args:
+        path: a data.yaml, or a text file with one name a line, numbered from 0.
+
+    Raises:
+        ValueError: the file has no names, or in a form that is not read; gives the line.
+    """
+    try:
+        if path.stat().st_size > MAX_NAMES_FILE:
+            raise ValueError(f"it has more than {MAX_NAMES_FILE} bytes")
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); give --names APPLE PEAR") from error
+    if path.suffix.lower() in (".yaml", ".yml"):
+        names, num_classes = _yaml_names(text, path)
+    else:
+        lines = [line.strip() for line in text.splitlines()]
+        names, num_classes = dict(enumerate(line for line in lines if line)), None
+    if not names:
+        raise ValueError(f"{path} has no class names; expected {_FORMS}, or give --names APPLE")
+    if num_classes is not None and num_classes != len(names):
+        raise ValueError(f"{path} says nc: {num_classes} and has {len(names)} names; correct it")
+    twice = sorted(name for name, count in Counter(names.values()).items() if count > 1)
+    if twice:
+        raise ValueError(
+            f"{path} gives the name {', '.join(map(repr, twice))} to several classes; names must "
+            "differ: correct the file, or give --names"
+        )
+    return names
+
+
+def _yaml_names(text: str, path: Path) -> tuple[dict[int, str], int | None]:
+    """Read `names` and `nc` from the nodes of YAML: names as they are written, and their lines."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise ValueError(f"{path} is not read: it is nested too deeply; give --names") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = path if mark is None else f"{path}:{mark.line + 1}"
+        reason = getattr(error, "problem", None) or error
+        raise ValueError(f"{where}: is not read as YAML ({reason}); or give --names") from error
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [value for key, value in pairs if key.value == "names"]
+    counts = [value.value for key, value in pairs if key.value == "nc"]
+    if len(found) != 1:
+        raise ValueError(
+            f"{path} has {len(found)} entries 'names:', expected one: {_FORMS}; or give --names"
+        )
+    (node,) = found
+    names: dict[int, str] = {}
+    if isinstance(node, yaml.SequenceNode):
+        entries = [(str(number), value) for number, value in enumerate(node.value)]
+    elif isinstance(node, yaml.MappingNode):
+        entries = [(key.value, value) for key, value in node.value]
+    else:
+        entries = [("", node)] if node.value else []
+    for number, value in entries:
+        where = f"{path}:{value.start_mark.line + 1}"
+        if not (isinstance(number, str) and number.isascii() and number.isdecimal()):
+            raise ValueError(f"{where}: this form of names is not read; expected {_FORMS}")
+        if not isinstance(value, yaml.ScalarNode):
+            raise ValueError(
+                f"{where}: the name of class {number} is not read, it is a list or a mapping; "
+                "quote it or give --names"
+            )
+        if not value.value.strip():
+            raise ValueError(f"{where}: class {number} has an empty name; give it one")
+        if int(number) in names:
+            raise ValueError(f"{where}: class {number} occurs more than once; correct the file")
+        names[int(number)] = value.value.strip()
+    is_count = len(counts) == 1 and isinstance(counts[0], str) and counts[0].isdecimal()
+    return names, int(counts[0]) if is_count else None
+
+
 def _label_path(image: Path, source: Path, images_dir: Path) -> Path | None:
     """The label file of an image, None where there is none."""
     relative = image.relative_to(images_dir).with_suffix(".txt")
@@ -118,7 +198,7 @@ def _label_path(image: Path, source: Path, images_dir: Path) -> Path | None:
 
 
 def _read_labels(
-    path: Path, size: tuple[int, int], names: dict[int, str], faults: Faults
+    path: Path, size: tuple[int, int], names: dict[int, str], faults: ImportFaults
 ) -> list[LabelledObject]:
     try:
         lines = path.read_bytes().decode("utf-8-sig").splitlines()

@@ -1,8 +1,8 @@
 """ResNet with bottleneck blocks: stem, res2, res3, res4, res5.
 
-Variant b is the v1.5 form of torchvision and detectron2 (STRIDE_IN_1X1 False): the stride is in the
-3x3 convolution. Variant d ("vd") has a stem of three 3x3 convolutions and average-pools the
-shortcuts that shrink the map. Any stage can have deformable 3x3 convolutions.
+Variant b is the v1.5 form (STRIDE_IN_1X1 False): the stride is in the 3x3 convolution. Variant d
+("vd") has a stem of three 3x3 convolutions and average-pools the shortcuts that shrink the map. Any
+stage can have deformable 3x3 convolutions.
 
 Source: He et al., arXiv:1512.03385; variants: He et al., arXiv:1812.01187, figure 2; as in
 detectron2, and variant d as in timm's resnet50d and PaddleDetection. Names follow detectron2.
@@ -151,7 +151,7 @@ class ResNet(nnx.Module):
       frozen_stages: how many of the stem, res2, ... are not trained: no gradient enters them and
         their batch norms use and keep the running statistics.
       dtype: compute type.
-      rng: source of the initial weights (`c2_msra_fill`, as detectron2's).
+      rng: source of the initial weights (`msra`).
 
     Attributes:
       out_channels: channels of res3, res4, res5.

@@ -1,1 +1,1 @@
-"""Forms of operations that pay only where XLA compiles for a CPU."""
+"""What only a CPU needs: forms of convolutions that XLA:CPU is fast at."""

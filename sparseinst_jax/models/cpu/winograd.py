@@ -28,10 +28,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from sparseinst_jax.models import forms
+from sparseinst_jax.models.forms import Form
+
 # Below it the transforms of the images take about what the products save.
 LEAST_CHANNELS = 128
 LEAST_CHANNELS_OF_GRADIENT = 256  # the same for the kernel's gradient
-NAME = "winograd_3x3"  # in traced programs
 
 
 def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
@@ -41,8 +43,7 @@ def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """
     *inner, channels = x.shape
     return (
-        jax.default_backend() == "cpu"
-        and kernel.shape[:2] == (3, 3)
+        kernel.shape[:2] == (3, 3)
         and stride == 1
         and min(kernel.shape[2:]) >= LEAST_CHANNELS
         and math.prod(inner) // 4 >= channels
@@ -50,11 +51,9 @@ def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     )
 
 
-@jax.custom_vjp
+@jax.jit  # traced once for each shape
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return x convolved with a 3x3 kernel, with a border of one zero.
-
-    The gradient of x is of the same form, that of the kernel with many channels, too.
 
     Args:
       x: float32 [B, H, W, C].
@@ -63,12 +62,6 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       float32 [B, H, W, D].
     """
-    return winograd_3x3(x, kernel)
-
-
-@jax.jit
-def winograd_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """See `convolve`; `complexity` finds it in traced programs by its name, `NAME`."""
     batch, height, width, _ = x.shape
     kernel = _not_before(x, kernel)
     kernels = [_transform_kernel(list(row)) for row in _transform_kernel(list(kernel))]
@@ -168,23 +161,13 @@ def _transpose_product(e: Sequence[jax.Array]) -> list[jax.Array]:
     return [e[0], e[0] + e[1], e[0] - e[1], -e[1]]
 
 
-def _forward(x, kernel):
-    return convolve(x, kernel), (x, kernel)
-
-
-def _backward(residuals, cotangent):
-    x, kernel = residuals
+def gradients(cotangent: jax.Array, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the gradients of both operands: that of the kernel by tiles with many channels."""
     to_x = convolve(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     if min(kernel.shape[2:]) >= LEAST_CHANNELS_OF_GRADIENT:
         return to_x, kernel_gradient(x, cotangent)
-
-    def plain(kernel):
-        border = ((1, 1), (1, 1))
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), border, dimension_numbers=layout)
-
-    (to_kernel,) = jax.linear_transpose(plain, kernel)(cotangent)
+    _, to_kernel = forms.convolution(1, 1).backward(cotangent, x, kernel)
     return to_x, to_kernel
 
 
-convolve.defvjp(_forward, _backward)
+FORM = Form(convolve, gradients)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.index.records import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.target_masks import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
 from sparseinst_jax.runtime.messages import listed

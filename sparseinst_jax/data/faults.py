@@ -1,4 +1,4 @@
-"""Collect what is wrong with a file, to tell all of it at once."""
+"""What is wrong with the json or the images of a data set, collected to report all at once."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sparseinst_jax.runtime.messages import listed, printable
 
 MAX_FAULTS_SHOWN = 20
-MAX_LETTERS = 1_000  # of one fault; values of the json are shortened, paths can be long
+MAX_LENGTH = 1_000  # characters of one fault; values are shortened, paths can be long
 MISSING_IMAGE = "missing image file"  # a kind of fault; its cure is another one
 
 
@@ -25,7 +25,7 @@ class Fault(NamedTuple):
     is_fatal: bool = True
 
 
-class Faults:
+class DatasetFaults:
     """The faults of one json, in the order in which they were found."""
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +58,7 @@ class Faults:
         fatal = self.fatal
         if not fatal:
             return
-        messages = [printable(fault.message, MAX_LETTERS) for fault in fatal]
+        messages = [printable(fault.message, MAX_LENGTH) for fault in fatal]
         shown = listed(messages, MAX_FAULTS_SHOWN, "\n  ")
         more = " (`sparseinst check-data` lists all)" * (len(fatal) > MAX_FAULTS_SHOWN)
         cure = "Correct the file (its form: https://cocodataset.org/#format-data)."

@@ -4,7 +4,7 @@ TFDS's own ``coco`` has no masks. This one keeps the image files' bytes and the 
 json text, in ArrayRecord files in the order of the json, and beside them the index of the json, so
 that ``tfds_source`` need not read the images to plan batches. Other programs read it by TFDS alone:
 
-    build("tfds_data", {"train": Source("train.json", "images/train")})
+    build("tfds_data", {"train": SplitSource("train.json", "images/train")})
     source = tfds.data_source("coco_instances", split="train", data_dir="tfds_data")
     record = record_of(source[0])
 """
@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,27 +25,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import constants, registered
 
-from sparseinst_jax.data.annotations import coco_json
-from sparseinst_jax.data.coco import Selection, make_dataset, note_missing, read_record
-from sparseinst_jax.data.index.cache import read_index
-from sparseinst_jax.data.index.coco_index import CocoIndex, save_index
-from sparseinst_jax.data.index.records import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.data._index.cache import read_index
+from sparseinst_jax.data._index.columns import CocoIndex, open_index, save_index
+from sparseinst_jax.data._index.reader import refuse_missing_files
+from sparseinst_jax.data.coco import DatasetSelection, make_dataset, note_missing, read_record
+from sparseinst_jax.data.faults import DatasetFaults
+from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
 
 NAME, VERSION = "coco_instances", "1.0.0"
 SHARD_SIZE = 128 << 20  # bytes of images in a shard, which is in memory while it is written
 NUM_THREADS = 4  # that decode images, to refuse a broken one
 
 
-class Source(NamedTuple):
+class SplitSource(NamedTuple):
     """What a split is made of: a COCO json and the folder that its file names are relative to."""
 
     annotations: str | os.PathLike
     images: str | os.PathLike
 
 
-class _Split(NamedTuple):
+class _IndexedSplit(NamedTuple):
     index: CocoIndex
     dataset: CocoDataset
 
@@ -66,9 +68,13 @@ with registered.skip_registration():
         VERSION = tfds.core.Version(VERSION)
 
         def __init__(
-            self, *, splits: Mapping[str, _Split], say_done: Callable[[int], None], **options: Any
+            self,
+            *,
+            splits: Mapping[str, _IndexedSplit],
+            report_done: Callable[[int], None],
+            **options: Any,
         ) -> None:
-            self._splits, self._say_done = dict(splits), say_done
+            self._splits, self._report_done = dict(splits), report_done
             super().__init__(file_format="array_record", **options)
 
         def _info(self) -> tfds.core.DatasetInfo:
@@ -129,7 +135,7 @@ with registered.skip_registration():
         def _example(
             self, key: int, record: ImageRecord, encoded: bytes
         ) -> tuple[int, dict[str, Any]]:
-            self._say_done(1)
+            self._report_done(1)
             return (
                 key,
                 {
@@ -165,7 +171,7 @@ def _num_bytes(dataset: CocoDataset) -> int:
 
 def build(
     data_dir: str | os.PathLike,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, SplitSource],
     *,
     start: Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]] | None = None,
 ) -> Path:
@@ -192,8 +198,10 @@ def build(
     _check_same_classes({name: split.dataset for name, split in splits.items()})
     number = sum(len(split.dataset.records) for split in splits.values())
     start = start or (lambda _: contextlib.nullcontext(lambda _: None))
-    with start(number) as say_done, contextlib.redirect_stdout(io.StringIO()):
-        builder = CocoInstances(splits=splits, say_done=say_done, data_dir=os.fspath(data_dir))
+    with start(number) as report_done, contextlib.redirect_stdout(io.StringIO()):
+        builder = CocoInstances(
+            splits=splits, report_done=report_done, data_dir=os.fspath(data_dir)
+        )
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
                 compute_stats=tfds.download.ComputeStatsMode.SKIP, try_download_gcs=False
@@ -202,20 +210,19 @@ def build(
     return folder
 
 
-def _read(source: Source) -> _Split:
+def _read(source: SplitSource) -> _IndexedSplit:
     path = Path(source.annotations)
-    coco_json.refuse_no_file(path)
-    coco_json.refuse_no_folder(Path(source.images), path)
+    refuse_missing_files(path, Path(source.images))
     index = read_index(path)
-    dataset, faults = make_dataset(index, str(path), os.fspath(source.images), Selection())
+    dataset, faults = make_dataset(index, str(path), os.fspath(source.images), DatasetSelection())
     note_missing(dataset, Path(source.images), faults)
     faults.raise_if_fatal()
-    return _Split(index, dataset)
+    return _IndexedSplit(index, dataset)
 
 
 def _check_same_classes(splits: Mapping[str, CocoDataset]) -> None:
     if not splits:
-        raise ValueError("no split was given; expected for example {'train': Source(...)}")
+        raise ValueError("no split was given; expected for example {'train': SplitSource(...)}")
     classes = {name: (data.category_ids, data.class_names) for name, data in splits.items()}
     if len(set(classes.values())) > 1:
         raise ValueError(
@@ -244,3 +251,110 @@ def record_of(example: Mapping[str, Any]) -> ImageRecord:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+_NAME = re.compile(r"(?P<name>\w+)(:(?P<version>[\d.]+))?/(?P<split>[\w-]+)")
+_CURE = "build it by `sparseinst build-tfds`, or correct config.data.tfds_dir"
+
+
+class ShardImages:
+    """The images in the shards of a split; every process opens the shards itself."""
+
+    def __init__(self, directory: str, split: str, name: str) -> None:
+        self.directory, self.split, self.name = directory, split, name
+        self._source: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+    def read(self, place: int, image_id: int) -> bytes:
+        """The encoded bytes of an image.
+
+        Raises:
+            ValueError: the shards are damaged, or of another data set than the index.
+        """
+        if self._source is None:
+            builder: Any = tfds.builder_from_directory(self.directory)
+            # Decoded as those of a folder are: turned by EXIF, of any kind.
+            decoders = {"image": tfds.decode.SkipDecoding()}
+            self._source = builder.as_data_source(split=self.split, decoders=decoders)
+        try:
+            example = self._source[place]
+        except Exception as error:  # whatever the reader of the shards trips over
+            raise ValueError(
+                f"image {image_id} of {self.name} cannot be read from its shard ({error}); "
+                f"build the data set anew"
+            ) from error
+        if int(example["image/id"]) != image_id:
+            raise ValueError(
+                f"{self.name}: the shards hold image {example['image/id']} where the index has "
+                f"{image_id}; build the data set anew"
+            )
+        return example["image"]
+
+
+def index_tfds(
+    name: str, data_dir: str | os.PathLike, selection: DatasetSelection
+) -> tuple[CocoDataset, DatasetFaults]:
+    """Open a split as a data set; reads no image.
+
+    Args:
+        name: such as "coco_instances/train", or "coco_instances:1.0.0/train".
+        data_dir: the TFDS folder that it was built into; "" is TFDS's own.
+        selection: what is taken of it.
+
+    Raises:
+        FileNotFoundError: it, or a part of it, is not there.
+        ValueError: the name is of another form, or the data set of another version or damaged.
+    """
+    directory, split = _find(name, data_dir)
+    title = f"{name} in {directory}"
+    folder = index_folder(directory, split)
+    try:
+        index = open_index(folder)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(
+            f"the index of {title} is damaged ({error}); remove {directory} and {_CURE}"
+        ) from error
+    images = ShardImages(str(directory), split, title)
+    return make_dataset(index, title, images, selection)
+
+
+def _find(name: str, data_dir: str | os.PathLike) -> tuple[Path, str]:
+    """The folder and the split of a name."""
+    match = _NAME.fullmatch(name)
+    if match is None or match["name"] != NAME:
+        raise ValueError(
+            f"config.data.train.tfds and config.data.val.tfds must be such as "
+            f'"{NAME}/train", got {name!r}; only {NAME} has masks'
+        )
+    root = Path(data_dir or constants.DATA_DIR).expanduser()
+    version, split = match["version"] or VERSION, match["split"]
+    directory = root / NAME / version
+    if version != VERSION:
+        raise ValueError(f"{name} is of version {version}, this program reads {VERSION}; {_CURE}")
+    if not directory.is_dir():
+        others = sorted(path.name for path in directory.parent.glob("*.*.*") if path.is_dir())
+        there = f"; there is version {', '.join(others)}" if others else ""
+        raise FileNotFoundError(f"no {name} in {root}: {directory} does not exist{there}; {_CURE}")
+    if not index_folder(directory, split).is_dir():
+        splits = [path.name.removeprefix("index-") for path in sorted(directory.glob("index-*"))]
+        raise FileNotFoundError(
+            f"{directory} has no split {split!r}; it has {', '.join(splits) or 'none'}; {_CURE}"
+        )
+    _refuse_missing_shards(directory, split, name)
+    return directory, split
+
+
+def _refuse_missing_shards(directory: Path, split: str, name: str) -> None:
+    try:
+        builder = tfds.builder_from_directory(os.fspath(directory))
+        files = builder.info.splits[split].filepaths
+    except Exception as error:  # TFDS raises whatever it trips over
+        raise ValueError(f"{name} in {directory} cannot be read ({error}); {_CURE}") from error
+    missing = [path.name for path in files if not path.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(files)} shards of {name} are missing in {directory}, the "
+            f"first is {missing[0]}; {_CURE}"
+        )

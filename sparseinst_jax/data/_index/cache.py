@@ -1,16 +1,13 @@
 """Where the index of a json is kept: the second start of a run reads it from there.
 
 Small jsons are read anew each time. Of a large one the columns go to a folder that is named by the
-hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same. A
-version of this package with other rules has folders of its own.
-A folder is written under another name and renamed when it is whole; whatever does not fit in one
-when it is opened is built anew.
+hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
+Other rules have folders of their own. A folder is written under another name and renamed when it
+is whole; whatever does not fit in one when it is opened is built anew.
 """
 
 import contextlib
-import functools
 import hashlib
-import inspect
 import os
 import re
 import shutil
@@ -18,23 +15,15 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sparseinst_jax.data.annotations import (
-    annotation_reader,
-    coco_json,
-    columns,
-    json_stream,
-    segmentations,
-)
-from sparseinst_jax.data.images import decoding, paths
-from sparseinst_jax.data.index import coco_index
-from sparseinst_jax.data.index.coco_index import CocoIndex, build_index, open_index
-from sparseinst_jax.runtime import messages
+from sparseinst_jax.data._index.columns import FORMAT, CocoIndex, open_index
+from sparseinst_jax.data._index.reader import build_index
 from sparseinst_jax.runtime.files import cache_folder
 
+# Raise it when another index comes of the same json: a rule, a fault, a message. A test reminds.
+RULES = 1
 VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
 MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second
 MAX_SIZE = 20 << 30  # bytes of all folders together
@@ -42,19 +31,13 @@ MIN_AGE = 7 * 24 * 3600  # seconds since the last use; younger ones are never re
 _NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
 # All that is ever removed.
 _OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
-_RULES = (
-    *(annotation_reader, coco_index, coco_json, columns, json_stream, segmentations),
-    *(decoding, paths, messages),
-)
 _BROKEN = (ValueError, KeyError, TypeError, OSError)
 
 
-def read_index(path: Path, say: Callable[[str], None] | None = None) -> CocoIndex:
-    """Read the index of a json, from the cache where it is there.
+def read_index(path: Path) -> CocoIndex:
+    """Read the index of a json that exists, from the cache where it is there.
 
-    Args:
-        path: the json, which exists.
-        say: takes a line for the user when a large json is read; by default to standard error.
+    When a large json is read, lines on standard error tell the user.
 
     Raises:
         ValueError: it is no COCO json.
@@ -63,16 +46,15 @@ def read_index(path: Path, say: Callable[[str], None] | None = None) -> CocoInde
     if size < MIN_SIZE:
         with open(path, "rb") as file:
             return build_index(path, file, None)
-    say = say or _print
     root = _root()
     found = None if root is None else _open(root / _key(_hash(path)))
     if found is not None:
         return found
-    say(f"indexing {path} ({size / 1e6:.0f} MB) ...")
+    _print(f"indexing {path} ({size / 1e6:.0f} MB) ...")
     start = time.monotonic()
-    index = _build(path, root, say)
+    index = _build(path, root)
     kept = f"; kept in {index.folder}" if root is not None and _is_below(index.folder, root) else ""
-    say(
+    _print(
         f"indexed {len(index.columns['image_ids'])} images, "
         f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
         + kept
@@ -96,17 +78,8 @@ def _root() -> Path | None:
 
 
 def _key(digest: str) -> str:
-    """The name of a folder: which json, and by which rules it was read."""
-    return f"{digest[:32]}-{_rules()}"
-
-
-@functools.cache
-def _rules() -> str:
-    """A hash of the code that decides what becomes of a json."""
-    found = hashlib.sha256(str(columns.FORMAT).encode())
-    for module in _RULES:
-        found.update(inspect.getsource(module).encode())
-    return found.hexdigest()[:8]
+    """The name of a folder: which json, stored in which format, read by which rules."""
+    return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
 def _hash(path: Path) -> str:
@@ -138,14 +111,14 @@ class _Hashing:
         return raw
 
 
-def _build(path: Path, root: Path | None, say: Callable[[str], None]) -> CocoIndex:
+def _build(path: Path, root: Path | None) -> CocoIndex:
     """Build an index where it is kept, or where there is room."""
     if root is not None:
         try:
             return _build_kept(path, root)
         except OSError as error:
             reason = error.strerror or error
-            say(
+            _print(
                 f"the index cannot be kept in {root} ({reason}): a temporary folder holds it. "
                 f"{VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
             )

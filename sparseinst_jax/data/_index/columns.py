@@ -1,4 +1,4 @@
-"""The index of a data set as plain columns of numbers, in memory or in files that are mapped.
+"""The index of a json: plain columns of numbers, in memory or in files that are mapped.
 
 Files are opened where they lie: a second start reads nothing it does not use, and every process
 that opens them shares one copy in memory. A file holds the bytes of one column and nothing else;
@@ -8,17 +8,21 @@ there is nothing in it that could be run.
 import json
 import os
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as rle
+
+from sparseinst_jax.data.faults import Fault
+from sparseinst_jax.data.segmentations import BoxXYXY, refuse_broken_runs
 
 FORMAT = 1  # another number for every change of what is stored
 DESCRIPTION = "index.json"
 WRITE_ABOVE = 1 << 18  # numbers of a growing column that wait in memory
 
-# Of an annotation's mask: parts of `polygon_ends`, numbers of `runs`, letters of `letters`.
+# Of an annotation's mask: parts of `polygon_ends`, numbers of `runs`, characters of `letters`.
 POLYGONS, RUNS, LETTERS = 0, 1, 2
 
 DTYPES: Mapping[str, str] = {
@@ -32,9 +36,9 @@ DTYPES: Mapping[str, str] = {
     "annotation_ids": "<i8",
     "categories": "<i4",  # place among the json's categories, sorted by id
     "is_crowd": "|u1",
-    "areas": "<f8",  # px², NaN where the json does not say
+    "areas": "<f8",  # px², NaN where the json does not give one
     "boxes": "<f8",  # [annotations * 4] x, y, width, height in pixels, NaN where there is none
-    "is_ignored": "|u1",  # mmdetection's key "ignore"
+    "is_ignored": "|u1",  # the json's key "ignore"
     "kinds": "|u1",
     "first_parts": "<i8",
     "num_parts": "<i8",
@@ -43,7 +47,7 @@ DTYPES: Mapping[str, str] = {
     "coordinates": "<f8",
     "runs": "<i8",
     "letters": "|u1",
-    # of texts
+    # of file names
     "names": "|u1",
 }
 _PER_IMAGE = ("heights", "widths")
@@ -51,11 +55,41 @@ _PER_ANNOTATION = (
     *("categories", "is_crowd", "is_ignored", "areas", "kinds"),
     *("first_parts", "num_parts"),
 )
+_TYPECODES = {"<i8": "q", "<f8": "d", "|u1": "B"}
 Columns = dict[str, np.ndarray]
 
 
+class AnnotationFault(NamedTuple):
+    """A fault that counts only if the category at a place is used; -1: it always counts."""
+
+    fault: Fault
+    category: int = -1
+
+
+class CocoIndex(NamedTuple):
+    """What a COCO json says, whatever classes are chosen of it and wherever its images are.
+
+    Attributes:
+        columns: those of DTYPES.
+        folder: of their files; None where they are in memory.
+        categories: id -> name, in the order of the ids.
+        has_annotations: whether the json has a list of them.
+        faults: of the categories; of the images; of the annotations.
+        num_objects: of each category, also those that are left out for a fault.
+        num_without_mask: of each category, objects that had no usable polygon.
+    """
+
+    columns: Columns
+    folder: str | None
+    categories: dict[int, str]
+    has_annotations: bool
+    faults: tuple[list[Fault], list[Fault], list[AnnotationFault]]
+    num_objects: Sequence[int]
+    num_without_mask: Sequence[int]
+
+
 class Growing:
-    """A column of unknown length; with a path, what is long goes to the file while it grows."""
+    """A column of unknown length; with a folder, what is long goes to its file while it grows."""
 
     def __init__(self, name: str, folder: Path | None) -> None:
         self.dtype = np.dtype(DTYPES[name])
@@ -72,34 +106,24 @@ class Growing:
         """Append numbers of the column's own type."""
         self.waiting += values
         if self.path is not None and len(self.waiting) > WRITE_ABOVE:
-            self._write()
+            self._write(self.path)
 
     def finish(self) -> np.ndarray:
         """The whole column, mapped where it has a file."""
         if self.path is None:
             return np.asarray(self.waiting, self.dtype)
-        self._write()
+        self._write(self.path)
         return _mapped(self.path, self.dtype, self._num_written)
 
-    def _write(self) -> None:
-        assert self.path is not None, "only columns with a file are written"
-        with open(self.path, "ab") as file:
+    def _write(self, path: Path) -> None:
+        with open(path, "ab") as file:
             file.write(memoryview(self.waiting))
         self._num_written += len(self.waiting)
         self.waiting = array(self.waiting.typecode)
 
 
-_TYPECODES = {"<i8": "q", "<f8": "d", "|u1": "B"}
-
-
-def text_at(columns: Columns, place: int) -> str:
-    """The file name of an image."""
-    first, end = columns["name_ends"][place : place + 2].tolist()
-    return decode_name(columns["names"][first:end].tobytes())
-
-
 def encode_name(name: str) -> bytes:
-    """The bytes of a text of a json, which may hold halves of letters beyond 16 bits."""
+    """The bytes of a text of a json, which may hold surrogates."""
     return name.encode("utf-8", "surrogatepass")
 
 
@@ -108,36 +132,99 @@ def decode_name(raw: bytes | bytearray) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
-def save(columns: Columns, description: Mapping[str, Any], folder: Path) -> None:
-    """Write columns and what else is to be remembered; those that have their file already stay.
+def file_name(columns: Columns, place: int) -> str:
+    """The file name of an image."""
+    first, end = columns["name_ends"][place : place + 2].tolist()
+    return decode_name(columns["names"][first:end].tobytes())
+
+
+def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
+    """Read the box of an annotation, (x0, y0, x1, y1) in pixels, from its mask if it has none.
 
     Args:
-        columns: all of DTYPES.
-        description: values that json can hold.
-        folder: exists.
+        columns: of an index.
+        row: place of the annotation.
+        image: place of its image.
     """
-    for name, column in columns.items():
+    x, y, width, height = columns["boxes"][4 * row : 4 * row + 4].tolist()
+    if x == x:
+        return x, y, x + width, y + height
+    first = int(columns["first_parts"][row])
+    end = first + int(columns["num_parts"][row])
+    if columns["kinds"][row] == POLYGONS:
+        start, stop = columns["polygon_ends"][[first, end]].tolist()
+        points = columns["coordinates"][start:stop].reshape(-1, 2)
+        (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+        return x0, y0, x1, y1
+    size = [int(columns["heights"][image]), int(columns["widths"][image])]
+    is_text = columns["kinds"][row] == LETTERS
+    found = columns["letters" if is_text else "runs"][first:end]
+    counts = found.tobytes() if is_text else found.tolist()
+    refuse_broken_runs(size, counts, *size)  # those of a TFDS data set were not checked before
+    runs: Any = {"size": size, "counts": counts}
+    x, y, width, height = rle.toBbox(runs if is_text else rle.frPyObjects(runs, *size)).tolist()
+    return x, y, x + width, y + height
+
+
+def read_boxes(columns: Columns) -> np.ndarray:
+    """`read_box` of all annotations, [annotations, 4]."""
+    boxes = columns["boxes"].reshape(-1, 4).copy()
+    boxes[:, 2:] += boxes[:, :2]
+    number = np.diff(columns["annotation_ends"])
+    owners = np.repeat(np.arange(len(number)), number)
+    for row in np.flatnonzero(np.isnan(boxes[:, 0])).tolist():
+        boxes[row] = read_box(columns, row, int(owners[row]))
+    return boxes
+
+
+def has_area(columns: Columns) -> np.ndarray:
+    """Which annotations have an area above 0 by the json, or no area at all, bool [annotations]."""
+    return np.isnan(columns["areas"]) | (columns["areas"] > 0)
+
+
+def save_index(index: CocoIndex, folder: Path) -> None:
+    """Write an index to an existing folder; columns that have their file there already stay."""
+    for name, column in index.columns.items():
         path = _path(folder, name)
         if not path.exists() or path.stat().st_size != column.nbytes:
             column.tofile(path)
-    lengths = {name: len(columns[name]) for name in DTYPES}
-    text = json.dumps({"format": FORMAT, "lengths": lengths, **description})
-    (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+    description = {
+        "format": FORMAT,
+        "lengths": {name: len(index.columns[name]) for name in DTYPES},
+        "categories": list(index.categories.items()),
+        "has_annotations": index.has_annotations,
+        "faults": index.faults,
+        "num_objects": index.num_objects,
+        "num_without_mask": index.num_without_mask,
+    }
+    (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
 
 
-def load(folder: Path) -> tuple[Columns, dict[str, Any]]:
-    """Map the columns of a folder and check that they fit together.
+def open_index(folder: Path) -> CocoIndex:
+    """Map an index that was saved to a folder, and check that its columns fit together.
 
     Raises:
-        ValueError: they do not, or are of another format.
-        OSError: a file cannot be read.
+        ValueError, KeyError, TypeError, OSError: it is damaged, or of another format.
     """
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{folder} is not an index of format {FORMAT}")
     columns = open_columns(folder, description["lengths"])
     check(columns, len(description["categories"]))
-    return columns, description
+    categories, images, annotations = description["faults"]
+    return CocoIndex(
+        columns,
+        str(folder),
+        {int(number): str(name) for number, name in description["categories"]},
+        bool(description["has_annotations"]),
+        (
+            [Fault(*fault) for fault in categories],
+            [Fault(*fault) for fault in images],
+            [AnnotationFault(Fault(*fault), category) for fault, category in annotations],
+        ),
+        [int(number) for number in description["num_objects"]],
+        [int(number) for number in description["num_without_mask"]],
+    )
 
 
 def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Columns:

@@ -1,13 +1,17 @@
-"""The rules of the masks of a COCO json: polygons with corners, run lengths that can be decoded."""
+"""The masks of a COCO json: which polygons and run lengths can be used, and how to draw them."""
 
 import math
 from array import array
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as rle
 
-from sparseinst_jax.data.annotations.faults import Fault
+from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.runtime.messages import brief
+
+Segmentation = list | dict
+BoxXYXY = tuple[float, float, float, float]
 
 MIN_POLYGON = 6  # numbers of a polygon with three corners
 # pycocotools walks along a polygon's border in fifths of a pixel and remembers each step: an object
@@ -17,9 +21,9 @@ MAX_BORDER = 2e6  # pixels, of one object: 0.3 GB while it is drawn
 MAX_MOVED_COORDINATE = 1e8  # after a resize; in fifths of a pixel still a 32-bit number
 MAX_MOVED_BORDER = 1e7  # after a resize: 1.2 GB while it is drawn
 MAX_CORNERS = 1_000_000  # of one object; annotators draw tens, segmentation networks thousands
-MAX_LETTERS = 8  # of one run length in compressed form, more than any image needs
+MAX_LETTERS = 8  # characters of one run length in compressed form, more than any image needs
 MAX_RUN = 2**31 - 1  # pixels; a sum that ran over 64 bits would have passed it on its way
-MAX_TEXT = 1 << 22  # letters of the run lengths of one object: a million runs or more
+MAX_TEXT = 1 << 22  # characters of the run lengths of one object: a million runs or more
 
 
 def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
@@ -124,7 +128,7 @@ def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
 
 
 def _left_out(polygons: list, is_usable: bool) -> Fault:
-    """Say which polygons are passed over, as detectron2 does."""
+    """Say which polygons are passed over, as in the original."""
     odd = sum(len(polygon) % 2 for polygon in polygons)
     short = sum(len(polygon) % 2 == 0 and len(polygon) < MIN_POLYGON for polygon in polygons)
     what = [f"{short} with fewer than 3 points"] * bool(short)
@@ -140,7 +144,7 @@ def _left_out(polygons: list, is_usable: bool) -> Fault:
 def sum_runs(counts: Any) -> tuple[int, str | None]:
     """Add up run lengths; also says what is wrong with them."""
     if isinstance(counts, str | bytes | list) and len(counts) > MAX_TEXT:
-        return 0, f"run lengths of {len(counts)} letters or numbers, expected {MAX_TEXT} at most"
+        return 0, f"run lengths of {len(counts)} characters or numbers, expected {MAX_TEXT} at most"
     if isinstance(counts, str | bytes):
         total = compressed_length(counts)
         return total or 0, "compressed run lengths that cannot be decoded" * (total is None) or None
@@ -163,7 +167,7 @@ def compressed_length(counts: str | bytes) -> int | None:
 def read_runs(counts: str | bytes) -> np.ndarray | None:
     """Read compressed run lengths, int64 [runs]; None where the text is none.
 
-    Source: `rleFrString` of cocoapi's maskApi: five bits a letter from "0" on, the lowest first,
+    Source: `rleFrString` of cocoapi's maskApi: five bits a character from "0" on, the lowest first,
     the sixth bit says that more follow; from the fourth on each run is stored as the difference
     to the one two before.
     """
@@ -183,3 +187,33 @@ def read_runs(counts: str | bytes) -> np.ndarray | None:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return None if values.min() < 0 or values.max() > MAX_RUN else values
+
+
+def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of polygons (any part may lie outside) or of any run lengths.
+
+    Every mask of a data set or a results file goes through here before pycocotools sees it.
+
+    Raises:
+        ValueError: polygons that are vast, or run lengths that are not of this size.
+    """
+    if isinstance(segmentation, list):
+        refuse_vast_polygons(segmentation)
+        return rle.merge(rle.frPyObjects(segmentation, height, width))
+    counts = segmentation.get("counts")
+    refuse_broken_runs(segmentation.get("size"), counts, height, width)
+    if isinstance(counts, list):
+        return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return {
+        "size": [height, width],
+        "counts": counts.encode() if isinstance(counts, str) else counts,
+    }
+
+
+def decode_mask(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
+    """Rasterise polygons or decode run lengths, by pycocotools.
+
+    Returns:
+        bool [height, width].
+    """
+    return rle.decode(encode_segmentation(segmentation, height, width)).astype(bool)

@@ -1,4 +1,4 @@
-"""Keep some classes of a json, merge some, rename some.
+"""Names of classes: keep some, merge some, rename some; those of COCO; those that a flip swaps.
 
 The json's categories are first merged and renamed, all at once (``("a=b", "b=a")`` swaps two
 names), then chosen by their new names. Labels stay in the order of the json's category ids. A
@@ -11,7 +11,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import acting_character, brief, listed
+
+MAX_ID = 2**63 - 1  # ids are kept as 64-bit numbers
+MAX_CLASS_NAME = 200  # characters, more than any picture shows
+
+# For weights whose file does not name its classes. Source: the categories of COCO 2017's instance
+# annotations; ten of the ids 1 to 90 are not used.
+_COCO = """\
+1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat,
+10 traffic light, 11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird,
+17 cat, 18 dog, 19 horse, 20 sheep, 21 cow, 22 elephant, 23 bear, 24 zebra, 25 giraffe,
+27 backpack, 28 umbrella, 31 handbag, 32 tie, 33 suitcase, 34 frisbee, 35 skis,
+36 snowboard, 37 sports ball, 38 kite, 39 baseball bat, 40 baseball glove, 41 skateboard,
+42 surfboard, 43 tennis racket, 44 bottle, 46 wine glass, 47 cup, 48 fork, 49 knife,
+50 spoon, 51 bowl, 52 banana, 53 apple, 54 sandwich, 55 orange, 56 broccoli, 57 carrot,
+58 hot dog, 59 pizza, 60 donut, 61 cake, 62 chair, 63 couch, 64 potted plant, 65 bed,
+67 dining table, 70 toilet, 72 tv, 73 laptop, 74 mouse, 75 remote, 76 keyboard,
+77 cell phone, 78 microwave, 79 oven, 80 toaster, 81 sink, 82 refrigerator, 84 book,
+85 clock, 86 vase, 87 scissors, 88 teddy bear, 89 hair drier, 90 toothbrush
+"""
+_COCO_ENTRIES = [entry.split(maxsplit=1) for entry in _COCO.split(",")]
+COCO_CATEGORY_IDS = tuple(int(number) for number, _ in _COCO_ENTRIES)
+COCO_CLASS_NAMES = tuple(name.strip() for _, name in _COCO_ENTRIES)
 
 
 class Classes(NamedTuple):
@@ -26,6 +48,26 @@ class Classes(NamedTuple):
     names: tuple[str, ...]
     category_ids: tuple[int, ...]
     kept_id: dict[int, int | None]
+
+
+def class_name_fault(name: Any) -> str | None:
+    """Say why a value cannot be the name of a class; None where it can.
+
+    Names go to terminals, pages, pictures and tables. Any characters will do, of any script, and
+    numbers too.
+    """
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+        return f"the name must be a text, got {brief(name)}"
+    name = str(name)
+    if not name.strip():
+        return "the name is empty; give it one"
+    if len(name) > MAX_CLASS_NAME:
+        most = f"expected {MAX_CLASS_NAME} at most"
+        return f"the name has {len(name)} characters, {most}: {brief(name)}"
+    acting = acting_character(name)
+    if acting is not None:
+        return f"the name {brief(name)} holds the control character {acting!r}; rename the class"
+    return None
 
 
 def choose_classes(
@@ -134,3 +176,45 @@ def _unknown(name: str, names: Any) -> str:
 
 def _listed(names: Any) -> str:
     return listed(sorted(map(repr, names)), 20)
+
+
+def parse_flip_label_pairs(pairs: Sequence[str], class_names: Sequence[str]) -> tuple[int, ...]:
+    """Read pairs of class names that swap in a mirrored image.
+
+    Args:
+        pairs: each ``"name=other name"``.
+        class_names: in the order of the labels.
+
+    Returns:
+        the label of each label's object in a mirrored image; empty when there is no pair.
+
+    Raises:
+        ValueError: lists every pair that cannot be, with the closest class name.
+    """
+    faults: list[str] = []
+    swapped = list(range(len(class_names)))
+    seen: set[str] = set()
+    for pair in pairs:
+        names = [name.strip() for name in str(pair).split("=")]
+        if len(names) != 2 or not all(names) or names[0] == names[1]:
+            faults.append(f'{pair!r}: expected two different names as "left_hand=right_hand"')
+            continue
+        unknown = [name for name in names if name not in class_names]
+        faults += [f"{pair!r}: no class {name!r}{_close(name, class_names)}" for name in unknown]
+        faults += [f"{pair!r}: {name!r} is in another pair" for name in names if name in seen]
+        seen.update(names)
+        if not unknown:
+            first, second = (list(class_names).index(name) for name in names)
+            swapped[first], swapped[second] = second, first
+    if faults:
+        raise ValueError(
+            "config.data.flip_label_pairs: "
+            + "; ".join(faults)
+            + f". Classes: {', '.join(class_names)}."
+        )
+    return tuple(swapped) if pairs else ()
+
+
+def _close(name: str, class_names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, class_names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,19 +1,84 @@
-"""What a COCO json comes to: objects, images and the data set."""
+"""The records of a data set: objects, images, and all images of a json."""
 
 import functools
+import hashlib
+import io
 import itertools
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, overload
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, overload
 
 import numpy as np
 
-from sparseinst_jax.data.annotations import columns as stored
-from sparseinst_jax.data.annotations.classes import Classes
-from sparseinst_jax.data.annotations.columns import Columns
-from sparseinst_jax.data.annotations.image_record import Annotation, ImageRecord, Segmentation
-from sparseinst_jax.data.ecosystems.annotation_filter import read_box
+from sparseinst_jax.data._index import columns as stored
+from sparseinst_jax.data._index.columns import Columns, read_box
+from sparseinst_jax.data.classes import Classes
+from sparseinst_jax.data.images import refuse_outside
+from sparseinst_jax.data.segmentations import BoxXYXY, Segmentation
+
+
+class Annotation(NamedTuple):
+    """One object: ``label`` in 0 ... K-1, ``area`` in px², ``id`` the json's own.
+
+    ``box_xyxy`` (pixels) is read only where a recipe decides by boxes.
+    """
+
+    label: int
+    segmentation: Segmentation
+    iscrowd: bool
+    area: float
+    id: int
+    box_xyxy: BoxXYXY | None = None
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """One image of the json.
+
+    ``path`` is None when no image folder was given; ``encoded`` reads the bytes of an image that is
+    no file of its own, and ``origin`` tells messages where it is. A path does not leave ``folder``,
+    if that is set.
+    """
+
+    image_id: int
+    file_name: str
+    path: str | None
+    height: int
+    width: int
+    annotations: list[Annotation] = field(default_factory=list)
+    encoded: Callable[[], bytes] | None = field(default=None, compare=False, repr=False)
+    origin: str = field(default="", compare=False, repr=False)
+    folder: str | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the image can be asked for."""
+        return self.path is not None or self.encoded is not None
+
+    @property
+    def source(self) -> str:
+        """What messages call the image."""
+        return self.path or f"{self.file_name}{self.origin}"
+
+    def open(self) -> str | BinaryIO:
+        """The path of the image, or its encoded bytes as a file.
+
+        Raises:
+            ValueError: the path leaves its folder by a symbolic link.
+        """
+        if self.encoded is not None:
+            return io.BytesIO(self.encoded())
+        assert self.path is not None, "the index was made with an image folder"
+        if self.folder is not None:
+            refuse_outside(self.folder, self.path)
+        return self.path
+
+    @property
+    def targets(self) -> list[Annotation]:
+        """The objects that training learns from: all but the crowd regions."""
+        return [annotation for annotation in self.annotations if not annotation.iscrowd]
 
 
 class StoredImages(Protocol):
@@ -45,7 +110,7 @@ class IndexedRecords(Sequence[ImageRecord]):
         """Keep what the records are made of.
 
         Args:
-            columns: see ``annotations.columns``.
+            columns: see ``_index.columns``.
             folder: of their files; None where they are in memory.
             images: folder that file names are relative to, or where they come from, if any.
             label_of: label of each category, -1 for those left out.
@@ -106,7 +171,7 @@ class IndexedRecords(Sequence[ImageRecord]):
             self._columns = stored.open_columns(self._folder, state["_columns"])
 
     def _file(self, place: int) -> tuple[str, str | None]:
-        name = stored.text_at(self._columns, place)
+        name = stored.file_name(self._columns, place)
         return name, os.path.join(self._images, name) if isinstance(self._images, str) else None
 
     def _annotations(self, place: int) -> Iterator[Annotation]:
@@ -255,7 +320,7 @@ class CocoDataset:
     """The records of a COCO json, in its order.
 
     ``category_ids[label]`` is the json's id of a label. ``num_without_mask`` counts the objects
-    that were left out because no polygon of theirs has three corners (as detectron2 does).
+    that were left out because no polygon of theirs has three corners.
     ``classes`` is set when classes were chosen or merged: the json's own ids and names then differ;
     ``num_left_out`` counts the objects of classes that were not chosen, ``num_filtered`` those that
     the annotation filter left out.
@@ -350,3 +415,32 @@ class CocoDataset:
         if isinstance(self.records, IndexedRecords):
             return self.records.files
         return [(record.file_name, record.path) for record in self.records]
+
+
+def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
+    """What to compare: the hash of the annotations, and the number of images chosen of them.
+
+    Of a json the hash is that of its bytes; of other data sets that of the ids and sizes of their
+    images and the labels of their objects. Pixels are not looked at: that would take hours.
+
+    Returns:
+        `sha256` and `images`.
+    """
+    path = Path(dataset.annotations_path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+    else:
+        digest = hashlib.sha256()
+        for column in _identity(dataset):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return {"sha256": digest.hexdigest(), "images": len(dataset.records)}
+
+
+def _identity(dataset: CocoDataset) -> list[np.ndarray]:
+    records = dataset.records
+    if isinstance(records, IndexedRecords):
+        labels = records.target_labels
+    else:
+        labels = np.array([a.label for record in records for a in record.targets], np.int64)
+    return [dataset.image_ids, dataset.image_sizes, dataset.num_targets, labels]

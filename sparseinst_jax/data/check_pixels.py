@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.annotations.faults import Fault
 from sparseinst_jax.data.coco import encode_segmentation, read_image, size_fault
-from sparseinst_jax.data.images.decoding import read_header
-from sparseinst_jax.data.index.records import ImageRecord
+from sparseinst_jax.data.faults import Fault
+from sparseinst_jax.data.images import read_header
+from sparseinst_jax.data.records import ImageRecord
 
 # An image of fewer grey levels is nearly black to the network: 12 bits in a file of 16, mostly.
 MIN_LEVELS = 24

@@ -1,1 +1,0 @@
-"""What crosses processes while batches are read: pixels, skipped images, restarts."""
