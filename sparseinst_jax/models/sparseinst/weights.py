@@ -2,7 +2,7 @@
 
 The paths of the model's parameters mirror the state dict of the original PyTorch release, so most
 names only change their separator: `encoder/fusion/kernel` is `encoder.fusion.weight`. The table
-says the rest. PaddleDetection and mmdetection have the same names outside of the backbone.
+says the rest. All known implementations have the same names outside of the backbone.
 
 Source: state dicts of hustvl/SparseInst with each of its backbones and decoders.
 """
