@@ -4,10 +4,10 @@
 
 Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
 same network), each in its own environment and process. Both are warmed up, then measured in turn,
-A B A B, so that what else the machine does falls on both. Weights are drawn by each side (then all
+A B A B, so that what else the machine does falls on both. Weights are random on each side (then all
 masks are kept), or both load --weights. A ratio is how many times as fast we are: the median of the
 rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what was asked for is
-missed or has no value.
+missed or has no value. tables.py makes the table of docs/performance.md from the output.
 """
 
 from __future__ import annotations
@@ -30,18 +30,12 @@ CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
 AGAINST = ("eager", "compiled")
 
 
-class Work(NamedTuple):
-    """What both sides do: our name for it, and whether it trains."""
-
-    ours: str
-    trains: bool = False
-
-
+# What both sides do: the yardstick's name for it, and that of `sparseinst benchmark`.
 WORKS = {
-    "inference": Work("latency/with_masks"),
-    "network": Work("latency/network"),
-    "post-processing": Work("post/masks"),
-    "training": Work("training/step", trains=True),
+    "inference": "latency/with_masks",
+    "network": "latency/network",
+    "post-processing": "post/masks",
+    "training": "training/step",
 }
 
 
@@ -54,17 +48,18 @@ class Target(NamedTuple):
     limit: float
 
 
-TARGETS = (
-    Target("inference", "eager", "speed", 1.5),
-    Target("inference", "compiled", "speed", 1.1),
-    Target("network", "eager", "speed", 1.25),
-    Target("network", "compiled", "speed", 0.95),
-    Target("post-processing", "eager", "speed", 5.0),
-    Target("post-processing", "compiled", "speed", 3.0),
-    Target("training", "eager", "speed", 1.0),
-    Target("training", "compiled", "speed", 0.9),
-    *(Target("inference", against, "memory", 1.0) for against in AGAINST),
-    *(Target("training", against, "memory", 1.3) for against in AGAINST),
+LIMITS = {  # in eager mode, compiled
+    ("inference", "speed"): (1.5, 1.1),
+    ("network", "speed"): (1.25, 0.95),
+    ("post-processing", "speed"): (5.0, 3.0),
+    ("training", "speed"): (1.0, 0.9),
+    ("inference", "memory"): (1.0, 1.0),
+    ("training", "memory"): (1.3, 1.3),
+}
+TARGETS = tuple(
+    Target(work, against, measure, limit)
+    for (work, measure), limits in LIMITS.items()
+    for against, limit in zip(AGAINST, limits, strict=True)
 )
 
 
@@ -86,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 text = json.dumps(report, indent=1) + "\n"
                 replace_file(arguments.output, text.encode())
     report = make_report(rows, arguments)
-    print(markdown(report))
+    print("\n".join(map(line, report["rows"])))
     missed = [t for t in report["targets"] if t["is_met"] is not True]
     for target in missed:
         print(f"MISSED: {describe_target(target)}")
@@ -100,8 +95,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--torch-python", metavar="PYTHON", required=True, help="interpreter that has torch")
     add("--yardstick", metavar="FILE", required=True, help="see torch_side.py")
-    add("--config", metavar="FILE", default="configs/giam_r50.py", help="ours; the yardstick's net")
-    add("--weights", metavar="FILE", help="for both: a .pth of the original's names; else drawn")
+    add("--config", metavar="NAME", default="giam_r50", help="ours; the yardstick's net")
+    add("--weights", metavar="FILE", help="for both: a .pth of the original's names; else random")
     add("--only", choices=tuple(WORKS), nargs="+", default=list(WORKS))
     add("--against", choices=AGAINST, nargs="+", default=list(AGAINST))
     add("--size", type=int, nargs=2, default=(640, 864), help="of inference, padded")
@@ -158,9 +153,8 @@ def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str,
 
 def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
     """`sparseinst benchmark` for one work, by this interpreter."""
-    work = WORKS[name]
-    only = work.ours
-    if not work.trains and arguments.batch > 1 and name != "post-processing":
+    only = WORKS[name]
+    if only.startswith("latency/") and arguments.batch > 1:
         only = f"throughput/{only.partition('/')[2]}/{arguments.batch}"
     return [
         *(sys.executable, "-c", CLI, "benchmark", "--config", arguments.config, "--serve"),
@@ -174,10 +168,10 @@ def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
 
 def their_command(name: str, against: str, arguments: argparse.Namespace) -> list[str]:
     """torch_side.py for one work, by the other interpreter."""
-    work = WORKS[name]
-    size = tuple(arguments.train_size if work.trains else arguments.size)
+    trains = name == "training"
+    size = tuple(arguments.train_size if trains else arguments.size)
     photo = inference.usual_photo(size)
-    batch = arguments.train_batch if work.trains else arguments.batch
+    batch = arguments.train_batch if trains else arguments.batch
     return [
         *(arguments.torch_python, str(HERE / "torch_side.py"), "--yardstick", arguments.yardstick),
         *("--work", name, "--size", *map(str, size), "--batch", str(batch)),
@@ -204,7 +198,7 @@ def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str
         str(HERE / "torch_side.py"): "benchmarks/torch_side.py",
         CLI: "sparseinst.cli",
         arguments.weights: "WEIGHTS",
-        arguments.config: f"configs/{Path(arguments.config).name}",
+        arguments.config: Path(arguments.config).name,
     }
     return " ".join(names.get(part, part) for part in command)
 
@@ -214,7 +208,7 @@ class Side:
 
     Args:
       name: for messages.
-      command: answers in lines of JSON, see `benchmark.workloads.serve`.
+      command: answers in lines of JSON, see `measuring.timing.serve`.
     """
 
     def __init__(self, name: str, command: Sequence[str]):
@@ -316,10 +310,10 @@ def make_report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -
     settings = {key: value for key, value in vars(arguments).items() if key not in hidden}
     return {
         "command": machine.command(),
-        "config": f"configs/{Path(arguments.config).name}",
+        "config": Path(arguments.config).name,
         "weights": Path(arguments.weights).name
         if arguments.weights
-        else "drawn by each side; all masks kept",
+        else "random on each side; all masks kept",
         "settings": settings,
         "rows": list(rows),
         "targets": [
@@ -339,32 +333,6 @@ def line(row: Mapping[str, Any]) -> str:
         f"({speed['least']:.2f} to {speed['most']:.2f})"
     )
     return text + (f", {memory['ratio']:.2f} times the memory" if memory else "")
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report as the table of docs/performance.md."""
-    targets = {(t["work"], t["against"], t["measure"]): t for t in report["targets"]}
-    lines = [
-        "| work | against | PyTorch ms | ours ms | times as fast (rounds) | aim | memory | aim |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        speed, memory = row["speed"], row["memory"]
-        key = row["work"], row["against"]
-        wanted = {m: targets.get((*key, m)) for m in ("speed", "memory")}
-        limits = {m: "" if t is None else f"{t['limit']:g}" for m, t in wanted.items()}
-        cells = (
-            row["work"],
-            row["against"],
-            f"{row['theirs']['p50_ms']:.1f}",
-            f"{row['ours']['p50_ms']:.1f}",
-            f"{speed['median']:.2f} ({speed['least']:.2f}–{speed['most']:.2f})",
-            limits["speed"] and f"≥ {limits['speed']}",
-            f"{memory['ratio']:.2f}" if memory else "unknown",
-            limits["memory"] and f"≤ {limits['memory']}",
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -54,18 +54,18 @@ class OverlappedStep(TrainStep):
         """See `TrainStep.__call__`."""
         parts = [part._replace(image_id=None) for part in self.split(batch)]
         counts, statistics, waiting = self.counts(parts), state.statistics, []
-        for part in parts:
-            outputs, pull_back, statistics, score = self._forward(state.params, statistics, part)
-            waiting.append((outputs, pull_back, score, part))
-        sums = None
-        while waiting:
-            outputs, pull_back, score, part = waiting.pop(0)
-            query_index = matching.match(np.asarray(score), part.is_target)
-            rest = part, query_index, counts
-            if waiting:
-                sums = self._accumulate(sums, state.params, outputs, pull_back, *rest)
+        for part, places in zip(parts, self.places(parts), strict=True):
+            *first, scores = self._forward(state.params, statistics, state.step, places, part)
+            statistics = first[2]
+            waiting.append((first, scores, part, places))
+        sums, before = None, state._replace(statistics=None, opt_state=None)
         stops = np.full(len(self.devices), stop, np.int32)
-        return self._finish(state, stops, sums, outputs, pull_back, statistics, *rest)
+        while waiting:
+            first, scores, part, places = waiting.pop(0)
+            rest = *first, part, self.match(scores, part), counts, places
+            if waiting:
+                sums = self._accumulate(before, stops, sums, *rest)
+        return self._finish(state, stops, sums, *rest)
 
 
 def callback_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
@@ -110,8 +110,9 @@ def one_step(
     def step(state: TrainState, batch: Batch, counts: Any) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             outputs, statistics = objective.forward(params, state.statistics, batch)
-            score = jax.lax.stop_gradient(objective.match_score(outputs, batch))
-            total, _ = objective.loss(outputs, batch, match(score, batch.is_target), counts)
+            score = jax.lax.stop_gradient(objective.match_scores(outputs, batch)["masks"])
+            matches = {"masks": match(score, batch.is_target)}
+            total, _ = objective.loss(None, None, outputs, batch, matches, counts)
             return total, statistics
 
         (total, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)

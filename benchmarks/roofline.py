@@ -202,20 +202,20 @@ def _around(
     targets = training.random_batch(len(outputs[0]), size, num_objects, CLASSES)
     objective: Any = build_objective(config, lambda *_: None)
     counts, targets = objective.count(targets), targets._replace(image_id=None)
-    score = jax.jit(objective.match_score)(outputs, targets)
-    query_index = matching.match(np.asarray(score), targets.is_target)
+    scores = jax.jit(objective.match_scores)(outputs, targets)
+    matches = {"masks": matching.match(np.asarray(scores["masks"]), targets.is_target)}
 
     def match_scores(train: bool, weights: Any, fixed: Any, outputs: Any, targets: Any) -> Any:
-        return objective.match_score(outputs, targets)
+        return objective.match_scores(outputs, targets)
 
     def losses(train: bool, weights: Any, fixed: Any, outputs: Any) -> Any:
-        return objective.loss(outputs, *fixed)[0]
+        return objective.loss(None, None, outputs, *fixed)[0]
 
     def scores(train: bool, weights: Any, fixed: Any, outputs: Any) -> Any:
         return inference.select(outputs)
 
     yield Stage("match scores", match_scores, {}, {}, (outputs, targets), "none")
-    fixed = targets, query_index, counts
+    fixed = targets, matches, counts
     yield Stage("losses", losses, {}, fixed, (outputs,), "inputs", without=False)
     yield Stage("scores", scores, {}, {}, (outputs,), "none")
     _, params, _ = layers.functional(model)

@@ -18,23 +18,9 @@ import numpy as np
 
 from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
 from sparseinst_jax.evaluation.average_precision import UNDEFINED, Curves, curves
-from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections
+from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
 from sparseinst_jax.runtime.files import read_json
 
-METRIC_NAMES = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
-)
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
     "AP50": "average precision at IoU 0.50",
@@ -49,6 +35,7 @@ MEANINGS = {
     "ARm": "average recall, medium objects",
     "ARl": "average recall, large objects",
 }
+METRIC_NAMES = tuple(MEANINGS)
 # Of each class, beside `category_id` and `instances`, its objects without crowd regions.
 CLASS_METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # Places of these thresholds among pycocotools' ten, 0.50 to 0.95.
@@ -152,7 +139,7 @@ def evaluate(
     # Where an entry is no object, all of them are refused below.
     if classes is not None and all(isinstance(entry, Mapping) for entry in results):
         results = map_category_ids(results, classes)
-    places = Places(content)
+    places = IdPlaces(content)
     truth, detections = read_annotations(content, places), read_detections(results, places)
     names = {category["id"]: str(category["name"]) for category in content["categories"]}
     instances = np.bincount(truth.classes[truth.values == 0], minlength=len(names))
@@ -169,30 +156,26 @@ def _read(
     """Take the numbers out of curves; the classes are in the order of their ids."""
     precision = found.precision  # [IoU thresholds, recalls, classes, sizes]
     recall = found.recall[:, :, 0, -1]
+    sizes = range(1, precision.shape[-1])
     means = [
         precision[..., 0],
         precision[IOU_50, ..., 0],
         precision[IOU_75, ..., 0],
-        *(precision[..., size] for size in (1, 2, 3)),
-        *(found.recall[:, :, 0, most] for most in (0, 1, 2)),
-        *(found.recall[:, :, size, -1] for size in (1, 2, 3)),
+        *(precision[..., size] for size in sizes),
+        *(found.recall[:, :, 0, most] for most in range(found.recall.shape[-1])),
+        *(found.recall[:, :, size, -1] for size in sizes),
     ]
-    values = {name: _mean_defined(mean) for name, mean in zip(METRIC_NAMES, means, strict=True)}
     per_class = {}
     for column, (category_id, name) in enumerate(categories):
         every = precision[:, :, column, 0]
+        own = [every, every[IOU_50], every[IOU_75]]
+        own += [precision[:, :, column, size] for size in sizes] + [recall[:, column]]
         per_class[name] = {
             "category_id": int(category_id),
             "instances": instances[column],
-            "AP": _mean_defined(every),
-            "AP50": _mean_defined(every[IOU_50]),
-            "AP75": _mean_defined(every[IOU_75]),
-            **{
-                metric: _mean_defined(precision[:, :, column, size])
-                for size, metric in enumerate(("APs", "APm", "APl"), start=1)
-            },
-            "AR100": _mean_defined(recall[:, column]),
+            **dict(zip(CLASS_METRIC_NAMES, map(_mean_defined, own), strict=True)),
         }
+    values = dict(zip(METRIC_NAMES, map(_mean_defined, means), strict=True))
     return CocoMetrics(values, per_class, precision[..., 0])
 
 

@@ -1,8 +1,8 @@
 """Run a predictor over a COCO data set and score what it finds.
 
 The images are cut into batches of one padded size, as many as the local devices take together. On
-several hosts each takes every so-manieth batch, and the first gets what all have found: every image
-is predicted exactly once, on whatever number of devices and hosts.
+several hosts the batches are dealt out in turn, and the first host gets what all have found: every
+image is predicted exactly once, whatever the number of devices and hosts.
 """
 
 from __future__ import annotations
@@ -152,6 +152,12 @@ def _predict_batches(
             return record.image_id, skip_of(record, error)
         return record.image_id, predictor.prepare(image)
 
+    def pack(image_ids: Sequence[int], pending: Any) -> list[list[dict[str, Any]]]:
+        return [
+            coco_results(image_id, *kept.encode(), kept.labels, category_ids)
+            for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True)
+        ]
+
     def collect(image_ids: Sequence[int], packed: Future[list[list[dict[str, Any]]]]) -> None:
         found.update(zip(image_ids, packed.result(), strict=True))
         line.advance(len(image_ids))
@@ -176,26 +182,12 @@ def _predict_batches(
             if usable:
                 image_ids = [image_id for image_id, _ in usable]
                 pending = predictor.start([item for _, item in usable])
-                packed = packer.submit(_pack, predictor, image_ids, pending, category_ids)
-                waiting.append((image_ids, packed))
+                waiting.append((image_ids, packer.submit(pack, image_ids, pending)))
             if len(waiting) > 1:
                 collect(*waiting.popleft())
         while waiting:
             collect(*waiting.popleft())
     return found
-
-
-def _pack(
-    predictor: ImagePredictor,
-    image_ids: Sequence[int],
-    pending: Any,
-    category_ids: Sequence[int | None],
-) -> list[list[dict[str, Any]]]:
-    """Fetch what is found in a batch: COCO results of each image."""
-    packed = []
-    for image_id, found in zip(image_ids, predictor.finish(pending), strict=True):
-        packed.append(coco_results(image_id, *found.encode(), found.labels, category_ids))
-    return packed
 
 
 def _gather(

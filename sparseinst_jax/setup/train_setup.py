@@ -205,6 +205,7 @@ def _make_step(
     step = TrainStep(
         objective,
         adamw,
+        seed=config.seed,
         micro_batches=settings.micro_batches,
         ema_decay=settings.ema_decay,
         skips_nonfinite=settings.skip_nonfinite > 0,

@@ -1,18 +1,19 @@
 """The training step: two compiled halves with the matching between them on the host.
 
-Half one (`forward`) runs the model under `jax.vjp` and gives the outputs, the match scores and the
-vjp function, which is a pytree of residuals, without those that are parameters. The host solves the
-assignment. Half two (`accumulate`, or `finish` for the last micro-batch) takes the loss, pulls its
-gradient through the vjp, sums over devices and micro-batches, and updates the parameters. A host
-callback inside one compiled step would hang when it raises, and would keep the step out of the
-compilation cache.
+Half one runs the model under `jax.vjp` and gives the outputs, the match scores and the vjp
+function, which is a pytree of residuals, without those that are parameters. The host solves the
+assignments. Half two takes the loss, pulls its gradient through the vjp and sums over the
+micro-batches; after the last one it sums over devices and updates the parameters. A host callback
+inside one compiled step would hang when it raises, and would keep the step out of the compilation
+cache.
 
 The per-device functions are pure and know nothing of `pmap`; only `TrainStep` maps them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -30,24 +31,55 @@ STOP = "stop"  # the one of the metrics that says whether a host was asked to st
 
 
 class Objective(Protocol):
-    """What a model family gives to be trained; see `sparseinst.objective`."""
+    """What a model family gives to be trained; see `models.sparseinst.objective`.
+
+    `keys` are B random keys, one for each image. They are a function of the seed, the step and the
+    place of the image in the global batch: what is drawn does not depend on how many devices, hosts
+    or micro-batches there are, nor on whether a run was continued. Both halves of a step get the
+    same; `jax.random.fold_in` tells uses apart.
+
+    Attributes:
+      minimised: names of the matchings whose scores are costs; of the others the sum is maximised.
+      loss_takes_params: whether `loss` has a gradient of its own to the parameters, as an objective
+        has that runs parts of the model again; else it is given None in their place.
+    """
+
+    minimised: Collection[str]
+    loss_takes_params: bool
 
     def forward(self, params: Tree, statistics: Tree, batch: Batch) -> tuple[Any, Tree]:
-        """Run the model: outputs and new statistics."""
+        """Run the model: outputs, a tree of arrays, and new statistics."""
         ...
 
     def count(self, batch: Batch) -> Any:
-        """Count on the host what this part adds to the loss divisors."""
+        """Count on the host what this part adds to the divisors of the loss: a tree of numbers."""
         ...
 
-    def match_score(self, outputs: Any, batch: Batch) -> jax.Array:
-        """Score [B, N, M] of each prediction for each target, larger is better."""
+    def match_scores(self, outputs: Any, batch: Batch, keys: jax.Array) -> dict[str, jax.Array]:
+        """Score predictions for targets: [B, N, M] for each matching, N its own."""
         ...
 
     def loss(
-        self, outputs: Any, batch: Batch, query_index: jax.Array, counts: Any
+        self,
+        params: Tree | None,
+        statistics: Tree,
+        outputs: Any,
+        batch: Batch,
+        matches: Mapping[str, jax.Array],
+        counts: Any,
+        keys: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return this part's share of the loss and of its terms."""
+        """Return this part's share of the loss and of each of its terms.
+
+        Args:
+          params: None unless `loss_takes_params`.
+          statistics: the new ones of `forward`.
+          outputs: of `forward`.
+          batch: the targets.
+          matches: int32 [B, M] for each matching, the prediction of each target or -1.
+          counts: of the global batch, each at least 1.
+          keys: one for each image.
+        """
         ...
 
 
@@ -57,6 +89,7 @@ class TrainStep:
     Args:
       objective: the model family's.
       optimizer: an optax transformation.
+      seed: of what the objective draws.
       micro_batches: parts a global batch is cut into, one after the other; the gradient is that of
         the whole batch (except under trainable batch norm, see `layers.BatchNorm`).
       ema_decay: of the averages, in states that have some; see `optimizer.moving_average`.
@@ -70,12 +103,13 @@ class TrainStep:
         objective: Objective,
         optimizer: optax.GradientTransformation,
         *,
+        seed: int = 0,
         micro_batches: int = 1,
         ema_decay: float = 0.0,
         skips_nonfinite: bool = False,
         devices: Sequence[Any] | None = None,
     ):
-        self.objective, self.optimizer = objective, optimizer
+        self.objective, self.optimizer, self.seed = objective, optimizer, seed
         self.micro_batches, self.ema_decay = micro_batches, ema_decay
         self.skips_nonfinite = skips_nonfinite
         self.devices = list(devices or jax.local_devices())
@@ -87,50 +121,74 @@ class TrainStep:
         # the optimizer's moments, twice the parameters, before it replaces them.
         self._replicate = mapped(lambda _, state: state, in_axes=(0, None), out_axes=None)
         self._forward = mapped(
-            self._forward_on_device, in_axes=(None, None, 0), out_axes=(0, 0, None, 0)
+            self._first_half, in_axes=(None, None, None, 0, 0), out_axes=(0, 0, None, 0)
         )
-        self._accumulate = mapped(self._accumulate_on_device, in_axes=(0, None, 0, 0, 0, 0, 0))
+        second = dict(in_axes=(None, 0, 0, 0, 0, None, 0, 0, 0, 0))
+        self._accumulate = mapped(functools.partial(self._second_half, is_last=False), **second)
         # Only what is replaced is donated: a donated vjp frees nothing and warns.
         self._finish = mapped(
-            self._finish_on_device,
-            in_axes=(None, 0, 0, 0, 0, None, 0, 0, 0),
+            functools.partial(self._second_half, is_last=True),
+            **second,
             out_axes=(None, 0),
             donate_argnums=(0,),
         )
 
     # What one device computes.
 
-    def _forward_on_device(self, params, statistics, batch):
+    def _first_half(self, params, statistics, step, places, batch):
         outputs, pull_back, statistics = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
         pull_back = _without(params, pull_back)
-        return outputs, pull_back, statistics, self.objective.match_score(outputs, batch)
+        scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
+        return outputs, pull_back, statistics, scores
 
-    def _accumulate_on_device(self, sums, params, outputs, pull_back, batch, query_index, counts):
-        counts = jax.tree.map(lambda n: jnp.maximum(jax.lax.psum(n, DEVICE_AXIS), 1.0), counts)
-
-        def loss(outputs):
-            return self.objective.loss(outputs, batch, query_index, counts)
-
-        (total, terms), cotangent = jax.value_and_grad(loss, has_aux=True)(outputs)
-        (gradients,) = pull_back(params)(cotangent)
-        part = gradients, {"total": total, **terms}
-        return part if sums is None else jax.tree.map(jnp.add, sums, part)
-
-    def _finish_on_device(
-        self, state, stop, sums, outputs, pull_back, statistics, batch, query_index, counts
+    def _second_half(
+        self,
+        state,
+        stop,
+        sums,
+        outputs,
+        pull_back,
+        statistics,
+        batch,
+        matches,
+        counts,
+        places,
+        is_last,
     ):
-        sums = self._accumulate_on_device(
-            sums, state.params, outputs, pull_back, batch, query_index, counts
+        num_targets, divisors = jax.lax.psum(counts, DEVICE_AXIS)
+        divisors = jax.tree.map(lambda n: jnp.maximum(n, 1.0), divisors)
+        takes_params = self.objective.loss_takes_params
+        (total, terms), found = jax.value_and_grad(
+            # Whole numbers among the outputs get the empty gradient that `pull_back` asks for.
+            self.objective.loss,
+            (0, 2) if takes_params else (2,),
+            has_aux=True,
+            allow_int=True,
+        )(
+            state.params if takes_params else None,
+            statistics,
+            outputs,
+            batch,
+            matches,
+            divisors,
+            self._keys(state.step, places),
         )
+        (gradients,) = pull_back(state.params)(found[-1])
+        if takes_params:
+            gradients = jax.tree.map(jnp.add, gradients, found[0])
+        part = gradients, {"total": total, **terms}
+        sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
+        if not is_last:
+            return sums
         # Sums, not means: each device's loss is its share of the global batch's.
         gradients, terms = jax.lax.psum(sums, DEVICE_AXIS)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)
-        metrics["num_targets"] = jax.lax.psum(counts.targets, DEVICE_AXIS)
+        metrics["num_targets"] = num_targets
         metrics[STOP] = jax.lax.pmax(stop, DEVICE_AXIS)
         average = state.average
         if average is not None:
@@ -142,6 +200,11 @@ class TrainStep:
             is_finite = jnp.isfinite(jnp.stack([*losses, metrics["grad_norm"]])).all()
             new = _choose(is_finite, new, state)
         return new, metrics
+
+    def _keys(self, step: jax.Array, places: jax.Array) -> jax.Array:
+        """Make the key of each image, see `Objective`."""
+        key = jax.random.fold_in(jax.random.key(self.seed), step)
+        return jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
     # What the host does.
 
@@ -174,13 +237,33 @@ class TrainStep:
         cut = jax.tree.map(lambda x: np.reshape(x, shape + np.shape(x)[1:]), batch)
         return [jax.tree.map(lambda x, i=i: x[i], cut) for i in range(self.micro_batches)]
 
+    def places(self, parts: Sequence[Batch]) -> list[np.ndarray]:
+        """Return the places of each micro-batch's images in the global batch, [devices, B]."""
+        size = sum(part.is_target.shape[0] * part.is_target.shape[1] for part in parts)
+        own = jax.process_index() * size + np.arange(size, dtype=np.int32)
+        return list(own.reshape(len(parts), len(self.devices), -1))
+
     def counts(self, parts: Sequence[Batch]) -> Any:
-        """Return each device's contribution [devices] to the divisors, over all micro-batches."""
+        """Return the number of targets, and the objective's counts, over all micro-batches.
+
+        Each is what the devices contribute: float32 [devices].
+        """
+
+        def count(part: Batch) -> Any:
+            return np.float32(np.asarray(part.is_target).sum()), self.objective.count(part)
+
         per_device = [
-            sum_trees([self.objective.count(jax.tree.map(lambda x, d=d: x[d], p)) for p in parts])
+            sum_trees([count(jax.tree.map(lambda x, d=d: x[d], part)) for part in parts])
             for d in range(len(self.devices))
         ]
         return jax.tree.map(lambda *n: np.stack(n), *per_device)
+
+    def match(self, scores: Mapping[str, jax.Array], part: Batch) -> dict[str, np.ndarray]:
+        """Solve the assignments of a micro-batch: int32 [devices, B, M] for each matching."""
+        return {
+            name: matching.match(score, part.is_target, minimise=name in self.objective.minimised)
+            for name, score in jax.device_get(dict(scores)).items()
+        }
 
     def __call__(
         self, state: TrainState, batch: Batch, stop: int = 0
@@ -197,22 +280,24 @@ class TrainStep:
           `loss/<term>`, `grad_norm`, `num_targets`, and `STOP`, the largest `stop` of all hosts.
         """
         parts = self.split(batch)
-        counts = self.counts(parts)
+        counts, places = self.counts(parts), self.places(parts)
         sums, statistics = None, state.statistics
-        for number, part in enumerate(parts):
-            part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
-            outputs, pull_back, statistics, score = self._forward(state.params, statistics, part)
-            query_index = matching.match(np.asarray(score), part.is_target)
-            arguments = outputs, pull_back, part, query_index, counts
-            if number + 1 < len(parts):
-                sums = self._accumulate(sums, state.params, *arguments)
-                del outputs, pull_back, arguments  # residuals: free them before the next half one
-        metrics: dict[str, Any]
+        # All that half two needs of the state before the parameters are updated.
+        before = state._replace(statistics=None, opt_state=None, average=None)
         stops = np.full(len(self.devices), stop, np.int32)
-        state, metrics = self._finish(
-            state, stops, sums, outputs, pull_back, statistics, *arguments[2:]
-        )
-        return state, metrics
+        for number, part in enumerate(parts, start=1):
+            part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
+            where = places[number - 1]
+            outputs, pull_back, statistics, scores = self._forward(
+                state.params, statistics, state.step, where, part
+            )
+            matches = self.match(scores, part)
+            rest = outputs, pull_back, statistics, part, matches, counts, where
+            del outputs, pull_back
+            if number < len(parts):
+                sums = self._accumulate(before, stops, sums, *rest)
+                del rest  # residuals: free them before the next half one
+        return self._finish(state, stops, sums, *rest)
 
 
 def _without(params: Tree, pull_back: Any) -> Any:

@@ -83,21 +83,22 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     state = TrainState(jnp.int32(0), params, statistics, opt_state, average)
     seen = {}
 
-    def whole_step(state, batch, query_index, counts):
+    def whole_step(state, batch, matches, counts, places):
         """Both halves of the step on one device, the host's matching between them given."""
-        outputs, pull_back, statistics, score = step._forward_on_device(
-            state.params, state.statistics, batch
+        outputs, pull_back, statistics, scores = step._first_half(
+            state.params, state.statistics, state.step, places, batch
         )
-        seen["score"], seen["outputs"] = score, outputs
-        return step._finish_on_device(
-            state, 0, None, outputs, pull_back, statistics, batch, query_index, counts
-        )
+        seen["score"], seen["outputs"] = scores["masks"], outputs
+        rest = outputs, pull_back, statistics, batch, matches, counts, places
+        return step._second_half(state, 0, None, *rest, is_last=True)
 
     # One device: `vmap` over an axis of one gives the collectives their axis without a device.
-    mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0), axis_name=layers.DEVICE_AXIS)
-    one = jax.tree.map(lambda x: np.asarray(x)[None], (batch, np.zeros((2, 3), np.int32)))
-    counts = jax.tree.map(lambda x: np.asarray(x)[None], step.objective.count(batch))
-    new_state, metrics = jax.eval_shape(mapped, state, *one, counts)
+    mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0, 0), axis_name=layers.DEVICE_AXIS)
+    matches = {"masks": np.zeros((2, 3), np.int32)}
+    counts = np.float32(6), step.objective.count(batch)
+    given = batch, matches, counts, np.arange(2, dtype=np.int32)
+    one = jax.tree.map(lambda x: np.asarray(x)[None], given)
+    new_state, metrics = jax.eval_shape(mapped, state, *one)
 
     def kinds(tree, drop):
         return jax.tree.map(lambda x: (tuple(jnp.shape(x))[drop:], jnp.result_type(x).name), tree)

@@ -17,7 +17,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_objective
-from sparseinst_jax.training.optimizer import make_optimizer
+from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.convert import ours_to_original
 from tests.parity import cases
@@ -83,14 +83,20 @@ def _train(name: str) -> Run:
     apply, params, statistics = case.model()
     optimizer = optax.chain(
         _remember_gradients(),
-        make_optimizer(params, LEARNING_RATE, case.manifest["optimizer"]["weight_decay"]),
+        make_optimizer(
+            params,
+            LEARNING_RATE,
+            case.manifest["optimizer"]["weight_decay"],
+            rules=ParameterRules(undecayed=("norm",)),
+        ),
     )
     step = TrainStep(build_objective(case.config, apply), optimizer, devices=jax.devices()[:1])
     state = step.place(TrainState(np.int32(0), params, statistics, optimizer.init(params)))
     run = Run([], [], [], [], {}, {})
     match = matching.match
 
-    def spy(match_score, is_target):
+    def spy(match_score, is_target, minimise):
+        assert not minimise
         run.scores.append(np.array(match_score)[0])
         run.query_index.append(match(match_score, is_target))
         return run.query_index[-1]
@@ -222,7 +228,7 @@ def test_a_batch_without_objects_trains_the_class_loss_alone():
     counts = jax.tree.map(lambda n: np.maximum(n, np.float32(1)), objective.count(batch))
 
     def loss(outputs):
-        return objective.loss(outputs, batch, query_index, counts)
+        return objective.loss(None, None, outputs, batch, {"masks": query_index}, counts)
 
     (_, terms), cotangent = jax.jit(jax.value_and_grad(loss, has_aux=True))(outputs)
     # The original raises here; recorded is what it computes with well-typed empty indices.

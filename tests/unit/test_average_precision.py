@@ -7,7 +7,7 @@ from pycocotools import mask as coco_mask
 from benchmarks.evaluation import with_pycocotools
 from sparseinst_jax.evaluation import average_precision
 from sparseinst_jax.evaluation.average_precision import curves
-from sparseinst_jax.evaluation.coco_columns import Places, read_annotations, read_detections
+from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, METRIC_NAMES, evaluate
 from sparseinst_jax.inference.masks import encode_masks
 
@@ -62,7 +62,7 @@ def draw(seed, num_images, most_objects, most_detections):
 
 
 def assert_equal_to_pycocotools(content, results):
-    places = Places(content)
+    places = IdPlaces(content)
     own = curves(
         read_annotations(content, places), read_detections(results, places), len(CATEGORIES)
     )

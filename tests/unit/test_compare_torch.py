@@ -1,17 +1,11 @@
 """The comparison with PyTorch: arithmetic, verdicts, and exit codes with made-up sides."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("compare", ROOT / "benchmarks" / "compare_torch.py")
-assert SPEC is not None and SPEC.loader is not None
-compare_torch = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(compare_torch)
+from benchmarks import compare_torch
 
 # Answers as both sides do: always the same number of milliseconds, and of MiB.
 SIDE = """
@@ -40,7 +34,7 @@ def measured(monkeypatch):
     return run
 
 
-def test_ratios_and_the_table_come_from_both_sides(measured, tmp_path, capsys):
+def test_ratios_come_from_both_sides(measured, tmp_path, capsys):
     output = tmp_path / "out.json"
     only = ["--only", "network", "--against", "eager", "--output", str(output)]
     assert measured((20, 100), (30, 300), *only) == 0
@@ -59,7 +53,10 @@ def test_ratios_and_the_table_come_from_both_sides(measured, tmp_path, capsys):
         }
     ]
     text = capsys.readouterr().out
-    assert "| network | eager | 30.0 | 20.0 | 1.50 (1.50–1.50) | ≥ 1.25 | 0.50 |  |" in text
+    assert (
+        "network, eager: 30.0 ms against our 20.0 ms, 1.50 times as fast (1.50 to 1.50), "
+        "0.50 times the memory" in text
+    )
     assert "/some/where" not in output.read_text(), "where things lie here is nobody's business"
 
 

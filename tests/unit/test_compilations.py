@@ -128,17 +128,20 @@ class Counts(NamedTuple):
 class Brightness:
     """Learns to make every target as bright as the images; each shape is a program of its own."""
 
+    minimised, loss_takes_params = (), False
+
     def forward(self, params, statistics, batch):
         return params["w"] * jnp.asarray(batch.images, jnp.float32).mean((1, 2, 3)), statistics
 
     def count(self, batch):
         return Counts(np.float32(batch.is_target.sum()))
 
-    def match_score(self, outputs, batch):
-        return jnp.broadcast_to(outputs[:, None, None], (len(outputs), 3, batch.labels.shape[1]))
+    def match_scores(self, outputs, batch, keys):
+        shape = len(outputs), 3, batch.labels.shape[1]
+        return {"one": jnp.broadcast_to(outputs[:, None, None], shape)}
 
-    def loss(self, outputs, batch, query_index, counts):
-        total = jnp.sum(outputs[:, None] * (query_index >= 0)) / counts.targets
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys):
+        total = jnp.sum(outputs[:, None] * (matches["one"] >= 0)) / counts.targets
         return total, {"y": total}
 
 

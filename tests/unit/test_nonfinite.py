@@ -44,9 +44,9 @@ class BreaksAtOneImage(OneNumber):
             y = params["w"] * x + jnp.where(is_bad, jnp.nan, 0.0)
         return y, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
 
-    def loss(self, outputs, batch, query_index, counts):
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys):
         self.num_traces += 1
-        return super().loss(outputs, batch, query_index, counts)
+        return super().loss(params, statistics, outputs, batch, matches, counts, keys)
 
 
 def rate(step):

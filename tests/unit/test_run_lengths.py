@@ -5,8 +5,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from sparseinst_jax.data.segmentations import compressed_length
-from sparseinst_jax.evaluation import run_lengths
-from sparseinst_jax.evaluation.run_lengths import INVALID, lengths_and_areas
+from sparseinst_jax.evaluation import coco_entries
+from sparseinst_jax.evaluation.coco_entries import INVALID, lengths_and_areas
 
 
 def draw_texts(seed, number):
@@ -21,7 +21,7 @@ def draw_texts(seed, number):
 
 
 def test_lengths_and_areas_are_those_of_pycocotools(monkeypatch):
-    monkeypatch.setattr(run_lengths, "LETTERS_TOGETHER", 500)
+    monkeypatch.setattr(coco_entries, "CHARACTERS_TOGETHER", 500)
     texts = draw_texts(0, 300)
     lengths, areas = lengths_and_areas(texts)
     assert lengths.tolist() == [compressed_length(text) for text in texts]
@@ -37,7 +37,7 @@ def test_long_runs_and_differences_are_added_up_by_hand():
 
 
 @pytest.mark.parametrize("text", [b"", b"P", b"0P", b"/", b"\xff", b"11N", b"o" * 9 + b"1"])
-def test_a_broken_text_is_told_and_spoils_no_other(text):
+def test_a_broken_text_is_found_and_spoils_no_other(text):
     assert compressed_length(text) is None
     before, after = draw_texts(1, 2)
     expected = [compressed_length(before), INVALID, compressed_length(after)]

@@ -1,16 +1,10 @@
 """Tables in the documentation, made from results files."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-assert SPEC is not None and SPEC.loader is not None
-tables = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tables)
+from benchmarks import tables
 
 MACHINE = {
     **{"device": "cpu", "processor": "Xeon", "usable_cores": 2, "load_1_5_15": [0.25, 1, 2]},

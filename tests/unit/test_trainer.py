@@ -30,6 +30,8 @@ class Counts(NamedTuple):
 class OneNumber:
     """y = w x, loss y; the running mean of x moves by a half."""
 
+    minimised, loss_takes_params = (), False
+
     def forward(self, params, statistics, batch):
         x = jnp.asarray(batch.images, jnp.float32).mean()
         return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
@@ -37,10 +39,10 @@ class OneNumber:
     def count(self, batch):
         return Counts(np.float32(1))
 
-    def match_score(self, outputs, batch):
-        return jnp.zeros((1, 1, 1))
+    def match_scores(self, outputs, batch, keys):
+        return {"one": jnp.zeros((1, 1, 1))}
 
-    def loss(self, outputs, batch, query_index, counts):
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys):
         return outputs, {"y": outputs}
 
 

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import optax
 
-from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring.timing import Workload
 from sparseinst_jax.data.batch import Batch
@@ -29,7 +28,7 @@ class PartedStep(TrainStep):
         The parts add up to more than a step: nothing overlaps.
         """
         (part,), started, found = self.split(batch), time.perf_counter(), {}
-        counts = self.counts([part])
+        counts, (places,) = self.counts([part]), self.places([part])
         part = part._replace(image_id=None)
 
         def note(name: str, *computed: Any) -> None:
@@ -38,16 +37,16 @@ class PartedStep(TrainStep):
             now = time.perf_counter()
             found[name], started = 1e3 * (now - started), now
 
-        first = self._forward(state.params, state.statistics, part)
+        first = self._forward(state.params, state.statistics, state.step, places, part)
         note("first_half_ms", first)
-        outputs, pull_back, statistics, score = first
-        score = np.asarray(score)
+        outputs, pull_back, statistics, scores = first
+        scores = jax.device_get(scores)
         note("score_to_host_ms")
-        query_index = matching.match(score, part.is_target)
+        matches = self.match(scores, part)
         note("matching_ms")
         stops = np.zeros(len(self.devices), np.int32)
         del first
-        rest = outputs, pull_back, statistics, part, query_index, counts
+        rest = outputs, pull_back, statistics, part, matches, counts, places
         state, metrics = self._finish(state, stops, None, *rest)
         note("second_half_ms", state, metrics)
         return state, found
@@ -55,12 +54,12 @@ class PartedStep(TrainStep):
     def compiled(self, state: TrainState, batch: Batch) -> dict[str, Any]:
         """Compile both halves for their memory."""
         (part,) = self.split(batch)
-        counts = self.counts([part])
+        counts, (places,) = self.counts([part]), self.places([part])
         part = part._replace(image_id=None)
-        given = state.params, state.statistics, part
-        outputs, pull_back, statistics, _ = self._forward(*given)
-        query_index = np.zeros(part.labels.shape, np.int32)
-        rest = outputs, pull_back, statistics, part, query_index, counts
+        given = state.params, state.statistics, state.step, places, part
+        outputs, pull_back, statistics, scores = self._forward(*given)
+        matches = {name: np.zeros(part.labels.shape, np.int32) for name in scores}
+        rest = outputs, pull_back, statistics, part, matches, counts, places
         second = self._finish.lower(state, np.zeros(len(self.devices), np.int32), None, *rest)
         return {
             "first half": self._forward.lower(*given).compile(),

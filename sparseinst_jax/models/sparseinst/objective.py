@@ -12,6 +12,7 @@ matches no target and lies there taught that it is background.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -56,6 +57,9 @@ class SparseInstObjective:
     dice_weight: float = 2.0
     objectness_weight: float = 1.0
 
+    minimised = ()  # its one matching, "masks", maximises the score
+    loss_takes_params = False
+
     dice_power = 0.8
     class_power = 0.2
     objectness_iou_threshold = 0.4
@@ -74,29 +78,35 @@ class SparseInstObjective:
         matched = np.minimum(per_image, self.num_masks)
         return Counts(np.float32(per_image.sum()), np.float32(matched.sum()))
 
-    def match_score(self, outputs: Outputs, batch: Batch) -> jax.Array:
+    def match_scores(
+        self, outputs: Outputs, batch: Batch, keys: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Return dice^0.8 * p_class^0.2 of every prediction with every target, [B, N, M]."""
         dice = losses.dice_matrix(outputs.mask_logits, _target_masks(batch), _counted(batch))
         probs = jax.nn.sigmoid(outputs.class_logits)  # [B, N, K]
         p_class = jnp.take_along_axis(probs, batch.labels[:, None, :], axis=2)  # [B, N, M]
-        return dice**self.dice_power * p_class**self.class_power
+        return {"masks": dice**self.dice_power * p_class**self.class_power}
 
     def loss(
-        self, outputs: Outputs, batch: Batch, query_index: jax.Array, counts: Counts
+        self,
+        params: Tree | None,
+        statistics: Tree | None,
+        outputs: Outputs,
+        batch: Batch,
+        matches: Mapping[str, jax.Array],
+        counts: Counts,
+        keys: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return this part's share of the loss, and of each weighted term.
 
-        Shares of devices and micro-batches add up to the loss of the global batch.
-
-        Args:
-          outputs: of `forward`.
-          batch: the targets.
-          query_index: int32 [B, M], the prediction of each target, -1 for none.
-          counts: of the global batch.
+        Shares of devices and micro-batches add up to the loss of the global batch. The arguments
+        are those of `training.step.Objective`: `matches["masks"]` is int32 [B, M], the prediction
+        of each target, -1 for none; `params`, `statistics` and `keys` are not used.
 
         Returns:
           The total, and the terms `class`, `mask`, `dice` and `objectness`.
         """
+        query_index = matches["masks"]
         class_logits, mask_logits, objectness_logits = outputs
         is_matched = query_index >= 0  # [B, M]
         index = jnp.where(is_matched, query_index, 0)

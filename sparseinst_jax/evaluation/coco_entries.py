@@ -3,6 +3,10 @@
 * A detection's own `bbox` and `area` are left out: small, medium and large are sizes of masks.
 * An annotation without `area` or `iscrowd` gets one.
 * What is of an image or a class that the annotations do not name is left out.
+
+A results file may hold half a million masks. pycocotools reads past the end of its memory, or never
+ends, where the runs of a mask do not sum to its image, so each of them has to be added up first;
+one at a time that takes longer than the scoring.
 """
 
 from __future__ import annotations
@@ -15,9 +19,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sparseinst_jax.data.coco import encode_segmentation
-from sparseinst_jax.data.segmentations import MAX_TEXT
+from sparseinst_jax.data.segmentations import MAX_LETTERS, MAX_RUN, MAX_TEXT
 from sparseinst_jax.evaluation.average_precision import Columns
-from sparseinst_jax.evaluation.run_lengths import lengths_and_areas
 from sparseinst_jax.runtime.messages import brief, printable
 
 MAX_SHOWN_FAULTS = 10
@@ -26,10 +29,15 @@ MAX_SCORE = 1e30  # of a detection, either side of 0; probabilities are meant, l
 # empty list, so polygons with fewer corners are left out, as they are when the data is read.
 MIN_POLYGON = 6
 _KEYS = {"image_id", "category_id", "score", "segmentation"}
+INVALID = -1
+# Characters that are read together: few calls, and what they make stays in the processor's cache.
+CHARACTERS_TOGETHER = 1 << 17
+# The lowest five bits of a character count, this one says that more follow, this one is the sign.
+MORE, SIGN = 32, 16
 Size = tuple[int, int]
 
 
-class Places:
+class IdPlaces:
     """Where the images and classes of an annotation file stand in columns: sorted by id.
 
     Args:
@@ -49,20 +57,14 @@ class Places:
         category_ids = sorted({category["id"] for category in content["categories"]})
         self.classes = {category_id: place for place, category_id in enumerate(category_ids)}
 
-    def columns(
-        self,
-        entries: Sequence[Mapping[str, Any]],
-        rles: list[Any],
-        areas: np.ndarray,
-        values: np.ndarray,
-    ) -> Columns:
-        """Put entries of known images and classes into columns."""
+    def columns(self, entries: Sequence[Mapping[str, Any]], *rest: Any) -> Columns:
+        """Put entries of known images and classes into columns; `rest` are the other columns."""
         images = np.array([self.images[entry["image_id"]] for entry in entries], np.int64)
         classes = np.array([self.classes[entry["category_id"]] for entry in entries], np.int64)
-        return Columns(images, classes, rles, areas, values)
+        return Columns(images, classes, *rest)
 
 
-def read_annotations(content: Mapping[str, Any], places: Places) -> Columns:
+def read_annotations(content: Mapping[str, Any], places: IdPlaces) -> Columns:
     """Read the annotations that are scored against.
 
     Raises:
@@ -70,32 +72,25 @@ def read_annotations(content: Mapping[str, Any], places: Places) -> Columns:
     """
     entries, masks = [], []
     for entry in content["annotations"]:
-        if entry["image_id"] not in places.images or entry["category_id"] not in places.classes:
-            continue
         mask = entry["segmentation"]
         if isinstance(mask, list):
             mask = [part for part in mask if len(part) >= MIN_POLYGON]
-            if not mask:
-                continue
-        entries.append(entry)
-        masks.append((mask, places.sizes[entry["image_id"]]))
+        is_known = entry["image_id"] in places.images and entry["category_id"] in places.classes
+        if is_known and mask != []:
+            entries.append(entry)
+            masks.append((mask, places.sizes[entry["image_id"]]))
     rles, measured, faults = _encode(masks)
     _refuse(
         [f"annotation {entries[place]['id']} {faults[place]}" for place in sorted(faults)],
         f"{len(faults)} of {len(entries)} annotations cannot be scored against",
     )
-    areas = np.array(
-        [
-            area if entry.get("area") is None else entry["area"]
-            for entry, area in zip(entries, measured, strict=True)
-        ],
-        np.float64,
-    )
+    given = [entry.get("area") for entry in entries]
+    areas = [m if area is None else area for area, m in zip(given, measured, strict=True)]
     is_crowd = np.array([int(entry.get("iscrowd") or 0) for entry in entries], np.int64)
-    return places.columns(entries, rles, areas, is_crowd)
+    return places.columns(entries, rles, np.array(areas, np.float64), is_crowd)
 
 
-def read_detections(results: Sequence[Mapping[str, Any]], places: Places) -> Columns:
+def read_detections(results: Sequence[Mapping[str, Any]], places: IdPlaces) -> Columns:
     """Read a COCO results file.
 
     Raises:
@@ -132,8 +127,7 @@ def read_detections(results: Sequence[Mapping[str, Any]], places: Places) -> Col
 
 def _refuse(faults: Sequence[str], title: str) -> None:
     if faults:
-        shown = "\n  ".join(faults[:MAX_SHOWN_FAULTS])
-        raise ValueError(f"{title}\n  {shown}")
+        raise ValueError("\n  ".join([title, *faults[:MAX_SHOWN_FAULTS]]))
 
 
 def _unreadable(entry: Any) -> str | None:
@@ -162,7 +156,7 @@ def _unreadable(entry: Any) -> str | None:
     return None
 
 
-def _misfit(entry: Mapping[str, Any], places: Places) -> str | None:
+def _misfit(entry: Mapping[str, Any], places: IdPlaces) -> str | None:
     """Say why a detection is not of an image of the annotations, or None."""
     size = places.sizes.get(entry["image_id"])
     if size is None:
@@ -195,7 +189,7 @@ def _encode(masks: Sequence[tuple[Any, Size]]) -> tuple[list[Any], np.ndarray, d
     is_whole = packed.copy()
     is_whole[packed] = lengths == sizes[packed].prod(axis=1)
     faults = {}
-    # Polygons and plain run lengths; and what is broken, which is told in words there.
+    # Polygons and plain run lengths; and what is broken, which gets its message there.
     for place in np.flatnonzero(~is_whole).tolist():
         mask, size = masks[place]
         try:
@@ -218,3 +212,106 @@ def _is_packed(mask: Any, size: Size) -> bool:
         and tuple(got) == size
         and type(got[0]) is type(got[1]) is int
     )
+
+
+def lengths_and_areas(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Add up compressed run lengths.
+
+    Args:
+        texts: `counts` of COCO's compressed RLE, each at most `segmentations.MAX_TEXT` long.
+
+    Returns:
+        lengths: int64 [D], pixels of each mask and its background; `INVALID` where the text is none
+            that can be decoded (see `segmentations.compressed_length`).
+        areas: int64 [D], pixels of each mask; without meaning where the text is invalid.
+    """
+    lengths = np.full(len(texts), INVALID, np.int64)
+    areas = np.zeros(len(texts), np.int64)
+    first = num_characters = 0
+    for place, text in enumerate(texts, start=1):
+        num_characters += len(text)
+        if num_characters >= CHARACTERS_TOGETHER or place == len(texts):
+            _measure(texts[first:place], lengths[first:place], areas[first:place])
+            first, num_characters = place, 0
+    return lengths, areas
+
+
+def _measure(texts: Sequence[bytes], lengths: np.ndarray, areas: np.ndarray) -> None:
+    """Fill in lengths and areas; where one text is wrong, each of them by itself."""
+    read = _read(texts)
+    if read is not None:
+        lengths[:], areas[:] = read
+    elif len(texts) > 1:
+        for place in range(len(texts)):
+            one = slice(place, place + 1)
+            _measure(texts[one], lengths[one], areas[one])
+
+
+def _read(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Lengths and areas of a few texts; None where one of them is wrong."""
+    if not all(texts):
+        return None
+    text_ends = np.cumsum([len(text) for text in texts])
+    # What is below "0" becomes large.
+    characters = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    if characters.max() >= 2 * MORE or (characters[text_ends - 1] >= MORE).any():
+        return None
+    ends = np.flatnonzero(characters < MORE)
+    values = _run_values(characters, ends)
+    if values is None:
+        return None
+    num_runs = np.diff(np.searchsorted(ends, text_ends), prepend=0)
+    runs, starts = _undo_differences(values, num_runs)
+    if runs.min() < 0 or runs.max() > MAX_RUN:
+        return None
+    background, areas = np.add.reduceat(runs, starts, axis=0).T
+    return background + areas, areas
+
+
+def _run_values(characters: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
+    """The number that ends at each place: int64 [R]; None where one has too many characters.
+
+    Source: `rleFrString` of cocoapi's maskApi: five bits a character, the lowest first; the sign is
+    the fifth bit of the last.
+    """
+    starts = np.zeros_like(ends)
+    starts[1:] = ends[:-1] + 1
+    if (ends - starts).max() > MAX_LETTERS:
+        return None
+    values = characters[ends].astype(np.int64)
+    values -= (values & SIGN) << 1
+    # Most have one character. The others take those before their last, from the right.
+    which = np.flatnonzero(ends > starts)
+    places = ends[which] - 1
+    while len(which):
+        values[which] = values[which] << 5 | characters[places] & (MORE - 1)
+        goes_on = places > starts[which]
+        which, places = which[goes_on], places[goes_on] - 1
+    return values
+
+
+def _undo_differences(values: np.ndarray, num_runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Add to each run the one two before, from the fourth of a text on.
+
+    Returns:
+        runs: int64 [rows, 2], background and mask in turn; a text with an odd number of runs is
+            filled up with 0.
+        starts: first row of each text.
+    """
+    num_rows = (num_runs + 1) // 2
+    starts = np.cumsum(num_rows) - num_rows
+    is_odd = num_runs % 2
+    filled_up_before = np.cumsum(is_odd) - is_odd
+    runs = np.zeros((int(num_rows.sum()), 2), np.int64)
+    runs.reshape(-1)[np.arange(len(values)) + np.repeat(filled_up_before, num_runs)] = values
+    # The third is stored as it is, so the first stays out of the sum. What a sum over all texts has
+    # gathered before a text is taken off again, exactly, even where it ran over 64 bits.
+    first_runs = runs[starts, 0]
+    runs[starts, 0] = 0
+    sums = np.cumsum(runs, axis=0)
+    before = np.zeros((len(starts), 2), np.int64)
+    before[1:] = sums[starts[1:] - 1]
+    sums -= np.repeat(before, num_rows, axis=0)
+    sums[starts, 0] = first_runs
+    sums[(starts + num_rows - 1)[is_odd == 1], 1] = 0
+    return sums, starts
