@@ -17,6 +17,7 @@ from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
 from sparseinst_jax.setup import builders, train_setup
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.training.optimizer import ParameterRules
 from sparseinst_jax.weights import zoo
 
 ROOT = Path(__file__).parents[2]
@@ -79,18 +80,21 @@ def _batch(size: int = 2, height: int = 256, width: int = 256, targets: int = 8)
 def _training_halves(config_name: str, platform: str) -> list[str]:
     """Lower both halves of a training step on one device."""
     config, apply, params, statistics, _ = _network(config_name)
-    step, _ = train_setup._make_step(config, apply, params, [])
+    step, _ = train_setup._make_step(config, apply, params, ParameterRules())
     opt_state = jax.eval_shape(step.optimizer.init, params)
     scalar = functools.partial(jax.ShapeDtypeStruct, ())
     state = TrainState(scalar(jnp.int32), params, statistics, opt_state)
     batch = _batch()
-    index = jax.ShapeDtypeStruct(batch.labels.shape, jnp.int32)
+    places = jax.ShapeDtypeStruct((2,), jnp.int32)
     counts = _shapes(step.objective.count(jax.tree.map(lambda x: np.ones(x.shape), batch)))
+    counts = scalar(jnp.float32), counts
 
-    first = step._forward_on_device, params, statistics, batch
-    outputs, pull_back, statistics, _ = jax.eval_shape(*first)
-    rest = outputs, pull_back, statistics, batch, index, counts
-    second = step._finish_on_device, state, scalar(jnp.int32), None, *rest
+    first = step._first_half, params, statistics, state.step, places, batch
+    outputs, pull_back, statistics, scores = jax.eval_shape(*first)
+    matches = {name: jax.ShapeDtypeStruct(batch.labels.shape, jnp.int32) for name in scores}
+    rest = outputs, pull_back, statistics, batch, matches, counts, places
+    second_half = functools.partial(step._second_half, is_last=True)
+    second = second_half, state, scalar(jnp.int32), None, *rest
 
     def lower(function, *arguments):
         # One device: with `vmap`, its axis is there without a device.
