@@ -72,7 +72,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_functions() -> Iterator[None]:
-    """Let go of what a file compiled: see `cli/train.py` on memory mappings."""
+    """Let go of what a file compiled: see `setup/train.py` on memory mappings."""
     yield
     jax.clear_caches()
 
