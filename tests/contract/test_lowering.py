@@ -16,8 +16,9 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
-from sparseinst_jax.setup import builders, train_setup
+from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.run import make_step
 from sparseinst_jax.training.optimizer import ParameterRules
 from sparseinst_jax.weights import zoo
 
@@ -99,7 +100,7 @@ def _training_halves(config_name: str, platform: str) -> list[str]:
     """Lower both halves of a training step on one device."""
     network = _network(config_name)
     params, statistics = network.params, network.statistics
-    step, _ = train_setup._make_step(network.config, network.apply, params, ParameterRules())
+    step, _ = make_step(network.config, network.apply, params, ParameterRules())
     opt_state = jax.eval_shape(step.optimizer.init, params)
     scalar = functools.partial(jax.ShapeDtypeStruct, ())
     state = TrainState(scalar(jnp.int32), params, statistics, opt_state)
