@@ -1,7 +1,7 @@
-"""Say what a data set holds and what of it training will not see.
+"""What a data set holds, and what of it training will not see.
 
 Everything here reads the index, no image: seconds for a hundred thousand images. What needs the
-images themselves is in `check_images`.
+images themselves is in `check_report`.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ def count_lost(
 
     Returns:
         the counts, by the very functions that make the targets. An object whose run lengths are
-        broken is passed over: the rules of the json or `check_images` name it.
+        broken is passed over: the rules of the json or `check_report` name it.
     """
     chosen = _spread(dataset.records, dataset.num_targets, most)
     areas, worst = [], []
@@ -143,7 +143,7 @@ def class_counts(dataset: CocoDataset) -> Counter[int]:
 
 
 def warn_of_unusable(dataset: CocoDataset) -> list[str]:
-    """A line on objects without a mask, for who does not list every fault."""
+    """A line on objects without a mask, where faults are not listed one by one."""
     if not dataset.num_without_mask:
         return []
     return [
@@ -268,7 +268,7 @@ def find_overlap(
         second: usually the validation data.
         every_file: compare files of different names, too.
     """
-    by_key: dict[object, list[_Entry]] = {}
+    by_key: dict[object, list[_ListedImage]] = {}
     for entry in _entries(first):
         by_key.setdefault(_key(entry, every_file), []).append(entry)
     hashes: dict[str, str] = {}
@@ -281,7 +281,7 @@ def find_overlap(
     return found
 
 
-class _Entry(NamedTuple):
+class _ListedImage(NamedTuple):
     """An image of a data set: its name, its path if any, and where its record is."""
 
     name: str
@@ -290,15 +290,15 @@ class _Entry(NamedTuple):
     place: int
 
 
-def _entries(dataset: CocoDataset) -> list[_Entry]:
+def _entries(dataset: CocoDataset) -> list[_ListedImage]:
     return [
-        _Entry(name, path, dataset.records, place)
+        _ListedImage(name, path, dataset.records, place)
         for place, (name, path) in enumerate(dataset.files)
     ]
 
 
 def warn_of_overlap(found: Sequence[Overlap], num_images: int) -> list[str]:
-    """A line that says how many validation images are trained on."""
+    """A line on the number of validation images that are trained on."""
     if not found:
         return []
     names = [a if a == b else f"{a} = {b}" for a, b in found]
@@ -314,7 +314,7 @@ def find_repeated(dataset: CocoDataset) -> list[str]:
     return [name for name, count in counts.items() if count > 1]
 
 
-def _key(entry: _Entry, every_file: bool) -> object:
+def _key(entry: _ListedImage, every_file: bool) -> object:
     if every_file and entry.path is not None:
         return _bytes_of(entry.path)
     return os.path.basename(entry.name)
@@ -329,7 +329,7 @@ def _bytes_of(path: str | None) -> int:
         return -1
 
 
-def _is_same(first: _Entry, second: _Entry, hashes: dict[str, str]) -> bool:
+def _is_same(first: _ListedImage, second: _ListedImage, hashes: dict[str, str]) -> bool:
     if first.path is None or second.path is None:
         contents = _content(first), _content(second)
         if None in contents:
@@ -349,7 +349,7 @@ def _is_same(first: _Entry, second: _Entry, hashes: dict[str, str]) -> bool:
     return hashes[paths[0]] == hashes[paths[1]]
 
 
-def _content(entry: _Entry) -> bytes | None:
+def _content(entry: _ListedImage) -> bytes | None:
     """The bytes of an image in a shard or a file, None where no image is named."""
     record = entry.records[entry.place]
     if not record.has_image:

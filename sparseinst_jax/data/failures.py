@@ -183,7 +183,7 @@ _CLOSE_SECONDS = 15.0
 
 
 class _LostError(Exception):
-    """The reader gives nothing any more; says why."""
+    """The reader gives nothing any more; the text is the reason."""
 
 
 def supervised(
@@ -268,7 +268,7 @@ class _Reader:
         self._processes |= set(multiprocessing.active_children()) - self._before
 
     def _run(self, start: Callable[[int], Any], first: int) -> None:
-        # Processes inherit what is blocked: a terminal's Ctrl-C must not end them in mid-sentence.
+        # Processes inherit what is blocked: a terminal's Ctrl-C must not end them halfway.
         with contextlib.suppress(AttributeError):  # no such thing on Windows
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

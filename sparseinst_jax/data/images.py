@@ -74,7 +74,7 @@ def refuse_no_regular_file(path: str | os.PathLike, name: object = None) -> None
     """Refuse folders, devices, pipes and sockets before they are opened: a pipe would wait.
 
     Raises:
-        PathError: says what it is.
+        PathError: describes what it is.
         FileNotFoundError: there is nothing.
     """
     mode = os.stat(path).st_mode
@@ -256,7 +256,7 @@ def _refuse_bomb(image: Image.Image, name: object) -> None:
     cure = "make it smaller, or leave it out"
     if image.width * image.height > MAX_PIXELS:
         raise _Refused(
-            f"image {name} says it is {image.width} x {image.height} pixels, expected "
+            f"image {name} claims {image.width} x {image.height} pixels, expected "
             f"{MAX_PIXELS} in all or fewer; {cure}"
         )
     if num_bytes > MAX_BYTES:
@@ -295,7 +295,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageHeader(NamedTuple):
-    """What a file says of itself.
+    """What is written in the head of an image file.
 
     Attributes:
         kind: format and mode, such as "JPEG RGB" or "PNG I;16".
@@ -311,7 +311,7 @@ class ImageHeader(NamedTuple):
 
 
 def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> ImageHeader:
-    """Read what an image file says of itself, no pixel; see `read_image`.
+    """Read the head of an image file, no pixel; see `read_image`.
 
     Raises:
         FileNotFoundError, ValueError: as `read_image`.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -20,13 +20,80 @@ from absl import flags
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord
 from sparseinst_jax.data.failures import Skip, load_or_skip, supervised
-from sparseinst_jax.data.packed_images import PackedImages, pack, unpack
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
+from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 
 NUM_THREADS = 2  # per process; each works on a step of its own
 PREFETCH_STEPS = 4
 _PARENT_POLL_SECONDS = 2.0
+
+
+class PackedImages(NamedTuple):
+    """The images of one step, each after the other: what goes from a process that reads.
+
+    Padding is more than half of a batch, and shared memory is slow to fill and to free: images are
+    padded where they arrive.
+
+    Attributes:
+        image_ids: int64 [B].
+        sizes: int32 [B, 2], (height, width).
+        num_targets: int32 [B].
+        labels: int32 [sum of num_targets].
+        pixels: uint8, flat, of all images.
+        masks: uint8, flat, of all targets.
+        is_ignored: bool, flat, of all images; None when crowd regions are dropped.
+    """
+
+    image_ids: np.ndarray
+    sizes: np.ndarray
+    num_targets: np.ndarray
+    labels: np.ndarray
+    pixels: np.ndarray
+    masks: np.ndarray
+    is_ignored: np.ndarray | None
+
+
+def pack(image_ids: Sequence[int], images: Iterable[TrainImage]) -> PackedImages:
+    """Put loaded images into flat arrays; what training does not see of them is left out."""
+    sizes, num_targets, labels, pixels, masks, ignored = [], [], [], [], [], []
+    for image in images:
+        sizes.append(image.image.shape[:2])
+        num_targets.append(len(image.labels))
+        labels.extend(image.labels)
+        pixels.append(image.image.reshape(-1))
+        masks.extend(mask.reshape(-1) for mask in image.masks)
+        if image.is_ignored is not None:
+            ignored.append(image.is_ignored.reshape(-1))
+    return PackedImages(
+        np.array(image_ids, np.int64),
+        np.array(sizes, np.int32).reshape(-1, 2),
+        np.array(num_targets, np.int32),
+        np.array(labels, np.int32),
+        np.concatenate(pixels),
+        np.concatenate(masks) if masks else np.zeros(0, np.uint8),
+        np.concatenate(ignored) if ignored else None,
+    )
+
+
+def unpack(packed: PackedImages, form: TargetForm) -> Iterator[TrainImage]:
+    """Give the images back, with masks of this form; their arrays are views."""
+    pixel = target = byte = place = 0
+    for (height, width), number in zip(
+        packed.sizes.tolist(), packed.num_targets.tolist(), strict=True
+    ):
+        shape = form.shape((height, width))
+        num_bytes = number * shape[0] * shape[1]
+        image = packed.pixels[pixel : pixel + 3 * height * width].reshape(height, width, 3)
+        masks = packed.masks[byte : byte + num_bytes].reshape(number, *shape)
+        is_ignored = packed.is_ignored
+        if is_ignored is not None:
+            rows, columns = -(-height // form.stride), -(-width // form.stride)
+            is_ignored = is_ignored[place : place + rows * columns].reshape(rows, columns)
+            place += rows * columns
+        labels = packed.labels[target : target + number].tolist()
+        yield TrainImage(image, labels, list(masks), is_ignored, [], [])
+        pixel, target, byte = pixel + 3 * height * width, target + number, byte + num_bytes
 
 
 class _Steps:
@@ -90,16 +157,16 @@ def train_batches(
 
     Args:
         dataset: the index that the plan was made for.
-        plan: says what each step holds.
+        plan: what each step holds.
         start_step: first step; all that a resumed run needs.
         num_steps: number of batches.
         host_index: this host.
         host_count: number of hosts.
         num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
             start a fresh interpreter: the calling script needs ``if __name__ == "__main__":``.
-            One that dies or hangs is replaced, see ``workers.supervision``.
-        on_step: leave out images that cannot be used, see ``workers.skipping``, and be told before
-            each batch which they were: (number of the step from 1, images). None raises.
+            One that dies or hangs is replaced, see ``failures.supervised``.
+        on_step: leave out images that cannot be used, see ``failures``, and call this before
+            each batch with them: (number of the step from 1, images). None raises.
 
     Yields:
         NumPy batches of this host, in order.
@@ -159,14 +226,14 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[tuple[Batch, tuple[
         if close is not None:
             close()
         if num_workers:
-            # Grain keeps the last batches in reference cycles; their shared memory would be told as
-            # leaked when the program ends.
+            # Grain keeps the last batches in reference cycles; at the end of the program their
+            # shared memory would be reported as leaked.
             iterator = steps = item = None
             gc.collect()
 
 
 def _end_with_parent(parent: int, *_: int) -> None:
-    """In a worker: end when the program is gone; killed, it could not say so."""
+    """In a worker: end when the program is gone; one that was killed sends no word."""
 
     def watch() -> None:
         while os.getppid() == parent:

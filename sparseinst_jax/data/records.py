@@ -119,15 +119,14 @@ class IndexedRecords(Sequence[ImageRecord]):
         """
         self._columns, self._folder, self._images = columns, folder, images
         self._label_of, self._is_kept, self._has_boxes = label_of, is_kept, has_boxes
-        self._places: np.ndarray | None = None  # of the images, where not all of them are there
+        self._places = np.arange(len(columns["image_ids"]))  # of the images that are there
 
     def choose(self, is_chosen: np.ndarray) -> None:
         """Leave out images: bool, one for each that is there now."""
-        chosen = np.flatnonzero(is_chosen)
-        self._places = chosen if self._places is None else self._places[chosen]
+        self._places = self._places[np.flatnonzero(is_chosen)]
 
     def __len__(self) -> int:
-        return len(self._columns["image_ids"] if self._places is None else self._places)
+        return len(self._places)
 
     @overload
     def __getitem__(self, index: int) -> ImageRecord: ...
@@ -140,8 +139,7 @@ class IndexedRecords(Sequence[ImageRecord]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        index = index + len(self) if index < 0 else int(index)
-        place = index if self._places is None else int(self._places[index])
+        place = int(self._places[index])
         name, path = self._file(place)
         image_id = int(self._columns["image_ids"][place])
         record = ImageRecord(
@@ -207,8 +205,7 @@ class IndexedRecords(Sequence[ImageRecord]):
     def entries(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """The annotations as a json has them, without boxes; an area only where there was one."""
         entries = []
-        for index, record in enumerate(self):
-            place = index if self._places is None else int(self._places[index])
+        for place, record in zip(self._places.tolist(), self, strict=True):
             first, end = self._columns["annotation_ends"][place : place + 2].tolist()
             ids = self._columns["annotation_ids"][first:end].tolist()
             areas = dict(zip(ids, self._columns["areas"][first:end].tolist(), strict=True))
@@ -236,27 +233,24 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def files(self) -> list[tuple[str, str | None]]:
         """File name and path of each image."""
-        places = range(len(self)) if self._places is None else self._places.tolist()
-        return [self._file(place) for place in places]
+        return [self._file(place) for place in self._places.tolist()]
 
     @property
     def image_ids(self) -> np.ndarray:
         """The json's own ids, int64 [images]."""
-        ids = self._columns["image_ids"]
-        return ids if self._places is None else ids[self._places]
+        return self._columns["image_ids"][self._places]
 
     @property
     def image_sizes(self) -> np.ndarray:
         """(height, width) in pixels, int64 [images, 2]."""
         sizes = np.stack([self._columns["heights"], self._columns["widths"]], axis=1)
-        return sizes if self._places is None else sizes[self._places]
+        return sizes[self._places]
 
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
         before = np.concatenate([[0], np.cumsum(self._is_target)])[self._columns["annotation_ends"]]
-        counts = np.diff(before)
-        return counts if self._places is None else counts[self._places]
+        return np.diff(before)[self._places]
 
     @property
     def num_filtered(self) -> int:
@@ -294,8 +288,6 @@ class IndexedRecords(Sequence[ImageRecord]):
     def _is_in_place(self) -> np.ndarray:
         """Which annotations are of images that are there."""
         number = np.diff(self._columns["annotation_ends"])
-        if self._places is None:
-            return np.ones(int(number.sum()), bool)
         is_chosen = np.zeros(len(number), bool)
         is_chosen[self._places] = True
         return np.repeat(is_chosen, number)
@@ -362,9 +354,24 @@ class CocoDataset:
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
+        return self._of_images("num_targets", lambda record: len(record.targets))
+
+    @property
+    def image_ids(self) -> np.ndarray:
+        """The json's own ids, int64 [images]."""
+        return self._of_images("image_ids", lambda record: record.image_id)
+
+    @property
+    def image_sizes(self) -> np.ndarray:
+        """(height, width) in pixels, int64 [images, 2]."""
+        sizes = self._of_images("image_sizes", lambda record: (record.height, record.width))
+        return sizes.reshape(-1, 2)
+
+    def _of_images(self, name: str, value: Callable[[ImageRecord], Any]) -> np.ndarray:
+        """A column of `IndexedRecords`, or the same of records that were given as a list."""
         if isinstance(self.records, IndexedRecords):
-            return self.records.num_targets
-        return np.array([len(record.targets) for record in self.records], np.int64)
+            return getattr(self.records, name)
+        return np.array([value(record) for record in self.records], np.int64)
 
     @property
     def num_crowd(self) -> int:
@@ -374,13 +381,16 @@ class CocoDataset:
         return sum(a.iscrowd for record in self.records for a in record.annotations)
 
     @property
+    def target_labels(self) -> np.ndarray:
+        """Label of every object, without crowd, in the order of the images, int64."""
+        if isinstance(self.records, IndexedRecords):
+            return self.records.target_labels
+        return np.array([a.label for record in self.records for a in record.targets], np.int64)
+
+    @property
     def targets_per_class(self) -> np.ndarray:
         """Number of objects of each label, without crowd, int64 [classes]."""
-        number = len(self.class_names)
-        if isinstance(self.records, IndexedRecords):
-            return np.bincount(self.records.target_labels, minlength=number)
-        labels = [a.label for record in self.records for a in record.targets]
-        return np.bincount(np.array(labels, np.int64), minlength=number)
+        return np.bincount(self.target_labels, minlength=len(self.class_names))
 
     @property
     def boxes_xyxy(self) -> Sequence[np.ndarray] | None:
@@ -390,24 +400,8 @@ class CocoDataset:
         targets = [record.targets for record in self.records]
         if any(target.box_xyxy is None for image in targets for target in image):
             return None
-        return [
-            np.array([target.box_xyxy for target in image], np.float32).reshape(-1, 4)
-            for image in targets
-        ]
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """The json's own ids, int64 [images]."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.image_ids
-        return np.array([record.image_id for record in self.records], np.int64)
-
-    @property
-    def image_sizes(self) -> np.ndarray:
-        """(height, width) in pixels, int64 [images, 2]."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.image_sizes
-        return np.array([(r.height, r.width) for r in self.records], np.int64).reshape(-1, 2)
+        boxes = [[target.box_xyxy for target in image] for image in targets]
+        return [np.array(image, np.float32).reshape(-1, 4) for image in boxes]
 
     @property
     def files(self) -> list[tuple[str, str | None]]:
@@ -432,15 +426,7 @@ def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
             digest = hashlib.file_digest(file, "sha256")
     else:
         digest = hashlib.sha256()
-        for column in _identity(dataset):
+        columns = dataset.image_ids, dataset.image_sizes, dataset.num_targets
+        for column in (*columns, dataset.target_labels):
             digest.update(np.ascontiguousarray(column).tobytes())
     return {"sha256": digest.hexdigest(), "images": len(dataset.records)}
-
-
-def _identity(dataset: CocoDataset) -> list[np.ndarray]:
-    records = dataset.records
-    if isinstance(records, IndexedRecords):
-        labels = records.target_labels
-    else:
-        labels = np.array([a.label for record in records for a in record.targets], np.int64)
-    return [dataset.image_ids, dataset.image_sizes, dataset.num_targets, labels]

@@ -1,6 +1,6 @@
 """What the rules of a data set and the protocol of a test are, and those of the original.
 
-The rules say what is learned of a json and how it is resized in training. Those of other
+The rules decide what is learned of a json and how it is resized in training. Those of other
 implementations are in `ecosystems`, by the names that a configuration gives.
 
 Source: detectron2's data loading and transforms as the original configures them.
@@ -29,7 +29,7 @@ class AnnotationFilter(NamedTuple):
 
     Attributes:
         keeps: columns of an index -> which annotations are kept, bool [annotations]; None for all.
-            Crowd regions are no objects: they pass whatever it says.
+            Crowd regions are no objects: they pass anyway.
         smallest_side: images with a shorter side are left out, pixels.
     """
 

@@ -66,7 +66,7 @@ def refuse_vast_polygons(polygons: list) -> None:
         polygons: [[x, y, x, y, ...], ...] in pixels of the picture that they are drawn in.
 
     Raises:
-        ValueError: says why.
+        ValueError: with the reason.
     """
     num_numbers, border = 0, 0.0
     if not polygons:
@@ -113,7 +113,7 @@ def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
     pycocotools does not ask: it would read and write past the end of its memory.
 
     Raises:
-        ValueError: says why.
+        ValueError: with the reason.
     """
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise ValueError(
@@ -142,7 +142,7 @@ def _left_out(polygons: list, is_usable: bool) -> Fault:
 
 
 def sum_runs(counts: Any) -> tuple[int, str | None]:
-    """Add up run lengths; also says what is wrong with them."""
+    """Add up run lengths; also returns what is wrong with them, if anything."""
     if isinstance(counts, str | bytes | list) and len(counts) > MAX_TEXT:
         return 0, f"run lengths of {len(counts)} characters or numbers, expected {MAX_TEXT} at most"
     if isinstance(counts, str | bytes):
@@ -168,7 +168,7 @@ def read_runs(counts: str | bytes) -> np.ndarray | None:
     """Read compressed run lengths, int64 [runs]; None where the text is none.
 
     Source: `rleFrString` of cocoapi's maskApi: five bits a character from "0" on, the lowest first,
-    the sixth bit says that more follow; from the fourth on each run is stored as the difference
+    the sixth bit is set where more follow; from the fourth on each run is stored as the difference
     to the one two before.
     """
     raw = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts

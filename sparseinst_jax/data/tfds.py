@@ -2,7 +2,7 @@
 
 TFDS's own ``coco`` has no masks. This one keeps the image files' bytes and the segmentations as
 json text, in ArrayRecord files in the order of the json, and beside them the index of the json, so
-that ``tfds_source`` need not read the images to plan batches. Other programs read it by TFDS alone:
+that training need not read the images to plan batches. Other programs read it by TFDS alone:
 
     build("tfds_data", {"train": SplitSource("train.json", "images/train")})
     source = tfds.data_source("coco_instances", split="train", data_dir="tfds_data")
@@ -17,7 +17,6 @@ import json
 import math
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +32,7 @@ from sparseinst_jax.data._index.reader import refuse_missing_files
 from sparseinst_jax.data.coco import DatasetSelection, make_dataset, note_missing, read_record
 from sparseinst_jax.data.faults import DatasetFaults
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
+from sparseinst_jax.runtime.progress import map_ahead
 
 NAME, VERSION = "coco_instances", "1.0.0"
 SHARD_SIZE = 128 << 20  # bytes of images in a shard, which is in memory while it is written
@@ -124,13 +124,10 @@ with registered.skip_registration():
             self, dataset: CocoDataset, places: Sequence[int]
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             with ThreadPoolExecutor(NUM_THREADS) as pool:
-                waiting = deque()
-                for place in places:
-                    waiting.append(pool.submit(_checked, dataset.records[place]))
-                    if len(waiting) > 2 * NUM_THREADS:
-                        yield self._example(places.index(place), *waiting.popleft().result())
-                while waiting:
-                    yield self._example(len(places) - len(waiting), *waiting.popleft().result())
+                records = (dataset.records[place] for place in places)
+                checked = map_ahead(pool, _checked, records, 2 * NUM_THREADS)
+                for key, (record, encoded) in enumerate(checked):
+                    yield self._example(key, record, encoded)
 
         def _example(
             self, key: int, record: ImageRecord, encoded: bytes
@@ -181,7 +178,7 @@ def build(
         data_dir: TFDS folder; the data set goes to ``coco_instances/1.0.0`` in it.
         sources: what the splits are made of, by their names; of the same categories.
         start: takes the number of images when all jsons are read, and gives a context in which a
-            function is told how many images more are written.
+            function takes the number of further images that are written.
 
     Returns:
         the folder of the data set.

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax import cli
 from sparseinst_jax.cli import debug_batch
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
-from sparseinst_jax.runtime.process import call
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainStep
 from tests.end_to_end.test_training import TINY, arguments, data, train
@@ -105,7 +105,7 @@ def test_a_wrong_command_line_is_refused(argv, message, capsys):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
-    assert call(debug_batch.main, ["--workdir", str(tmp_path), "--step", "0"]) == 1
+    assert cli.run(debug_batch.main, ["--workdir", str(tmp_path), "--step", "0"]) == 1
     assert "has no config.json. Give the folder that training wrote into" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ def test_the_picture_shows_masks_ignored_pixels_padding_and_the_titles(planned):
     picture = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 16)
     one = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 1)
     assert picture.width == 2 * one.width + 6
-    cell = np.asarray(batches._draw_image(batch, 0, ("", "", "")), int)
+    cell = np.asarray(batches._draw_image(batch, 0, plan.targets, ("", "", "")), int)
     factor = cell.shape[0] // 32
     # The pixel (y, x) of the padded image, away from outlines and captions.
     pixel = lambda y, x: cell[y * factor + 1, x * factor + 1].tolist()  # noqa: E731

@@ -192,7 +192,7 @@ def test_semantic_maps_are_refused_with_the_reason(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"nothing says the classes.*--class NAME.*values\.json"),
+        (None, r"the classes of the objects are unknown.*--class NAME.*values\.json"),
         ("[1]", "expected an object like"),
         ("{", "cannot be read as json"),
         ('{"a.png": 3}', "entry 'a.png' is no object"),

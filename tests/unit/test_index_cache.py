@@ -320,7 +320,7 @@ RULES = {
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 1, "ee41f46c34fb17aa"
+KNOWN_RULES = 1, "8bf3556c3687ea2d"
 
 
 def _names(node):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sparseinst_jax.data.packed_images import pack, unpack
+from sparseinst_jax.data.loader import pack, unpack
 from sparseinst_jax.data.target_masks import FULL_BITS, QUARTER_LEVELS
 from sparseinst_jax.data.train_image import TrainImage
 

@@ -14,7 +14,7 @@ WINDOW = 1 << 22  # characters read at a time; an element that is longer makes i
 # Characters of one element, and of one section that is not read element by element: as Python
 # values they take about ten times as many bytes. An image's annotation has some hundred.
 MAX_VALUE = 1 << 28
-# A number or a literal such as -Infinity that the window cuts; a text that it cuts says so itself.
+# A number or a literal such as -Infinity that the window cuts; a cut text is "Unterminated" anyway.
 _CUT = 16
 _SPACE = re.compile(r"[ \t\n\r]*")
 _decoder: Any = json.JSONDecoder()
@@ -33,7 +33,7 @@ def read_object(file: BinaryIO, streamed: Collection[str]) -> Iterator[tuple[str
     """Read the keys and values of a json object in the order of the text.
 
     Args:
-        file: at its beginning; UTF-8, or UTF-16 or 32 as the json standard tells them apart.
+        file: at its beginning; UTF-8, or UTF-16 or 32 distinguished as in the json standard.
         streamed: keys whose lists come as iterators over their elements. An iterator must be used
             up before the next key is asked for.
 
@@ -79,7 +79,7 @@ class _Window:
         self._encoding = json.detect_encoding(head)
         self._decode = codecs.getincrementaldecoder(self._encoding)("surrogatepass").decode
         self._is_whole = False
-        self._lines = self._columns = 0  # before the window: line ends, letters after the last
+        self._lines = self._columns = 0  # before the window: line ends, characters after the last
         self.text, self.position = "", 0
         self._append(head)
         self.fill()
@@ -104,11 +104,11 @@ class _Window:
             raise JsonError(f"the text is not in {self._encoding}: {error}") from error
 
     def peek(self) -> str:
-        """The next letter, "" at the end."""
+        """The next character, "" at the end."""
         return self.text[self.position : self.position + 1]
 
     def skip_space(self) -> str:
-        """Go to the next letter that is no space; returns it, "" at the end."""
+        """Go to the next character that is no space; returns it, "" at the end."""
         while True:
             match = _SPACE.match(self.text, self.position)
             assert match is not None, "the pattern matches the empty text"
@@ -117,10 +117,10 @@ class _Window:
                 return self.peek()
             self.fill()
 
-    def expect(self, letter: str) -> None:
-        """Go past a letter that must come next."""
-        if self.skip_space() != letter:
-            raise self.error(f"Expecting '{letter}' delimiter")
+    def expect(self, character: str) -> None:
+        """Go past a character that must come next."""
+        if self.skip_space() != character:
+            raise self.error(f"Expecting '{character}' delimiter")
         self.position += 1
 
     def value(self) -> Any:

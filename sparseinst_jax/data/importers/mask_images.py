@@ -7,7 +7,7 @@ Two layouts, the place of an image without its suffix being ``a/b``:
   ``a/b/apple_1.png``.
 * ``indexed``: one image ``a/b.png`` whose values number the objects, 0 is background; grey with 8
   or 16 bits, palette (the indices count), or RGB (each colour is an object, black is background).
-  ``values.json`` beside them says the classes: ``{"a/b.png": {"1": "apple", "255": null}}``, null
+  ``values.json`` beside them gives the classes: ``{"a/b.png": {"1": "apple", "255": null}}``, null
   for a value that is no object.
 """
 
@@ -266,7 +266,7 @@ def _read_values_json(source: Path) -> dict[str, dict[str, Any]]:
     form = '{"sub/a.png": {"1": "apple", "2": "pear", "255": null}}'
     if not path.is_file():
         raise ValueError(
-            f"nothing says the classes of the objects: give --class NAME if all are of one class, "
+            f"the classes of the objects are unknown: give --class NAME if all are of one class, "
             f"or write {path} like {form}"
         )
     try:

@@ -217,7 +217,7 @@ def open_image(
     Args:
         path: the image file, below the folder.
         images_dir: what ``file_name`` becomes relative to.
-        stated_size: (height, width) that the label file says; None where it says none.
+        stated_size: (height, width) in the label file; None where there is none.
 
     Raises:
         LabelFault: the image is missing, broken, outside of the folder, or of another size.

@@ -132,7 +132,7 @@ def _choose_attribute(entries: dict[str, dict], wanted: str | None, source: Path
     for entry in entries.values():
         try:
             regions = _regions(entry)
-        except LabelFault:  # told with its image when that is read
+        except LabelFault:  # reported with its image when that is read
             continue
         for _, region in regions:
             num_regions += 1
