@@ -17,6 +17,8 @@ from sparseinst_jax.cli.arguments import (
     check_arguments,
     open_source,
     parse_command_line,
+    parse_size,
+    size_fault,
     stored_config,
 )
 from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
@@ -25,9 +27,10 @@ from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
-from sparseinst_jax.setup import builders, datasets, train_setup
+from sparseinst_jax.setup import builders, datasets
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.run import make_plan
 from sparseinst_jax.training import optimizer
 
 Size = tuple[int, int]
@@ -109,21 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     protocol = "latency as the original's release measures it"
     parser.add_argument("--protocol", choices=("original",), help=protocol)
     return parser
-
-
-def parse_size(text: str) -> Size:
-    """Read HEIGHTxWIDTH, for argparse."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
-    return int(height), int(width)
-
-
-def size_fault(name: str, size: Size | None) -> str:
-    """Say what is wrong with the size of a padded image; "" if nothing is."""
-    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
-        return ""
-    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -228,7 +216,7 @@ class Bench:
         else:
             dataset = self.photos(self.arguments.photo_size or inference.USUAL_PHOTO)
         size = {"train.batch_size": self.arguments.train_batch}
-        return dataset, train_setup.make_plan(_changed(self.config, size), dataset)
+        return dataset, make_plan(_changed(self.config, size), dataset)
 
     def train_step(self) -> timing.Workload:
         """Build the workload of training."""
