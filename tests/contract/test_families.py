@@ -9,15 +9,14 @@ import jax
 import numpy as np
 import pytest
 
+import sparseinst_jax
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli import eval as eval_command
-from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.functional import functional
 from sparseinst_jax.setup import builders
-from sparseinst_jax.setup.loading import build_predictor, load
+from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training.progress import read_metrics
 from tests import outside_family
 
@@ -50,29 +49,27 @@ def _weights(workdir):
         return checkpoints.restore_model(None)[:2]
 
 
-def test_a_family_from_outside_trains_resumes_evaluates_and_predicts(data, tmp_path, capsys):
+def test_a_family_from_outside_trains_resumes_evaluates_and_predicts(data, tmp_path):
     config = _config(data)
     config.train.eval_every = 4
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train_command.train(config, whole) == 0
+    assert sparseinst_jax.train(config, whole).step == 4
     rows = read_metrics(whole / "metrics.csv")
     terms = {name for name in rows[0] if name.startswith("loss/")}
     assert terms == {"loss/total", "loss/proposal", "loss/mask", "loss/guided"}
     assert all(np.isfinite(row["loss/total"]) for row in rows) and len(rows) == 4
     assert 0 <= rows[-1]["AP"] <= 1
     # The same in two runs, the second from the first one's checkpoint.
-    config.train.num_steps = 2
-    assert train_command.train(config, parts) == 0
-    config.train.num_steps = 4
-    assert train_command.train(config, parts) == 0
+    assert sparseinst_jax.train(config, parts, {"train.num_steps": 2}).step == 2
+    assert sparseinst_jax.train(config, parts).step == 4
     assert [row["loss/total"] for row in read_metrics(parts / "metrics.csv")] == [
         row["loss/total"] for row in rows
     ]
     jax.tree.map(np.testing.assert_array_equal, _weights(whole), _weights(parts))
 
-    assert eval_command.main([f"--workdir={whole}"]) == 0
-    assert "AP" in capsys.readouterr().out
-    predictor = load(whole)
+    metrics = sparseinst_jax.evaluate(whole)
+    assert metrics is not None and metrics["AP"] == pytest.approx(rows[-1]["AP"], abs=1e-6)
+    predictor = sparseinst_jax.load(whole)
     dataset = load_coco(data / "val.json", data / "images/val")
     prediction = predictor(dataset.records[0].path)
     assert len(prediction) == 8 and prediction.masks.shape == (8, 64, 64)
