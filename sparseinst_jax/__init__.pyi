@@ -8,4 +8,6 @@ from . import weights as weights
 from .inference.prediction import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
 from .runtime.process import prepare_process as prepare_process
+from .setup.evaluate import evaluate as evaluate
 from .setup.loading import load as load
+from .setup.train import train as train

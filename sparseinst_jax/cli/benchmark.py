@@ -26,9 +26,10 @@ from sparseinst_jax.models import layers
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
-from sparseinst_jax.setup import builders, datasets, train_setup
+from sparseinst_jax.setup import builders, datasets
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.run import make_plan
 from sparseinst_jax.training import optimizer
 
 Size = tuple[int, int]
@@ -229,7 +230,7 @@ class Bench:
         else:
             dataset = self.photos(self.arguments.photo_size or inference.USUAL_PHOTO)
         size = {"train.batch_size": self.arguments.train_batch}
-        return dataset, train_setup.make_plan(_changed(self.config, size), dataset)
+        return dataset, make_plan(_changed(self.config, size), dataset)
 
     def train_step(self) -> timing.Workload:
         """Build the workload of training."""

@@ -17,7 +17,8 @@ from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.setup import config as configs
-from sparseinst_jax.setup import config_history, datasets, train_setup
+from sparseinst_jax.setup import config_history, datasets
+from sparseinst_jax.setup.run import make_plan
 
 _DESCRIPTION = """Make the batch of a training step again, from the configuration and the data
 alone, and draw it as the network got it. Step 0 is the first; metrics.csv counts finished steps, so
@@ -80,7 +81,7 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     """
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
-    plan = train_setup.make_plan(config, dataset).batch(step)
+    plan = make_plan(config, dataset).batch(step)
     options = plan.flip_labels, plan.ignores_crowd, plan.targets
     skips: list[Skip] = []
     if config.data.on_error == "skip":

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
-from sparseinst_jax.setup import builders, train_checks, train_setup
+from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
+from sparseinst_jax.setup.run import make_plan, make_step
 from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
@@ -76,7 +77,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = layers.functional(model)
-    step, _ = train_setup._make_step(config, apply, params, optimizer.rules_of(model))
+    step, _ = make_step(config, apply, params, optimizer.rules_of(model))
     batch = _batch()
     opt_state = jax.eval_shape(step.optimizer.init, params)
     average = (params, statistics) if config.train.ema_decay else None
@@ -119,14 +120,14 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
 @by_variant
 def test_a_run_would_accept_every_configuration(path):
     config = load_config(path)
-    train_checks.check(config)
+    refusals.refuse_values(config)
     builders.check_model(config.model)
     sizes = np.tile([(480, 640), (640, 427)], (64, 1))
     boxes = np.tile(np.float32([10, 20, 110, 220]), (128, 1, 1))
     dataset = SimpleNamespace(
         image_sizes=sizes, num_targets=np.ones(128, int), class_names=("a",), boxes_xyxy=list(boxes)
     )
-    plan = train_setup.make_plan(config, dataset)
+    plan = make_plan(config, dataset)
     longest = max(max(bucket) for bucket in plan.buckets)
     assert config.data.train_max_size <= longest < config.data.train_max_size + 32
 

@@ -15,8 +15,9 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
-from sparseinst_jax.setup import builders, train_setup
+from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.run import make_step
 from sparseinst_jax.training.optimizer import ParameterRules
 from sparseinst_jax.weights import zoo
 
@@ -80,7 +81,7 @@ def _batch(size: int = 2, height: int = 256, width: int = 256, targets: int = 8)
 def _training_halves(config_name: str, platform: str) -> list[str]:
     """Lower both halves of a training step on one device."""
     config, apply, params, statistics, _ = _network(config_name)
-    step, _ = train_setup._make_step(config, apply, params, ParameterRules())
+    step, _ = make_step(config, apply, params, ParameterRules())
     opt_state = jax.eval_shape(step.optimizer.init, params)
     scalar = functools.partial(jax.ShapeDtypeStruct, ())
     state = TrainState(scalar(jnp.int32), params, statistics, opt_state)

@@ -14,7 +14,7 @@ import sparseinst_jax
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"configs", "data", "losses", "matching", "models", "training", "weights"}
-NAMES = {"Prediction", "Predictor", "load", "prepare_process"}
+NAMES = {"Prediction", "Predictor", "evaluate", "load", "prepare_process", "train"}
 
 
 def test_the_public_names_are_these():

@@ -22,7 +22,7 @@ from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data import loader
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.setup import train_setup
+from sparseinst_jax.setup import run as run_setup
 from sparseinst_jax.training.step import TrainStep
 
 _train_batches = loader.train_batches
@@ -68,7 +68,7 @@ def run_task(task: dict, all_devices: list) -> int | str:
         devices = all_devices[: task["devices"]]
         jax.local_devices = lambda: devices
         jax.device_count = lambda: len(devices)
-        train_setup.TrainStep = functools.partial(TrainStep, devices=devices)
+        run_setup.TrainStep = functools.partial(TrainStep, devices=devices)
     if "log" in task:
         log_batches(task["log"])
     command = {"train": train_command, "eval": eval_command}[task["command"]]

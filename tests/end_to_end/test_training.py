@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import runpy
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -13,11 +15,15 @@ import pytest
 
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import train as train_command
+from sparseinst_jax.data import loader
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
 from sparseinst_jax.training.progress import read_metrics
 from sparseinst_jax.training.step import TrainStep
+from sparseinst_jax.training.trainer import Trainer
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "configs" / "tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,7 @@ def test_a_signal_finishes_the_step_saves_and_says_where(
 def test_readers_ended_by_the_signal_do_not_keep_the_state_from_being_saved(
     data, tmp_path, monkeypatch, capsys
 ):
-    real = train_command.loader.train_batches
+    real = loader.train_batches
 
     def end_after_three(*args, **kwargs):
         for number, batch in enumerate(real(*args, **kwargs)):
@@ -143,7 +149,7 @@ def test_readers_ended_by_the_signal_do_not_keep_the_state_from_being_saved(
                 raise RuntimeError("a reading process died")
             yield batch
 
-    monkeypatch.setattr(train_command.loader, "train_batches", end_after_three)
+    monkeypatch.setattr(loader, "train_batches", end_after_three)
     assert train(data, tmp_path, train__log_every=4) == 143
     assert "stopped by SIGTERM after step 3" in capsys.readouterr().out
     assert list(losses(tmp_path)) == [1, 2, 3]
@@ -292,7 +298,7 @@ def test_validation_data_without_annotations_are_refused_at_the_start(data, tmp_
 def test_frozen_norms_over_random_weights_are_warned_of(
     data, uninterrupted, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(train_command, "_loop", lambda *_: 0)
+    monkeypatch.setattr(Trainer, "run", lambda *_: 0)
     frozen = {"model__backbone__norm": "frozen_batch_norm"}
     assert train(data, tmp_path / "a", **frozen) == 0
     (warning,) = [x for x in capsys.readouterr().out.splitlines() if "frozen batch norms" in x]
@@ -311,6 +317,30 @@ def test_the_live_line_ends_before_anything_else_is_printed(data, tmp_path, monk
     assert train(data, tmp_path, train__num_steps=1) == 0
     *_, live, finished = stream.getvalue().splitlines()
     assert live.startswith("step 1/1") and finished.startswith("finished: step 1")
+
+
+def test_a_step_passes_few_frames_of_ours_from_the_script_to_the_loss(data, tmp_path, monkeypatch):
+    stacks, loss = [], SparseInstObjective.loss
+
+    def recorded(*arguments):
+        stacks.append([frame.filename for frame in traceback.extract_stack()])
+        return loss(*arguments)
+
+    monkeypatch.setattr(SparseInstObjective, "loss", recorded)
+    words = arguments(data, tmp_path, train__num_steps=1)
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    assert caught.value.code == 0
+    (stack,) = stacks
+    ours = [
+        name
+        for name in stack
+        if Path(name) == ROOT / "train.py" or Path(name).is_relative_to(ROOT / "sparseinst_jax")
+    ]
+    # The script, `cli.run`, the command, `train`, the trainer, the step and its second half; from
+    # there JAX calls the loss, the eighth.
+    assert len(ours) + 1 <= 8, ours
 
 
 def test_a_missing_config_argument_is_a_usage_error(monkeypatch, capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparseinst_jax.setup import config as configs
-from sparseinst_jax.setup import train_checks
+from sparseinst_jax.setup import refusals
 from sparseinst_jax.setup.config_history import LATER_KEYS, complete, explain
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -50,12 +50,12 @@ def test_a_run_of_the_first_version_is_continued_with_one_line_that_says_so():
     config = configs.load_config(CONFIGS / "base.py", {"train.init_from": "r50.npz"})
     assert configs.load_config(stored).to_dict() == config.to_dict()
     assert "crowd" not in stored["data"]  # what was given is not changed
-    (line,) = train_checks.refuse_changes({"config": stored}, config, Path("run"))
+    (line,) = refusals.refuse_changes({"config": stored}, config, Path("run"))
     assert "stored by an earlier version" in line
     assert "data.crowd = 'drop'" in line and "train.init_from = 'r50.npz'" in line
     changed = configs.load_config(stored, {"data.crowd": "ignore"})
     with pytest.raises(ValueError, match=r"data\.crowd: 'drop' in the run, 'ignore' now"):
-        train_checks.refuse_changes({"config": stored}, changed, Path("run"))
+        refusals.refuse_changes({"config": stored}, changed, Path("run"))
 
 
 def test_the_schedule_of_then_is_meant_for_the_batch_of_then():

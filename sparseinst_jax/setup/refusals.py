@@ -111,7 +111,7 @@ def warnings(config: ConfigDict) -> list[str]:
     return lines
 
 
-def check(config: ConfigDict) -> None:
+def refuse_values(config: ConfigDict) -> None:
     """Refuse values that no run can have, all in one message."""
     faults = [
         f"train.{key} must be at least {least}, got {config.train[key]}"

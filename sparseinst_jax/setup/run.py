@@ -20,12 +20,12 @@ from sparseinst_jax.models import layers
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.layers import Tree
 from sparseinst_jax.runtime import hosts
-from sparseinst_jax.setup import builders, datasets, train_checks
+from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training import batch_scaling, optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights import initial_weights
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 
 class Run(NamedTuple):
@@ -40,9 +40,9 @@ class Run(NamedTuple):
     meta: dict[str, Any]
 
 
-def prepare(
+def make_run(
     config: ConfigDict,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     is_new: bool = True,
     skipped: SkippedImages | None = None,
 ) -> Run:
@@ -50,25 +50,26 @@ def prepare(
 
     Args:
       config: resolved configuration.
-      say: takes one line for the user.
+      print_line: takes one line for the user.
       is_new: whether the first state will be used; a run that continues needs no weights to
         start from, and their file may be gone by then.
       skipped: lists the images that evaluations skip; None skips none.
     """
-    dataset = load_train_data(config, say)
-    val_dataset = load_val_data(config, dataset, say)
+    dataset = load_train_data(config, print_line)
+    val_dataset = load_val_data(config, dataset, print_line)
     frozen_stages = config.train.frozen_stages
     model: Any = builders.build_model(
         config.model, len(dataset.class_names), config.seed, frozen_stages
     )
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
-        initial = initial_weights.load_initial_weights(
-            config.train.init_from, params, statistics, dataset.class_names
+        names = FAMILIES[config.model.family].weights
+        initial = load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names, names
         )
         params, statistics = initial.params, initial.statistics
-        say("\n".join(initial.lines))
-    step, learning_rate = _make_step(config, apply, params, optimizer.rules_of(model))
+        print_line("\n".join(initial.lines))
+    step, learning_rate = make_step(config, apply, params, optimizer.rules_of(model))
     # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
     opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
     average = (params, statistics) if config.train.ema_decay else None
@@ -77,7 +78,9 @@ def prepare(
         make_plan(config, dataset),
         step,
         learning_rate,
-        make_evaluation(config, apply, params, statistics, dataset, val_dataset, skipped, say),
+        make_evaluation(
+            config, apply, params, statistics, dataset, val_dataset, skipped, print_line
+        ),
         TrainState(np.int32(0), params, statistics, opt_state, average),
         {
             "config": config.to_dict(),
@@ -117,13 +120,13 @@ def resolve_schedule(
         settings.lr_scaling,
         [name for name in names if f"train.{name}" in literal_keys],
     )
-    resolved = configs.load_config(config.to_dict())
+    resolved = configs.load_config(config)
     resolved.train.update(schedule._asdict())
     resolved.train.base_batch_size = settings.batch_size
     return resolved, lines
 
 
-def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.CocoDataset:
+def load_train_data(config: ConfigDict, print_line: Callable[[str], None]) -> coco.CocoDataset:
     """Load the training data and say what they are.
 
     Raises:
@@ -131,16 +134,16 @@ def load_train_data(config: ConfigDict, say: Callable[[str], None]) -> coco.Coco
     """
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
-    train_checks.refuse_nothing_to_learn(dataset)
+    refusals.refuse_nothing_to_learn(dataset)
     for line in datasets.brief_check(config, dataset):
-        say(line)
-    for line in train_checks.warnings(config):
-        say(line)
+        print_line(line)
+    for line in refusals.warnings(config):
+        print_line(line)
     return dataset
 
 
 def load_val_data(
-    config: ConfigDict, train_dataset: coco.CocoDataset, say: Callable[[str], None]
+    config: ConfigDict, train_dataset: coco.CocoDataset, print_line: Callable[[str], None]
 ) -> coco.CocoDataset | None:
     """Load the validation data and say how they fit the training data; None when not asked for.
 
@@ -158,7 +161,7 @@ def load_val_data(
         )
     evaluator.match_categories(train_dataset.class_names, dataset)
     for line in datasets.brief_comparison(train_dataset, dataset):
-        say(line)
+        print_line(line)
     return dataset
 
 
@@ -182,7 +185,7 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
     )
 
 
-def _make_step(
+def make_step(
     config: ConfigDict,
     apply: Callable[..., Any],
     params: Tree,
@@ -220,7 +223,7 @@ def make_evaluation(
     train_dataset: coco.CocoDataset,
     dataset: coco.CocoDataset | None,
     skipped: SkippedImages | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> Callable[[Tree, Tree], dict[str, float]]:
     """Make the function that scores weights on the validation data; compiled shapes are kept."""
     if dataset is None:
@@ -239,7 +242,7 @@ def make_evaluation(
         )
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):
-                say(text)
+                print_line(text)
         scores = {} if metrics is None else {n: metrics[n] for n in ("AP", "AP50", "AP75")}
         # The first host has them; all must do the same about them.
         return json.loads(hosts.gather(json.dumps(scores).encode())[0])

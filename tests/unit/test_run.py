@@ -1,6 +1,8 @@
 """What a command line comes to, before the first step."""
 
+import contextlib
 import re
+import types
 from pathlib import Path
 
 import jax
@@ -9,9 +11,9 @@ import pytest
 
 from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.setup import train_checks
+from sparseinst_jax.setup import refusals, train
 from sparseinst_jax.setup.config import diff, load_config
-from sparseinst_jax.setup.train_setup import resolve_schedule
+from sparseinst_jax.setup.run import resolve_schedule
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,7 +54,13 @@ def data(tmp_path_factory) -> Path:
 def start(data: Path, workdir: Path, monkeypatch, *words: str):
     """The configuration, run and first state that a command line comes to, without training."""
     seen = []
-    monkeypatch.setattr(train_command, "_loop", lambda *arguments: seen.append(arguments) or 0)
+
+    @contextlib.contextmanager
+    def nothing(*arguments):
+        seen.append(arguments)
+        yield types.SimpleNamespace(run=lambda *_: 0)
+
+    monkeypatch.setattr(train, "_open_trainer", nothing)
     train_command.main(
         [
             f"--config={CONFIGS / 'tiny.py'}",
@@ -62,17 +70,17 @@ def start(data: Path, workdir: Path, monkeypatch, *words: str):
             *words,
         ]
     )
-    config, _, _, run, *_ = seen[-1]
+    config, _, run, *_ = seen[-1]
     return config, run
 
 
 def test_what_is_typed_is_meant_and_the_rest_is_translated(data, tmp_path, monkeypatch, capsys):
     words = ["--config.train.base_batch_size=64", "--config.train.num_steps=50"]
     config, run = start(data, tmp_path, monkeypatch, *words)
-    train = config.train
+    settings = config.train
     # The file's: batch 2, rate 0.0015, warm-up 2, milestone 3.
-    assert (train.num_steps, train.warmup_steps, train.milestones) == (50, 64, (96,))
-    assert train.learning_rate == pytest.approx(0.0015 * 2 / 64)
+    assert (settings.num_steps, settings.warmup_steps, settings.milestones) == (50, 64, (96,))
+    assert settings.learning_rate == pytest.approx(0.0015 * 2 / 64)
     assert float(run.learning_rate(64)) == pytest.approx(0.0015 * 2 / 64)
     assert float(run.learning_rate(96)) == pytest.approx(0.00015 * 2 / 64)
     assert run.meta["config"]["train"]["warmup_steps"] == 64
@@ -150,7 +158,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused_with_the_nearest(
     values = {"train.batch_size": str(batch_size), "train.micro_batches": str(micro_batches)}
     config = load_config(CONFIGS / "base.py", values)
     if message is None:
-        train_checks.check(config)
+        refusals.refuse_values(config)
         return
     with pytest.raises(ValueError, match=re.escape(message)):
-        train_checks.check(config)
+        refusals.refuse_values(config)

@@ -1,0 +1,63 @@
+"""Score a model on a data set from Python: what a notebook calls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
+from sparseinst_jax.evaluation.evaluator import evaluate_dataset
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.setup.datasets import draw_missing_data, load_val
+from sparseinst_jax.setup.loading import load_run
+
+
+def evaluate(
+    model: Predictor | str | os.PathLike,
+    annotations: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    num_workers: int = 2,
+) -> CocoMetrics | None:
+    """Score a model: COCO mask AP, in all and of each class. Shows its progress as `eval.py` does.
+
+    Args:
+      model: a predictor, or what `load` takes: a run or a checkpoint, which all local devices then
+        work for.
+      annotations: COCO json; by default the validation data of the run.
+      images: folder that its file names are relative to.
+      overrides: of the run's configuration, see `load`.
+      num_workers: threads that read and resize images.
+
+    Returns:
+      The metrics: `metrics["AP"]` in 0...1, `metrics.table()`, `metrics.as_dict()`. On several
+      hosts all of them call this, and all but the first get None.
+
+    Raises:
+      FileNotFoundError: the run, the json or images are missing.
+      ValueError: they cannot be read or do not fit, or there is nothing to score against.
+    """
+    if isinstance(model, Predictor):
+        predictor, config = model, None
+    else:
+        predictor, config, _ = load_run(model, overrides=overrides)
+        predictor.use_devices(jax.local_devices())
+    if annotations is not None and images is not None:
+        dataset = load_coco(annotations, images)
+    elif config is None or annotations is not None or images is not None:
+        raise ValueError(
+            "expected annotations and images: a COCO json and the folder of its images; only a run"
+            " has validation data of its own"
+        )
+    else:
+        draw_missing_data(config)
+        dataset = load_val(config)
+    if not dataset.num_targets.any():
+        raise ValueError(f"{dataset.annotations_path} has no object to score against")
+    return evaluate_dataset(predictor, dataset, num_workers=num_workers, progress=sys.stderr)[1]

@@ -1,0 +1,224 @@
+"""Train from a configuration, or continue a run: what `sparseinst train` and a notebook call."""
+
+import contextlib
+import functools
+import os
+import sys
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.data import loader
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.failures import SkippedImages
+from sparseinst_jax.drawing import charts
+from sparseinst_jax.drawing.batches import save_first_batches
+from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.files import write_json
+from sparseinst_jax.setup import refusals
+from sparseinst_jax.setup.config import default_workdir, describe, load_config
+from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
+from sparseinst_jax.training import progress
+from sparseinst_jax.training.early_stopping import EarlyStopping
+from sparseinst_jax.training.nonfinite import NonFiniteSteps
+from sparseinst_jax.training.trainer import Intervals, Trainer
+
+_METRICS_FILE = "metrics.csv"
+
+
+class TrainResult(NamedTuple):
+    """How a call of `train` ended.
+
+    Attributes:
+      workdir: run folder, for `load` and `evaluate`.
+      step: steps that are done.
+      exit_code: 0 when finished or stopped early, 130 or 143 when stopped by SIGINT (Ctrl-C, the
+        stop button of a notebook) or SIGTERM after saving.
+    """
+
+    workdir: Path
+    step: int
+    exit_code: int
+
+    @property
+    def rows(self) -> list[dict[str, float | int]]:
+        """The rows of `metrics.csv`: losses, rates and, where evaluated, `AP` of each step."""
+        return progress.read_metrics(self.workdir / _METRICS_FILE)
+
+
+def train(
+    config: str | Path | Mapping[str, Any] | ConfigDict,
+    workdir: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train as a configuration says, or continue the run in `workdir`; prints as it goes.
+
+    Writes `config.json`, `metrics.csv`, `checkpoints/`, `curves.png` and pictures of the first
+    batches into the folder. The first Ctrl-C ends the run after its step is saved; calling again
+    goes on. On several hosts all of them call this, after `hosts.join()`. At the end what JAX has
+    compiled in this process is let go of.
+
+    Args:
+      config: a name such as "finetune", a file, or a configuration. Its schedule is written for
+        `train.base_batch_size` and translated to `train.batch_size`, see `resolve_schedule`; what
+        comes out is stored.
+      workdir: run folder, made if missing; by default `runs/<name of the configuration>`.
+      overrides: dotted key to a value or its text, such as `{"train.batch_size": 8}`. These values
+        are meant as they are and not translated.
+
+    Raises:
+      FileNotFoundError: data or initial weights are missing.
+      NonFiniteLossError: a loss or gradient became NaN or infinite.
+      ValueError: the configuration cannot be trained, or differs from the run's.
+    """
+    if workdir is None:
+        if not isinstance(config, str | Path):
+            raise ValueError("expected a workdir: only a configuration with a name has a default")
+        workdir = default_workdir(config)
+    config, workdir = load_config(config, overrides), Path(workdir)
+    is_first_host = jax.process_index() == 0
+    print_line = functools.partial(print, flush=True) if is_first_host else lambda *_: None
+    hosts.refuse_differences("configuration or workdir", f"{workdir} {config.to_json()}")
+    refusals.refuse_values(config)
+    config, lines = resolve_schedule(config, overrides or ())
+    print_line("\n".join([f"configuration of {workdir}:\n{describe(config)}", *lines]))
+    with Checkpoints(workdir) as checkpoints:
+        stored = checkpoints.read_meta() if checkpoints.steps else None
+        for line in refusals.refuse_changes(stored, config, workdir):
+            print_line(line)
+        if stored is not None:
+            end = _why_it_is_over(config, workdir, stored["step"], checkpoints)
+            if end is not None:
+                print_line(end)
+                return TrainResult(workdir, stored["step"], 0)
+        skipped = _skipped_images(config, workdir, 0 if stored is None else stored["step"])
+        run = make_run(config, print_line, is_new=stored is None, skipped=skipped)
+        refusals.refuse_classes(stored, run.meta, workdir)
+        for line in refusals.refuse_changed_data(stored, run.meta, config, workdir):
+            print_line(line)
+        if is_first_host:
+            write_json(workdir / "config.json", config.to_dict(), indent=2)
+        state = run.first_state
+        if stored is not None:
+            state, _ = checkpoints.restore_state(state)
+            print_line(f"continuing after step {int(state.step)} of {config.train.num_steps}")
+        done = int(state.step)  # an unreadable checkpoint is passed over
+        try:
+            with (
+                _open_trainer(config, workdir, run, done, checkpoints) as trainer,
+                _read_batches(config, workdir, run, done, skipped) as batches,
+            ):
+                exit_code = trainer.run(state, batches)
+        finally:
+            if skipped is not None:
+                print("\n".join(skipped.summary()), flush=True)
+        step = checkpoints.latest_step or 0
+    if exit_code == 0:
+        print_line(f"finished: step {step}; results in {workdir}")
+    return TrainResult(workdir, step, exit_code)
+
+
+def _why_it_is_over(
+    config: ConfigDict, workdir: Path, done: int, checkpoints: Checkpoints
+) -> str | None:
+    """What to tell the user where a stored run has nothing left to do."""
+    if done >= config.train.num_steps:
+        return (
+            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To go on,"
+            " raise --config.train.num_steps; to start anew, give another --workdir."
+        )
+    early_stopping = EarlyStopping(config.train.early_stopping, _rows(workdir, done))
+    return early_stopping.explain(done, checkpoints.best_step) if early_stopping.is_over else None
+
+
+@contextlib.contextmanager
+def _read_batches(
+    config: ConfigDict, workdir: Path, run: Run, done: int, skipped: SkippedImages | None
+) -> Iterator[Iterator[Batch]]:
+    """Give this host's batches after step `done`; draws the first of a run on the way."""
+    host, num_hosts = jax.process_index(), jax.process_count()
+    batches = loader.train_batches(
+        run.dataset,
+        run.plan,
+        done,
+        config.train.num_steps - done,
+        host,
+        num_hosts,
+        config.data.num_workers,
+        None if skipped is None else skipped.add,
+    )
+    folder = workdir / "batches"
+    try:
+        if host or done:
+            yield batches
+        else:
+            yield save_first_batches(batches, run.plan, run.dataset, folder, host, num_hosts)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()  # ends the processes that read images
+
+
+@contextlib.contextmanager
+def _open_trainer(
+    config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
+) -> Iterator[Trainer]:
+    """Give the trainer, and leave the folder of the run in order behind it."""
+    settings, rows = config.train, _rows(workdir, done)
+    is_first_host = jax.process_index() == 0
+    writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
+    with open(os.devnull, "w") as nowhere:
+        shown_progress = progress.Progress(
+            settings.num_steps,
+            run.plan.steps_per_epoch,
+            settings.batch_size,
+            done,
+            sys.stdout if is_first_host else nowhere,
+        )
+        try:
+            yield Trainer(
+                step=run.step,
+                checkpoints=checkpoints,
+                meta=run.meta,
+                learning_rate=run.learning_rate,
+                steps_per_epoch=run.plan.steps_per_epoch,
+                intervals=Intervals(*(settings[name] for name in Intervals.__annotations__)),
+                evaluate=run.evaluate,
+                early_stopping=EarlyStopping(settings.early_stopping, rows),
+                writers=writers,
+                progress=shown_progress,
+                nonfinite=NonFiniteSteps(settings.skip_nonfinite, rows),
+            )
+        finally:
+            # JAX keeps what a run compiled for the life of the process: on a CPU 700 to 1500 memory
+            # mappings each, of the 65,530 that Linux allows. After them XLA ends the process.
+            jax.clear_caches()
+            for writer in writers:
+                writer.close()
+            if is_first_host:
+                charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
+
+
+def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:
+    writers: list[progress.RowWriter] = [progress.MetricsFile(workdir / _METRICS_FILE, done)]
+    if tensorboard:
+        writers.append(progress.TensorBoard(workdir / "tensorboard", done))
+    return writers
+
+
+def _rows(workdir: Path, done: int | float = float("inf")) -> list[dict[str, float | int]]:
+    """Read the metrics of the steps done so far."""
+    rows = progress.read_metrics(workdir / _METRICS_FILE)
+    return [row for row in rows if row["step"] <= done]
+
+
+def _skipped_images(config: ConfigDict, workdir: Path, done: int) -> SkippedImages | None:
+    """The list of this host; None where an image that cannot be used ends the run."""
+    if config.data.on_error != "skip":
+        return None
+    index = jax.process_index()
+    path = workdir / (f"skipped_host{index}.csv" if index else "skipped.csv")
+    return SkippedImages(path, done, config.train.batch_size // jax.process_count())
