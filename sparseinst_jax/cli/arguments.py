@@ -177,3 +177,18 @@ def stored_config(arguments: argparse.Namespace) -> Any:
 
     with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
         return load_config(checkpoints.read_meta()["config"], arguments.overrides)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read HEIGHTxWIDTH, for argparse."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
+    return int(height), int(width)
+
+
+def size_fault(name: str, size: tuple[int, int] | None) -> str:
+    """Say what is wrong with the size of a padded image; "" if nothing is."""
+    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
+        return ""
+    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"

@@ -7,8 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
-from sparseinst_jax.cli.benchmark import parse_size, size_fault
+from sparseinst_jax.cli.arguments import (
+    add_config_arguments,
+    parse_command_line,
+    parse_size,
+    size_fault,
+)
 from sparseinst_jax.cli.measuring import inference, network, timing
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
