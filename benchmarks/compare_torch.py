@@ -5,9 +5,10 @@
 Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
 same network), each in its own environment and process. Both are warmed up, then measured
 alternately, A B A B, so that what else the machine does falls on both. Weights are random on each
-side (then all masks are kept), or both load --weights. A ratio is how many times as fast we are: the median of the
-rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what was asked for is
-missed or has no value. tables.py makes the table of docs/performance.md from the output.
+side (then all masks are kept), or both load --weights. A ratio is how many times as fast we are:
+the median of the rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what
+was asked for is missed or has no value. tables.py makes the table of docs/performance.md from the
+output.
 """
 
 from __future__ import annotations
