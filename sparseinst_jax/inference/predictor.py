@@ -139,7 +139,7 @@ class Predictor:
             )
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.eval_size = _checked_sizes(eval_size, batch_size)
+        self.eval_size = checked_sizes(eval_size, batch_size)
         options = dict(options or {})
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
         self.batch_size = batch_size
@@ -315,7 +315,7 @@ def _with_scores(
         first += len(chunk)
 
 
-def _checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
+def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
     """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
     sizes = tuple(eval_size)
     if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):

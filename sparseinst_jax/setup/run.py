@@ -25,7 +25,7 @@ from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training import batch_scaling, optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights import initial_weights
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 
 class Run(NamedTuple):
@@ -63,8 +63,9 @@ def make_run(
     )
     apply, params, statistics = layers.functional(model)
     if is_new and config.train.init_from:
-        initial = initial_weights.load_initial_weights(
-            config.train.init_from, params, statistics, dataset.class_names
+        names = FAMILIES[config.model.family].weights
+        initial = load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names, names
         )
         params, statistics = initial.params, initial.statistics
         print_line("\n".join(initial.lines))

@@ -18,9 +18,10 @@ import numpy as np
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.weights import original_to_ours
+from sparseinst_jax.weights.convert import original_to_ours
 from tests.parity import golden_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,7 +105,7 @@ class Case:
         apply, params, statistics = layers.functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
-        return apply, *original_to_ours(state_dict, params, statistics, source=self.name)
+        return apply, *original_to_ours(state_dict, params, statistics, NAMES, source=self.name)
 
     def batch(self) -> Batch:
         """The images with their objects, padded to the batch's largest size."""

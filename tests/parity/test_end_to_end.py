@@ -21,8 +21,9 @@ from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_model
-from sparseinst_jax.weights import original_to_ours
+from sparseinst_jax.weights.convert import original_to_ours
 from tests.parity import cases, golden_weights
 
 # Pixels near the cut are not recorded here, hence wider than for the drawn images.
@@ -97,7 +98,7 @@ def _predictor(manifest, state_dict, dataset) -> Predictor:
     case = cases.load(manifest["config"])
     model = build_model(case.config.model, case.manifest["num_classes"], None)
     apply, params, statistics = layers.functional(model)
-    params, statistics = original_to_ours(state_dict, params, statistics)
+    params, statistics = original_to_ours(state_dict, params, statistics, NAMES)
     return Predictor(
         apply,
         params,

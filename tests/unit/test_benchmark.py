@@ -28,6 +28,7 @@ from sparseinst_jax.cli.measuring import (
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.weights.convert import ours_to_original
 
@@ -314,7 +315,7 @@ def test_named_weights_are_the_ones_that_are_measured(tmp_path):
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = np.full(80, -40, np.float32)  # nothing is found
     weights = tmp_path / "weights.npz"
-    np.savez(weights, **ours_to_original(params, statistics))
+    np.savez(weights, **ours_to_original(params, statistics, NAMES))
     kept = []
     no_data = ["--config.data.generator=", "--config.data.val.annotations=none.json"]
     for more in ([], ["--weights", str(weights), *no_data]):

@@ -12,10 +12,10 @@ import io
 import struct
 from typing import Any, BinaryIO, NamedTuple
 
-from sparseinst_jax.weights.arrays import ITEM_SIZES, Piece, WeightsFileError, short
-from sparseinst_jax.weights.safe_pickle import Unpickler
-from sparseinst_jax.weights.stand_ins import Storage, storage_of
-from sparseinst_jax.weights.zip_entries import ZipEntries
+from sparseinst_jax.weights.reading.pickled_values import Storage, storage_of
+from sparseinst_jax.weights.reading.pickles import Unpickler
+from sparseinst_jax.weights.reading.plain_files import ZipEntries
+from sparseinst_jax.weights.reading.stored_arrays import ITEM_SIZES, Piece, WeightsFileError, short
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, behind the protocol
@@ -29,7 +29,7 @@ def is_torch_zip(entries: ZipEntries) -> bool:
 
 
 def read_torch_zip(entries: ZipEntries) -> Any:
-    """What was saved, with `stand_ins.Tensor` for its tensors.
+    """What was saved, with `PickledTensor` for its tensors.
 
     Raises:
       WeightsFileError: if it is damaged, or a TorchScript program.
@@ -104,7 +104,7 @@ def _check_size(storage: Storage, num_bytes: int) -> None:
 
 
 def read_torch_legacy(file: BinaryIO, size: int) -> Any:
-    """What was saved, with `stand_ins.Tensor` for its tensors.
+    """What was saved, with `PickledTensor` for its tensors.
 
     Raises:
       WeightsFileError: if it is damaged.

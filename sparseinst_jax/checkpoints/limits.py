@@ -7,9 +7,11 @@ leads out of it is refused.
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from sparseinst_jax.data.classes import MAX_ID, class_name_fault
 from sparseinst_jax.runtime.messages import brief
@@ -26,7 +28,7 @@ _JSON_FILES = {"metadata", "metrics", "_METADATA", "_CHECKPOINT_METADATA", "_sha
 
 
 def refuse_strange_files(folder: Path) -> None:
-    """Refuse a checkpoint with links, devices or pipes in it, or with a JSON that is vast.
+    """Refuse a checkpoint with links, devices or pipes in it, or with a JSON file that is vast.
 
     Args:
         folder: of one step.
@@ -66,18 +68,15 @@ def refuse_vast_arrays(stored: Any, items: Iterable[str]) -> None:
         ValueError: all arrays of an item together have too many numbers.
     """
     for name in items:
-        total = _count(stored[name])
+        total = sum(_size(array) for array in jax.tree.leaves(stored[name]))
         if total > MAX_NUMBERS:
             raise ValueError(
                 f"the arrays of {name} have {total:.3g} numbers, expected {MAX_NUMBERS} at most"
             )
 
 
-def _count(node: Any) -> int:
-    if isinstance(node, Mapping):
-        return sum(_count(child) for child in node.values())
-    shape = getattr(node, "shape", None) or ()
-    return math.prod(int(side) for side in shape)
+def _size(array: Any) -> int:
+    return math.prod(int(side) for side in getattr(array, "shape", None) or ())
 
 
 def check_meta(meta: Any) -> dict[str, Any]:
