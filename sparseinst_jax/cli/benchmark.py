@@ -17,6 +17,8 @@ from sparseinst_jax.cli.arguments import (
     check_arguments,
     open_source,
     parse_command_line,
+    parse_size,
+    size_fault,
     stored_config,
 )
 from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
@@ -111,21 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     protocol = "latency as the original's release measures it"
     parser.add_argument("--protocol", choices=("original",), help=protocol)
     return parser
-
-
-def parse_size(text: str) -> Size:
-    """Read HEIGHTxWIDTH, for argparse."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
-    return int(height), int(width)
-
-
-def size_fault(name: str, size: Size | None) -> str:
-    """Say what is wrong with the size of a padded image; "" if nothing is."""
-    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
-        return ""
-    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -107,21 +107,33 @@ class Conv(nnx.Module):
         self.has_bias, self.has_norm = bias_init is not None, norm is not None
         self.kernel_size, self.stride, self.groups, self.dtype = kernel_size, stride, groups, dtype
 
-    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Map [B, H, W, in] to [B, ceil(H / stride), ceil(W / stride), out]."""
+    def __call__(
+        self, x: jax.Array, train: bool = False, shared: jax.Array | None = None
+    ) -> jax.Array:
+        """Map [B, H, W, in] to [B, ceil(H / stride), ceil(W / stride), out].
+
+        Args:
+          x: the images, without the channels of `shared`.
+          train: passed to the norm.
+          shared: [1, H, W, S], the first channels of all images, constants; see `ops.convolve`.
+        """
         x, kernel = x.astype(self.dtype), self.kernel[...]
+        shared = None if shared is None else shared.astype(self.dtype)
         if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
             scale, shift = self.norm.factors()
-            return self._convolve_scaled(x, kernel, scale) + shift.astype(self.dtype)
-        y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups)
+            return self._convolve_scaled(x, kernel, scale, shared) + shift.astype(self.dtype)
+        y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups, shared)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
 
-    def _convolve_scaled(self, x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    def _convolve_scaled(
+        self, x: jax.Array, kernel: jax.Array, scale: jax.Array, shared: jax.Array | None
+    ) -> jax.Array:
         def convolve(x, kernel, scale):
-            return ops.convolve(x, (kernel * scale).astype(self.dtype), self.stride, self.groups)
+            kernel = (kernel * scale).astype(self.dtype)
+            return ops.convolve(x, kernel, self.stride, self.groups, shared)
 
         # The gradient keeps the kernel itself, and scales it again.
         return jax.checkpoint(convolve, prevent_cse=False)(x, kernel, scale)
