@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparseinst_jax.cli.measuring import machine
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones import deformable
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import replace_file
 from sparseinst_jax.setup.builders import build_model
@@ -126,7 +126,7 @@ def networks(dtype: str) -> dict[str, Compiled]:
     images = np.random.default_rng(0).standard_normal((1, *NETWORK_SIZE, 3)).astype(np.float32)
     for name, path in NETWORKS.items():
         config = load_config(path, {"model.dtype": dtype})
-        apply, params, statistics = layers.functional(build_model(config.model, 80, 0))
+        apply, params, statistics = functional(build_model(config.model, 80, 0))
         for stage in ("res4", "res5"):
             for block in params["backbone"][stage].values():
                 if "conv2_offset" in block:

@@ -33,7 +33,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring import machine, training
 from sparseinst_jax.cli.measuring.timing import table, times
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import replace_file
 from sparseinst_jax.setup.builders import build_model, build_objective
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def make_runs(arguments: argparse.Namespace) -> dict[str, Callable[[], float]]:
     """Build each form's step with a state of its own; a run returns the loss."""
     config: Any = load_config(arguments.config, {"model.dtype": arguments.dtype})
-    apply, params, statistics = layers.functional(build_model(config.model, CLASSES, config.seed))
+    apply, params, statistics = functional(build_model(config.model, CLASSES, config.seed))
     adamw = optimizer.make_optimizer(params, config.train.learning_rate, config.train.weight_decay)
     objective = build_objective(config, apply)
     size = tuple(arguments.size)

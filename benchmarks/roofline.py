@@ -31,8 +31,9 @@ from sparseinst_jax import matching
 from sparseinst_jax.cli.measuring import inference as benchmark_inference
 from sparseinst_jax.cli.measuring import machine, training
 from sparseinst_jax.cli.measuring.timing import table, times
-from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models import ops
 from sparseinst_jax.models.complexity import trace_macs
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.runtime import process
@@ -218,7 +219,7 @@ def _around(
     fixed = targets, matches, counts
     yield Stage("losses", losses, {}, fixed, (outputs,), "inputs", without=False)
     yield Stage("scores", scores, {}, {}, (outputs,), "none")
-    _, params, _ = layers.functional(model)
+    _, params, _ = functional(model)
     adamw = optimizer.make_optimizer(params, config.train.learning_rate, config.train.weight_decay)
 
     def update(train: bool, weights: Any, fixed: Any, params: Any, gradients: Any) -> Any:

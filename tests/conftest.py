@@ -79,10 +79,11 @@ def _compiled_functions() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run of two steps as version 0.1.0 wrote it, before its modules were moved.
+    """Return a run of 400 steps as version 0.1.0 wrote it, before its modules were moved.
 
-    `configs/tiny.py` with fewer channels and an average of the weights, on
-    `draw_shapes_dataset("data", num_train=4, num_val=2, seed=3, image_size=(64, 64))`.
+    `configs/tiny.py` with few channels, a larger learning rate and an average of the weights. It
+    was trained and is evaluated on `data/train.json` beside it: four images, in the paths of its
+    configuration relative to the folder that holds both.
     """
     folder = tmp_path_factory.mktemp("stored")
     with tarfile.open(Path(__file__).parent / "stored_run.tar.xz") as archive:

@@ -7,6 +7,9 @@ trained weights in `trained`. All arrays are stored from the host's memory, so t
 on any number of devices.
 """
 
+import errno
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from sparseinst_jax.checkpoints import rules
+from sparseinst_jax.checkpoints import limits
 from sparseinst_jax.checkpoints.folders import (
     has_bad_metrics,
     is_step,
@@ -27,11 +30,16 @@ from sparseinst_jax.checkpoints.folders import (
     set_aside,
     whole_steps,
 )
-from sparseinst_jax.checkpoints.save_errors import SaveError, cause, silence_orbax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.runtime.files import make_folder, remove_empty
 
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
+# Why a checkpoint cannot be written; TensorStore and Orbax wrap it in a page of their own words.
+_CAUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+
+
+class SaveError(ValueError):
+    """A checkpoint could not be written; the ones before it are whole."""
 
 
 class Checkpoints:
@@ -55,7 +63,7 @@ class Checkpoints:
             self.directory, self._only_step = locate(path)
         else:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
-            silence_orbax()
+            _silence_orbax()
             self._made = make_folder(self.directory, "--workdir")
             broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
             set_aside(broken)  # Orbax would refuse to open the whole folder
@@ -166,7 +174,7 @@ class Checkpoints:
             last = f"{self.directory / str(max(steps))} is complete" if steps else "there is none"
             raise SaveError(
                 f"the checkpoint of step {self._saving} could not be saved:"
-                f" {cause(error)}. The last one: {last}. Free some space, or fix the cause;"
+                f" {_cause(error)}. The last one: {last}. Free some space, or fix the cause;"
                 " then the same command continues from there."
             ) from error
 
@@ -203,7 +211,7 @@ class Checkpoints:
         if newer:
             set_aside(newer)
             self._manager.reload()
-        weights = {name: _thaw(restored[name]) for name in _weights(abstract)}
+        weights = {name: jax.tree.map(np.asarray, restored[name]) for name in _weights(abstract)}
         trained = weights.get("trained", weights["model"])
         state = abstract._replace(
             step=np.int32(step),
@@ -237,8 +245,8 @@ class Checkpoints:
             return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
 
         restored, _ = self._first_readable(self._candidates(step), read)
-        model = restored["model"]
-        return _thaw(model["params"]), _thaw(model["statistics"]), restored["meta"]
+        model = jax.tree.map(np.asarray, restored["model"])
+        return model["params"], model["statistics"], restored["meta"]
 
     def read_meta(self, step: int | str | None = None) -> dict[str, Any]:
         """Read the stored meta alone: step, config, class_names, category_ids, code_version.
@@ -258,7 +266,7 @@ class Checkpoints:
         faults = []
         for step in candidates:
             try:
-                rules.refuse_unsafe_files(self.directory / str(step))
+                limits.refuse_unsafe_files(self.directory / str(step))
                 return read(step), step
             # Damage appears as almost any error: KeyError, JSON errors, errors of TensorStore.
             except Exception as error:
@@ -294,13 +302,31 @@ class Checkpoints:
 
     def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
         if targets:
-            rules.refuse_huge_arrays(self._manager.item_metadata(step), targets)
+            limits.refuse_huge_arrays(self._manager.item_metadata(step), targets)
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
         )
-        rules.check_meta(restored["meta"])
+        limits.check_meta(restored["meta"])
         return {name: restored[name] for name in (*targets, "meta")}
+
+
+def _cause(error: Exception) -> str:
+    """The operating system's reason if the error holds one, otherwise its first line."""
+    text = str(error)
+    known = (os.strerror(number) for number in _CAUSES)
+    return next((cause for cause in known if cause in text), _first_line(error))
+
+
+def _silence_orbax() -> None:
+    """Keep Orbax from printing tracebacks of errors that we raise as SaveError."""
+    logger = absl.logging.get_absl_logger()
+    if _is_not_of_orbax not in logger.filters:
+        logger.addFilter(_is_not_of_orbax)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
 
 
 @contextmanager
@@ -386,10 +412,6 @@ def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Pa
             + "\n  ".join(wrong)
             + f"\nDelete {directory} to start over, or give another --workdir."
         )
-
-
-def _thaw(tree: Any) -> dict[str, Any]:
-    return {k: _thaw(v) if isinstance(v, Mapping) else np.asarray(v) for k, v in tree.items()}
 
 
 def _first_line(error: Exception) -> str:

@@ -17,13 +17,14 @@ from sparseinst_jax.cli.arguments import (
     check_arguments,
     open_source,
     parse_command_line,
+    parse_size,
+    size_fault,
     stored_config,
 )
 from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models import layers
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.setup import builders, datasets
@@ -113,21 +114,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_size(text: str) -> Size:
-    """Read HEIGHTxWIDTH, for argparse."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
-    return int(height), int(width)
-
-
-def size_fault(name: str, size: Size | None) -> str:
-    """Say what is wrong with the size of a padded image; "" if nothing is."""
-    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
-        return ""
-    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
-
-
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse numbers and sizes that cannot be.
 
@@ -190,7 +176,7 @@ class Bench:
             number, seed, weights = len(predictor.class_names), None, predictor.weights
         frozen = self.config.train.frozen_stages
         model = builders.build_model(self.config.model, number, seed, frozen)
-        apply, *random = layers.functional(model)
+        apply, *random = functional(model)
         # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put(weights or tuple(random))
         return apply, params, statistics, number, model

@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli.arguments import parse_command_line
-from sparseinst_jax.cli.convert_fit import empty_weights, suggest
-from sparseinst_jax.cli.convert_output import ORIGINAL, OURS, check_output, write_arrays, write_ours
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
-from sparseinst_jax.models.layers import Tree
-from sparseinst_jax.runtime.files import read_json
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.runtime.files import check_writable, read_json
+from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
-from sparseinst_jax.weights import fit
-from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.table import by_reason, part_table
-from sparseinst_jax.weights.translate import Translated, translate
+from sparseinst_jax.weights.convert import Shapes, original_shapes, ours_to_original
+from sparseinst_jax.weights.network_files import (
+    closest_network,
+    convert_file,
+    write_arrays,
+    write_weights,
+)
 
 DESCRIPTION = """\
 Turn weights of the original release or another implementation into a checkpoint, and back.
@@ -35,9 +35,12 @@ Turn weights of the original release or another implementation into a checkpoint
 
 eval.py --checkpoint, predict.py --checkpoint and train.py --init-from read the result.
 """
+OURS, ORIGINAL = "ours", "original"
+# A folder may have a dot in its name, but who gives one of these means a file.
+_OTHER_FILES = (".npz", ".pth", ".pt", ".pkl", ".pdparams", ".ckpt", ".bin", ".h5", ".json")
 
 
-class _Weights(NamedTuple):
+class _Converted(NamedTuple):
     """What is converted.
 
     Attributes:
@@ -56,19 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = parse_command_line(_parser(), argv)
     output, source = Path(arguments.output), Path(arguments.source)
-    check_output(output, arguments.to)
-    if source.is_dir():
-        weights = _open_checkpoint(source, arguments)
-    else:
-        weights = _open_file(source, arguments)
-    print("\n".join(weights.lines))
+    _check_output(output, arguments.to)
+    converted = (_open_checkpoint if source.is_dir() else _open_file)(source, arguments)
+    print("\n".join(converted.lines))
+    meta = converted.meta
     if arguments.to == ORIGINAL:
-        arrays = ours_to_original(weights.params, weights.statistics)
-        write_arrays(output, arrays, {"converted_from": weights.meta["converted_from"]})
+        names = FAMILIES[meta["config"]["model"]["family"]].weights
+        arrays = ours_to_original(converted.params, converted.statistics, names)
+        write_arrays(output, arrays, {"converted_from": meta["converted_from"]})
         print(f"{len(arrays)} arrays under the original's names: {output}")
     else:
-        write_ours(output, weights.params, weights.statistics, weights.meta)
-        print(f"{len(weights.meta['class_names'])} classes, {_next_step(output, arguments)}")
+        write_weights(output, converted.params, converted.statistics, meta)
+        if output.suffix == ".safetensors":
+            use = f"weights under our names: {output} (use it with --weights and --config)"
+        else:
+            use = f"checkpoint: {output}\n  predict.py --checkpoint {output} PHOTO.jpg --output out"
+        print(f"{len(meta['class_names'])} classes, {use}")
     return 0
 
 
@@ -108,7 +114,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _open_checkpoint(source: Path, arguments: argparse.Namespace) -> _Weights:
+def _check_output(output: Path, form: str) -> None:
+    """Refuse an output that exists, that cannot be written or that is of no known kind."""
+    if output.exists():
+        raise ValueError(f"--output {output} exists: give another one, or move it away.")
+    kinds, is_known = "a .safetensors or .npz file", output.suffix in (".safetensors", ".npz")
+    if form == OURS:
+        kinds = "a folder for a checkpoint, or a .safetensors file"
+        is_known = output.suffix not in _OTHER_FILES
+    if not is_known:
+        raise ValueError(
+            f"--output must be {kinds} where weights are written with --to {form}, got {output}."
+        )
+    check_writable(output.parent, "--output")
+
+
+def _open_checkpoint(source: Path, arguments: argparse.Namespace) -> _Converted:
     if arguments.config or arguments.classes:
         raise ValueError(
             f"{source} is a folder with a checkpoint, which has its own configuration and classes: "
@@ -119,62 +140,56 @@ def _open_checkpoint(source: Path, arguments: argparse.Namespace) -> _Weights:
     meta["config"] = load_config(meta["config"], arguments.overrides).to_dict()
     facts = {"file": str(source), "kind": f"checkpoint of step {meta['step']}", **_now()}
     lines = [f"weights of {source}, step {meta['step']}"]
-    return _Weights(params, statistics, {**meta, "converted_from": facts}, lines)
+    return _Converted(params, statistics, {**meta, "converted_from": facts}, lines)
 
 
-def _open_file(source: Path, arguments: argparse.Namespace) -> _Weights:
+def _open_file(source: Path, arguments: argparse.Namespace) -> _Converted:
     if not arguments.config:
         raise ValueError("--config FILE must describe the network of the file, see sparseinst zoo.")
     config = load_config(arguments.config, arguments.overrides)
-    file = read_weights_file(source, arguments.ema)
-    found = translate(file.arrays)
-    num_classes = fit.count_classes(found.arrays)
-    if num_classes is None:
-        raise ValueError(_without_classes(source, found))
-    class_names, category_ids = _classes(arguments.classes, num_classes, source)
-    own = empty_weights(config.model, num_classes)
-    try:
-        params, statistics = original_to_ours(found.arrays, *own, source=str(source))
-    except ValueError as error:
-        hint = suggest(found.arrays, num_classes, find_config(arguments.config).parent)
-        raise ValueError(f"{error}\n{found.ecosystem}: {found.evidence}\n{hint}") from error
-    lines = [
-        f"weights of {source} ({file.kind}, sha256 {file.sha256}):",
-        f"  names of {found.ecosystem}: {found.evidence}",
-        *(f"  {note}" for note in file.notes),
-        *_table(found, original_shapes(*own), file.arrays),
-    ]
-    facts = {"file": str(source), "kind": file.kind, "sha256": file.sha256}
+    classes: tuple[list[str], list[int]] = [], []
+
+    def make_trees(num_classes: int) -> tuple[Tree, Tree]:
+        nonlocal classes
+        classes = _classes(arguments.classes, num_classes, source)
+        return _empty_trees(config.model, num_classes)
+
+    def suggest(arrays: Mapping[str, Any], num_classes: int) -> str:
+        folder = find_config(arguments.config).parent
+        return closest_network(arrays, _networks(folder, num_classes), folder)
+
+    names = FAMILIES[config.model.family].weights
+    weights = convert_file(source, names, make_trees, arguments.ema, suggest)
     meta = {
         "config": config.to_dict(),
-        "class_names": class_names,
-        "category_ids": category_ids,
+        "class_names": classes[0],
+        "category_ids": classes[1],
         "code_version": _version(),
-        "converted_from": {**facts, "ecosystem": found.ecosystem, **_now()},
+        "converted_from": {**weights.facts, **_now()},
     }
-    return _Weights(params, statistics, meta, lines)
+    return _Converted(weights.params, weights.statistics, meta, weights.lines)
 
 
-def _table(
-    found: Translated, own: Mapping[str, Any], in_file: Mapping[str, np.ndarray]
-) -> list[str]:
-    columns = {
-        "loaded": {name: np.broadcast_to(np.float32(0), shape) for name, shape in own.items()},
-        "ignored": {name: in_file[name] for name in found.ignored},
-    }
-    return [*part_table(columns, own), *by_reason("ignored", found.ignored)]
+def _empty_trees(model_config: Any, num_classes: int) -> tuple[Tree, Tree]:
+    """Parameters and statistics of a network as shapes: zeros that take no memory."""
+    _, params, statistics = functional(build_model(model_config, num_classes, seed=None))
+    return params, statistics
 
 
-def _without_classes(source: Path, found: Translated) -> str:
-    if found.is_backbone:
-        return (
-            f"{source} holds a backbone alone ({found.ecosystem}: {found.evidence}), not a whole "
-            f"network: start training from it with train.py --init-from {source}."
-        )
-    return (
-        f"{source} has no {fit.CLASS_BIAS}, so it is no SparseInst network: {found.evidence}. Give "
-        "a checkpoint of the original release or of an implementation in docs/convert.md."
-    )
+def _networks(folder: Path, num_classes: int) -> Iterator[tuple[list[str], Shapes]]:
+    """The networks that a folder's configurations describe; files that are none are passed over."""
+    networks: dict[str, tuple[list[str], Shapes]] = {}  # several files can describe one
+    for path in sorted(folder.glob("*.py")):
+        try:
+            model = load_config(path).model
+            key = str(sorted(model.to_dict().items()))
+            if key not in networks:
+                trees = _empty_trees(model, num_classes)
+                networks[key] = [], original_shapes(*trees, FAMILIES[model.family].weights)
+        except (ValueError, FileNotFoundError, AttributeError):
+            continue
+        networks[key][0].append(path.name)
+    yield from networks.values()
 
 
 def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str], list[int]]:
@@ -186,7 +201,9 @@ def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str
             f"{source} finds {num_classes} classes and does not say which: give their names by "
             "--classes FILE.json, a list of names or the annotations that it was trained with."
         )
-    with Path(path).open("rb") if Path(path).is_file() else _nothing(path) as file:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--classes {path} is no file; give a json")
+    with Path(path).open("rb") as file:
         is_list = file.read(64).lstrip().startswith(b"[")
     if is_list:
         names = read_json(path, "--classes", "give a list of names")
@@ -199,16 +216,6 @@ def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str
     if len(names) != num_classes:
         raise ValueError(f"{source} has {num_classes} classes, {path} has {len(names)}.")
     return names, ids
-
-
-def _nothing(path: str) -> Any:
-    raise FileNotFoundError(f"--classes {path} is no file; give a json")
-
-
-def _next_step(output: Path, arguments: argparse.Namespace) -> str:
-    if output.suffix == ".safetensors":
-        return f"weights under our names: {output} (use it with --weights and --config)"
-    return f"checkpoint: {output}\n  predict.py --checkpoint {output} PHOTO.jpg --output out"
 
 
 def _now() -> dict[str, str]:

@@ -7,8 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
-from sparseinst_jax.cli.benchmark import parse_size, size_fault
+from sparseinst_jax.cli.arguments import (
+    add_config_arguments,
+    parse_command_line,
+    parse_size,
+    size_fault,
+)
 from sparseinst_jax.cli.measuring import inference, network, timing
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -18,8 +22,8 @@ DESCRIPTION = """\
 Parameters, multiply-accumulates and memory of a configuration's network, part by part. No weights
 and no data are needed.
 
-  sparseinst summary --config configs/giam_r50.py
-  sparseinst summary --config configs/giam_r50.py --size 320x448 --batch 8 --json
+  sparseinst summary --config giam_r50
+  sparseinst summary --config giam_r50 --size 320x448 --batch 8 --json
 """
 
 
@@ -53,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     faults = [size_fault("--size", arguments.size)]
     if not arguments.config:
-        faults.append("--config FILE is needed: whose network?")
+        faults.append("--config NAME is needed, such as --config giam_r50")
     for name in ("batch", "classes"):
         if getattr(arguments, name) < 1:
             faults.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")

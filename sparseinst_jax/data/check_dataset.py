@@ -122,11 +122,12 @@ def describe(dataset: CocoDataset) -> list[str]:
     ]
     if not dataset.has_annotations:
         return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
+    mean = total / max(len(counts), 1)
     per_class = class_counts(dataset)
     shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
     lines.append(f"objects per class: {listed(shown, 20)}")
     lines.append(
-        f"objects per image: mean {_mean(counts):.1f}, most {counts.max(initial=0)}, "
+        f"objects per image: mean {mean:.1f}, most {counts.max(initial=0)}, "
         f"images without objects {int((counts == 0).sum())}, crowd regions {dataset.num_crowd}"
     )
     if dataset.num_left_out:
@@ -153,7 +154,7 @@ def warn_of_unusable(dataset: CocoDataset) -> list[str]:
 
 
 def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
-    """Lines on objects and classes that nothing will be learned of.
+    """Lines on objects and classes that cannot be learned.
 
     Args:
         dataset: the index.
@@ -359,7 +360,3 @@ def _content(entry: _ListedImage) -> bytes | None:
         return Path(file).read_bytes() if isinstance(file, str) else file.read()
     except (OSError, ValueError) as error:  # not there or broken: like nothing else
         return str(error).encode()
-
-
-def _mean(counts: np.ndarray) -> float:
-    return float(counts.mean()) if len(counts) else 0.0

@@ -37,7 +37,7 @@ COCO_CLASS_NAMES = tuple(name.strip() for _, name in _COCO_ENTRIES)
 
 
 class Classes(NamedTuple):
-    """The classes that a json comes to.
+    """The classes chosen from a json.
 
     Attributes:
         names: of label 0 ... K-1.
@@ -51,7 +51,7 @@ class Classes(NamedTuple):
 
 
 def class_name_fault(name: Any) -> str | None:
-    """Say why a value cannot be the name of a class; None where it can.
+    """Why a value cannot be the name of a class; None if it can.
 
     Names go to terminals, pages, pictures and tables. Any characters will do, of any script, and
     numbers too.
@@ -166,7 +166,7 @@ def _read_map(
 
 
 def _unknown(name: str, names: Any) -> str:
-    """Say that a class does not exist, and which the user may have meant."""
+    """A message that a class does not exist, with the one that the user may have meant."""
     names = list(names)
     lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1)

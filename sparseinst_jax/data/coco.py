@@ -127,7 +127,7 @@ def index_coco(
     *,
     check_files: bool = False,
 ) -> tuple[CocoDataset, DatasetFaults]:
-    """Index what is right in a COCO json and collect what is wrong; see ``load_coco``.
+    """Index the valid part of a COCO json and collect the faults of the rest; see ``load_coco``.
 
     Raises:
         FileNotFoundError: the json or the folder does not exist.
@@ -148,7 +148,7 @@ def index_coco(
 def make_dataset(
     index: CocoIndex, name: str, images: str | StoredImages | None, selection: DatasetSelection
 ) -> tuple[CocoDataset, DatasetFaults]:
-    """Make the data set of an index, and the faults that are left with the chosen classes.
+    """Make the data set of an index, and the faults that matter for the chosen classes.
 
     Args:
         index: of a json.
@@ -254,7 +254,7 @@ def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> Non
 
 
 def _where_else(root: Path, name: str) -> str:
-    """Say where below an image folder a missing file lies: mostly the wrong folder was given."""
+    """Where else below an image folder a missing file is: mostly the wrong folder was given."""
     wanted = os.path.basename(name.replace("\\", "/"))
     seen = 0
     for folder, folders, files in os.walk(root):
@@ -286,7 +286,7 @@ def read_record_picture(record: ImageRecord) -> Image.Image:
 
 
 def size_fault(record: ImageRecord, height: int, width: int) -> str:
-    """Say that an image, upright, is not of the json's size, and what to do about it."""
+    """A message that an upright image does not have the json's size, and what to do about it."""
     expected = (record.height, record.width)
     header = read_header(record.open(), record.source)
     message = (

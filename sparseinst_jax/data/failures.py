@@ -79,7 +79,7 @@ def load_or_skip(
 
 
 class SkippedImages:
-    """Lists what was skipped in `skipped.csv` of the run folder, and stops above a share.
+    """Records skipped images in `skipped.csv` of the run folder, and stops if there are too many.
 
     A step never occurs twice: opening drops what came after `last_step`, as with the metrics.
 
@@ -129,7 +129,7 @@ class SkippedImages:
         ]
 
     def summary(self) -> list[str]:
-        """What was skipped in the whole run, for the end; empty where nothing was."""
+        """Lines on what was skipped in the whole run; empty if nothing was."""
         if not self._rows:
             return []
         ids = dict.fromkeys((row[1], row[2], row[3]) for row in self._rows)
@@ -191,7 +191,7 @@ def supervised(
     number: int,
     print_line: Callable[[str], None] | None = None,
 ) -> Generator[Item, None, None]:
-    """Iterate over `number` items of a reader that may be lost and started again.
+    """Iterate over `number` items of a reader, and start it again if it dies or hangs.
 
     Args:
       start: begins to read at an item; what is behind it (threads, processes) is ended by closing

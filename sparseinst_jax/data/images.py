@@ -27,7 +27,7 @@ class PathError(ValueError):
 
 
 def name_fault(name: str) -> str | None:
-    """Say why a `file_name` cannot lie in the image folder; None where it can.
+    """Why a `file_name` cannot be in the image folder; None if it can.
 
     No file is looked at.
     """
@@ -89,7 +89,7 @@ def refuse_no_regular_file(path: str | os.PathLike, name: object = None) -> None
 
 
 class FolderRule:
-    """`refuse_outside` for the many files of one folder, asked fast."""
+    """`refuse_outside` made fast for the many files of one folder."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -131,7 +131,7 @@ _CHUNK = 1 << 20
 
 
 class _Refused(ValueError):
-    """An image that Pillow would read, and should not."""
+    """An image that Pillow would read but should not."""
 
 
 def read_image(file: str | os.PathLike | BinaryIO, name: object = None) -> np.ndarray:

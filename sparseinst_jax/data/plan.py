@@ -79,7 +79,7 @@ class StepPlan(NamedTuple):
 
 
 class TrainPlan:
-    """Say for every step which images are read, how they are transformed and padded.
+    """Plans for every step which images are read and how they are transformed and padded.
 
     Differs from the reference: it pads to the largest image of a batch; here to the smallest of six
     fixed shapes (landscape and portrait at three scales), because each shape compiles once.
@@ -103,7 +103,7 @@ class TrainPlan:
         boxes_xyxy: Sequence[np.ndarray] | None = None,
         targets: TargetForm = QUARTER_LEVELS,
     ) -> None:
-        """Keep the settings.
+        """Check and store the settings.
 
         Args:
             image_sizes: [images, 2], (height, width) in pixels.

@@ -82,7 +82,7 @@ class ImageRecord:
 
 
 class StoredImages(Protocol):
-    """Where images come from that are no files of their own; goes to other processes by pickle."""
+    """A source of images that are not separate files; sent to other processes by pickle."""
 
     name: str
 
@@ -107,7 +107,7 @@ class IndexedRecords(Sequence[ImageRecord]):
         is_kept: np.ndarray | None = None,
         has_boxes: bool = False,
     ) -> None:
-        """Keep what the records are made of.
+        """Store what the records are made from.
 
         Args:
             columns: see ``_index.columns``.
@@ -412,7 +412,7 @@ class CocoDataset:
 
 
 def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
-    """What to compare: the hash of the annotations, and the number of images chosen of them.
+    """Identify a data set: the hash of its annotations, and the number of chosen images.
 
     Of a json the hash is that of its bytes; of other data sets that of the ids and sizes of their
     images and the labels of their objects. Pixels are not looked at: that would take hours.

@@ -60,7 +60,7 @@ def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
 
 
 def refuse_vast_polygons(polygons: list) -> None:
-    """Refuse polygons that pycocotools would need all memory for, or read as something else.
+    """Refuse polygons that would exhaust the memory of pycocotools, or that it misreads.
 
     Args:
         polygons: [[x, y, x, y, ...], ...] in pixels of the picture that they are drawn in.
@@ -128,7 +128,7 @@ def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
 
 
 def _left_out(polygons: list, is_usable: bool) -> Fault:
-    """Say which polygons are passed over, as in the original."""
+    """The fault of polygons that are skipped, as in the original."""
     odd = sum(len(polygon) % 2 for polygon in polygons)
     short = sum(len(polygon) % 2 == 0 and len(polygon) < MIN_POLYGON for polygon in polygons)
     what = [f"{short} with fewer than 3 points"] * bool(short)
@@ -156,7 +156,7 @@ def sum_runs(counts: Any) -> tuple[int, str | None]:
 
 
 def compressed_length(counts: str | bytes) -> int | None:
-    """Add up compressed run lengths; None where the text is none.
+    """Add up compressed run lengths; None if the text is not valid.
 
     pycocotools does not ask: it leaves pixels past the end of a short text as memory held them.
     """
@@ -165,7 +165,7 @@ def compressed_length(counts: str | bytes) -> int | None:
 
 
 def read_runs(counts: str | bytes) -> np.ndarray | None:
-    """Read compressed run lengths, int64 [runs]; None where the text is none.
+    """Read compressed run lengths, int64 [runs]; None if the text is not valid.
 
     Source: `rleFrString` of cocoapi's maskApi: five bits a character from "0" on, the lowest first,
     the sixth bit is set where more follow; from the fourth on each run is stored as the difference

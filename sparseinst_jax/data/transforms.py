@@ -285,7 +285,7 @@ def move_polygons(
 
 
 def boxes_in_crop(boxes_xyxy: np.ndarray, original_size: Size, transform: Transform) -> np.ndarray:
-    """Tell which boxes keep an area in a transform's crop.
+    """Which boxes keep an area in a transform's crop.
 
     Args:
         boxes_xyxy: [objects, 4] in the original image.

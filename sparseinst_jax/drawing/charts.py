@@ -97,7 +97,7 @@ def precision_recall(
     rows, side, size = -(-len(panels) // columns), *((1.75, _SMALL) if small else (4.0, _TEXT))
     figure = Figure((columns * side, rows * side), dpi=_DPI)
     space = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=0.5 / side)
-    shape = dict(nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
+    shape: dict[str, Any] = dict(nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
     grid = figure.subplots(**shape, gridspec_kw=space)
     grid[0, 0].set(xlim=(0, 1), ylim=(0, 1.03))  # of all of them: they share their axes
     grid[0, 0].set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
@@ -120,7 +120,9 @@ def precision_recall(
     height = rows * side
     figure.text(0, 1 + 0.65 / height, note, fontsize=_TEXT, va="bottom")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    anchor = dict(loc="lower left", bbox_to_anchor=(0, 1 + 0.3 / height), borderaxespad=0)
+    anchor: dict[str, Any] = dict(
+        loc="lower left", bbox_to_anchor=(0, 1 + 0.3 / height), borderaxespad=0
+    )
     figure.legend(handles, labels, ncols=3, fontsize=_TEXT, frameon=False, borderpad=0, **anchor)
     return figure
 
@@ -166,7 +168,7 @@ def matrix(counts: np.ndarray, names: Sequence[str], ids: Sequence[int], notes: 
         text = str(int(counts[row, column]))
         if 6.2 * len(text) <= cell:
             ink = "white" if share[row, column] > 0.5 else "black"
-            at = dict(ha="center", va="center", fontsize=_SMALL, color=ink)
+            at: dict[str, Any] = dict(ha="center", va="center", fontsize=_SMALL, color=ink)
             axes.text(column, row, text, gid=f"{row},{column}", **at)
     axes.set_title(notes, loc="left", fontsize=_TEXT, pad=10)
     return figure

@@ -153,10 +153,11 @@ def _predict_batches(
         return record.image_id, predictor.prepare(image)
 
     def pack(image_ids: Sequence[int], pending: Any) -> list[list[dict[str, Any]]]:
-        return [
-            coco_results(image_id, *kept.encode(), kept.labels, category_ids)
-            for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True)
-        ]
+        packed = []
+        for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True):
+            rles, scores = kept.encode()
+            packed.append(coco_results(image_id, rles, scores, kept.labels, category_ids))
+        return packed
 
     def collect(image_ids: Sequence[int], packed: Future[list[list[dict[str, Any]]]]) -> None:
         found.update(zip(image_ids, packed.result(), strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparseinst_jax.data.coco import CocoDataset, ImageRecord, decode_mask, read_record
+from sparseinst_jax.data.coco import CocoDataset, decode_mask, read_record
 from sparseinst_jax.drawing import charts, pictures
 from sparseinst_jax.evaluation.average_precision import UNDEFINED
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, IOU_50, IOU_75, CocoMetrics
@@ -243,7 +243,9 @@ def draw_pictures(
             continue  # the evaluation has listed it, see config.data.on_error
         picture = _prediction(image, found[record.image_id], dataset).plot()
         if dataset.has_annotations:
-            truth = _draw_annotations(image, record, dataset)
+            targets = record.targets
+            captions = [dataset.class_names[target.label] for target in targets]
+            truth = _draw(image, [target.segmentation for target in targets], captions)
             picture = pictures.beside([picture, truth], ["predicted", "annotated"])
         paths.append(output / f"{name}.png")
         pictures.save_png(picture, paths[-1])
@@ -264,14 +266,15 @@ def _prediction(
     )
 
 
-def _draw_annotations(image: np.ndarray, record: ImageRecord, dataset: CocoDataset) -> Image.Image:
-    targets = record.targets
-    masks = LazyMasks(
-        [target.segmentation for target in targets],
-        lambda segmentation: decode_mask(segmentation, record.height, record.width),
-    )
-    captions = [dataset.class_names[target.label] for target in targets]
-    return pictures.draw_instances(image, masks, captions)
+def _draw(
+    image: np.ndarray,
+    masks: Sequence[Any],
+    captions: Sequence[str],
+    colours: Sequence[pictures.Colour] | None = None,
+) -> Image.Image:
+    """Draw segmentations over an image, of which one at a time is decoded."""
+    decoded = LazyMasks(masks, lambda one: decode_mask(one, *image.shape[:2]))
+    return pictures.draw_instances(image, decoded, captions, colours)
 
 
 def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path) -> list[str]:
@@ -303,49 +306,31 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[st
         errors: of this image.
         class_names: of the data set.
     """
-    targets, size = errors.record.targets, image.shape[:2]
-    names = class_names if len(class_names) > 1 else [""]
+    targets, names = errors.record.targets, class_names if len(class_names) > 1 else [""]
     found, confused = dict(errors.found), dict(errors.confused)
-    predicted, annotated = _Layer(size), _Layer(size)
-    for place, detection in enumerate(errors.detections):
+    kinds = {**dict.fromkeys(found, _FOUND), **dict.fromkeys(confused, _CONFUSED)}
+    predicted = []
+    for place, kind in sorted({**kinds, **dict.fromkeys(errors.false, _FALSE)}.items()):
+        detection = errors.detections[place]
         text = f"{names[errors.labels[place]]} {detection['score']:.2f}"
         if place in confused:
             text += f", is {names[targets[confused[place]].label]}"
-            predicted.add(detection["segmentation"], text, _CONFUSED)
-        elif place in errors.false:
-            predicted.add(detection["segmentation"], text, _FALSE)
-        elif place in found:
-            predicted.add(detection["segmentation"], text, _FOUND)
-    for place, target in enumerate(targets):
-        kind = _MISSED if place in errors.missed else _FOUND
-        kind = _CONFUSED if place in confused.values() else kind
-        annotated.add(target.segmentation, names[target.label], kind)
-    pair = pictures.beside(
-        [predicted.draw(image), annotated.draw(image)], ["predicted", "annotated"]
-    )
-    entries = [
+        predicted.append((detection["segmentation"], text, kind))
+    kinds = {**dict.fromkeys(errors.missed, _MISSED), **dict.fromkeys(confused.values(), _CONFUSED)}
+    annotated = [
+        (target.segmentation, names[target.label], kinds.get(place, _FOUND))
+        for place, target in enumerate(targets)
+    ]
+    drawn = []
+    for entries in (predicted, annotated):  # errors on top
+        entries.sort(key=lambda entry: entry[2] == _FOUND)
+        drawn.append(_draw(image, *(zip(*entries, strict=True) if entries else ((), (), ()))))
+    pair = pictures.beside(drawn, ["predicted", "annotated"])
+    key = [
         (_FOUND, f"found ({len(found)})"),
         (_CONFUSED, f"wrong class ({len(confused)})"),
         (_FALSE, f"false positive ({len(errors.false)})"),
         (_MISSED, f"missed ({len(errors.missed)})"),
     ]
-    return pictures.below(
-        [pair, pictures.colour_key(entries, (pair.height, pair.width), errors.record.file_name)]
-    )
-
-
-class _Layer:
-    """Masks, captions and colours that are drawn over an image; errors lie on top."""
-
-    def __init__(self, size: tuple[int, int]):
-        self._size = size
-        self._entries: list[tuple[Any, str, pictures.Colour]] = []
-
-    def add(self, segmentation: Any, caption: str, colour: pictures.Colour) -> None:
-        self._entries.append((segmentation, caption, colour))
-
-    def draw(self, image: np.ndarray) -> Image.Image:
-        order = sorted(self._entries, key=lambda entry: entry[2] == _FOUND)
-        masks = LazyMasks([entry[0] for entry in order], lambda one: decode_mask(one, *self._size))
-        captions, colours = [entry[1] for entry in order], [entry[2] for entry in order]
-        return pictures.draw_instances(image, masks, captions, colours)
+    size = pair.height, pair.width
+    return pictures.below([pair, pictures.colour_key(key, size, errors.record.file_name)])

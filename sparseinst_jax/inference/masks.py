@@ -29,6 +29,9 @@ NUM_TAPS = 3
 # Floats of one chunk after both operators: bounds the memory of very large photographs.
 MAX_CHUNK_PIXELS = 16 * 1024 * 1024
 MAX_CHUNK = 16
+# An accelerator has more memory, and each wait costs more: most of a photograph's masks at once.
+MAX_PACKED_PIXELS = 128 * 1024 * 1024
+MAX_PACKED, MIN_PACKED = 128, 8
 MASKNESS_EPSILON = 1e-6
 
 
@@ -87,12 +90,15 @@ def bucket_length(original_length: int) -> int:
     return -(-original_length // step) * step
 
 
-def chunk_length(bucket_size: tuple[int, int], num_masks: int) -> int:
+def chunk_length(
+    bucket_size: tuple[int, int],
+    num_masks: int,
+    most: int = MAX_CHUNK,
+    most_pixels: int = MAX_CHUNK_PIXELS,
+) -> int:
     """Choose how many masks are upsampled at once: a power of two, fewer for large images."""
-    fitting = max(1, MAX_CHUNK_PIXELS // (bucket_size[0] * bucket_size[1]))
-    return min(
-        MAX_CHUNK, 2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(num_masks, 1)))
-    )
+    fitting = max(1, most_pixels // (bucket_size[0] * bucket_size[1]))
+    return min(most, 2 ** int(math.log2(fitting)), 2 ** math.ceil(math.log2(max(num_masks, 1))))
 
 
 def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
@@ -187,37 +193,113 @@ def upsample_masks(
         mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
         None where it is not asked for.
     """
-    bucket = (bucket_length(original_size[0]), bucket_length(original_size[1]))
-    operators = [
-        upsampling_operator(
-            masks.shape[2 + axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis]
-        )
+    grid, bucket = masks.shape[2:], tuple(map(bucket_length, original_size))
+    keys = [
+        (grid[axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis])
         for axis in (0, 1)
     ]
-    chunk = chunk_length(bucket, len(query_index))
     measured = np.array(original_size, np.int32) if cut.measures else None
-    waiting: tuple[tuple[jax.Array, jax.Array | None], int] | None = None
-    for start in range(0, len(query_index), chunk):
-        chosen = np.asarray(query_index[start : start + chunk], np.int32)
-        padded = np.zeros(chunk, np.int32)
-        padded[: len(chosen)] = chosen
-        rows = _upsample_rows(masks, np.int32(image_index), padded, operators[0])
-        made = _cut_columns(rows, operators[1], np.float32(cut.threshold), measured, cut.are_logits)
-        # The device works on this chunk while the host handles the one before.
-        if waiting is not None:
-            yield _fetch(*waiting, original_size)
-        waiting = (made, len(chosen))
-    if waiting is not None:
-        yield _fetch(*waiting, original_size)
+    device = _accelerator(masks)
+    if device is None:
+        operators = [upsampling_operator(*key) for key in keys]
+        chunk = chunk_length(bucket, len(query_index))
+
+        def upsample(chosen: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+            rows = _upsample_rows(masks, np.int32(image_index), chosen, operators[0])
+            threshold = np.float32(cut.threshold)
+            return _cut_columns(rows, operators[1], threshold, measured, cut.are_logits)
+
+    else:
+        operators = [_operator_on(device, *key) for key in keys]
+        most = max(len(query_index), MIN_PACKED)
+        chunk = chunk_length(bucket, most, MAX_PACKED, MAX_PACKED_PIXELS)
+
+        def upsample(chosen: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
+            index = np.stack([np.full_like(chosen, image_index), chosen])
+            return _upsample_and_pack(masks, index, *operators, measured, cut)
+
+    chunks = [query_index[start : start + chunk] for start in range(0, len(query_index), chunk)]
+    made = (upsample(_filled(chosen, chunk)) for chosen in chunks)
+    # The device works on a chunk while the host handles the one before; an accelerator, whose
+    # results are small, begins with all of them now.
+    ahead = _one_ahead(made) if device is None else iter(list(map(_send, made)))
+    return (
+        _fetch(result, len(chosen), original_size, is_packed=device is not None)
+        for chosen, result in zip(chunks, ahead, strict=True)
+    )
+
+
+def _accelerator(masks: Any) -> Any | None:
+    """Return the device that the masks lie on, None for a CPU."""
+    devices = masks.devices() if isinstance(masks, jax.Array) else ()
+    return next((device for device in devices if device.platform != "cpu"), None)
+
+
+def _filled(chosen: np.ndarray, length: int) -> np.ndarray:
+    """Lengthen an index with zeros: int32 [length]."""
+    filled = np.zeros(length, np.int32)
+    filled[: len(chosen)] = chosen
+    return filled
+
+
+@functools.lru_cache(maxsize=256)
+def _operator_on(device: Any, *key: int) -> AxisOperator:
+    """Keep an operator, see `upsampling_operator`, on a device."""
+    return jax.device_put(upsampling_operator(*key), device)
+
+
+@functools.partial(jax.jit, static_argnames="cut")
+def _upsample_and_pack(
+    masks: jax.Array,
+    index: jax.Array,
+    row_operator: AxisOperator,
+    column_operator: AxisOperator,
+    original_size: jax.Array | None,
+    cut: MaskCut,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Upsample and cut masks [2, D] (image, query), eight pixels to a byte: [D, width, height / 8].
+
+    One program with one small result, for an accelerator: an eighth of the bytes to fetch, and one
+    wait.
+    """
+    rows = _upsample_rows(masks, index[0], index[1], row_operator)
+    # Without the barrier every row would be made again for each tap of each column.
+    rows = jax.lax.optimization_barrier(rows)
+    threshold = jnp.float32(cut.threshold)
+    is_inside, scores = _cut_columns(
+        rows, column_operator, threshold, original_size, cut.are_logits
+    )
+    return jnp.packbits(is_inside, axis=-1), scores
+
+
+def _send(made: Any) -> Any:
+    """Let arrays travel to the host without waiting for them."""
+    jax.tree.map(lambda array: array.copy_to_host_async(), made)
+    return made
+
+
+def _one_ahead(made: Iterator[Any]) -> Iterator[Any]:
+    """Begin each before the one before it is handed out."""
+    waiting = next(made, None)
+    while waiting is not None:
+        following = next(made, None)
+        yield waiting
+        waiting = following
 
 
 def _fetch(
-    made: tuple[jax.Array, jax.Array | None], count: int, original_size: tuple[int, int]
+    made: tuple[jax.Array, jax.Array | None],
+    count: int,
+    original_size: tuple[int, int],
+    is_packed: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Fetch a chunk and cut off the padding of its bucket: uint8 [count, width, height]."""
     height, width = original_size
-    masks = np.ascontiguousarray(np.asarray(made[0])[:count, :width, :height])
-    return masks, None if made[1] is None else np.asarray(made[1])[:count]
+    masks, scores = np.asarray(made[0])[:count, :width], made[1]
+    if is_packed:
+        masks = np.unpackbits(masks, axis=-1, count=height)
+    masks = np.ascontiguousarray(masks[:, :, :height])
+    return masks, None if scores is None else np.asarray(scores)[:count]
 
 
 def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:

@@ -14,23 +14,8 @@ from PIL import Image
 
 from sparseinst_jax.drawing import pictures
 from sparseinst_jax.inference import masks
-from sparseinst_jax.runtime.messages import brief
 
 SHOWN_SCORE = 0.4
-# Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
-MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
-
-
-def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
-    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
-    sizes = tuple(eval_size)
-    if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
-        raise ValueError(
-            f"data.eval_size must be two lengths of 1 to {MAX_EVAL_SIZE} pixels, got {brief(sizes)}"
-        )
-    if not 1 <= batch_size <= MAX_BATCH_SIZE:
-        raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
-    return int(sizes[0]), int(sizes[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

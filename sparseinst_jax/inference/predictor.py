@@ -18,12 +18,15 @@ from sparseinst_jax.data.ecosystems import find_protocol
 from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.prediction import Prediction, checked_sizes
+from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.models.family import Family, Selection
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.ops import normalize_images
+from sparseinst_jax.runtime.messages import brief
 
 Size = tuple[int, int]
+# Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
+MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
 
 
 class Prepared(NamedTuple):
@@ -310,3 +313,15 @@ def _with_scores(
         part = scores[first : first + len(chunk)]
         yield chunk, part if factors is None else part * factors
         first += len(chunk)
+
+
+def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
+    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
+    sizes = tuple(eval_size)
+    if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
+        raise ValueError(
+            f"data.eval_size must be two lengths of 1 to {MAX_EVAL_SIZE} pixels, got {brief(sizes)}"
+        )
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
+    return int(sizes[0]), int(sizes[1])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sparseinst_jax.data.target_masks import TargetForm
+from sparseinst_jax.models.weight_names import UNPUBLISHED, WeightNames
 
 
 class Selection(NamedTuple):
@@ -62,7 +63,7 @@ class Family:
         probabilities there; else they are probabilities from the start.
       scores_at_original_size: the score of `select` is still to be multiplied by the mean
         probability inside the mask, measured at the original size.
-      weights: names of the weights in other implementations; None where there are no others.
+      weights: what published weights of the family call its parameters.
     """
 
     model: Callable[..., Any]
@@ -76,4 +77,4 @@ class Family:
     mask_threshold: float
     masks_are_logits: bool = False
     scores_at_original_size: bool = False
-    weights: Any = None
+    weights: WeightNames = UNPUBLISHED

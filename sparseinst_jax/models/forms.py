@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Form(NamedTuple):
@@ -83,3 +84,24 @@ def convolution(stride: int, groups: int) -> Form:
         )
 
     return bilinear(convolve)
+
+
+@functools.cache
+def joined(form: Form) -> Form:
+    """Make a form with a third operand: channels [1, H, W, S] before those of every image.
+
+    They get no gradient.
+    """
+
+    def join(x: jax.Array, shared: jax.Array) -> jax.Array:
+        shared = jnp.broadcast_to(shared, (*x.shape[:3], shared.shape[-1]))
+        return jnp.concatenate([shared, x], axis=-1)
+
+    def forward(x: jax.Array, kernel: jax.Array, shared: jax.Array) -> jax.Array:
+        return form.forward(join(x, shared), kernel)
+
+    def backward(cotangent: jax.Array, x: jax.Array, kernel: jax.Array, shared: jax.Array):
+        to_all, to_kernel = form.backward(cotangent, join(x, shared), kernel)
+        return to_all[..., shared.shape[-1] :], to_kernel, None
+
+    return Form(forward, backward)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparseinst_jax.models import forms
+from sparseinst_jax.models import cuda, forms
 from sparseinst_jax.models.cpu import convolution as cpu_convolution
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
@@ -82,27 +82,40 @@ def _relu_of_sum_backward(y, cotangent):
 relu_of_sum.defvjp(_relu_of_sum_forward, _relu_of_sum_backward)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+def convolve(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: int = 1,
+    groups: int = 1,
+    shared: jax.Array | None = None,
+) -> jax.Array:
     """Return x convolved with a kernel of odd size k, with a border of (k - 1) / 2 zeros.
 
-    For a CPU in the form that its shapes are fastest in; else, and where a size is not known when
-    the program is traced, as one convolution.
+    For a CPU and a GPU in the form that its shapes are fastest in; for others, and where a size is
+    not known when the program is traced, as one convolution.
 
     Args:
       x: [B, H, W, C].
-      kernel: [k, k, C / groups, D], of x's type.
+      kernel: [k, k, C / groups, D], of x's type; with `shared`, [k, k, S + C, D].
       stride: step in pixels.
       groups: group g sees input channels [g * C / groups, (g + 1) * C / groups).
+      shared: [1, H, W, S], channels that come before x's and are the same in all images; constants,
+        which get no gradient. Not with groups.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D].
     """
-    plain = forms.convolution(stride, groups)
-    if not all(isinstance(size, int) for size in x.shape):
-        return plain.forward(x, kernel)
-    on_cpu = cpu_convolution.form(x, kernel, stride, groups)
-    operation = forms.by_platform(plain, cpu=on_cpu) if on_cpu else plain.forward
-    return operation(x, kernel)
+    plain, others = forms.convolution(stride, groups), {}
+    if all(isinstance(size, int) for size in x.shape):
+        whole = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2] * groups), x.dtype)
+        for platform, choose in (("cpu", cpu_convolution.form), ("cuda", cuda.form)):
+            others[platform] = choose(whole, kernel, stride, groups) or plain
+    if shared is not None:
+        plain, others = forms.joined(plain), {name: forms.joined(f) for name, f in others.items()}
+        others |= {"cuda": cuda.shared_apart(stride)} if others else {}
+        return forms.by_platform(plain, **others)(x, kernel, shared)
+    others = {platform: form for platform, form in others.items() if form is not plain}
+    return (forms.by_platform(plain, **others) if others else plain.forward)(x, kernel)
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:

@@ -16,16 +16,15 @@ from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training import batch_scaling, optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights import initial_weights
+from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 
 class Run(NamedTuple):
@@ -61,10 +60,11 @@ def make_run(
     model: Any = builders.build_model(
         config.model, len(dataset.class_names), config.seed, frozen_stages
     )
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     if is_new and config.train.init_from:
-        initial = initial_weights.load_initial_weights(
-            config.train.init_from, params, statistics, dataset.class_names
+        names = FAMILIES[config.model.family].weights
+        initial = load_initial_weights(
+            config.train.init_from, params, statistics, dataset.class_names, names
         )
         params, statistics = initial.params, initial.statistics
         print_line("\n".join(initial.lines))

@@ -7,14 +7,14 @@ from typing import Any
 
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models.layers import functional
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.datasets import load_val, name_of
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.weights import fit
-from sparseinst_jax.weights.convert import original_to_ours
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.translate import translate
+from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
+from sparseinst_jax.weights.network_files import count_classes
+from sparseinst_jax.weights.reading import read_weights_file
 
 
 def load_weights_file(config: Any, weights: str | Path) -> Predictor:
@@ -31,7 +31,8 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         FileNotFoundError: the file does not exist.
         ValueError: the file does not fit the network or the classes; says how.
     """
-    state = translate(read_weights_file(weights).arrays).arrays
+    weight_names = FAMILIES[config.model.family].weights
+    state = rename_to_original(read_weights_file(weights).arrays, weight_names).arrays
     annotations = name_of(config.data.val)
     is_there = config.data.val.tfds or Path(annotations).is_file()
     if is_there or config.data.classes:
@@ -40,13 +41,13 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     else:
         names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
         origin = f"COCO (there is no {annotations})"
-    found = fit.count_classes(state)
+    found = count_classes(state, weight_names)
     if found not in (None, len(names)):
         raise ValueError(
             f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
             "the json (--config.data.val.annotations) of the classes that the weights were trained "
             "with; to start training from them with other classes use train.py --init-from."
         )
-    apply, *empty = functional(build_model(config.model, len(names), seed=None))
-    params, statistics = original_to_ours(state, *empty, source=str(weights))
-    return build_predictor(config, apply, params, statistics, names, ids)
+    apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
+    loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
+    return build_predictor(config, apply, *loaded, names, ids)

@@ -1,16 +1,5 @@
-"""Weights of other implementations: reading, renaming and checking them."""
+"""Weights of other implementations: reading, renaming, checking, converting; published models."""
 
-from sparseinst_jax.weights.arrays import WeightsFileError
-from sparseinst_jax.weights.convert import original_to_ours, ours_to_original, read_state_dict
-from sparseinst_jax.weights.files import WeightsFile, read_weights_file
-from sparseinst_jax.weights.translate import load_weights
+import lazy_loader
 
-__all__ = [
-    "WeightsFile",
-    "WeightsFileError",
-    "load_weights",
-    "original_to_ours",
-    "ours_to_original",
-    "read_state_dict",
-    "read_weights_file",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,22 +1,38 @@
-"""Weights in the original's names and layouts, to and from the parameter trees of this package.
+"""Names and layouts of weights: any implementation's to the original release's, and these to ours.
 
-Everything here is NumPy. A file is read without unpickling; each name must find a place, each
-place a name, and each shape must agree: all faults are reported in one error.
+Everything here is NumPy. A file is read without unpickling (`reading`); its names become the
+original's (`rename_to_original`), and these become ours (`original_to_ours`): each name must find a
+place, each place a name, and each shape must agree. All faults are reported in one error.
+
+What the family's own modules are called comes in as `names`, from `models.families`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparseinst_jax.weights import original, rules
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.table import shorten
+from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.weight_names import (
+    WeightNames,
+    find_leaf,
+    reason_to_ignore,
+    rename_module,
+)
+from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.weights import ecosystems
+from sparseinst_jax.weights.ecosystems import Ecosystem
+from sparseinst_jax.weights.reading import read_weights_file
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError, short
 
-Tree = dict[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
+_BACKBONE = "backbone."
+_OURS = ("params/", "statistics/")
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -29,10 +45,36 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     return read_weights_file(path).arrays
 
 
+def load_weights(
+    path: str | Path, params: Tree, statistics: Tree, names: WeightNames
+) -> tuple[Tree, Tree]:
+    """Reads a weights file of any kind and implementation into the given trees' form.
+
+    Args:
+      path: the file.
+      params: nested dict that says which parameters exist, with their shapes and dtypes.
+      statistics: the same for the normalisation statistics.
+      names: of the model family.
+
+    Returns:
+      New `(params, statistics)`; the trees given are not changed.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is of another kind or does not fit; the message lists every fault.
+    """
+    arrays = rename_to_original(read_weights_file(path).arrays, names).arrays
+    return original_to_ours(arrays, params, statistics, names, source=str(path))
+
+
+# Between ours and the original's
+
+
 def original_to_ours(
     state_dict: Mapping[str, np.ndarray],
     params: Tree,
     statistics: Tree,
+    names: WeightNames,
     source: str = "the state dict",
 ) -> tuple[Tree, Tree]:
     """Renames and transposes an original state dict into the given trees' form.
@@ -41,6 +83,7 @@ def original_to_ours(
       state_dict: original name -> array in PyTorch layout.
       params: nested dict that says which parameters exist, with their shapes and dtypes.
       statistics: the same for the normalisation statistics.
+      names: of the model family.
       source: what to call the state dict in an error.
 
     Returns:
@@ -50,73 +93,60 @@ def original_to_ours(
       ValueError: if names are left over on either side or shapes differ; counts them all and names
         the first.
     """
-    expected = {**_flatten(params), **_flatten(statistics)}
-    places = {place.name: place for place in _places(expected)}
-    given = without_ignored(state_dict)
+    expected = {**_flat(params), **_flat(statistics)}
+    places = {place.name: place for place in _places(expected, names)}
+    ignored = (*names.ignored, *ecosystems.IGNORED)
+    given = {name: x for name, x in state_dict.items() if not reason_to_ignore(ignored, name)}
     found: dict[str, np.ndarray] = {}
     misshapen = []
     for name, place in places.items():
         if name not in given:
             continue
-        if np.shape(given[name]) != place.shape:
-            misshapen.append(f"{name} {np.shape(given[name])} instead of {place.shape}")
-            continue
-        array = np.asarray(given[name]).transpose(np.argsort(place.axes))
-        found[place.path] = np.ascontiguousarray(array, dtype=expected[place.path].dtype)
-    unplaced = [name for name in given if name not in places]
-    unfilled = [f"{name} {place.shape}" for name, place in places.items() if name not in given]
-    _refuse(source, unplaced, unfilled, misshapen)
-    return _fill(params, found), _fill(statistics, found)
+        array = np.asarray(given[name])
+        if array.shape == place.shape:
+            array = array.transpose(np.argsort(place.axes))
+            found[place.path] = np.ascontiguousarray(array, dtype=expected[place.path].dtype)
+        else:
+            misshapen.append(f"{name} {array.shape} instead of {place.shape}")
+    kinds = (
+        ("in the file but not in the model", [name for name in given if name not in places]),
+        (
+            "in the model but not in the file",
+            [f"{name} {place.shape}" for name, place in places.items() if name not in given],
+        ),
+        ("of another shape", misshapen),
+    )
+    faults = [f"{len(rows)} {what}: {listed(rows, 8)}" for what, rows in kinds if rows]
+    if faults:
+        raise ValueError(
+            f"{source} does not fit the model:\n  " + "\n  ".join(faults) + "\nUse the config that "
+            f"the weights were trained with ({names.options}, backbone, number of classes)."
+        )
+    return _filled(params, found), _filled(statistics, found)
 
 
-def ours_to_original(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
+def ours_to_original(params: Tree, statistics: Tree, names: WeightNames) -> dict[str, np.ndarray]:
     """Names and lays out parameters and statistics as the original's state dict.
 
     Args:
       params: nested dict of parameters.
       statistics: nested dict of normalisation statistics.
+      names: of the model family.
 
     Returns:
       Original name -> array in PyTorch layout (no `num_batches_tracked`, no pixel constants).
     """
-    leaves = {**_flatten(params), **_flatten(statistics)}
+    leaves = {**_flat(params), **_flat(statistics)}
     return {
         place.name: np.ascontiguousarray(np.asarray(leaves[place.path]).transpose(place.axes))
-        for place in _places(leaves)
+        for place in _places(leaves, names)
     }
 
 
-def original_shapes(params: Tree, statistics: Tree) -> dict[str, tuple[int, ...]]:
+def original_shapes(params: Tree, statistics: Tree, names: WeightNames) -> Shapes:
     """The original's names and shapes of trees of arrays, or of anything with shapes."""
-    return {
-        place.name: place.shape for place in _places({**_flatten(params), **_flatten(statistics)})
-    }
-
-
-def named_arrays(params: Tree, statistics: Tree) -> dict[str, np.ndarray]:
-    """Names the arrays of the trees by their paths, as `params/...` and `statistics/...`."""
-    return _flatten({"params": params, "statistics": statistics})
-
-
-def unflatten(arrays: Mapping[str, np.ndarray]) -> Tree:
-    """The nested dict of arrays that are named by their paths."""
-    tree: Tree = {}
-    for path, array in arrays.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
-
-
-def without_ignored(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leaves out the names that hold nothing of a model, such as counters and pixel constants."""
-    return {
-        name: array
-        for name, array in state_dict.items()
-        if rules.reason_to_ignore(original.IGNORED, name) is None
-    }
+    leaves = {**_flat(params), **_flat(statistics)}
+    return {place.name: place.shape for place in _places(leaves, names)}
 
 
 class _Place(NamedTuple):
@@ -128,55 +158,112 @@ class _Place(NamedTuple):
     axes: tuple[int, ...]
 
 
-def _places(leaves: Mapping[str, Any]) -> Iterator[_Place]:
+def _places(leaves: Mapping[str, Any], names: WeightNames) -> Iterator[_Place]:
     """The place of each array, in the original's names; what is ours alone has none."""
     is_resnet_d = "backbone/stem/conv3/kernel" in leaves
-    renames = (*original.RENAMES, *(original.RESNET_D if is_resnet_d else ()))
+    renames = (*names.renames, *(ecosystems.RESNET_D if is_resnet_d else ()))
+    leaf_rules = (*ecosystems.LEAVES, *names.leaves)
     for path, array in leaves.items():
-        if rules.reason_to_ignore(original.OURS_ALONE, path):
+        if reason_to_ignore(ecosystems.OURS_ALONE, path):
             continue
         module, _, leaf_name = path.rpartition("/")
         shape = np.shape(array)
-        leaf = rules.find_leaf(original.LEAVES, leaf_name, len(shape))
+        leaf = find_leaf(leaf_rules, leaf_name, len(shape))
         if leaf is None:
-            known = sorted({f"{leaf.theirs} (rank {leaf.rank})" for leaf in original.LEAVES})
+            known = sorted({f"{leaf.theirs} (rank {leaf.rank})" for leaf in leaf_rules})
             raise ValueError(f"no rule for {path} of shape {shape}; known: {', '.join(known)}")
-        theirs = rules.rename_module(renames, module) or module.replace("/", ".")
+        theirs = rename_module(renames, module) or module.replace("/", ".")
         name = f"{theirs}.{leaf.ours}".lstrip(".")
         yield _Place(path, name, tuple(shape[axis] for axis in leaf.axes), leaf.axes)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return dict(_leaves(tree, prefix))
+def _flat(tree: Tree) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
+def _filled(tree: Tree, found: Mapping[str, np.ndarray]) -> Tree:
+    leaves = flatten_dict(tree, sep="/", keep_empty_nodes=True)
+    return unflatten_dict({path: found.get(path, x) for path, x in leaves.items()}, sep="/")
 
 
-def _fill(tree: Mapping[str, Any], found: Mapping[str, np.ndarray], prefix: str = "") -> Tree:
-    return {
-        key: _fill(value, found, f"{prefix}{key}/")
-        if isinstance(value, Mapping)
-        else found.get(f"{prefix}{key}", value)
-        for key, value in tree.items()
-    }
+# From any implementation's names to the original's
 
 
-def _refuse(source: str, unplaced: list[str], unfilled: list[str], misshapen: list[str]) -> None:
-    kinds = (
-        ("in the file but not in the model", unplaced),
-        ("in the model but not in the file", unfilled),
-        ("of another shape", misshapen),
-    )
-    faults = [f"{len(rows)} {what}: {shorten(rows)}" for what, rows in kinds if rows]
-    if faults:
-        listed = "\n  ".join(faults)
-        raise ValueError(
-            f"{source} does not fit the model:\n  {listed}\nUse the config that the weights were "
-            "trained with (num_groups, normalizer, backbone, number of classes)."
-        )
+class RenamedWeights(NamedTuple):
+    """A state dict under the original's names.
+
+    Attributes:
+      arrays: original name -> array in PyTorch layout; a name that nobody knows stays as it was.
+      file_names: original name -> name in the file.
+      ignored: name in the file -> why it holds nothing of the model.
+      ecosystem: the implementation that the file comes from.
+      evidence: how that was seen, for people.
+      is_backbone: whether the file holds a backbone alone.
+    """
+
+    arrays: dict[str, np.ndarray]
+    file_names: dict[str, str]
+    ignored: dict[str, str]
+    ecosystem: str
+    evidence: str
+    is_backbone: bool
+
+
+def rename_to_original(state_dict: Mapping[str, np.ndarray], names: WeightNames) -> RenamedWeights:
+    """Rename and lay out a state dict as the original's; the naming is recognised by its names.
+
+    Args:
+      state_dict: name in the file -> array, as files are read.
+      names: of the model family.
+
+    Raises:
+      WeightsFileError: if two names of the file mean the same array.
+    """
+    if all(name.startswith(_OURS) for name in state_dict):  # what `write_weights` wrote
+        tree = unflatten_dict(dict(state_dict), sep="/")
+        arrays = ours_to_original(tree.get("params", {}), tree.get("statistics", {}), names)
+        clue = f"it has {next(iter(state_dict))}"
+        own_names = {name: name for name in arrays}
+        return RenamedWeights(arrays, own_names, {}, "sparseinst_jax", clue, False)
+    is_backbone = not any(name.partition(".")[0] in names.parts for name in state_dict)
+    has_prefix = any(name.startswith(_BACKBONE) for name in state_dict)
+    ecosystem, clue = _recognise(state_dict)
+    prefix = _BACKBONE if is_backbone and not has_prefix and clue else ""
+    title = ecosystem.backbone_title if is_backbone else ecosystem.title
+    evidence = f"it has {clue}" if clue else "its names are of no known implementation"
+    result = RenamedWeights({}, {}, {}, title, evidence, is_backbone)
+    twice = []
+    for file_name, array in state_dict.items():
+        known = f"{prefix}{file_name}"
+        why = reason_to_ignore((*names.ignored, *ecosystems.IGNORED), known)
+        if why:
+            result.ignored[file_name] = why
+            continue
+        name, array = _rename(ecosystem, known, np.asarray(array))
+        if name in result.arrays:
+            twice.append(f"{short(result.file_names[name])} and {short(file_name)}")
+        result.arrays[name], result.file_names[name] = array, file_name
+    if twice:
+        raise WeightsFileError(f"two names mean the same array: {listed(twice)}")
+    return result
+
+
+def _recognise(names: Iterable[str]) -> tuple[Ecosystem, str | None]:
+    """The implementation, and the name in the file that gave it away."""
+    behind = {name.removeprefix(_BACKBONE): name for name in names}
+    for ecosystem in ecosystems.ECOSYSTEMS:
+        clue = next((known for known in behind if re.fullmatch(ecosystem.evidence, known)), None)
+        if clue is not None:
+            return ecosystem, behind[clue]
+    return ecosystems.UNKNOWN, None
+
+
+def _rename(ecosystem: Ecosystem, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    module, _, leaf_name = name.rpartition(".")
+    if module.startswith(_BACKBONE):  # a family's own names are the same everywhere
+        inner = module.removeprefix(_BACKBONE)
+        module = _BACKBONE + (rename_module(ecosystem.renames, inner) or inner)
+    leaf = find_leaf(ecosystem.leaves, leaf_name, array.ndim)
+    if leaf is not None:
+        leaf_name, array = leaf.ours, array.transpose(leaf.axes)
+    return f"{module}.{leaf_name}" if module else leaf_name, array

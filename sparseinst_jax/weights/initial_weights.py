@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models.layers import Tree
-from sparseinst_jax.weights import convert
-from sparseinst_jax.weights.files import read_weights_file
-from sparseinst_jax.weights.table import CLASS_LAYER, by_reason, part_of, part_table, shorten
-from sparseinst_jax.weights.translate import translate
+from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.weight_names import WeightNames
+from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.weights.convert import original_to_ours, ours_to_original, rename_to_original
+from sparseinst_jax.weights.network_files import by_reason, part_table
+from sparseinst_jax.weights.reading import read_weights_file
 
-_BACKBONE = "backbone"
+_BACKBONE = "backbone."
 # No classification network has these; they start at zero, which samples where a kernel's taps are.
 _OFFSETS = ".conv2_offset."
 _MIN_BACKBONE_SHARE = 0.9
@@ -39,7 +40,7 @@ class InitialWeights(NamedTuple):
     ignored: dict[str, str]
 
 
-class _Source(NamedTuple):
+class _GivenWeights(NamedTuple):
     title: str
     arrays: dict[str, Any]  # original name -> array in PyTorch layout
     class_names: tuple[str, ...] | None  # None where the file does not say
@@ -49,7 +50,11 @@ class _Source(NamedTuple):
 
 
 def load_initial_weights(
-    path: str | Path, params: Tree, statistics: Tree, class_names: Sequence[str]
+    path: str | Path,
+    params: Tree,
+    statistics: Tree,
+    class_names: Sequence[str],
+    names: WeightNames,
 ) -> InitialWeights:
     """Replace fresh weights by those of a file or checkpoint, as far as it has them.
 
@@ -65,48 +70,51 @@ def load_initial_weights(
       params: nested dict of fresh parameters.
       statistics: nested dict of fresh statistics.
       class_names: the K classes that will be trained.
+      names: of the model family.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, or less than 90 % of the backbone's numbers were loaded, not
         counting the offsets of deformable convolutions.
     """
-    own = convert.ours_to_original(params, statistics)
-    source = _read(Path(path))
+    own = ours_to_original(params, statistics, names)
+    given = _read(Path(path), names)
+    head = [name for name in own if name.startswith(f"{names.class_layer}.")]
     fresh = {
         name: reason
         for name, array in own.items()
-        if (reason := _reason_to_stay_fresh(name, array, source, class_names))
+        if (reason := _reason_to_stay_fresh(name, array, given, class_names, name in head))
     }
-    strange = {name: array for name, array in source.arrays.items() if name not in own}
-    ignored = source.ignored | {source.file_names[name]: _NOT_IN_MODEL for name in strange}
-    _refuse_another_backbone(source, own, fresh)
-    merged = {name: own[name] if name in fresh else source.arrays[name] for name in own}
-    loaded = convert.original_to_ours(merged, params, statistics, source=source.title)
+    strange = {name: array for name, array in given.arrays.items() if name not in own}
+    ignored = given.ignored | {given.file_names[name]: _NOT_IN_MODEL for name in strange}
+    _refuse_another_backbone(given, own, fresh)
+    merged = {name: own[name] if name in fresh else given.arrays[name] for name in own}
+    loaded = original_to_ours(merged, params, statistics, names, source=given.title)
     columns = {
         "loaded": {name: own[name] for name in own if name not in fresh},
         "re-initialised": {name: own[name] for name in fresh},
         "ignored": strange,
     }
     lines = [
-        f"weights of {source.title}:",
-        *(f"  {remark}" for remark in source.remarks),
-        *part_table(columns, own),
+        f"weights of {given.title}:",
+        *(f"  {remark}" for remark in given.remarks),
+        *part_table(columns, own, names),
         *by_reason("re-initialised", fresh),
         *by_reason("ignored", ignored),
-        *_remarks(own, source, fresh, class_names),
+        f"  the class head {_fate_of_head(head, given, fresh, class_names)}",
+        *_norm_warnings(own, given.arrays),
     ]
     return InitialWeights(*loaded, lines, fresh, ignored)
 
 
-def _read(path: Path) -> _Source:
+def _read(path: Path, names: WeightNames) -> _GivenWeights:
     if path.is_dir():
         with Checkpoints(path, read_only=True) as checkpoints:
             params, statistics, meta = checkpoints.restore_model()
-        arrays = convert.ours_to_original(params, statistics)
-        names = {name: name for name in arrays}
+        arrays = ours_to_original(params, statistics, names)
+        file_names = {name: name for name in arrays}
         title = f"{path}, step {meta['step']}"
-        return _Source(title, arrays, tuple(meta["class_names"]), names, {})
+        return _GivenWeights(title, arrays, tuple(meta["class_names"]), file_names, {})
     if not path.exists():
         raise FileNotFoundError(
             f"there are no weights to start from at {path}: --init-from takes a weights file of"
@@ -114,86 +122,85 @@ def _read(path: Path) -> _Source:
             " one checkpoint."
         )
     file = read_weights_file(path)
-    found = translate(file.arrays)
+    found = rename_to_original(file.arrays, names)
     remarks = (f"{file.kind}, {found.ecosystem}: {found.evidence}", *file.notes)
-    return _Source(str(path), found.arrays, None, found.file_names, found.ignored, remarks)
+    return _GivenWeights(str(path), found.arrays, None, found.file_names, found.ignored, remarks)
 
 
 def _reason_to_stay_fresh(
-    name: str, array: Any, source: _Source, class_names: Sequence[str]
+    name: str, array: Any, given: _GivenWeights, class_names: Sequence[str], is_head: bool
 ) -> str | None:
-    """Say why an array is not taken from the source; None where it is."""
-    if name not in source.arrays:
+    """Say why an array is not taken from what is given; None where it is."""
+    if name not in given.arrays:
         return "not in the file"
-    found, wanted = np.shape(source.arrays[name]), np.shape(array)
-    if CLASS_LAYER in name:
-        if source.class_names is not None and source.class_names != tuple(class_names):
+    found, wanted = np.shape(given.arrays[name]), np.shape(array)
+    if is_head:
+        if given.class_names is not None and given.class_names != tuple(class_names):
             return "other classes"
         if found[:1] != wanted[:1]:
             return f"{found[0] if found else 0} classes in the file, {wanted[0]} here"
     return None if found == wanted else f"{found} in the file, {wanted} here"
 
 
-def _remarks(
-    own: Mapping[str, Any], source: _Source, fresh: Mapping[str, str], class_names: Sequence[str]
-) -> list[str]:
-    """Say what was done with the class head, and warn of norms of another kind."""
-    head = [name for name in own if CLASS_LAYER in name]
-    lines = []
+def _fate_of_head(
+    head: Sequence[str],
+    given: _GivenWeights,
+    fresh: Mapping[str, str],
+    class_names: Sequence[str],
+) -> str:
     if any(name in fresh for name in head):
-        if source.class_names is not None:
-            classes = f"{shorten(source.class_names)} there, {shorten(class_names)} here"
-            lines.append(f"  the class head starts afresh: {classes}")
-        else:
-            lines.append("  the class head starts afresh")
-    elif source.class_names is not None:
-        lines.append(f"  the class head was taken over: the same {len(class_names)} classes")
-    else:
-        lines.append(
-            f"  the class head was taken over: {len(class_names)} classes in the file too, whose"
-            " names it does not say. If they are others, it will have to unlearn them."
-        )
-    kinds = _has_running_statistics(source.arrays), _has_running_statistics(own)
-    if kinds[0] != kinds[1]:
-        batch, group = "batch norm", "group norm"
-        lines.append(
-            "  WARNING: the backbone's norm is another:"
-            f" {batch if kinds[0] else group} in the file, {batch if kinds[1] else group} here. Its"
-            " weights fit together with their own norm only: set --config.model.backbone.norm="
-            + ("frozen_batch_norm or batch_norm." if kinds[0] else "group_norm.")
-        )
-    return lines
-
-
-def _has_running_statistics(arrays: Mapping[str, Any]) -> bool:
-    return any(
-        name.startswith(f"{_BACKBONE}.") and name.endswith(".running_mean") for name in arrays
+        if given.class_names is None:
+            return "starts afresh"
+        there, here = listed(given.class_names, 8), listed(class_names, 8)
+        return f"starts afresh: {there} there, {here} here"
+    if given.class_names is not None:
+        return f"was taken over: the same {len(class_names)} classes"
+    return (
+        f"was taken over: {len(class_names)} classes in the file too, whose names it does not say."
+        " If they are others, it will have to unlearn them."
     )
 
 
+def _norm_warnings(own: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[str]:
+    there, here = _has_running_statistics(arrays), _has_running_statistics(own)
+    if there == here:
+        return []
+    batch, group = "batch norm", "group norm"
+    return [
+        "  WARNING: the backbone's norm is another:"
+        f" {batch if there else group} in the file, {batch if here else group} here. Its"
+        " weights fit together with their own norm only: set --config.model.backbone.norm="
+        + ("frozen_batch_norm or batch_norm." if there else "group_norm.")
+    ]
+
+
+def _has_running_statistics(arrays: Mapping[str, Any]) -> bool:
+    return any(name.startswith(_BACKBONE) and name.endswith(".running_mean") for name in arrays)
+
+
 def _refuse_another_backbone(
-    source: _Source, own: Mapping[str, Any], fresh: Mapping[str, str]
+    given: _GivenWeights, own: Mapping[str, Any], fresh: Mapping[str, str]
 ) -> None:
-    names = [name for name in own if part_of(name) == _BACKBONE and _OFFSETS not in name]
+    names = [name for name in own if name.startswith(_BACKBONE) and _OFFSETS not in name]
     whole = sum(np.size(own[name]) for name in names)
     missing = [name for name in names if name in fresh]
     share = 1 - sum(np.size(own[name]) for name in missing) / max(whole, 1)
     if share >= _MIN_BACKBONE_SHARE:
         return
-    listed = [f"{name} ({fresh[name]})" for name in missing]
+    rows = [f"{name} ({fresh[name]})" for name in missing]
     raise ValueError(
-        f"{source.title} does not fit the backbone: {share:.1%} of its {whole:,} numbers would be"
+        f"{given.title} does not fit the backbone: {share:.1%} of its {whole:,} numbers would be"
         f" loaded, at least {_MIN_BACKBONE_SHARE:.0%} must be.\n  re-initialised would be"
-        f" {len(missing)} of {len(names)} arrays: {shorten(listed)}"
-        f"\n  {_guess(source, own)}"
+        f" {len(missing)} of {len(names)} arrays: {listed(rows, 8)}"
+        f"\n  {_guess(given, own)}"
     )
 
 
-def _guess(source: _Source, own: Mapping[str, Any]) -> str:
+def _guess(given: _GivenWeights, own: Mapping[str, Any]) -> str:
     """Say which configuration the backbone in a file was made with, read from its names."""
-    there, here = _resnet_options(source.arrays), _resnet_options(own)
+    there, here = _resnet_options(given.arrays), _resnet_options(own)
     if there is None:
-        names = shorten(source.file_names.values())
+        names = listed(given.file_names.values(), 8)
         return f"Names in the file: {names}. docs/convert.md lists what can be read."
     if there == here:
         return "The file has this backbone's stages and width, but not all of it: get it anew."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
+import re
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,13 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
+from sparseinst_jax.models.functional import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.run import make_step
 from sparseinst_jax.training.optimizer import ParameterRules
 from sparseinst_jax.weights import zoo
 
-ROOT = Path(__file__).parents[2]
 NETWORKS = {row.network: row.config for row in reversed(zoo.ROWS)}  # one configuration of each
 CONVOLUTION = "stablehlo.convolution"
 NUM_CLASSES = 80
@@ -31,40 +32,57 @@ def _shapes(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x)), tree)
 
 
+class Network(NamedTuple):
+    """A network without numbers; how many convolutions it has, and how many are not 1x1."""
+
+    config: Any
+    apply: Any
+    params: Any
+    statistics: Any
+    convolutions: int
+    wide: int
+
+
 @functools.cache
-def _network(config_name: str):
-    """The pure function of a network, shapes for its weights, and its number of convolutions."""
-    config = load_config(ROOT / f"configs/{config_name}.py")
+def _network(config_name: str, *overrides: tuple[str, str]) -> Network:
+    config = load_config(config_name, dict(overrides))
     model = builders.build_model(config.model, NUM_CLASSES, None)
     kinds = layers.Conv, DepthwiseConv
-    number = sum(isinstance(module, kinds) for _, module in nnx.iter_graph(model))
-    apply, params, statistics = layers.functional(model)
-    return config, apply, _shapes(params), _shapes(statistics), number
+    modules = [module for _, module in nnx.iter_graph(model) if isinstance(module, kinds)]
+    wide = [module for module in modules if module.kernel[...].shape[0] > 1]
+    apply, params, statistics = functional(model)
+    return Network(config, apply, _shapes(params), _shapes(statistics), len(modules), len(wide))
 
 
 def _export(config_name: str, platform: str, batch) -> str:
-    _, apply, params, statistics, _ = _network(config_name)
+    network = _network(config_name)
     images = jax.ShapeDtypeStruct((batch, 640, 864, 3), jnp.float32)
 
     def forward(params, statistics, images):
-        return apply(params, statistics, images)[0]
+        return network.apply(params, statistics, images)[0]
 
     exported = jax.export.export(jax.jit(forward), platforms=[platform])
-    return exported(params, statistics, images).mlir_module()
+    return exported(network.params, network.statistics, images).mlir_module()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_network_for_another_platform_holds_each_convolution_once(network, platform):
+def test_a_network_for_another_platform_holds_each_convolution_once(network):
     name = NETWORKS[network]
-    assert _export(name, platform, 1).count(CONVOLUTION) == _network(name)[-1]
+    assert _export(name, "tpu", 1).count(CONVOLUTION) == _network(name).convolutions
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_network_for_a_gpu_holds_each_convolution_once_and_1x1_as_products(network):
+    name = NETWORKS[network]
+    # Both branches of the decoder convolve the coordinates, which all images share, on their own.
+    assert _export(name, "cuda", 1).count(CONVOLUTION) == _network(name).wide + 2
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_a_network_for_any_number_of_images_holds_each_convolution_once(platform):
     (batch,) = jax.export.symbolic_shape("b")
     text = _export("giam_r50", platform, batch)
-    assert text.count(CONVOLUTION) == _network("giam_r50")[-1]
+    assert text.count(CONVOLUTION) == _network("giam_r50").convolutions
 
 
 def _batch(size: int = 2, height: int = 256, width: int = 256, targets: int = 8) -> Batch:
@@ -78,10 +96,12 @@ def _batch(size: int = 2, height: int = 256, width: int = 256, targets: int = 8)
     )
 
 
+@functools.cache
 def _training_halves(config_name: str, platform: str) -> list[str]:
     """Lower both halves of a training step on one device."""
-    config, apply, params, statistics, _ = _network(config_name)
-    step, _ = make_step(config, apply, params, ParameterRules())
+    network = _network(config_name)
+    params, statistics = network.params, network.statistics
+    step, _ = make_step(network.config, network.apply, params, ParameterRules())
     opt_state = jax.eval_shape(step.optimizer.init, params)
     scalar = functools.partial(jax.ShapeDtypeStruct, ())
     state = TrainState(scalar(jnp.int32), params, statistics, opt_state)
@@ -99,17 +119,45 @@ def _training_halves(config_name: str, platform: str) -> list[str]:
 
     def lower(function, *arguments):
         # One device: with `vmap`, its axis is there without a device.
-        mapped = jax.vmap(function, in_axes=None, axis_name=layers.DEVICE_AXIS, axis_size=1)
+        mapped = jax.vmap(function, in_axes=None, axis_name=DEVICE_AXIS, axis_size=1)
         traced = jax.jit(mapped).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
     return [lower(*first), lower(*second)]
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_training_for_another_platform_holds_each_convolution_and_its_two_gradients(platform):
-    first, second = _training_halves("giam_r50", platform)
-    number = _network("giam_r50")[-1]
+def test_training_for_another_platform_holds_each_convolution_and_its_two_gradients():
+    first, second = _training_halves("giam_r50", "tpu")
+    number = _network("giam_r50").convolutions
     assert first.count(CONVOLUTION) == number
-    # Images have no gradient.
-    assert second.count(CONVOLUTION) == 2 * number - 1
+    assert second.count(CONVOLUTION) == 2 * number - 1  # images have no gradient
+
+
+def test_training_for_a_gpu_holds_each_convolution_and_its_two_gradients():
+    first, second = _training_halves("giam_r50_bf16", "cuda")
+    number = _network("giam_r50_bf16").wide + 2
+    assert first.count(CONVOLUTION) == number
+    assert second.count(CONVOLUTION) == 2 * number - 3  # neither have coordinates
+
+
+def _operands_and_result(text: str) -> list[list[tuple[int, str]]]:
+    """Number of channels (the last axis) and type of what each convolution reads and makes."""
+    lines = [line for line in text.splitlines() if CONVOLUTION in line]
+    tensor = re.compile(r"tensor<(?:\d+x)*(\d+)x([a-z]+\d+)>")
+    return [
+        [(int(size), kind) for size, kind in tensor.findall(line.rpartition(" : ")[2])]
+        for line in lines
+    ]
+
+
+@pytest.mark.parametrize("half", ["inference", "first half", "second half"])
+def test_every_convolution_for_a_gpu_is_bfloat16_and_has_multiples_of_8_channels(half):
+    if half == "inference":
+        text = _export("giam_r50_bf16", "cuda", 1)
+    else:
+        text = _training_halves("giam_r50_bf16", "cuda")[half == "second half"]
+    convolutions = _operands_and_result(text)
+    assert len(convolutions) >= _network("giam_r50_bf16").wide
+    for tensors in convolutions:
+        assert len(tensors) == 3
+        assert all(channels % 8 == 0 and kind == "bf16" for channels, kind in tensors), tensors

@@ -18,7 +18,8 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import ours_to_original
@@ -353,7 +354,7 @@ def _write_run(folder):
     config = load_config(TINY, {**overrides, "data.generator": ""})
     categories = json.loads((folder / "d" / "train.json").read_text())["categories"]
     model = builders.build_model(config.model, len(categories), seed=3)
-    _, params, statistics = layers.functional(model)
+    _, params, statistics = functional(model)
     meta = {
         "config": config.to_dict(),
         "class_names": [entry["name"] for entry in categories],
@@ -363,7 +364,7 @@ def _write_run(folder):
     with Checkpoints(folder / "run") as checkpoints:
         state = TrainState(np.int32(1), params, statistics, {"count": np.int32(0)})
         checkpoints.save(state, meta)
-    weights = ours_to_original(params, statistics)
+    weights = ours_to_original(params, statistics, NAMES)
     np.savez(folder / "weights.npz", **weights)
     del weights["decoder.mask_branch.projection.bias"]
     np.savez(folder / "strange.npz", **weights, **{"extra.weight": np.zeros(3)})

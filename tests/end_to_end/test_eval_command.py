@@ -20,7 +20,8 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders, loading
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import ours_to_original
@@ -53,7 +54,7 @@ def run(tmp_path_factory):
     )
     classes = load_coco(data / "val.json", None)
     model = builders.build_model(config.model, len(classes.class_names), seed=3)
-    _, params, statistics = layers.functional(model)
+    _, params, statistics = functional(model)
     # Random weights find little: lift the class scores so that there are detections to compare.
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = branch["cls_score"]["bias"] + np.float32(4)
@@ -99,7 +100,7 @@ def test_checkpoint_folder_and_original_weights_give_the_same_detections(run, ev
     arguments = ["--pictures", "0", "--output"]
     assert eval_command.main(["--checkpoint", step, *arguments, str(tmp_path / "a")]) == 0
     assert read(tmp_path / "a" / "predictions.json") == expected
-    np.savez(tmp_path / "weights.npz", **ours_to_original(run.params, run.statistics))
+    np.savez(tmp_path / "weights.npz", **ours_to_original(run.params, run.statistics, NAMES))
     overrides = [
         f"--config.data.val.annotations={run.data / 'val.json'}",
         f"--config.data.val.images={run.data / 'images' / 'val'}",

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models import ops
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.weights import original_to_ours
+from sparseinst_jax.weights.convert import original_to_ours
 from tests.parity import golden_weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -101,10 +103,10 @@ class Case:
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
         module = build_model(self.config.model, self.manifest["num_classes"], None)
-        apply, params, statistics = layers.functional(module)
+        apply, params, statistics = functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
-        return apply, *original_to_ours(state_dict, params, statistics, source=self.name)
+        return apply, *original_to_ours(state_dict, params, statistics, NAMES, source=self.name)
 
     def batch(self) -> Batch:
         """The images with their objects, padded to the batch's largest size."""

@@ -15,10 +15,11 @@ import pytest
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_objective
 from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights import ours_to_original
+from sparseinst_jax.weights.convert import ours_to_original
 from tests.parity import cases
 
 TRAIN_CASES = ("train_r50_base", "train_r50_giam", "train_r50vd_dcn_giam")
@@ -109,9 +110,9 @@ def _train(name: str) -> Run:
             run.gradient_norms.append(metrics["grad_norm"])
             if number + 1 in (1, NUM_STEPS):
                 host = step.fetch(state)
-                run.after[number + 1] = ours_to_original(host.params, {})
+                run.after[number + 1] = ours_to_original(host.params, {}, NAMES)
                 if number == 0:
-                    run.gradients = ours_to_original(host.opt_state[0], {})
+                    run.gradients = ours_to_original(host.opt_state[0], {}, NAMES)
     return run
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sparseinst_jax.weights import WeightsFile, WeightsFileError, read_weights_file
+from sparseinst_jax.weights.reading import WeightsFile, read_weights_file
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
 
 
 @pytest.fixture

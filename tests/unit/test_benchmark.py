@@ -27,7 +27,8 @@ from sparseinst_jax.cli.measuring import (
 )
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.weights.convert import ours_to_original
 
@@ -159,7 +160,7 @@ def test_the_parts_of_a_network_add_up():
 
 
 def test_activations_come_in_their_order_with_their_sizes():
-    given = layers.functional(builders.build_model(tiny.get_config().model, 3, None))
+    given = functional(builders.build_model(tiny.get_config().model, 3, None))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
     found = network.activations(*given, images)
     assert [tensor["name"] for tensor in found[:5]] == ["stem", "res2", "res3", "res4", "res5"]
@@ -193,7 +194,7 @@ def test_summary_prints_what_the_network_has(capsys):
 def test_summary_refuses_what_cannot_be(capsys):
     with pytest.raises(ValueError, match="multiples of 32, got 65x96") as fault:
         summary.main(["--size", "65x96", "--batch", "0"])
-    assert "--config FILE is needed" in str(fault.value)
+    assert "--config NAME is needed" in str(fault.value)
     assert "--batch must be at least 1, got 0" in str(fault.value)
 
 
@@ -230,7 +231,7 @@ def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
 def test_a_measured_training_step_trains_and_says_where_its_time_goes():
     config = tiny.get_config()
     model = builders.build_model(config.model, 3, 0)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     batch = training.random_batch(2, (64, 64), 3, 3)
     objective = builders.build_objective(config, apply)
     # Its details take steps too; the loss on the only batch falls.
@@ -310,11 +311,11 @@ def test_memory_is_that_of_the_process_and_of_the_plan():
 
 def test_named_weights_are_the_ones_that_are_measured(tmp_path):
     config = tiny.get_config()
-    _, params, statistics = layers.functional(builders.build_model(config.model, 80, 0))
+    _, params, statistics = functional(builders.build_model(config.model, 80, 0))
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = np.full(80, -40, np.float32)  # nothing is found
     weights = tmp_path / "weights.npz"
-    np.savez(weights, **ours_to_original(params, statistics))
+    np.savez(weights, **ours_to_original(params, statistics, NAMES))
     kept = []
     no_data = ["--config.data.generator=", "--config.data.val.annotations=none.json"]
     for more in ([], ["--weights", str(weights), *no_data]):

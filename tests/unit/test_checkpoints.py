@@ -214,7 +214,7 @@ def test_checkpoints_that_vanish_while_a_run_saves(tmp_path, what):
         shutil.rmtree(folder / "2" if what == "newest" else folder)
         if what == "file in place":
             folder.write_text("")
-            with pytest.raises(SaveError, match=r"step 3 could not be saved.*none was saved"):
+            with pytest.raises(SaveError, match=r"step 3 could not be saved.*there is none"):
                 checkpoints.save(make_state(3), META)
                 checkpoints.wait()
             return

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 import sparseinst_jax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli import convert, convert_output
+from sparseinst_jax.cli import convert
 from sparseinst_jax.cli.arguments import add_model_arguments, open_source
 from sparseinst_jax.data.classes import COCO_CLASS_NAMES
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original
@@ -37,9 +38,9 @@ def random_state(num_classes: int, **backbone: object) -> dict[str, np.ndarray]:
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update(backbone)
-    _, *trees = layers.functional(builders.build_model(config.model, num_classes, seed=None))
+    _, *trees = functional(builders.build_model(config.model, num_classes, seed=None))
     rng = np.random.default_rng(0)
-    shapes = original_shapes(*trees)
+    shapes = original_shapes(*trees, NAMES)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
@@ -75,7 +76,7 @@ def test_a_checkpoint_opens_without_a_run_and_says_where_it_comes_from(source, t
     assert predictor.category_ids[11:13] == (13, 14)
     with Checkpoints(folder, read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model()
-    assert_same(ours_to_original(params, statistics), dict(np.load(source)))
+    assert_same(ours_to_original(params, statistics, NAMES), dict(np.load(source)))
     facts = meta["converted_from"]
     assert facts["sha256"] == sha256 and facts["file"] == str(source)
     assert facts["ecosystem"] == "the original release" and facts["kind"] == "npz"
@@ -113,7 +114,7 @@ def test_a_safetensors_file_of_ours_is_read_by_weights_and_goes_back(source, tmp
     predictor = open_source(_parse(arguments, overrides)).predictor
     assert predictor.class_names == COCO_CLASS_NAMES
     weights = jax.tree.map(np.asarray, predictor._weights)
-    assert_same(ours_to_original(*weights), dict(np.load(source)))
+    assert_same(ours_to_original(*weights, NAMES), dict(np.load(source)))
 
 
 def _parse(arguments, overrides):
@@ -127,8 +128,8 @@ def _parse(arguments, overrides):
 def test_a_run_goes_to_the_original_with_its_averages(tmp_path):
     state = random_state(3)
     config = load_config(TINY)
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
-    average = original_to_ours(state, *trees)
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
+    average = original_to_ours(state, *trees, NAMES)
     other = jax.tree.map(lambda x: x + 1, average)
     with Checkpoints(tmp_path / "run") as checkpoints:
         meta = {"config": config.to_dict(), "class_names": ["a", "b", "c"]}
@@ -207,8 +208,8 @@ def test_nothing_is_overwritten_and_nothing_is_left_half_written(source, tmp_pat
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr(convert_output.Checkpoints, "save", fail)
-    monkeypatch.setattr(convert_output.np, "savez", fail)
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    monkeypatch.setattr(np, "savez", fail)
     before = set(tmp_path.iterdir())
     for output in (("--output", tmp_path / "dir"), ("--to", "original", "--output", "o.npz")):
         with pytest.raises(OSError, match="disk full"):
@@ -274,11 +275,11 @@ def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path):
 def test_training_starts_from_a_converted_checkpoint_but_for_the_class_head(source, tmp_path):
     run(source, "--config", TINY, "--output", tmp_path / "out")
     config = load_config(TINY)
-    _, *own = layers.functional(builders.build_model(config.model, 3, seed=1))
-    initial = load_initial_weights(tmp_path / "out", *own, ("a", "b", "c"))
+    _, *own = functional(builders.build_model(config.model, 3, seed=1))
+    initial = load_initial_weights(tmp_path / "out", *own, ("a", "b", "c"), NAMES)
     head = {f"decoder.inst_branch.cls_score.{leaf}" for leaf in ("weight", "bias")}
     assert initial.fresh == dict.fromkeys(head, "other classes")
-    loaded = ours_to_original(initial.params, initial.statistics)
+    loaded = ours_to_original(initial.params, initial.statistics, NAMES)
     given = {name: array for name, array in np.load(source).items() if name not in head}
     assert_same({name: array for name, array in loaded.items() if name not in head}, given)
 

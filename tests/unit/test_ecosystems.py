@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.weights import original_to_ours, ours_to_original
-from sparseinst_jax.weights.arrays import WeightsFileError
-from sparseinst_jax.weights.convert import original_shapes
+from sparseinst_jax.weights.convert import (
+    original_shapes,
+    original_to_ours,
+    ours_to_original,
+    rename_to_original,
+)
 from sparseinst_jax.weights.initial_weights import load_initial_weights
-from sparseinst_jax.weights.translate import translate
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
 from tests.unit import foreign_names
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,8 +35,8 @@ LINEAR = tuple(
 def published_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The original's names and shapes of a configuration's network of 80 classes."""
     config = load_config(CONFIGS / f"{name}.py")
-    _, *trees = layers.functional(builders.build_model(config.model, 80, seed=None))
-    return original_shapes(*trees)
+    _, *trees = functional(builders.build_model(config.model, 80, seed=None))
+    return original_shapes(*trees, NAMES)
 
 
 def tiny_trees(seed: int | None = 1, **backbone: object):
@@ -39,7 +44,7 @@ def tiny_trees(seed: int | None = 1, **backbone: object):
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update({"norm": "frozen_batch_norm"} | backbone)
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
     if seed is None:
         return trees
     rng = np.random.default_rng(seed)
@@ -85,7 +90,7 @@ def test_paddledetections_four_networks_come_whole(config, count, variant, defor
     pairs = foreign_names.paddle(R50, variant, deformable)
     state = as_paddle(without_numbers(shapes), pairs)
     assert len(state) == count
-    found = translate(state)
+    found = rename_to_original(state, NAMES)
     assert {name: array.shape for name, array in found.arrays.items()} == shapes
     assert found.ignored == {} and not found.is_backbone
     assert found.ecosystem.startswith("PaddleDetection")
@@ -103,7 +108,7 @@ def test_mmdetections_368_arrays_come_whole_and_its_53_counters_are_left_out_by_
     ]
     state |= {name: np.array(7) for name in counters}
     assert len(state) == 368 and len(counters) == 53
-    found = translate(state)
+    found = rename_to_original(state, NAMES)
     assert {name: array.shape for name, array in found.arrays.items()} == shapes
     assert found.ignored == dict.fromkeys(counters, "a counter that no forward pass reads")
     assert found.ecosystem == "mmdetection"
@@ -113,12 +118,12 @@ def test_mmdetections_variant_d_is_told_from_the_plain_one_by_its_stem():
     shapes = published_shapes("giam_r50vd")
     state = rename(without_numbers(shapes), foreign_names.mmdetection_d(R50))
     assert "backbone.stem.7.running_var" in state and "backbone.stem.8.weight" not in state
-    found = translate(state)
+    found = rename_to_original(state, NAMES)
     assert {name: array.shape for name, array in found.arrays.items()} == shapes
     assert found.ecosystem == "mmdetection (ResNetV1d)"
     # Version 1 of the plain one: two of the three layers of a shortcut, counted from 0.
     plain = rename(without_numbers(published_shapes("giam_r50")), foreign_names.torchvision(R50))
-    assert translate(plain).file_names["backbone.res3.0.shortcut.norm.bias"] == (
+    assert rename_to_original(plain, NAMES).file_names["backbone.res3.0.shortcut.norm.bias"] == (
         "backbone.layer2.0.downsample.1.bias"
     )
     assert found.file_names["backbone.layer2.0.downsample.1.weight"] == (
@@ -130,7 +135,7 @@ def test_mmdetections_deformable_convolutions_hold_their_offsets_inside():
     state = without_numbers(published_shapes("giam_r50_dcn_aug"))
     foreign = rename(state, foreign_names.torchvision(R50, deformable=(3, 4)))
     assert foreign["backbone.layer4.2.conv2.conv_offset.weight"].shape == (18, 512, 3, 3)
-    assert translate(foreign).arrays.keys() == state.keys()
+    assert rename_to_original(foreign, NAMES).arrays.keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -147,9 +152,9 @@ def test_mmdetections_deformable_convolutions_hold_their_offsets_inside():
 )
 def test_paddles_values_reach_their_places_with_linear_layers_as_they_are(backbone, pairs):
     params, statistics = tiny_trees(**backbone)
-    state = as_paddle(ours_to_original(params, statistics), pairs())
-    found = translate(state)
-    loaded, norms = original_to_ours(found.arrays, *tiny_trees(None, **backbone))
+    state = as_paddle(ours_to_original(params, statistics, NAMES), pairs())
+    found = rename_to_original(state, NAMES)
+    loaded, norms = original_to_ours(found.arrays, *tiny_trees(None, **backbone), NAMES)
     fc = state["decoder.inst_branch.fc.weight"]
     assert fc.shape[0] == fc.shape[1] and not np.array_equal(fc, fc.T)
     kernel = loaded["decoder"]["inst_branch"]["fc"]["kernel"]
@@ -169,8 +174,8 @@ def test_paddles_values_reach_their_places_with_linear_layers_as_they_are(backbo
     for ours, theirs in (("mean", "_mean"), ("var", "_variance"), ("scale", "weight")):
         expected = state[f"backbone.res2.res2a.branch2b.norm.{theirs}"]
         np.testing.assert_array_equal(norm[ours], expected)
-    back = ours_to_original(loaded, norms)
-    for name, array in ours_to_original(params, statistics).items():
+    back = ours_to_original(loaded, norms, NAMES)
+    for name, array in ours_to_original(params, statistics, NAMES).items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
@@ -180,15 +185,15 @@ def test_the_square_layer_of_the_full_network_is_transposed_by_value():
     other = {"decoder.inst_branch.fc.bias": np.zeros(1024, np.float32), name: fc}
     paddle = other | {"backbone.conv1.conv1.conv.weight": np.zeros((64, 3, 7, 7), np.float32)}
     mmdetection = other | {"backbone.layer1.0.conv1.weight": np.zeros((64, 64, 1, 1), np.float32)}
-    np.testing.assert_array_equal(translate(paddle).arrays[name], fc.T)
-    np.testing.assert_array_equal(translate(mmdetection).arrays[name], fc)
+    np.testing.assert_array_equal(rename_to_original(paddle, NAMES).arrays[name], fc.T)
+    np.testing.assert_array_equal(rename_to_original(mmdetection, NAMES).arrays[name], fc)
 
 
 def test_paddles_resnet_101_names_the_long_stages_blocks_a_b1_b2():
     state = without_numbers(published_shapes("giam_r101"))
     foreign = as_paddle(state, foreign_names.paddle(R101, "b"))
     assert "backbone.res4.res4b22.branch2c.norm._variance" in foreign
-    assert translate(foreign).arrays.keys() == state.keys()
+    assert rename_to_original(foreign, NAMES).arrays.keys() == state.keys()
 
 
 def backbone_alone(config: str) -> dict[str, np.ndarray]:
@@ -237,7 +242,7 @@ def test_imagenet_weights_fill_the_whole_backbone_and_leave_only_their_classifie
 ):
     state = make(config)
     assert not any(name.startswith("backbone.") for name in state)
-    found = translate(state)
+    found = rename_to_original(state, NAMES)
     wanted = {name: array.shape for name, array in backbone_alone(config).items()}
     assert {name: array.shape for name, array in found.arrays.items()} == wanted
     assert found.is_backbone and found.ecosystem == ecosystem
@@ -247,7 +252,7 @@ def test_imagenet_weights_fill_the_whole_backbone_and_leave_only_their_classifie
 
 
 def tiny_backbone(seed: int, **options: object) -> dict[str, np.ndarray]:
-    state = ours_to_original(*tiny_trees(seed, **options))
+    state = ours_to_original(*tiny_trees(seed, **options), NAMES)
     return {name: array for name, array in state.items() if name.startswith("backbone.")}
 
 
@@ -269,9 +274,9 @@ def test_a_deformable_network_starts_from_plain_imagenet_weights_with_offsets_of
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update(options)
-    _, *own = layers.functional(builders.build_model(config.model, 3, seed=5))
-    initial = load_initial_weights(tmp_path / "imagenet.npz", *own, ("a", "b", "c"))
-    loaded = ours_to_original(initial.params, initial.statistics)
+    _, *own = functional(builders.build_model(config.model, 3, seed=5))
+    initial = load_initial_weights(tmp_path / "imagenet.npz", *own, ("a", "b", "c"), NAMES)
+    loaded = ours_to_original(initial.params, initial.statistics, NAMES)
     offsets = [name for name in loaded if "conv2_offset" in name]
     assert len(offsets) == 4 and all(not loaded[name].any() for name in offsets)
     assert {name for name in initial.fresh if name.startswith("backbone.")} == set(offsets)
@@ -284,15 +289,15 @@ def test_weights_of_the_other_variant_are_refused_with_the_option_that_fits(tmp_
     given = rename(tiny_backbone(3), foreign_names.torchvision(SMALL), prefix="")
     np.savez(tmp_path / "imagenet.npz", **given)
     with pytest.raises(ValueError, match=r"--config\.model\.backbone\.variant=b: set these"):
-        load_initial_weights(tmp_path / "imagenet.npz", *tiny_trees(2, variant="d"), "abc")
+        load_initial_weights(tmp_path / "imagenet.npz", *tiny_trees(2, variant="d"), "abc", NAMES)
 
 
 def test_names_that_no_rule_knows_stay_and_are_left_over():
-    state = as_paddle(ours_to_original(*tiny_trees()), foreign_names.paddle(SMALL, "b"))
+    state = as_paddle(ours_to_original(*tiny_trees(), NAMES), foreign_names.paddle(SMALL, "b"))
     state["backbone.res9.res9a.branch2a.conv.weight"] = np.zeros((1, 1, 1, 1), np.float32)
-    found = translate(state)
+    found = rename_to_original(state, NAMES)
     with pytest.raises(ValueError, match=r"1 in the file but not in the model: backbone\.res9\."):
-        original_to_ours(found.arrays, *tiny_trees(None))
+        original_to_ours(found.arrays, *tiny_trees(None), NAMES)
 
 
 def test_two_names_for_one_array_are_refused():
@@ -300,4 +305,4 @@ def test_two_names_for_one_array_are_refused():
     state = {name: np.zeros(4, np.float32) for name in (first, second)}
     state["layer1.0.conv1.weight"] = np.zeros((4, 4, 1, 1), np.float32)
     with pytest.raises(WeightsFileError, match=f"{first} and {second}"):
-        translate(state)
+        rename_to_original(state, NAMES)

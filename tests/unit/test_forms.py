@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax.models import forms, layers, ops
+from sparseinst_jax.models import cuda, forms, layers, ops
+from sparseinst_jax.models.cpu import convolution as cpu_convolution
 from sparseinst_jax.models.forms import Form
 
 
@@ -77,23 +78,75 @@ CONVOLUTIONS = {
     "groups": ((2, 6, 8, 8), (3, 3, 2, 12), {"groups": 4}),
     "groups, stride 2": ((2, 6, 8, 8), (3, 3, 4, 6), {"groups": 2, "stride": 2}),
     "wide groups": ((1, 24, 24, 256), (3, 3, 128, 256), {"groups": 2}),
+    "many groups": ((2, 6, 8, 12), (3, 3, 1, 12), {"groups": 12}),
     "wide": ((1, 24, 24, 128), (3, 3, 128, 130), {}),
+    "uneven channels": ((2, 6, 7, 18), (3, 3, 18, 5), {}),
+    "uneven channels, stride 2": ((2, 7, 9, 10), (3, 3, 10, 8), {"stride": 2}),
+    "3x3 of colours": ((2, 6, 7, 3), (3, 3, 3, 8), {}),
+    "3x3 of colours, stride 2": ((2, 6, 8, 3), (3, 3, 3, 8), {"stride": 2}),
+    "3x3 of colours, stride 2, odd size": ((2, 7, 8, 3), (3, 3, 3, 8), {"stride": 2}),
+    "5x5 of colours, stride 2": ((2, 6, 8, 3), (5, 5, 3, 8), {"stride": 2}),
+    "7x7 of colours, stride 2": ((2, 12, 8, 3), (7, 7, 3, 9), {"stride": 2}),
+    "7x7 of colours, stride 4": ((2, 12, 8, 3), (7, 7, 3, 8), {"stride": 4}),
 }
+PLATFORMS = {"cpu": cpu_convolution, "cuda": cuda}
+
+
+def draw_convolution(name, rng):
+    """Images, a kernel, and the options, with which results are near 1."""
+    shape, kernel_shape, options = CONVOLUTIONS[name]
+    x = rng.standard_normal(shape, np.float32)
+    kernel = rng.standard_normal(kernel_shape, np.float32)
+    kernel /= np.sqrt(np.prod(kernel_shape[:3]), dtype=np.float32)
+    return x, kernel, {"stride": 1, "groups": 1} | options
+
+
+def assert_same(form, plain, rng, *operands):
+    """Both forms make the same result and gradients: 1e-6 of their largest number, or near it."""
+
+    @jax.jit
+    def results(cotangent, *operands):
+        return [(f.forward(*operands), *f.backward(cotangent, *operands)) for f in (form, plain)]
+
+    shape = jax.eval_shape(plain.forward, *operands).shape
+    cotangent = rng.standard_normal(shape, np.float32)
+    for ours, theirs in zip(*results(cotangent, *operands), strict=True):
+        if theirs is None:
+            assert ours is None
+        else:
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_every_form_of_a_convolution_and_of_its_gradients_is_the_plain_one(name, platform, rng):
+    x, kernel, options = draw_convolution(name, rng)
+    form = PLATFORMS[platform].form(x, kernel, **options)
+    if form is not None:
+        assert_same(form, forms.convolution(**options), rng, x, kernel)
+
+
+def test_channels_that_all_images_share_can_be_convolved_once(rng):
+    x = rng.standard_normal((2, 6, 8, 8), np.float32)
+    kernel = rng.standard_normal((3, 3, 10, 4), np.float32) / 9
+    shared = rng.standard_normal((1, 6, 8, 2), np.float32)
+    plain = forms.joined(forms.convolution(1, 1))
+    assert_same(cuda.shared_apart(1), plain, rng, x, kernel, shared)
+    whole = np.concatenate([np.repeat(shared, 2, 0), x], axis=-1)
+    np.testing.assert_allclose(
+        ops.convolve(x, kernel, shared=shared), ops.convolve(whole, kernel), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_a_convolution_and_its_gradients_are_those_of_the_plain_form(name, rng):
-    shape, kernel_shape, options = CONVOLUTIONS[name]
-    x = rng.standard_normal(shape, np.float32)
-    kernel = rng.standard_normal(kernel_shape, np.float32) / np.sqrt(np.prod(kernel_shape[:3]))
-    kernel = np.float32(kernel)
-    plain = forms.convolution(**{"stride": 1, "groups": 1} | options)
+def test_a_convolution_is_differentiated_in_the_form_of_its_platform(name, rng):
+    x, kernel, options = draw_convolution(name, rng)
     y, pull_back = jax.vjp(functools.partial(ops.convolve, **options), x, kernel)
     cotangent = rng.standard_normal(y.shape, np.float32)
-    found = y, *pull_back(cotangent)
-    expected = plain.forward(x, kernel), *plain.backward(cotangent, x, kernel)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6 * np.abs(theirs).max())
+    form = cpu_convolution.form(x, kernel, **options) or forms.convolution(**options)
+    for ours, theirs in zip(pull_back(cotangent), form.backward(cotangent, x, kernel), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_a_depthwise_convolution_and_its_gradients_are_those_of_the_plain_form(rng):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from sparseinst_jax.checkpoints.rules import check_meta
+from sparseinst_jax.checkpoints.limits import check_meta
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data import coco
 from sparseinst_jax.data._index.json_stream import JsonError, read_object

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.checkpoints import rules
-from sparseinst_jax.checkpoints.rules import check_meta, refuse_huge_arrays
+from sparseinst_jax.checkpoints import limits
+from sparseinst_jax.checkpoints.limits import check_meta, refuse_huge_arrays
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.inference import predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
@@ -119,7 +119,7 @@ def test_a_meta_that_is_none_is_refused(step, text, reason):
 
 
 def test_a_vast_meta_is_refused_by_its_size(step, monkeypatch):
-    monkeypatch.setattr(rules, "MAX_JSON", 1000)
+    monkeypatch.setattr(limits, "MAX_JSON", 1000)
     (step / "meta" / "metadata").write_text(json.dumps({**META, "x": "y" * 2000}))
     assert "bytes, expected 1000 at most" in _refusal(step)
 

@@ -320,7 +320,7 @@ RULES = {
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 1, "8bf3556c3687ea2d"
+KNOWN_RULES = 1, "452bcd352c76ed65"
 
 
 def _names(node):

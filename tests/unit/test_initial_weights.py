@@ -7,10 +7,11 @@ from safetensors.numpy import save_file
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.weights import convert
+from sparseinst_jax.weights.convert import ours_to_original
 from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
@@ -20,14 +21,14 @@ HEAD = ["decoder.inst_branch.cls_score.weight", "decoder.inst_branch.cls_score.b
 
 def fresh(num_classes: int, seed: int, **overrides: object):
     config = load_config(TINY, {f"model.{k.replace('__', '.')}": v for k, v in overrides.items()})
-    _, params, statistics = layers.functional(builders.build_model(config.model, num_classes, seed))
+    _, params, statistics = functional(builders.build_model(config.model, num_classes, seed))
     # Norms start at zeros and ones: other values show whether they were loaded.
     return jax.tree.map(lambda x: x + np.float32(0.25 * seed), (params, statistics))
 
 
 @pytest.fixture(scope="module")
 def given() -> dict[str, np.ndarray]:
-    return convert.ours_to_original(*fresh(3, seed=1))
+    return ours_to_original(*fresh(3, seed=1), NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def run_folder(tmp_path_factory) -> Path:
 
 def load(path: Path, *, classes=CLASSES, **overrides: object):
     own = fresh(len(classes), seed=2, **overrides)
-    initial = load_initial_weights(path, *own, classes)
-    return convert.ours_to_original(initial.params, initial.statistics), initial
+    initial = load_initial_weights(path, *own, classes, NAMES)
+    return ours_to_original(initial.params, initial.statistics, NAMES), initial
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
@@ -54,7 +55,7 @@ def write(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 def assert_taken(loaded, given, initial, num_classes=3, **overrides):
     """Each array is the file's or, where the report says so, the fresh one."""
-    own = convert.ours_to_original(*fresh(num_classes, seed=2, **overrides))
+    own = ours_to_original(*fresh(num_classes, seed=2, **overrides), NAMES)
     assert loaded.keys() == own.keys()
     for name, array in loaded.items():
         expected = own if name in initial.fresh else given
@@ -85,7 +86,7 @@ def test_another_number_of_classes_starts_the_head_afresh_and_nothing_else(tmp_p
 def test_a_run_of_as_many_classes_under_other_names_does_not_give_its_head(run_folder, classes):
     loaded, initial = load(run_folder, classes=tuple(classes))
     assert initial.fresh == dict.fromkeys(HEAD, "other classes")
-    assert_taken(loaded, convert.ours_to_original(*fresh(3, seed=7)), initial)
+    assert_taken(loaded, ours_to_original(*fresh(3, seed=7), NAMES), initial)
     assert f"a, b, c there, {', '.join(classes)} here" in initial.lines[-1]
 
 
@@ -93,7 +94,7 @@ def test_a_run_gives_its_last_checkpoint_and_a_step_folder_that_step(run_folder)
     for path, step in ((run_folder, 7), (run_folder / "checkpoints" / "3", 3)):
         loaded, initial = load(path)
         assert initial.fresh == {}
-        assert_taken(loaded, convert.ours_to_original(*fresh(3, seed=step)), initial)
+        assert_taken(loaded, ours_to_original(*fresh(3, seed=step), NAMES), initial)
         assert initial.lines[0] == f"weights of {path}, step {step}:"
 
 
@@ -134,7 +135,7 @@ def test_layers_of_another_shape_and_missing_ones_start_afresh_and_strangers_are
 @pytest.mark.parametrize("there", ["frozen_batch_norm", "batch_norm"])
 def test_frozen_and_trainable_batch_norms_take_each_others_numbers(tmp_path, there):
     here = {"frozen_batch_norm": "batch_norm", "batch_norm": "frozen_batch_norm"}[there]
-    given = convert.ours_to_original(*fresh(3, seed=1, backbone__norm=there))
+    given = ours_to_original(*fresh(3, seed=1, backbone__norm=there), NAMES)
     loaded, initial = load(write(tmp_path, given), backbone__norm=here)
     assert initial.fresh == {} and "WARNING" not in "".join(initial.lines)
     assert_taken(loaded, given, initial, backbone__norm=here)

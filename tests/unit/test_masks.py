@@ -73,6 +73,37 @@ def test_many_masks_come_in_chunks_and_in_order(rng):
     np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(single))
 
 
+@pytest.mark.parametrize("measures", [False, True])
+@pytest.mark.parametrize(("grid", "valid", "original"), SIZES)
+def test_what_an_accelerator_packs_is_what_a_cpu_fetches(
+    rng, monkeypatch, grid, valid, original, measures
+):
+    probs = jax.device_put(rng.random((2, 40, *grid), dtype=np.float32))
+    chosen, cut = rng.permutation(40)[:37], CUT._replace(measures=measures)
+
+    def upsample():
+        chunks = list(masks.upsample_masks(probs, 1, chosen, valid, original, cut))
+        made = np.concatenate([chunk for chunk, _ in chunks])
+        scores = np.concatenate([scores for _, scores in chunks]) if measures else None
+        return len(chunks), made, scores
+
+    _, expected, expected_scores = upsample()
+    monkeypatch.setattr(masks, "_accelerator", lambda masks: jax.devices()[0])
+    number, found, scores = upsample()
+    assert number == 1
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+    if measures:
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-6)
+
+
+def test_a_program_for_a_gpu_hands_out_bits(rng):
+    operators = [masks.upsampling_operator(8, 4, 32, side, 128) for side in (100, 90)]
+    arguments = np.zeros((1, 5, 8, 8), np.float32), np.zeros((2, 8), np.int32), *operators, None
+    made, _ = jax.eval_shape(masks._upsample_and_pack, *arguments, CUT)
+    assert (made.shape, made.dtype) == ((8, 128, 16), np.uint8)
+
+
 def test_no_masks_give_no_chunks():
     none = np.zeros(0, np.int32)
     assert not list(masks.upsample_masks(np.zeros((1, 2, 8, 8)), 0, none, (32, 32), (9, 9), CUT))

@@ -2,12 +2,19 @@ import json
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.weights import load_weights, original_to_ours, ours_to_original
-from sparseinst_jax.weights.convert import named_arrays, original_shapes, unflatten
+from sparseinst_jax.weights.convert import (
+    load_weights,
+    original_shapes,
+    original_to_ours,
+    ours_to_original,
+    rename_to_original,
+)
 from tests.parity import cases
 
 # The end_to_end cases have the networks of two of these.
@@ -55,7 +62,7 @@ def _state_dict():
 
 def test_each_array_lands_at_its_place_in_our_layout():
     state = _state_dict()
-    params, statistics = original_to_ours(state, *_model())
+    params, statistics = original_to_ours(state, *_model(), NAMES)
     block = params["backbone"]["res2"]["0"]["conv1"]
     np.testing.assert_array_equal(
         block["kernel"][0, 0], state["backbone.res2.0.conv1.weight"][:, :, 0, 0].T
@@ -77,7 +84,7 @@ def test_each_array_lands_at_its_place_in_our_layout():
 
 def test_there_and_back_gives_the_same_state_dict():
     state = _state_dict()
-    back = ours_to_original(*original_to_ours(state, *_model()))
+    back = ours_to_original(*original_to_ours(state, *_model(), NAMES), NAMES)
     assert back.keys() == state.keys()
     for name, array in state.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
@@ -91,7 +98,7 @@ def test_every_fault_is_named_in_one_error():
     del state["encoder.ppm.stages.3.1.bias"]
     state["decoder.inst_branch.fc.weight"] = np.zeros((9, 6), np.float32)
     with pytest.raises(ValueError) as caught:
-        original_to_ours(state, *_model(), source="weights.npz")
+        original_to_ours(state, *_model(), NAMES, source="weights.npz")
     message = str(caught.value)
     assert message.startswith("weights.npz does not fit the model:\n  2 in the file but not")
     assert "decoder.extra.weight, decoder.inst_branch.inst_convs.5.bias" in message
@@ -104,12 +111,12 @@ def test_constants_and_counters_of_the_original_are_passed_over():
     state["pixel_mean"] = np.zeros((3, 1, 1), np.float32)
     state["backbone.res2.0.conv1.norm.num_batches_tracked"] = np.zeros((), np.int64)
     state["criterion.empty_weight"] = np.zeros(81, np.float32)
-    original_to_ours(state, *_model())
+    original_to_ours(state, *_model(), NAMES)
 
 
 def test_half_precision_weights_take_the_dtype_of_the_model():
     state = {name: array.astype(np.float16) for name, array in _state_dict().items()}
-    params, statistics = original_to_ours(state, *_model())
+    params, statistics = original_to_ours(state, *_model(), NAMES)
     assert params["decoder"]["inst_branch"]["fc"]["kernel"].dtype == np.float32
     norm = statistics["backbone"]["res2"]["0"]["conv1"]["norm"]
     np.testing.assert_array_equal(
@@ -127,7 +134,7 @@ def test_both_file_kinds_load(tmp_path, suffix):
         from safetensors.numpy import save_file
 
         save_file(state, path)
-    params, _ = load_weights(path, *_model())
+    params, _ = load_weights(path, *_model(), NAMES)
     np.testing.assert_array_equal(
         params["decoder"]["inst_branch"]["fc"]["kernel"], state["decoder.inst_branch.fc.weight"].T
     )
@@ -135,7 +142,7 @@ def test_both_file_kinds_load(tmp_path, suffix):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
-        load_weights(tmp_path / "absent.npz", *_model())
+        load_weights(tmp_path / "absent.npz", *_model(), NAMES)
 
 
 @pytest.mark.parametrize("case", ["r50_base", *RECORDED])
@@ -145,14 +152,14 @@ def test_every_name_and_shape_of_a_recorded_network_is_one_of_ours(case):
     config = load_config(cases.CONFIGS / cases.CONFIG_OF_ORIGINALS[manifest["config"]])
     num_classes = manifest.get("num_classes", 80)
     model = builders.build_model(config.model, num_classes, seed=None)
-    _, *trees = layers.functional(model)
+    _, *trees = functional(model)
     counters = [name for name in recorded if name.endswith(".num_batches_tracked")]
     assert (len(counters) > 0) == ("darknet" in case)
     wanted = {name: shape for name, shape in recorded.items() if name not in counters}
-    assert original_shapes(*trees) == wanted
+    assert original_shapes(*trees, NAMES) == wanted
     # And there and back with zeros of these shapes: nothing is left over on either side.
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in recorded.items()}
-    assert original_shapes(*original_to_ours(empty, *trees)) == wanted
+    assert original_shapes(*original_to_ours(empty, *trees, NAMES), NAMES) == wanted
 
 
 def test_the_recorded_cases_are_all_there():
@@ -177,26 +184,26 @@ def test_every_backbone_goes_there_and_back_bit_for_bit(backbone):
     depths = 5 if backbone["name"] == "cspdarknet" else 4
     with config.unlocked():
         config.model.backbone = backbone | {"stage_depths": (2,) * depths}
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
     rng = np.random.default_rng(0)
     state = {
         name: rng.standard_normal(shape).astype(np.float32)
-        for name, shape in original_shapes(*trees).items()
+        for name, shape in original_shapes(*trees, NAMES).items()
     }
-    ours = original_to_ours(state, *trees)
-    back = ours_to_original(*ours)
+    ours = original_to_ours(state, *trees, NAMES)
+    back = ours_to_original(*ours, NAMES)
     assert back.keys() == state.keys()
     assert all(back[name].tobytes() == array.tobytes() for name, array in state.items())
-    nested = unflatten(named_arrays(*ours))
-    again = ours_to_original(nested["params"], nested["statistics"])
+    by_path = flatten_dict({"params": ours[0], "statistics": ours[1]}, sep="/")
+    again = rename_to_original(by_path, NAMES).arrays
     assert all(again[name].tobytes() == array.tobytes() for name, array in state.items())
 
 
 def test_the_counter_of_stochastic_depth_is_ours_alone_and_keeps_its_fresh_value():
     statistics = {"backbone": {"drop_path_step": np.uint32(41), "norm": {"mean": np.zeros(2)}}}
-    state = ours_to_original({}, statistics)
+    state = ours_to_original({}, statistics, NAMES)
     assert state.keys() == {"backbone.norm.running_mean"}
     state["backbone.norm.running_mean"] = np.array([5.0, 6.0])
-    _, loaded = original_to_ours(state, {}, statistics)
+    _, loaded = original_to_ours(state, {}, statistics, NAMES)
     assert loaded["backbone"]["drop_path_step"] == 41
     np.testing.assert_array_equal(loaded["backbone"]["norm"]["mean"], [5.0, 6.0])

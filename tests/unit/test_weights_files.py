@@ -20,7 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparseinst_jax.weights import WeightsFileError, read_state_dict, read_weights_file
+from sparseinst_jax.weights.convert import read_state_dict
+from sparseinst_jax.weights.reading import read_weights_file
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
 from tests.foreign_files import (
     Call,
     Global,
@@ -398,7 +400,7 @@ def _greedy_files() -> dict[str, Callable[[], bytes]]:
 
 MEASURE = """
 import pathlib, sys, time
-from sparseinst_jax.weights.files import read_weights_file
+from sparseinst_jax.weights.reading import read_weights_file
 def peak():  # in MB, of this program alone; the getrusage of a child begins at its parent's
     status = pathlib.Path("/proc/self/status")
     return int(status.read_text().split("VmHWM:")[1].split()[0]) // 1024 if status.exists() else 0

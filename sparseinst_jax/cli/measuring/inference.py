@@ -15,7 +15,7 @@ from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, Prepared
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import MASK_STRIDE, Outputs
@@ -30,7 +30,7 @@ class Subject:
     """What inference is measured on.
 
     Attributes:
-      apply, params, statistics: of the network, see `layers.functional`.
+      apply, params, statistics: of the network, see `models.functional`.
       make_predictor: takes the number of images that go through the network together.
       num_masks, num_classes: N and K.
       size: (height, width) of the padded image.
@@ -124,7 +124,7 @@ def with_masks(subject: Subject, batch: int) -> Workload:
 def end_to_end(subject: Subject, photos: CocoDataset) -> Workload:
     """From an image file to scores, labels and run-length encoded masks."""
     sizes = [(record.height, record.width) for record in photos.records]
-    path = photos.records[sizes.index(subject.photo_size)].path
+    path: Any = photos.records[sizes.index(subject.photo_size)].path
     predictor = subject.make_predictor(1)
     return Workload(lambda: predictor(path), 1, subject.sizes)
 
@@ -132,7 +132,7 @@ def end_to_end(subject: Subject, photos: CocoDataset) -> Workload:
 def whole_dataset(subject: Subject, photos: CocoDataset) -> Workload:
     """From the files of a data set to its COCO results: read, computed and packed side by side."""
     predictor = subject.make_predictor(1)
-    # The network's classes are not those of the photos; what is found takes theirs in turn.
+    # The network's classes are not those of the photos; each takes the name of one of theirs.
     names = photos.class_names
     predictor.class_names = tuple(names[i % len(names)] for i in range(subject.num_classes))
     return Workload(lambda: predict_dataset(predictor, photos), len(photos.records), subject.sizes)
@@ -173,5 +173,5 @@ def post_processing(subject: Any) -> Workload:
     )
 
 
-def _normal(*shape: int) -> np.ndarray:
+def _normal(*shape: int) -> Any:
     return np.random.default_rng(0).standard_normal(shape, np.float32)

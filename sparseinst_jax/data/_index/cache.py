@@ -1,4 +1,4 @@
-"""Where the index of a json is kept: the second start of a run reads it from there.
+"""Cache the index of a large json on disk, so that the next run opens it instead of building it.
 
 Small jsons are read anew each time. Of a large one the columns go to a folder that is named by the
 hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
@@ -35,7 +35,7 @@ _BROKEN = (ValueError, KeyError, TypeError, OSError)
 
 
 def read_index(path: Path) -> CocoIndex:
-    """Read the index of a json that exists, from the cache where it is there.
+    """Read the index of an existing json, from the cache if it is there.
 
     When a large json is read, lines on standard error tell the user.
 
@@ -67,7 +67,7 @@ def _print(line: str) -> None:
 
 
 def _root() -> Path | None:
-    """The folder of all indices; None where nothing is to be kept."""
+    """The folder of the cache; None if nothing is to be cached."""
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in ("off", "0"):
         return None
@@ -78,7 +78,7 @@ def _root() -> Path | None:
 
 
 def _key(digest: str) -> str:
-    """The name of a folder: which json, stored in which format, read by which rules."""
+    """Name the folder of an index by the json, the format and the rules."""
     return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
@@ -88,7 +88,7 @@ def _hash(path: Path) -> str:
 
 
 def _open(folder: Path) -> CocoIndex | None:
-    """Open what is kept; None where there is nothing, or it is damaged."""
+    """Open a cached index; None if it is missing or damaged."""
     try:
         index = open_index(folder)
     except _BROKEN:
@@ -112,7 +112,7 @@ class _Hashing:
 
 
 def _build(path: Path, root: Path | None) -> CocoIndex:
-    """Build an index where it is kept, or where there is room."""
+    """Build an index in the cache, or in a temporary folder, or in memory."""
     if root is not None:
         try:
             return _build_kept(path, root)
@@ -130,7 +130,7 @@ def _build(path: Path, root: Path | None) -> CocoIndex:
 
 
 def _build_temporary(path: Path) -> CocoIndex:
-    """Build an index in a folder that goes with the process."""
+    """Build an index in a folder that is removed with the process."""
     folder = tempfile.mkdtemp(prefix="sparseinst-index-")
     try:
         with open(path, "rb") as file:
@@ -162,7 +162,7 @@ def _build_kept(path: Path, root: Path) -> CocoIndex:
 
 
 def _rename(temporary: Path, folder: Path) -> None:
-    """Put a folder in its place, unless another process has put its own there meanwhile."""
+    """Move a folder to its place, unless another process has already put one there."""
     if folder.exists():
         if _open(folder) is not None:
             return

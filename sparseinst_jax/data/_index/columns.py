@@ -60,14 +60,14 @@ Columns = dict[str, np.ndarray]
 
 
 class AnnotationFault(NamedTuple):
-    """A fault that counts only if the category at a place is used; -1: it always counts."""
+    """A fault that counts only if the category at this place is used; with -1 it always counts."""
 
     fault: Fault
     category: int = -1
 
 
 class CocoIndex(NamedTuple):
-    """What a COCO json says, whatever classes are chosen of it and wherever its images are.
+    """The content of a COCO json, before classes are chosen and images are looked for.
 
     Attributes:
         columns: those of DTYPES.
@@ -256,7 +256,7 @@ def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
 
 
 def check(columns: Columns, num_categories: int) -> None:
-    """Make sure that no place in one column leads out of another.
+    """Check that every index in one column is inside the column it points into.
 
     Raises:
         ValueError: names the column.

@@ -22,7 +22,7 @@ _scan_once: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 
 
 class JsonError(ValueError):
-    """What is wrong with the text, where (line and column from 1), and whether it just ends."""
+    """What is wrong with the text, where (line and column from 1), and whether it is cut off."""
 
     def __init__(self, reason: str, line: int = 0, column: int = 0, is_cut: bool = False) -> None:
         super().__init__(f"{reason} at line {line}, column {column}" if line else reason)
@@ -166,7 +166,7 @@ class _Window:
         self.position += 1
 
     def error(self, reason: str, place: int | None = None) -> JsonError:
-        """Say what is wrong at a place of the window, by default where the next value begins."""
+        """Make the error of a place in the window, by default where the next value begins."""
         place = self.position if place is None else place
         before = self.text[:place]
         ends = before.count("\n")

@@ -110,15 +110,14 @@ def _read(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
             for entry in value:
                 annotations.add(entry)
     image_columns = images.finish()
-    read = annotations.finish(image_columns, categories)
+    columns, faults, *counts = annotations.finish(image_columns, categories)
     return CocoIndex(
-        {**image_columns, **read.columns},
+        {**image_columns, **columns},
         None if folder is None else str(folder),
         dict(categories),
         has_annotations,
-        (list(of_categories), list(of_images), read.faults),
-        read.num_objects,
-        read.num_without_mask,
+        (list(of_categories), list(of_images), faults),
+        *counts,
     )
 
 
@@ -181,7 +180,7 @@ def _refuse_other_kinds(path: Path, content: Any) -> None:
 
 
 def _cure(content: Collection[str]) -> str:
-    """Say how to get a COCO json from what was given."""
+    """How to get a COCO json from what was given."""
     if "shapes" in content and "imagePath" in content:
         return "It is LabelMe's: `sparseinst import-data labelme FOLDER --output train.json`."
     if any(str(key).startswith("_via_") for key in content):
@@ -300,22 +299,6 @@ def _is_vast(value: Any) -> bool:
     return type(value) in (int, float) and MAX_SIDE < value < math.inf
 
 
-class ReadAnnotations(NamedTuple):
-    """What the list of annotations came to.
-
-    Attributes:
-        columns: those of annotations and masks, and `annotation_ends` of the images.
-        faults: in the order of the json.
-        num_objects: of each category, also those that are left out for a fault.
-        num_without_mask: of each category, objects that had no usable polygon.
-    """
-
-    columns: Columns
-    faults: list[AnnotationFault]
-    num_objects: list[int]
-    num_without_mask: list[int]
-
-
 class _Note(NamedTuple):
     """A fault of the annotation in a row, and when it is reported; see `_ENTRY`."""
 
@@ -421,12 +404,18 @@ class AnnotationReader:
         self._append_mask(kind, len(column), len(values))
         column.extend(values)
 
-    def finish(self, images: Columns, categories: Mapping[int, str]) -> ReadAnnotations:
+    def finish(
+        self, images: Columns, categories: Mapping[int, str]
+    ) -> tuple[Columns, list[AnnotationFault], list[int], list[int]]:
         """Compare the annotations with the images and categories, and sort them by image.
 
         Args:
             images: columns of `ImageReader`.
             categories: id -> name, sorted by id.
+
+        Returns:
+            the columns of annotations and masks, and `faults`, `num_objects` and `num_without_mask`
+            of `CocoIndex`.
         """
         places = _places(np.asarray(self._image_ids, np.int64), images["image_ids"])
         known = np.array(list(categories), np.int64)
@@ -458,7 +447,7 @@ class AnnotationReader:
         }
         without_mask = np.asarray(self._without_mask, np.int64)
         without_mask = without_mask[is_known[without_mask]]
-        return ReadAnnotations(
+        return (
             columns,
             links.faults(notes),
             np.bincount(category[is_known], minlength=len(categories)).tolist(),
@@ -467,7 +456,7 @@ class AnnotationReader:
 
 
 def _is_plain(entry: Any) -> bool:
-    """Whether an entry surely lacks nothing, asked fast."""
+    """A fast check that an entry lacks nothing; most entries pass it."""
     if type(entry) is not dict:
         return False
     get = entry.get
@@ -509,7 +498,7 @@ def _wrong_value(area: Any, iscrowd: Any) -> Fault | None:
 
 
 def _places(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Place of each number among others, which differ from each other; -1 where it is not there."""
+    """Index of each number in an array of distinct numbers; -1 if it is not there."""
     if not len(among):
         return np.full(len(wanted), -1)
     order = np.argsort(among)

@@ -1,4 +1,4 @@
-"""What mmdetection learns of a json; it looks at boxes, so an object with a fine mask may go.
+"""What mmdetection learns from a json: it filters by boxes, whatever the mask is.
 
 Source: mmdet/datasets/coco.py (``parse_data_info``, ``filter_data``) and ``LoadAnnotations`` with
 ``poly2mask=False``, as its SparseInst sets it.

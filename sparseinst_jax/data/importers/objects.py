@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
 from sparseinst_jax.data.images import read_size
+from sparseinst_jax.runtime.messages import brief
 
 IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .jp2 .avif .ppm .pgm".split()
@@ -122,9 +123,9 @@ def merge_shapes(
 def checked_number(value: Any, what: str) -> float:
     """A finite number out of a label file, or a `LabelFault` that shows what is there."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise LabelFault(f"{what} must be a number, got {_shown(value)}")
+        raise LabelFault(f"{what} must be a number, got {brief(value)}")
     if abs(value) > 1e9 or not math.isfinite(value):
-        raise LabelFault(f"{what} must be a finite number of pixels, got {_shown(value)}")
+        raise LabelFault(f"{what} must be a finite number of pixels, got {brief(value)}")
     return float(value)
 
 
@@ -200,7 +201,7 @@ def checked_class(label: Any, names: Sequence[str] | None) -> str:
         LabelFault: there is none, or it is not among the names.
     """
     if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
-        raise LabelFault(f"the class must be a text that is not empty, got {_shown(label)}")
+        raise LabelFault(f"the class must be a text that is not empty, got {brief(label)}")
     name = str(label).strip()
     if names is not None and name not in names:
         close = difflib.get_close_matches(name, names, n=1)
@@ -301,8 +302,3 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError, OSError) as error:
         raise LabelFault(f"cannot be read as json ({error}); export it again") from error
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

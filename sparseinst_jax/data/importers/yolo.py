@@ -108,7 +108,7 @@ def _find_names(source: Path, images_dir: Path) -> dict[int, str]:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Class number to name.
+    """Read the names of the classes: number to name.
 
     Args:
         path: a data.yaml, or a text file with one name a line, numbered from 0.
@@ -213,7 +213,7 @@ def _read_labels(
 
 
 def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> LabelledObject:
-    """The object of a line."""
+    """Read the object of a line."""
     try:
         values = [checked_number(float(word), "a coordinate") for word in line.split()]
     except LabelFault:

@@ -12,7 +12,9 @@ from sparseinst_jax.models.cpu import winograd
 from sparseinst_jax.models.forms import Form
 
 
-def form(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> Form | None:
+def form(
+    x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: int, groups: int
+) -> Form | None:
     """Choose by the shapes and types of the operands; None where the plain form is best."""
     if groups > 1:
         return _in_groups(stride, groups)

@@ -36,7 +36,7 @@ LEAST_CHANNELS = 128
 LEAST_CHANNELS_OF_GRADIENT = 256  # the same for the kernel's gradient
 
 
-def is_faster(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: int) -> bool:
     """Whether `convolve` can take the place of a convolution, and gains.
 
     With fewer tiles than channels the transform of the kernel takes what the products save.

@@ -10,6 +10,7 @@ from sparseinst_jax.models.family import Family
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import MAP_STRIDE, MASK_STRIDE, Normalizer, SparseInst
 from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
+from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.runtime.messages import brief
 
 # Nobody needs these; a configuration that came with a checkpoint may hold any number.
@@ -56,4 +57,5 @@ SPARSEINST = Family(
     mask_stride=MASK_STRIDE,
     map_stride=MAP_STRIDE,
     mask_threshold=inference.MASK_THRESHOLD,
+    weights=NAMES,
 )

@@ -115,6 +115,14 @@ def _conv_stack(in_channels: int, channels: int, depth: int, conv) -> nnx.List:
     return nnx.List([conv(c, channels, 3, kernel_init=layers.msra) for c in inputs])
 
 
+def _run_stack(convs: nnx.List, features: jax.Array, grid: jax.Array) -> jax.Array:
+    """Convolve again and again; the first sees the coordinates before the features."""
+    features = ops.relu(convs[0](features, shared=grid))
+    for conv in convs[1:]:
+        features = ops.relu(conv(features))
+    return features
+
+
 class InstanceBranch(nnx.Module):
     """Instance activation maps, the features pooled under them, and their three heads.
 
@@ -192,12 +200,16 @@ class InstanceBranch(nnx.Module):
         return pooled.transpose(0, 2, 1, 3).reshape(batch, self.num_masks, -1)
 
     def __call__(
-        self, features: jax.Array, intermediates: dict
+        self, features: jax.Array, grid: jax.Array, intermediates: dict
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Map [B, h, w, C+2] to class logits [B,N,K], mask kernels [B,N,D], objectness [B,N]."""
-        for conv in self.inst_convs:
-            features = ops.relu(conv(features))
-        intermediates["inst_convs"] = features
+        """Return class logits [B,N,K], mask kernels [B,N,D] and objectness [B,N].
+
+        Args:
+          features: [B, h, w, C].
+          grid: [1, h, w, 2], the coordinates.
+          intermediates: see `SparseInst`.
+        """
+        features = intermediates["inst_convs"] = _run_stack(self.inst_convs, features, grid)
         iam_logits = intermediates["iam"] = self.iam_conv(features)
         instances = self.pool(iam_logits, features)
         if self.num_groups > 1:
@@ -225,10 +237,9 @@ class MaskBranch(nnx.Module):
         self.mask_convs = _conv_stack(in_channels, channels, num_convs, conv)
         self.projection = conv(channels, kernel_dim, 1, kernel_init=layers.msra)
 
-    def __call__(self, features: jax.Array) -> jax.Array:  # [B, h, w, C+2] to [B, h, w, D]
-        for conv in self.mask_convs:
-            features = ops.relu(conv(features))
-        return self.projection(features)
+    def __call__(self, features: jax.Array, grid: jax.Array) -> jax.Array:
+        """Map [B, h, w, C] and the coordinates [1, h, w, 2] to [B, h, w, D]."""
+        return self.projection(_run_stack(self.mask_convs, features, grid))
 
 
 class IAMDecoder(nnx.Module):
@@ -253,12 +264,11 @@ class IAMDecoder(nnx.Module):
 
     def __call__(self, features: jax.Array, intermediates: dict) -> Outputs:
         """Map the encoder's [B, H/8, W/8, C] to the predictions."""
-        batch, height, width, _ = features.shape
-        grid = jnp.asarray(ops.coordinates(height, width), features.dtype)
-        grid = jnp.broadcast_to(grid, (batch, height, width, 2))
-        features = jnp.concatenate([grid, features], axis=-1)  # coordinates come first
-        class_logits, mask_kernels, objectness_logits = self.inst_branch(features, intermediates)
-        mask_features = self.mask_branch(features)
+        height, width = features.shape[1:3]
+        grid = jnp.asarray(ops.coordinates(height, width), features.dtype)[None]
+        instances = self.inst_branch(features, grid, intermediates)
+        class_logits, mask_kernels, objectness_logits = instances
+        mask_features = self.mask_branch(features, grid)
         intermediates["mask_kernels"] = mask_kernels
         intermediates["mask_features"] = mask_features
         mask_logits = jnp.einsum(

@@ -7,9 +7,11 @@ refused.
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from sparseinst_jax.data.classes import MAX_ID, class_name_fault
 from sparseinst_jax.runtime.messages import brief
@@ -66,18 +68,15 @@ def refuse_huge_arrays(stored: Any, items: Iterable[str]) -> None:
         ValueError: all arrays of an item together have too many numbers.
     """
     for name in items:
-        total = _count(stored[name])
+        total = sum(_size(array) for array in jax.tree.leaves(stored[name]))
         if total > MAX_NUMBERS:
             raise ValueError(
                 f"the arrays of {name} have {total:.3g} numbers, expected {MAX_NUMBERS} at most"
             )
 
 
-def _count(node: Any) -> int:
-    if isinstance(node, Mapping):
-        return sum(_count(child) for child in node.values())
-    shape = getattr(node, "shape", None) or ()
-    return math.prod(int(side) for side in shape)
+def _size(array: Any) -> int:
+    return math.prod(int(side) for side in getattr(array, "shape", None) or ())
 
 
 def check_meta(meta: Any) -> dict[str, Any]:

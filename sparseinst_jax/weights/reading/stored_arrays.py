@@ -37,6 +37,13 @@ class WeightsFileError(ValueError):
     """A weights file that is refused; the message says what, got, expected and the cure."""
 
 
+class DamagedFileError(WeightsFileError):
+    """A weights file whose parts contradict each other; `what` says which."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: cut off or damaged; download the file again")
+
+
 class Piece(NamedTuple):
     """A run of bytes of an open file, or of bytes in memory.
 
@@ -66,16 +73,16 @@ class Piece(NamedTuple):
             return np.frombuffer(self.file, np.uint8, size, self.start + start)
         content = np.empty(size, np.uint8)
         if isinstance(self.file, bytes):
-            return content
+            return content  # of no bytes
         self.file.seek(self.start + start)
         view = content.data
         while view:
             count = self.file.readinto(view)  # type: ignore[attr-defined]
             if not count:
-                raise WeightsFileError("the file ends in the middle")
+                raise DamagedFileError("the file ends in the middle")
             view = view[count:]
         if self.checksum and size == self.size and zlib.crc32(content.data) != self.checksum:
-            raise WeightsFileError("the data do not have their checksum: damaged; download again")
+            raise DamagedFileError("the data do not have their checksum")
         return content
 
 
@@ -83,7 +90,7 @@ class StoredArray(NamedTuple):
     """An array of a file that was not read yet.
 
     Attributes:
-      piece: the bytes in which it lies, or None while nobody knows (`fault` says why).
+      piece: the bytes in which it lies, or None if that is not known.
       dtype: a key of `ITEM_SIZES`, or another name, which makes a fault.
       shape: of the array.
       strides: in elements, one per axis.
@@ -180,14 +187,3 @@ def short(name: object) -> str:
     text = str(name)
     text = text if len(text) <= 120 else f"{text[:100]}… ({len(text)} characters)"
     return text if text.isprintable() else ascii(text)[1:-1]
-
-
-def name_some(names: Iterable[object], most: int = 10) -> str:
-    """Names for a message: the first few and how many more there are."""
-    return join_some([short(name) for name in names], most, ", ")
-
-
-def join_some(texts: list[str], most: int = 10, between: str = "; ") -> str:
-    """The first few texts and how many more there are."""
-    rest = f"{between}and {len(texts) - most} more" if len(texts) > most else ""
-    return between.join(texts[:most]) + rest

@@ -1,6 +1,6 @@
 """What the names in a pickle of arrays mean: inert values of ours for NumPy's and PyTorch's.
 
-`MEANINGS` is the allow-list of `safe_pickle`: only these names give anything but an empty
+`MEANINGS` is the allow-list of `pickles`: only these names give anything but an empty
 `Foreign`. Each function takes the arguments that the pickle holds and makes a description; none
 allocates an array.
 
@@ -9,11 +9,11 @@ Source: what `numpy.ndarray.__reduce__` and `torch.Tensor.__reduce_ex__` write.
 
 from __future__ import annotations
 
-import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sparseinst_jax.weights.arrays import (
+from sparseinst_jax.weights.reading.stored_arrays import (
     ITEM_SIZES,
     Piece,
     StoredArray,
@@ -53,22 +53,18 @@ _TORCH_STORAGES = {
 _UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")
 
 
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Name:
     """A dotted name in a pickle; nothing stands behind it."""
 
-    __slots__ = ("path",)
-
-    def __init__(self, path: str):
-        self.path = path
+    path: str
 
 
+@dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Foreign:
     """An object whose class this package does not know: empty but for the name."""
 
-    __slots__ = ("path",)
-
-    def __init__(self, path: str):
-        self.path = path
+    path: str
 
 
 def set_items(target: dict[Any, Any], pairs: Any) -> None:
@@ -87,7 +83,7 @@ def set_items(target: dict[Any, Any], pairs: Any) -> None:
         target[key] = value
 
 
-class Text:
+class LongText:
     """A long text, left in the file."""
 
     __slots__ = ("_latin1", "_piece")
@@ -104,27 +100,15 @@ class Text:
         return self._latin1
 
 
-class Settable(abc.ABC):
-    """A stand-in that gets its content afterwards, by `set_state`."""
-
-    __slots__ = ()
-
-    @abc.abstractmethod
-    def set_state(self, state: Any) -> None:
-        """Takes what the pickle has for `__setstate__`; a ValueError or TypeError if damaged."""
-
-
-class PickledDtype(Settable):
+@dataclasses.dataclass(slots=True, eq=False)
+class PickledDtype:
     """A NumPy dtype: its name and byte order."""
 
-    __slots__ = ("is_big_endian", "name")
-
-    def __init__(self, name: str):
-        self.name = name
-        self.is_big_endian = False
+    name: str
+    is_big_endian: bool = False
 
     def set_state(self, state: Any) -> None:
-        """Takes (version, byte order, ...): only the order is of interest."""
+        """Takes what follows for `__setstate__`, (version, byte order, ..., field names, ...)."""
         _, order, _, names, *_ = state
         if order not in ("<", ">", "=", "|"):
             raise ValueError("a dtype with an unknown byte order")
@@ -133,15 +117,14 @@ class PickledDtype(Settable):
             self.name = "structured"
 
 
-class PickledArray(Settable):
+@dataclasses.dataclass(slots=True, eq=False)
+class PickledArray:
     """A NumPy array whose content is in the pickle."""
 
-    __slots__ = ("data", "dtype", "is_fortran", "shape")
-
-    def __init__(
-        self, shape: Any = (), dtype: Any = None, is_fortran: Any = False, data: Any = None
-    ):
-        self.shape, self.dtype, self.is_fortran, self.data = shape, dtype, is_fortran, data
+    shape: Any = ()
+    dtype: Any = None
+    is_fortran: Any = False
+    data: Any = None
 
     def set_state(self, state: Any) -> None:
         """Takes (version, shape, dtype, whether the first axis is the fastest, content)."""
@@ -154,9 +137,11 @@ class PickledArray(Settable):
         if not all(type(size) is int for size in shape):
             return StoredArray(None, dtype.name, shape, shape)
         strides = f_strides(shape) if self.is_fortran else c_strides(shape)
-        return StoredArray(
-            _as_piece(self.data), dtype.name, shape, strides, 0, dtype.is_big_endian, True
-        )
+        data = _as_piece(self.data)
+        return StoredArray(data, dtype.name, shape, strides, 0, dtype.is_big_endian, True)
+
+
+Settable = PickledDtype | PickledArray  # what gets its content afterwards
 
 
 def _as_piece(data: object) -> Piece | None:
@@ -167,6 +152,7 @@ def _as_piece(data: object) -> Piece | None:
     return data if isinstance(data, Piece) else None
 
 
+@dataclasses.dataclass(slots=True, eq=False)
 class Storage:
     """A run of numbers that tensors lie in.
 
@@ -178,15 +164,14 @@ class Storage:
       is_big_endian: order of the bytes of a number.
     """
 
-    __slots__ = ("dtype", "is_big_endian", "name", "num_bytes", "piece")
+    name: str
+    dtype: str | None
+    num_bytes: int
+    piece: Piece | None = None
+    is_big_endian: bool = False
 
-    def __init__(self, name: str, dtype: str | None, num_bytes: int):
-        self.name, self.dtype, self.num_bytes = name, dtype, num_bytes
-        self.piece: Piece | None = None
-        self.is_big_endian = False
 
-
-class Tensor(NamedTuple):
+class PickledTensor(NamedTuple):
     """A PyTorch tensor: where in which storage."""
 
     storage: Storage
@@ -229,7 +214,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> obj
         return storage
     if not isinstance(storage, Storage):
         raise ValueError("a tensor without storage")
-    return Tensor(storage, offset, shape, strides, storage.dtype or "unknown")
+    return PickledTensor(storage, offset, shape, strides, storage.dtype or "unknown")
 
 
 def _tensor_of_dtype(
@@ -237,7 +222,7 @@ def _tensor_of_dtype(
 ) -> object:
     path = dtype.path if isinstance(dtype, Name) else "unknown"
     tensor = _tensor(storage, offset, shape, strides)
-    is_tensor = isinstance(tensor, Tensor)
+    is_tensor = isinstance(tensor, PickledTensor)
     return tensor._replace(dtype=path.removeprefix("torch.")) if is_tensor else tensor
 
 
@@ -271,7 +256,7 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Pic
 def _encode(text: Any, encoding: Any = "utf-8") -> object:
     if encoding not in ("latin1", "latin-1"):
         return Foreign("_codecs.encode")
-    return text.latin1() if isinstance(text, Text) else text.encode("latin-1")
+    return text.latin1() if isinstance(text, LongText) else text.encode("latin-1")
 
 
 def _plain(kind: str, make: Callable[[], object]) -> Callable[..., object]:

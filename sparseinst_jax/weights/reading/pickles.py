@@ -6,17 +6,15 @@ before anything was read, `__setstate__`, memos and extension registries. So thi
 of its own for the same operations, which has no way to import or call anything:
 
 * A name (`os.system`, `torch._utils._rebuild_tensor_v2`) becomes a `Name`, a string in a box.
-* What a pickle wants called is looked up in one table of ours, `stand_ins.MEANINGS`, by the text
-  of the name. It holds the few names that arrays are made of, and gives inert stand-ins.
+* What a pickle wants called is looked up in one table of ours, `pickled_values.MEANINGS`, by the
+  text of the name. It holds the few names that arrays are made of, and gives inert stand-ins.
 * Every other call gives a `Foreign`: an object without content that remembers the name of its
   class. Checkpoints carry such things beside the weights (loggers, configurations, paths);
   whoever finds one among the weights refuses it by that name.
-* Names whose only use in a pickle is an attack (`os`, `subprocess`, `builtins.eval`, ...) refuse
-  the file wherever they stand. Nothing would happen if they did not: the user should know.
 
 Long runs of bytes are not read but remembered as a place in the file, and their sizes compared
-with it; operations, short texts and integers are counted (`pickle_bytes`). A file can therefore
-neither take much memory nor much time.
+with it; operations, short texts and integers are counted. A file can therefore neither take much
+memory nor much time.
 
 Source: the operations as documented in Python's `pickletools`, protocols 0 to 5.
 """
@@ -26,14 +24,28 @@ from __future__ import annotations
 import codecs
 import re
 import struct
+import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from sparseinst_jax.weights.arrays import WeightsFileError, short
-from sparseinst_jax.weights.pickle_bytes import PickleBytes
-from sparseinst_jax.weights.refused_names import canonical, is_refused
-from sparseinst_jax.weights.stand_ins import MEANINGS, Foreign, Name, Settable, set_items
+from sparseinst_jax.weights.reading.pickled_values import (
+    MEANINGS,
+    Foreign,
+    LongText,
+    Name,
+    Settable,
+    set_items,
+)
+from sparseinst_jax.weights.reading.stored_arrays import (
+    DamagedFileError,
+    Piece,
+    WeightsFileError,
+    short,
+)
 
+SHORT_BYTES = 1024
+# A checkpoint of 500 arrays with its optimizer takes 50,000 operations and 50 kB of names.
+MAX_OPERATIONS, MAX_SHORT_BYTES, MAX_INTEGER_BYTES, MAX_LINE = 300_000, 16 << 20, 64, 4096
 _REFUSED_OPERATIONS = {
     b"\x82": "a name from a registry",
     b"\x83": "a name from a registry",
@@ -42,7 +54,6 @@ _REFUSED_OPERATIONS = {
     b"\x97": "a buffer outside of the file",
     b"\x98": "a buffer outside of the file",
 }
-_NAME = re.compile(r"[\w<>]+(\.[\w<>]+)*")
 _DAMAGE = (
     IndexError,
     KeyError,
@@ -53,6 +64,132 @@ _DAMAGE = (
     AttributeError,
     struct.error,
 )
+
+_NAME = re.compile(r"[\w<>]+(\.[\w<>]+)*")
+_OLD_NAMES = {"__builtin__.": "builtins.", "copy_reg.": "copyreg.", "numpy.core.": "numpy._core."}
+# Nothing runs whatever a pickle names. But no checkpoint needs Python's own library beyond classes
+# of plain data, and every known attack does: such a file is refused as a whole, so that its user
+# learns of it.
+_PLAIN_MODULES = frozenset(
+    """
+    _codecs _io abc argparse array collections copyreg dataclasses datetime decimal enum fractions
+    functools inspect io itertools logging numbers pathlib random re string time types typing uuid
+    """.split()
+)
+_PLAIN_BUILTINS = frozenset(
+    """
+    bool bytearray bytes complex dict float frozenset int list long object range set slice str
+    tuple unicode xrange Ellipsis NotImplemented getattr
+    """.split()
+)
+
+
+class _PickleBytes:
+    """Reads the parts of pickles from a file and counts what they take.
+
+    Args:
+      file: at the first byte of a pickle.
+      end: where the pickles must have ended, in bytes from the beginning of the file.
+    """
+
+    def __init__(self, file: BinaryIO, end: int):
+        self.file, self.end = file, end
+        self._operations, self._short_bytes = 0, 0
+
+    def refuse_short(self) -> None:
+        """Refuses a file that ended too early."""
+        raise DamagedFileError("the pickle ends in the middle")
+
+    def spend(self, operations: int = 0, short_bytes: int = 0) -> None:
+        """Counts what a pickle takes; too much is refused."""
+        self._operations += operations
+        self._short_bytes += short_bytes
+        if self._operations > MAX_OPERATIONS:
+            raise WeightsFileError(
+                f"the pickle takes more than {MAX_OPERATIONS} operations, expected some 50,000: it "
+                "holds something else than weights"
+            )
+        if self._short_bytes > MAX_SHORT_BYTES:
+            raise WeightsFileError(
+                f"the pickle holds more than {MAX_SHORT_BYTES} bytes of names and short texts: it "
+                "holds something else than weights"
+            )
+
+    def fixed(self, format: str) -> Any:
+        """A number of a fixed size, by its `struct` format."""
+        return struct.unpack(format, self.read(struct.calcsize(format)))[0]
+
+    def read(self, size: int) -> bytes:
+        """A few bytes."""
+        content = self.file.read(size)
+        if len(content) < size:
+            self.refuse_short()
+        return content
+
+    def line(self) -> bytes:
+        """The rest of a line, without its end."""
+        line = self.file.readline(MAX_LINE)
+        self.spend(short_bytes=len(line))
+        if len(line) == MAX_LINE:
+            raise WeightsFileError(
+                f"the pickle holds a line of more than {MAX_LINE} bytes, as protocol 0 has for "
+                "arrays; load it where it was made and save it with protocol 2 or later"
+            )
+        if not line.endswith(b"\n"):
+            self.refuse_short()
+        return line[:-1]
+
+    def run(self, size: int) -> bytes | Piece:
+        """Bytes of a claimed size: read if they are short, else only their place."""
+        start = self.file.tell()
+        if not 0 <= size <= self.end - start:
+            what = f"the pickle claims {size} bytes at byte {start}"
+            raise DamagedFileError(f"{what}, of {self.end - start} left")
+        if size <= SHORT_BYTES:
+            self.spend(short_bytes=size)
+            return self.read(size)
+        self.file.seek(start + size)
+        return Piece(self.file, start, size)
+
+    def frame(self) -> None:
+        """A frame says how many bytes follow; it is believed no more than any size."""
+        size, left = self.fixed("<Q"), self.end - self.file.tell()
+        if size > left:
+            raise DamagedFileError(f"the pickle claims a frame of {size} bytes of {left} left")
+
+    def text(self, size: int) -> str | LongText:
+        """A text of a claimed size: a long one stays in the file."""
+        run = self.run(size)
+        return LongText(run) if isinstance(run, Piece) else run.decode("utf-8", "surrogatepass")
+
+    def old_text(self, size: int) -> str | Piece:
+        """Python 2's strings: names and bytes alike."""
+        run = self.run(size)
+        return run if isinstance(run, Piece) else run.decode("latin-1")
+
+    def integer(self, size: int) -> int:
+        """A signed little-endian integer of a claimed size."""
+        if not 0 <= size <= MAX_INTEGER_BYTES:
+            raise WeightsFileError(
+                f"the pickle holds an integer of {size} bytes, expected at most {MAX_INTEGER_BYTES}"
+            )
+        return int.from_bytes(self.read(size), "little", signed=True)
+
+    def decimal(self) -> int | bool:
+        """An integer in digits, or 00 and 01 for a flag."""
+        line = self.line().decode().removesuffix("L")
+        if line in ("00", "01"):
+            return line == "01"
+        if len(line) > 2 * MAX_INTEGER_BYTES:
+            raise WeightsFileError(f"the pickle holds an integer of {len(line)} digits")
+        return int(line)
+
+    def quoted(self) -> str:
+        """A string in quotes."""
+        line = self.line()
+        if len(line) < 2 or line[0] != line[-1] or line[0] not in b"'\"":
+            raise ValueError("a string without quotes")
+        return codecs.decode(line[1:-1], "unicode_escape")
 
 
 class Unpickler:
@@ -65,7 +202,7 @@ class Unpickler:
     """
 
     def __init__(self, file: BinaryIO, end: int, persistent: Callable[[Any], object] | None = None):
-        self._bytes, self._persistent = PickleBytes(file, end), persistent
+        self._bytes, self._persistent = _PickleBytes(file, end), persistent
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -90,10 +227,8 @@ class Unpickler:
         except WeightsFileError:
             raise
         except _DAMAGE as error:
-            raise WeightsFileError(
-                f"the pickle is damaged before byte {self._bytes.file.tell()} ({short(error)}); "
-                "download the file again"
-            ) from error
+            what = f"the pickle makes no sense before byte {self._bytes.file.tell()}"
+            raise DamagedFileError(f"{what} ({short(error)})") from error
         if self._bytes.file.tell() > self._bytes.end:
             self._bytes.refuse_short()
         return result
@@ -164,8 +299,9 @@ class Unpickler:
 
     def _name(self, path: str) -> Name:
         self._bytes.spend(operations=10, short_bytes=len(path))
-        path = canonical(path)
-        if is_refused(path) or not _NAME.fullmatch(path):
+        for old, new in _OLD_NAMES.items():
+            path = new + path.removeprefix(old) if path.startswith(old) else path
+        if not _NAME.fullmatch(path) or _is_of_programs(path):
             raise WeightsFileError(
                 f"the pickle names {short(path)}, which no weights need and which could run "
                 "programs: nothing was run; do not use this file, take it from its publisher"
@@ -230,6 +366,16 @@ class Unpickler:
         protocol = self._bytes.fixed("B")
         if protocol > 5:
             raise WeightsFileError(f"a pickle of protocol {protocol}, expected 0 to 5")
+
+
+def _is_of_programs(path: str) -> bool:
+    """Whether a name belongs to programs and not to data; see `_PLAIN_MODULES`."""
+    module, _, name = path.partition(".")
+    if module == "builtins":
+        return name not in _PLAIN_BUILTINS
+    if ".__" in path and path not in ("copyreg.__newobj__", "copyreg.__newobj_ex__"):
+        return True
+    return module in sys.stdlib_module_names and module not in _PLAIN_MODULES
 
 
 def _items(arguments: tuple[Any, ...]) -> int:

@@ -12,10 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from sparseinst_jax.weights.arrays import WeightsFileError
-from sparseinst_jax.weights.pickle_bytes import MAX_OPERATIONS
-from sparseinst_jax.weights.safe_pickle import Unpickler
-from sparseinst_jax.weights.stand_ins import Foreign, Name, PickledArray
+from sparseinst_jax.weights.reading.pickled_values import Foreign, Name, PickledArray
+from sparseinst_jax.weights.reading.pickles import MAX_OPERATIONS, Unpickler
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
 from tests.foreign_files import Call, Global, Persistent, Raw, pickle_of
 
 
@@ -132,15 +131,8 @@ def test_a_pickle_that_opens_a_shell_is_refused_by_name_and_nothing_runs(tmp_pat
         "shutil.rmtree",
         "socket.socket",
         "ctypes.CDLL",
-        "torch.load",
-        "torch.hub.load",
-        "torch.jit._script.load",
-        "numpy.load",
         "numpy.core.os.system.__globals__",
-        "numpy.testing._private.utils.runstring",
-        "types.FunctionType",
         "collections.OrderedDict.__class__",
-        "pip._internal.main",
         "timeit.timeit",
     ],
 )
@@ -152,6 +144,29 @@ def test_names_of_attacks_are_refused_wherever_they_stand(path):
     assert "which no weights need" in _refusal(instance)
     by_stack = pickle_of(Raw(pickle_of(module)[2:-1] + pickle_of(name)[2:-1] + b"\x93"))
     assert "which no weights need" in _refusal(by_stack)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "torch.load",
+        "torch.hub.load",
+        "torch.jit._script.load",
+        "numpy.load",
+        "numpy.testing._private.utils.runstring",
+        "types.FunctionType",
+        "pip._internal.main",
+    ],
+)
+def test_other_names_that_could_run_programs_are_empty_and_refused_among_the_weights(path, refusal):
+    before = set(sys.modules)
+    found = _load(pickle_of({"named": Global(path), "called": Call(path, ("x",), {"a": 1})}))
+    assert (type(found["named"]), type(found["called"])) == (Name, Foreign)
+    assert found["named"].path == found["called"].path == path
+    weights = {"a": Call("numpy.core.multiarray._reconstruct"), "b": Call(path, ("x",))}
+    message = refusal(pickle_of({"model": weights}))
+    assert f"b (an object of {path}); nothing of them was run" in message
+    assert set(sys.modules) == before
 
 
 def test_a_name_of_several_lines_or_spaces_is_refused():
@@ -189,7 +204,7 @@ def test_a_method_of_a_foreign_class_is_a_name_and_other_uses_of_getattr_are_ref
     assert _load(pickle_of(method)).path == "mmengine.logging.HistoryBuffer.mean"
     for arguments in [
         (Global("mmengine.HistoryBuffer"), "__class__"),
-        (Global("torch.hub"), "load"),
+        (Global("collections.OrderedDict"), "a;b"),
         ([1], "append"),
         (Call("mmengine.HistoryBuffer"), "mean"),
     ]:

@@ -1,0 +1,11 @@
+from .convert import load_weights as load_weights
+from .convert import original_to_ours as original_to_ours
+from .convert import ours_to_original as ours_to_original
+from .convert import read_state_dict as read_state_dict
+from .network_files import closest_network as closest_network
+from .network_files import convert_file as convert_file
+from .network_files import write_arrays as write_arrays
+from .network_files import write_weights as write_weights
+from .reading import WeightsFile as WeightsFile
+from .reading import read_weights_file as read_weights_file
+from .reading.stored_arrays import WeightsFileError as WeightsFileError
