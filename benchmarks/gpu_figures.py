@@ -1,4 +1,4 @@
-"""What follows from the rows of gpu.py: the table, ratios, shares of the machine's rate, the aims.
+"""What follows from the rows of gpu.py: ratios, shares of the machine's rate, stages, the aims.
 
 Pure arithmetic; what was not measured is left out, and its aim says so.
 """
@@ -12,85 +12,91 @@ import gpu_rows
 
 Row = Mapping[str, Any]
 COCO_IMAGES = 117_266  # of train2017 with an object
-AIMS = (  # figure, whether the limit is the least that is wanted, limit
-    ("training/8: times as fast as torch/compiled", True, 1.5),
-    ("training/32: times as fast as torch/compiled", True, 1.5),
-    ("network/1: times as fast as torch/compiled", True, 2.0),
-    ("with_masks/1: times as fast as torch/compiled", True, 2.0),
-    ("network/64: times as fast as torch/compiled", True, 1.5),
-    ("network/64: share of the product's rate", True, 0.3),
-    ("training/32: share of the product's rate", True, 0.3),
-    ("deformable_res4 gradient: times its dense twin", False, 2.0),
-    ("deformable_res5 gradient: times its dense twin", False, 2.0),
-)
 MODES = ("eager", "compiled", "graphs", "bf16")
-
-
-def line(row: Row) -> str:
-    """One row for a terminal."""
-    if "fault" in row:
-        return f"{row['name']:<40} FAILED {row['fault'][:150]}"
-    keys = {
-        "queued": "queued_ms",
-        "resident": "resident_ms",
-        "images/s": "images_per_s",
-        "TFLOP/s": "tflops",
-        "GB/s": "gb_per_s",
-        "first s": "first_s",
-        "peak MiB": "process_peak_mib",
-    }
-    cells = [f"{name} {row[key]:.4g}" for name, key in keys.items() if row.get(key) is not None]
-    return f"{row['name']:<40} {row['p50_ms']:9.3f} ms  {', '.join(cells)}"
+# Named tensors of the network: the module that ends in each, and the tensor that it begins with.
+STAGES = {
+    "stem": ("backbone/stem", ""),
+    "res2": ("backbone/res2", "stem"),
+    "res3": ("backbone/res3", "res2"),
+    "res4": ("backbone/res4", "res3"),
+    "res5": ("backbone/res5", "res4"),
+    "encoder": ("encoder", "res5"),
+    "inst_convs": ("decoder/inst_branch/inst_convs", "encoder"),
+    "iam": ("decoder/inst_branch/iam_conv", "inst_convs"),
+    "instance_features": ("decoder/inst_branch/fc", "iam"),
+    "mask_features": ("decoder/mask_branch", "encoder"),
+}
+_TIMES = "{}: times as fast as torch/compiled"
+_SHARE = "{}: share of the product's rate"
+AIMS = (  # figure, whether the limit is the least that is wanted, limit
+    (_TIMES.format("training/8"), True, 1.5),
+    (_TIMES.format("training/32"), True, 1.5),
+    (_TIMES.format("network/1"), True, 2.0),
+    (_TIMES.format("with_masks/1"), True, 2.0),
+    (_TIMES.format("network/64"), True, 1.5),
+    (_SHARE.format("network/64"), True, 0.3),
+    (_SHARE.format("training/32"), True, 0.3),
+    ("deformable_res4/grad: times its dense twin", False, 2.0),
+    ("deformable_res5/grad: times its dense twin", False, 2.0),
+)
 
 
 def figures(rows: Sequence[Row]) -> dict[str, float]:
     """Compute what no row says alone."""
     good = {name: row for name, row in gpu_rows.best(rows).items() if "fault" not in row}
-    products = [row["tflops"] for name, row in good.items() if name.startswith("rates/product/")]
-    copies = [row["gb_per_s"] for name, row in good.items() if name.startswith("rates/copy/")]
-    rate, found = max(products, default=0.0), dict[str, float]()
+    rate = max((r["tflops"] for n, r in good.items() if n.startswith("rates/product")), default=0)
+    found: dict[str, float] = {}
     for name, row in good.items():
         for mode in MODES:
-            if theirs := good.get(f"torch/{mode}/{name}"):
-                found[f"{name}: times as fast as torch/{mode}"] = theirs["p50_ms"] / row["p50_ms"]
-                for key in ("queued_ms", "resident_ms"):
-                    if key in theirs and key in row:
-                        label = f"{name}, {key[:-3]}: times as fast as torch/{mode}"
-                        found[label] = theirs[key] / row[key]
-                if row.get("process_peak_mib") and theirs.get("process_peak_mib"):
-                    ratio = row["process_peak_mib"] / theirs["process_peak_mib"]
-                    found[f"{name}: times the memory of torch/{mode}"] = ratio
-        if rate and row.get("gflop") and not name.startswith("rates/"):
-            found[f"{name}: share of the product's rate"] = row["tflops"] / rate
-        if rate and copies and name.startswith("stage/"):
-            least = max(row["gflop"] / rate, row["mib"] * 2**20 / max(copies) / 1e6)
-            found[f"{name}: times the least"] = row["p50_ms"] / least
-        if name.startswith("training/") and name.count("/") == 1:
+            if theirs := good.get(f"torch/{mode}/{name.removesuffix('/cached')}"):
+                found |= _against(f"{{}}: times {{}} torch/{mode}", name, row, theirs)
+        work, _, rest = name.partition("/")
+        if rate and work in ("network", "training", "with_masks") and row.get("gflop"):
+            least = min(row[key] for key in ("p50_ms", "queued_ms", "resident_ms") if key in row)
+            found[_SHARE.format(name)] = row["gflop"] / least / rate
+        if work == "training" and "parts" in row:
             found[f"{name}: minutes for an epoch of COCO"] = COCO_IMAGES / row["images_per_s"] / 60
-            if parts := row.get("parts"):
-                waited = parts["matching_ms"] + parts["score_to_host_ms"]
-                found[f"{name}: share of the step in host matching"] = waited / row["p50_ms"]
-        if name.startswith("matching/") and (base := good.get("matching/none/8")):
-            found[f"{name}: share beyond none"] = 1 - base["p50_ms"] / row["p50_ms"]
-        _, _, kind = name.partition("op/deformable_")
-        if "/deformable/" in kind and (twin := good.get(name.replace("/deformable/", "/dense/"))):
-            label = kind.replace("/deformable/", " ")
-            found[f"deformable_{label}: times its dense twin"] = row["p50_ms"] / twin["p50_ms"]
+            waited = row["parts"]["matching_ms"] + row["parts"]["score_to_host_ms"]
+            found[f"{name}: share of the step in host matching"] = waited / row["p50_ms"]
+        if work == "matching" and (none := good.get(f"matching/none/{name.rpartition('/')[2]}")):
+            found[f"{name}: share beyond none"] = 1 - none["p50_ms"] / row["p50_ms"]
+        if work == "stage":
+            batch, stage, way = rest.split("/")
+            before = good.get(f"stage/{batch}/{STAGES[stage][1]}/{way}", {"p50_ms": 0.0})
+            own = max(row["p50_ms"] - before["p50_ms"], 1e-6)
+            found[f"{name}: own ms"] = own
+            if rate:
+                found[_SHARE.format(name)] = row["own_gflop"] / own / rate
+        if "/deformable/" in name and (twin := good.get(name.replace("/deformable/", "/dense/"))):
+            label = rest.replace("/deformable/", "/")
+            found[f"{label}: times its dense twin"] = row["p50_ms"] / twin["p50_ms"]
+    return found
+
+
+def _against(form: str, name: str, row: Row, theirs: Row) -> dict[str, float]:
+    """Compare a row of ours with PyTorch's; that of a cached program is for its memory."""
+    is_cached = name.endswith("/cached")
+    memory = "steady_peak_mib" if is_cached else "peak_mib"
+    found = {}
+    for key in () if is_cached else ("p50_ms", "queued_ms", "resident_ms"):
+        if key in row and key in theirs:
+            label = name if key == "p50_ms" else f"{name}, {key[:-3]}"
+            found[form.format(label, "as fast as")] = theirs[key] / row[key]
+    if row.get("peak_mib") and theirs.get(memory):
+        found[form.format(name, "the memory of")] = row["peak_mib"] / theirs[memory]
     return found
 
 
 def text(rows: Sequence[Row], shown: Container[str]) -> str:
     """The table: the rows that are to be shown, what follows of all, the aims."""
     found = figures(rows)
-    lines = [line(row) for name, row in gpu_rows.best(rows).items() if name in shown]
-    lines += [f"{name}: {value:.4g}" for name, value in found.items() if not name.startswith("op/")]
+    lines = [gpu_rows.line(dict(r)) for n, r in gpu_rows.best(rows).items() if n in shown]
+    lines += [f"{name}: {value:.4g}" for name, value in found.items()]
     for figure, is_least, limit in AIMS:
         value, sign = found.get(figure), ">=" if is_least else "<="
         if value is None:
             lines.append(f"NOT MEASURED  {figure}, aim {sign} {limit:g}")
         else:
-            is_met = value >= limit if is_least else value <= limit
-            lines.append(
-                f"{'met   ' if is_met else 'MISSED'}  {figure}: {value:.3g}, aim {sign} {limit:g}"
-            )
+            word = "met   " if (value >= limit if is_least else value <= limit) else "MISSED"
+            lines.append(f"{word}  {figure}: {value:.3g}, aim {sign} {limit:g}")
     return "\n".join(lines)

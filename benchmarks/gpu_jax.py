@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gpu_figures
 import gpu_rows
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from sparseinst_jax import layers, matching, ops, runtime
 from sparseinst_jax.backbones import deformable
@@ -35,7 +35,7 @@ from sparseinst_jax.training.step import TrainState, TrainStep
 
 CLASSES, OBJECTS = 80, 8
 DTYPE = jnp.bfloat16
-MIB = 2**20
+Forms = tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]  # and what they all are given
 
 
 class Sizes(NamedTuple):
@@ -44,33 +44,29 @@ class Sizes(NamedTuple):
     config: str
     image: tuple[int, int]
     scale: int
+    most: int  # images of a single operation
     latency: tuple[int, int]  # warm-ups, iterations
     steps: tuple[int, int]
     queue: int
 
 
-REAL = Sizes("configs/giam_r50.py", (640, 864), 1, (20, 200), (3, 20), 20)
-TINY = Sizes("configs/tiny.py", (64, 96), 8, (1, 3), (1, 2), 2)
+REAL = Sizes("configs/giam_r50.py", (640, 864), 1, 32, (20, 200), (3, 20), 20)
+TINY = Sizes("configs/tiny.py", (64, 96), 8, 2, (1, 3), (1, 2), 2)
 SIZES = REAL
+DONE: list[str] = []  # rows of this process
 
 
 class Case(NamedTuple):
-    """A piece of work.
+    """A piece of work: what does it, its images, billions of operations and MiB moved.
 
-    Attributes:
-      launch: does it, see `gpu_rows.measure`.
-      images: that it takes.
-      gflop: operations of one launch, in billions.
-      mib: bytes that it must read and write, in MiB.
-      queue: whether launches wait together, as where one is shorter than its dispatch.
-      more: further values of the row.
+    Where `is_short`, dispatch takes as long as the work: launches are queued, with one wait.
     """
 
     launch: Callable[[], Any]
     images: int = 0
     gflop: float = 0.0
     mib: float = 0.0
-    queue: bool = False
+    is_short: bool = False
     more: Callable[[], gpu_rows.Row] = dict
 
 
@@ -80,119 +76,113 @@ def make(name: str) -> gpu_rows.Row:
     work, _, rest = name.partition("/")
     case = WORKS[work](rest)
     built = time.perf_counter() - start
-    warmups, iterations = SIZES.latency if case.images == 1 else SIZES.steps
-    wait = jax.block_until_ready
-    if case.queue:
-        row = gpu_rows.measure(case.launch, wait, warmups=1, iterations=5, queue=SIZES.queue)
+    if case.is_short:
+        row = _measure(case.launch, warmups=1, iterations=5, queue=SIZES.queue)
     else:
-        row = gpu_rows.measure(case.launch, wait, warmups=warmups, iterations=iterations)
-        more = gpu_rows.measure(case.launch, wait, warmups=0, iterations=3, queue=10)
-        row["queued_ms"] = more["p50_ms"]
-    # Of the whole process until here: it never falls.
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    row |= {"build_s": built, "process_peak_mib": peak and peak / MIB}
-    row["is_first_of_process"] = not _DONE
-    _DONE.append(name)
+        warmups, iterations = SIZES.latency if case.images == 1 else SIZES.steps
+        row = _measure(case.launch, warmups=warmups, iterations=iterations)
+        row["queued_ms"] = _measure(case.launch, warmups=0, iterations=3, queue=10)["p50_ms"]
+    row["build_s"] = built
+    # The process's peak never falls: it is the first row's alone.
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if not DONE and "peak_bytes_in_use" in stats:
+        row["peak_mib"] = stats["peak_bytes_in_use"] / gpu_rows.MIB
+    DONE.append(name)
     if case.images:
         row |= {"images": case.images, "images_per_s": 1e3 * case.images / row["p50_ms"]}
     if case.gflop:
         row |= {"gflop": case.gflop, "tflops": case.gflop / row["p50_ms"]}
     if case.mib:
-        row |= {"mib": case.mib, "gb_per_s": case.mib * MIB / row["p50_ms"] / 1e6}
+        row |= {"mib": case.mib, "gb_per_s": case.mib * gpu_rows.MIB / row["p50_ms"] / 1e6}
     return row | case.more()
 
 
-_DONE: list[str] = []
+def _measure(launch: Callable[[], Any], **options: Any) -> gpu_rows.Row:
+    return gpu_rows.measure(launch, jax.block_until_ready, **options)
 
 
-def draw(*shape: int, dtype: Any = DTYPE, seed: int = 0) -> jax.Array:
+def draw(*shape: int, dtype: Any = None, seed: int = 0) -> jax.Array:
     """Noise on the device, the same million of numbers again and again."""
     noise = np.random.default_rng(seed).standard_normal(2**20 + 7, np.float32)
-    return jnp.asarray(np.resize(noise.astype(dtype), shape))
-
-
-# The machine.
+    return jnp.asarray(np.resize(noise.astype(dtype or DTYPE), shape))
 
 
 def rates(name: str) -> Case:
     """The rate of a product, a copy on the device, or a transfer of pageable memory."""
     kind, _, number = name.partition("/")
-    size = int(number)
     if kind == "product":
-        size //= 8 * SIZES.scale if SIZES.scale > 1 else 1
-        a, b = draw(size, size), draw(size, size, seed=1)
-        product = jax.jit(jnp.matmul)
-        return Case(lambda: product(a, b), gflop=2e-9 * size**3, queue=True)
-    mib = max(1, size // (16 * SIZES.scale)) if SIZES.scale > 1 else size
-    host = np.random.default_rng(0).integers(0, 256, mib * MIB, np.uint8)
+        side = int(number) // SIZES.scale**2
+        a, b, product = draw(side, side), draw(side, side, seed=1), jax.jit(jnp.matmul)
+        return Case(lambda: product(a, b), gflop=2e-9 * side**3, is_short=True)
+    mib = -(-int(number) // SIZES.scale**2)
+    host = np.resize(np.arange(999_983, dtype=np.float32), mib * gpu_rows.MIB // 4)
     if kind == "to_device":
         return Case(lambda: jax.device_put(host), mib=mib)
-    if kind == "to_host":
+    if kind == "to_host":  # each array once: it keeps what came to the host
         kept = [jax.device_put(host) for _ in range(SIZES.steps[1] + 40)]
         return Case(lambda: np.asarray(kept.pop()), mib=mib)
-    held = [jax.device_put(host.view(np.float32))]
-    copy = jax.jit(lambda x: -x, donate_argnums=0)
+    held, copy = [jax.device_put(host)], jax.jit(jnp.negative, donate_argnums=0)
 
     def launch() -> jax.Array:
         held[0] = copy(held[0])
         return held[0]
 
-    return Case(launch, mib=2 * mib, queue=True)
+    return Case(launch, mib=2 * mib, is_short=True)
 
 
-# Single operations.
+# Single operations, each in several forms; the first is what the package does.
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, groups: int = 1) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, **options: Any) -> jax.Array:
     """Convolve as `layers.Conv` does on an accelerator."""
     border = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        ((border, border), (border, border)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    options = {"padding": ((border, border), (border, border)), **options}
+    numbers = ("NHWC", "HWIO", "NHWC")
+    strides = stride, stride
+    return jax.lax.conv_general_dilated(x, kernel, strides, dimension_numbers=numbers, **options)
 
 
-def _channels(x: jax.Array, number: int, axis: int = -1) -> jax.Array:
+def _wide(x: jax.Array, number: int, axis: int = -1) -> jax.Array:
     """Pad an axis with zeros to so many."""
     pads = [(0, 0)] * x.ndim
     pads[axis] = (0, number - x.shape[axis])
     return jnp.pad(x, pads)
 
 
-def _first_convs() -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, ...]]:
+def _map(stride: int) -> tuple[int, int]:
+    """Height and width of a map of the padded image."""
+    height, width = (n // (2 * stride * SIZES.scale) for n in REAL.image)
+    return max(2, 2 * height), max(2, 2 * width)
+
+
+def _first_convs() -> Forms:
     """The first convolution of both branches: coordinates and 256 channels, to 256."""
     height, width = _map(8)
     grid = jnp.asarray(ops.coordinates(height, width), DTYPE)[None]
 
-    def joined(x: jax.Array, *more: jax.Array) -> jax.Array:
-        return jnp.concatenate([jnp.broadcast_to(grid, (*x.shape[:3], 2)), x, *more], -1)
-
-    def padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        zeros = jnp.zeros((*x.shape[:3], 6), x.dtype)
-        return convolve(joined(x, zeros), _channels(kernel, 264, 2))
+    def joined(x: jax.Array, kernel: jax.Array, zeros: int = 0) -> jax.Array:
+        parts = [jnp.broadcast_to(grid, (*x.shape[:3], 2)), x, jnp.zeros((*x.shape[:3], zeros))]
+        parts = [part.astype(x.dtype) for part in parts if part.size]
+        return convolve(jnp.concatenate(parts, -1), _wide(kernel, 258 + zeros, 2))
 
     def split(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return convolve(x, kernel[:, :, 2:]) + convolve(grid, kernel[:, :, :2])
 
-    forms = {"plain": lambda x, k: convolve(joined(x), k), "padded": padded, "split": split}
+    forms = {"plain": joined, "padded": functools.partial(joined, zeros=6), "split": split}
     return forms, (draw(8, height, width, 256), draw(3, 3, 258, 256))
 
 
-def _activation_maps() -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, ...]]:
+def _activation_maps() -> Forms:
     """256 channels in 4 groups to 4 times 100 maps."""
     height, width = _map(8)
 
-    def parts(x: jax.Array, kernel: jax.Array, wide: int) -> jax.Array:
+    def split(x: jax.Array, kernel: jax.Array, wide: int = 100) -> jax.Array:
         pairs = zip(jnp.split(x, 4, -1), jnp.split(kernel, 4, -1), strict=True)
-        return jnp.concatenate([convolve(i, _channels(k, wide))[..., :100] for i, k in pairs], -1)
+        return jnp.concatenate([convolve(i, _wide(k, wide))[..., :100] for i, k in pairs], -1)
 
     def padded(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        wide = _channels(kernel.reshape(3, 3, 64, 4, 100), 104).reshape(3, 3, 64, 416)
-        y = convolve(x, wide, groups=4)
+        wide = _wide(kernel.reshape(3, 3, 64, 4, 100), 104).reshape(3, 3, 64, 416)
+        y = convolve(x, wide, feature_group_count=4)
         return y.reshape(*y.shape[:3], 4, 104)[..., :100].reshape(*y.shape[:3], 400)
 
     def dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -200,128 +190,105 @@ def _activation_maps() -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, 
         return convolve(x, apart.reshape(3, 3, 256, 400))
 
     forms = {
-        "grouped": lambda x, k: convolve(x, k, groups=4),
-        "grouped_104": padded,
-        "split": lambda x, k: parts(x, k, 100),
-        "split_104": lambda x, k: parts(x, k, 104),
-        "dense": dense,
+        **{"grouped": functools.partial(convolve, feature_group_count=4), "grouped_104": padded},
+        **{"split": split, "split_104": functools.partial(split, wide=104), "dense": dense},
     }
     return forms, (draw(8, height, width, 256), draw(3, 3, 64, 400))
 
 
-def _stem() -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, ...]]:
+def _stem() -> Forms:
     """7x7 with stride 2, 3 channels to 64."""
 
-    def padded(number: int) -> Callable[..., jax.Array]:
-        return lambda x, k: convolve(_channels(x, number), _channels(k, number, 2), 2)
+    def stem(x: jax.Array, kernel: jax.Array, number: int = 3) -> jax.Array:
+        return convolve(_wide(x, number), _wide(kernel, number, 2), 2)
 
-    def folded(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
         # Blocks of 2x2 pixels become channels, the kernel 4x4 with a row of zeros before.
-        batch, height, width, _ = x.shape
-        x = x.reshape(batch, height // 2, 2, width // 2, 2, 3).swapaxes(2, 3)
-        x = x.reshape(batch, height // 2, width // 2, 12)
-        kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-        kernel = kernel.reshape(4, 2, 4, 2, 3, 64).swapaxes(1, 2).reshape(4, 4, 12, 64)
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), ((2, 1), (2, 1)), dimension_numbers=numbers
-        )
+        batch, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
+        x = x.reshape(batch, height, 2, width, 2, 3).swapaxes(2, 3)
+        kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, 3, 64)
+        kernel = kernel.swapaxes(1, 2).reshape(4, 4, 12, 64)
+        return convolve(x.reshape(batch, height, width, 12), kernel, padding=((2, 1), (2, 1)))
 
-    forms = {"plain": lambda x, k: convolve(x, k, 2), "padded_4": padded(4), "padded_8": padded(8)}
-    return forms | {"blocks": folded}, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
+    wide = {f"padded_{n}": functools.partial(stem, number=n) for n in (4, 8)}
+    return {"plain": stem, **wide, "blocks": blocks}, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
 
 
-def _pointwise(stride: int, wide: int, narrow: int) -> tuple[dict[str, Any], tuple[Any, ...]]:
-    """1x1, as a convolution, as the package's product of matrices, as einsum."""
-    forms = {
-        "conv": convolve,
-        "product": layers._multiply_pixels,
-        "einsum": lambda x, k: jnp.einsum("bhwc,co->bhwo", x, k[0, 0]),
-    }
+def _pointwise(stride: int, wide: int, narrow: int) -> Forms:
+    """1x1, as the package's product of matrices, as a convolution, as einsum."""
+    einsum = lambda x, kernel: jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])  # noqa: E731
+    forms = {"product": layers._multiply_pixels, "conv": convolve, "einsum": einsum}
     return forms, (draw(8, *_map(stride), wide), draw(1, 1, wide, narrow))
 
 
-def _deformable(
-    stride: int, channels: int, batch: int
-) -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, ...]]:
+def _deformable(stride: int, channels: int, batch: int) -> Forms:
     """3x3, ordinary and with offsets and modulation."""
-    height, width = _map(stride)
-    places = draw(batch, height, width, deformable.MODULATED_CHANNELS, seed=2)
+    shape = batch, *_map(stride)
+    places = draw(*shape, deformable.MODULATED_CHANNELS, seed=2)
 
     def moved(x: jax.Array, kernel: jax.Array) -> jax.Array:
         offsets, modulation = deformable.split_places(2 * places)
         return deformable.convolve(x, offsets, kernel, 1, modulation)
 
-    given = draw(batch, height, width, channels), draw(3, 3, channels, channels)
+    given = draw(*shape, channels), draw(3, 3, channels, channels)
     return {"dense": convolve, "deformable": moved}, given
 
 
-def _upsampling() -> tuple[dict[str, Callable[..., Any]], tuple[jax.Array, ...]]:
-    """All masks of a batch to twice their size; the gradient is two products for each axis."""
+def _upsampling() -> Forms:
+    """All masks of a batch to twice their size."""
     height, width = _map(8)
-    size = 2 * height, 2 * width
     rows, columns = (ops.bilinear_matrix(n, 2 * n) for n in (height, width))
 
-    def products(precision: str, dtype: Any) -> Callable[[jax.Array], jax.Array]:
-        def run(x: jax.Array) -> jax.Array:
-            matrices = jnp.asarray(rows, dtype), jnp.asarray(columns, dtype)
-            y = jnp.einsum("bnhw,ph,qw->bnpq", x.astype(dtype), *matrices, precision=precision)
-            return y.astype(jnp.float32)
-
-        return run
+    def products(x: jax.Array, dtype: Any) -> jax.Array:
+        matrices = jnp.asarray(rows, dtype), jnp.asarray(columns, dtype)
+        return jnp.einsum("bnhw,ph,qw->bnpq", x.astype(dtype), *matrices).astype(jnp.float32)
 
     forms = {
-        "package": lambda x: ops.resize_bilinear(x, size, axes=(2, 3)),
-        "float32_default": products("default", jnp.float32),
-        "bfloat16": products("default", DTYPE),
+        "package": lambda x: ops.resize_bilinear(x, (2 * height, 2 * width), axes=(2, 3)),
+        "float32_default": functools.partial(products, dtype=jnp.float32),
+        "bfloat16": functools.partial(products, dtype=jnp.bfloat16),
     }
     return forms, (draw(8, 100, height, width, dtype=jnp.float32),)
 
 
-def _map(stride: int) -> tuple[int, int]:
-    """Height and width of a map of the padded image."""
-    height, width = 640 // (stride * SIZES.scale), 864 // (stride * SIZES.scale)
-    return max(2, height // 2 * 2), max(2, width // 2 * 2)
-
-
-OPERATIONS: dict[str, Callable[[], tuple[dict[str, Any], tuple[Any, ...]]]] = {
+OPERATIONS: dict[str, Callable[[], Forms]] = {
     "first": _first_convs,
     "maps": _activation_maps,
     "stem": _stem,
     "1x1_res2": lambda: _pointwise(4, 256, 64),
     "1x1_res4": lambda: _pointwise(16, 1024, 256),
     "3x3": lambda: ({"plain": convolve}, (draw(8, *_map(8), 256), draw(3, 3, 256, 256))),
-    "deformable_8": lambda: _deformable(16, 256, 8),
-    "deformable_res4": lambda: _deformable(16, 256, 32 if SIZES is REAL else 2),
-    "deformable_res5": lambda: _deformable(32, 512, 32 if SIZES is REAL else 2),
+    "deformable_8": lambda: _deformable(16, 256, min(8, SIZES.most)),
+    "deformable_res4": lambda: _deformable(16, 256, SIZES.most),
+    "deformable_res5": lambda: _deformable(32, 512, SIZES.most),
     "upsampling": _upsampling,
 }
 
 
 @functools.lru_cache(1)
-def _forms(kind: str) -> tuple[dict[str, Any], tuple[Any, ...]]:
+def forms_of(kind: str) -> Forms:
+    """Make an operation's forms and what they are given, which the next row takes again."""
     return OPERATIONS[kind]()
 
 
 def operation(name: str) -> Case:
     """An operation in one form: forward, or its gradients alone; images have none."""
-    kind, form, direction = name.split("/")
-    forms, given = _forms(kind)
-    function, plain = forms[form], next(iter(forms.values()))
-    gflop = 2e-9 * trace_macs(plain, *given)[""]  # what is asked for, whatever the form computes
-    if direction == "forward":
+    kind, form, way = name.split("/")
+    forms, given = forms_of(kind)
+    function, first = forms[form], 1 if kind == "stem" else 0
+    gflop = 2e-9 * trace_macs(next(iter(forms.values())), *given)[""]  # of the first form
+    if way == "forward":
         run = jax.jit(function)
-        return Case(lambda: run(*given), gflop=gflop, queue=True)
+        return Case(lambda: run(*given), gflop=gflop, is_short=True)
     cotangent = jnp.ones_like(jax.eval_shape(function, *given))
 
     def pull_back(cotangent: jax.Array, *given: jax.Array) -> Any:
-        if kind == "stem":
-            return jax.vjp(lambda k: function(given[0], k), given[1])[1](cotangent)
-        return jax.vjp(function, *given)[1](cotangent)
+        _, vjp = jax.vjp(lambda *x: function(*given[:first], *x), *given[first:])
+        return vjp(cotangent)
 
     backward = jax.jit(pull_back)
-    times = 1 if kind in ("stem", "upsampling") else 2
-    return Case(lambda: backward(cotangent, *given), gflop=times * gflop, queue=True)
+    gflop *= len(given) - first
+    return Case(lambda: backward(cotangent, *given), gflop=gflop, is_short=True)
 
 
 # The network and its training.
@@ -335,16 +302,16 @@ def _network() -> tuple[Any, Any, Callable[..., Any], Any, Any]:
 
 
 @functools.cache
-def _gflop() -> float:
-    """Operations of the network on one image, in billions."""
-    return 2e-9 * count_macs(_network()[1], *SIZES.image)[""]
+def gflop(module: str = "") -> float:
+    """Operations of a module of the network for one image, in billions."""
+    return 2e-9 * count_macs(_network()[1], *SIZES.image).get(module, 0)
 
 
 def network(name: str) -> Case:
     """From uint8 images in the host's memory to the network's outputs on the device.
 
-    Forms: `bf16_weights`, cast once before; `folded`, the frozen norms' factors within the kernels;
-    `resident` is of every row: the images lie on the device.
+    Forms: `bf16_weights`, cast before; `folded`, the frozen norms' factors within the kernels. In
+    `resident_ms` the images lie on the device.
     """
     number, _, form = name.partition("/")
     batch = int(number)
@@ -359,46 +326,35 @@ def network(name: str) -> Case:
         x = ops.normalize_images(images, valid)
         return apply(params, statistics, x, train=form == "folded")[0]
 
-    given = jax.device_put((params, statistics))
-    placed = jax.device_put((images, valid))
+    weights, placed = jax.device_put(((params, statistics), (images, valid)))
 
     def resident() -> gpu_rows.Row:
         warmups, iterations = SIZES.latency if batch == 1 else SIZES.steps
-        found = gpu_rows.measure(
-            lambda: forward(*given, *placed),
-            jax.block_until_ready,
-            warmups=warmups,
-            iterations=iterations,
-        )
-        return {"resident_ms": found["p50_ms"]}
+        launch = functools.partial(forward, *weights, *placed)
+        return {"resident_ms": _measure(launch, warmups=warmups, iterations=iterations)["p50_ms"]}
 
-    return Case(lambda: forward(*given, images, valid), batch, batch * _gflop(), 0.0, more=resident)
+    launch = functools.partial(forward, *weights, images, valid)
+    return Case(launch, batch, batch * gflop(), more=resident)
 
 
 def with_masks(name: str) -> Case:
-    """From resized photos to the kept masks at their original size in the host's memory."""
-    number, _, kept = name.partition("/")
-    batch, most = int(number), int(kept or 0)
-    config, _, apply, params, statistics = _network()
+    """From resized photos to the kept masks at their original size in the host's memory.
+
+    All masks are kept, as the weights are drawn, or so many as the name says.
+    """
+    batch, most = map(int, f"{name}/{CLASSES * 1000}".split("/")[:2])
+    _, _, apply, params, statistics = _network()
     photo = subjects.usual_photo(SIZES.image)
     valid = subjects.valid_size(photo, SIZES.image)
 
     def select(outputs: Outputs) -> inference.Selection:
-        if most:  # so many of its masks
-            is_kept = jnp.arange(outputs.objectness_logits.shape[1]) < most
-            logits = jnp.where(is_kept, outputs.objectness_logits, -100.0)
-            outputs = outputs._replace(objectness_logits=logits)
-        return inference.select(outputs)
+        is_kept = jnp.arange(outputs.objectness_logits.shape[1]) < most
+        logits = jnp.where(is_kept, outputs.objectness_logits, -100.0)
+        return inference.select(outputs._replace(objectness_logits=logits))
 
+    names, sides = [str(n) for n in range(CLASSES)], (min(SIZES.image), max(SIZES.image))
     predictor = Predictor(
-        apply,
-        params,
-        statistics,
-        [str(n) for n in range(CLASSES)],
-        list(range(CLASSES)),
-        (min(SIZES.image), max(SIZES.image)),
-        select=select,
-        batch_size=batch,
+        *(apply, params, statistics, names, range(CLASSES), sides), select=select, batch_size=batch
     )
     image = np.random.default_rng(0).integers(0, 256, (*valid, 3), np.uint8)
     items = [Prepared(image, photo, valid) for _ in range(batch)]
@@ -406,19 +362,16 @@ def with_masks(name: str) -> Case:
     def launch() -> int:
         return sum(len(chunk) for kept in predictor.run(items) for chunk in kept.masks)
 
-    return Case(launch, batch, more=lambda: {"kept": launch() / batch})
+    return Case(launch, batch, batch * gflop(), more=lambda: {"kept": launch() / batch})
 
 
-def _training(batch: int, parts: int = 1, kind: type[TrainStep] = TrainStep) -> tuple[Any, ...]:
-    """A step of the package, its state on the device, its batch and its objective."""
+def _training(batch: int, kind: type[TrainStep], parts: int = 1) -> tuple[Any, ...]:
+    """A step of the package, its state on the host, a batch, the objective and the optimizer."""
     config, model, apply, params, statistics = _network()
     frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
+    train = config.train
     adamw = optimizer.make_optimizer(
-        params,
-        config.train.learning_rate,
-        config.train.weight_decay,
-        config.train.gradient_clip_norm,
-        frozen,
+        params, train.learning_rate, train.weight_decay, train.gradient_clip_norm, frozen
     )
     objective = build_objective(config, apply)
     step = kind(objective, adamw, micro_batches=parts, devices=jax.local_devices()[:1])
@@ -428,26 +381,33 @@ def _training(batch: int, parts: int = 1, kind: type[TrainStep] = TrainStep) -> 
     return step, state, data, objective, adamw
 
 
+def _in_turn(step: Callable[..., Any], state: Any, *given: Any) -> tuple[list[Any], Any]:
+    """A list that holds the state, which every step consumes, and a function that takes a step."""
+    states = [state]
+
+    def launch() -> Any:
+        states[0], result = step(states[0], *given)
+        return states[0], result
+
+    return states, launch
+
+
 def train(name: str) -> Case:
     """Steps, from the host's batch to the new state; and each part of one, waited for."""
     batch = int(name.partition("/")[0])
-    step, state, data, *_ = _training(batch, kind=training.PartedStep)
-    states, losses = [step.place(state)], []
-
-    def launch() -> Any:
-        states[0], metrics = step(states[0], data)
-        losses.append(metrics["loss/total"])
-        return states[0], losses[-1]
+    step, state, data, *_ = _training(batch, training.PartedStep)
+    states, launch = _in_turn(step, step.place(state), data)
 
     def more() -> gpu_rows.Row:
         found = []
         for _ in range(3):
             states[0], parts = step.parts(states[0], data)
             found.append(parts)
-        parts = {name: float(np.median([p[name] for p in found])) for name in found[0]}
-        return {"parts": parts, "last_loss": float(np.asarray(losses[-1])[0])}
+        loss = float(np.asarray(launch()[1]["loss/total"])[0])
+        medians = {name: float(np.median([p[name] for p in found])) for name in found[0]}
+        return {"parts": medians, "last_loss": loss}
 
-    return Case(launch, batch, 3 * batch * _gflop(), more=more)
+    return Case(launch, batch, 3 * batch * gflop(), more=more)
 
 
 class OverlappedStep(TrainStep):
@@ -502,32 +462,29 @@ def no_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
     return jnp.where(is_target, index, matching.UNMATCHED)
 
 
+MATCHES = {"none": no_match, "callback": callback_match, "device": device_match}
+
+
 def match_form(name: str) -> Case:
     """A whole step that matches in another place.
 
-    `host` is the package's; `overlapped` in two parts, `parts` the package's in two; the others
-    are one compiled program: SciPy in a callback, optax's solver on the device, nothing matched.
+    `host` is the package's, `parts` the same in two parts, `overlapped` see `OverlappedStep`; the
+    others are one compiled program: SciPy in a callback, optax's solver on the device, no matching.
     """
     form, _, number = name.partition("/")
     batch = int(number)
-    parts = 2 if form in ("overlapped", "parts") else 1
     kind = OverlappedStep if form == "overlapped" else TrainStep
-    step, state, data, objective, adamw = _training(batch, parts, kind)
-    if form in ("host", "overlapped", "parts"):
-        states = [step.place(state)]
-
-        def launch() -> Any:
-            states[0], metrics = step(states[0], data)
-            return states[0], metrics["loss/total"]
-
-        return Case(launch, batch, 3 * batch * _gflop())
-    match = {"none": no_match, "callback": callback_match, "device": device_match}[form]
+    parts = 2 if form in ("overlapped", "parts") else 1
+    step, state, data, objective, adamw = _training(batch, kind, parts)
+    work = batch, 3 * batch * gflop()
+    if form not in MATCHES:
+        return Case(_in_turn(step, step.place(state), data)[1], *work)
 
     def whole(state: TrainState, data: Batch, counts: Any) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             outputs, statistics = objective.forward(params, state.statistics, data)
             score = jax.lax.stop_gradient(objective.match_score(outputs, data))
-            index = match(score, data.is_target)
+            index = MATCHES[form](score, data.is_target)
             return objective.loss(outputs, data, index, counts)[0], statistics
 
         (total, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -535,123 +492,46 @@ def match_form(name: str) -> Case:
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, statistics, opt_state), total
 
+    given = data._replace(image_id=None), objective.count(data)
     compiled = jax.jit(whole, donate_argnums=0)
-    states, counts = [jax.device_put(state)], objective.count(data)
-    data = data._replace(image_id=None)
-
-    def launch_whole() -> Any:
-        states[0], total = compiled(states[0], data, counts)
-        return states[0], total
-
-    return Case(launch_whole, batch, 3 * batch * _gflop())
-
-
-@functools.cache
-def _stages(batch: int) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """The network in stages as training runs it, each a function of weights and inputs."""
-    config, model, apply, params, _ = _network()
-    found: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
-
-    def add(name: str, module: Any, call: Callable[..., Any], *inputs: Any) -> Any:
-        graphdef, *states = nnx.split(module, nnx.Param, ...)
-        weights, rest = jax.device_put(states)  # NumPy arrays would be written to under a trace
-
-        def function(weights: Any, *inputs: Any) -> Any:
-            # Copies of the structure: running statistics are changed under a trace.
-            copies = [jax.tree.map(lambda leaf: leaf, state) for state in (weights, rest)]
-            return call(nnx.merge(graphdef, *copies), *inputs)
-
-        found[name] = function, (weights, *inputs)
-        return noise(jax.eval_shape(function, weights, *inputs))
-
-    def noise(shapes: Any) -> Any:
-        return jax.tree.map(lambda s: draw(*s.shape, dtype=s.dtype), shapes)
-
-    def in_turn(blocks: Any, x: jax.Array) -> jax.Array:
-        if not isinstance(blocks, nnx.List):
-            return blocks(x, True)
-        return functools.reduce(lambda x, block: block(x, True, {}), blocks, x)
-
-    x, levels = draw(batch, *SIZES.image, 3, dtype=jnp.float32), []
-    for name in ("stem", "res2", "res3", "res4", "res5"):
-        x = add(name, getattr(model.backbone, name), in_turn, x)
-        levels.append(x)
-    encoded = add("encoder", model.encoder, lambda m, *xs: m(*xs, {}), *levels[2:])
-    given = jnp.concatenate([encoded[..., :2], encoded], axis=-1)
-    branch, masks = model.decoder.inst_branch, model.decoder.mask_branch
-    logits, kernels, objectness = add("inst_branch", branch, lambda m, x: m(x, {}), given)
-    features = add("mask_branch", masks, lambda m, x: m(x), given)
-
-    def product(_: Any, kernels: jax.Array, features: jax.Array) -> jax.Array:
-        y = jnp.einsum("bnd,bhwd->bnhw", kernels, features, preferred_element_type=jnp.float32)
-        return ops.resize_bilinear(y, [2 * n for n in y.shape[2:]], axes=(2, 3))
-
-    found["masks"] = product, ({}, kernels, features)
-    wide = [t.astype(jnp.float32) for t in (logits, objectness)]
-    outputs = Outputs(
-        class_logits=wide[0],
-        mask_logits=noise(jax.eval_shape(product, {}, kernels, features)),
-        objectness_logits=wide[1],
-    )
-    objective = build_objective(config, apply)
-    data = training.random_batch(batch, SIZES.image, OBJECTS, CLASSES)
-    counts, data = objective.count(data), jax.device_put(data._replace(image_id=None))
-    index = no_match(jnp.zeros(()), data.is_target)
-    found["match_score"] = lambda _, o: objective.match_score(o, data), ({}, outputs)
-    found["losses"] = lambda _, o: objective.loss(o, data, index, counts)[0], ({}, outputs)
-    adamw = optimizer.make_optimizer(params, 5e-5, 0.05)
-
-    def update(state: Any, params: Any, gradients: Any) -> Any:
-        updates, state = adamw.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state
-
-    found["optimizer"] = update, (jax.jit(adamw.init)(params), params, params)
-    return found
+    return Case(_in_turn(compiled, jax.device_put(state), *given)[1], *work)
 
 
 def stage(name: str) -> Case:
-    """A stage of a training step by itself, forward or forward and backward together.
+    """The network as training runs it up to a named tensor, and with the parameters' gradients.
 
-    The bytes are those of inputs, weights and results, each once, and twice with gradients.
+    `own_gflop` is of the stage alone; its time is what is left of that of the stage before it.
     """
-    number, kind, direction = name.split("/")
-    function, given = _stages(int(number))[kind]
-    given = jax.device_put(given)
-    results = jax.eval_shape(function, *given)
-    gflop = 2e-9 * trace_macs(function, *given)[""]
-    leaves = jax.tree.leaves((given, results))
-    mib = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / MIB
-    if direction == "forward":
-        run = jax.jit(function)
-        return Case(lambda: run(*given), gflop=gflop, mib=mib, queue=True)
+    number, tensor, way = name.split("/")
+    batch, images = int(number), draw(int(number), *SIZES.image, 3, dtype=jnp.float32)
+    _, _, apply, params, statistics = _network()
+    given = jax.device_put((params, statistics))
 
-    def both(weights: Any, *inputs: Any) -> Any:
-        if kind == "stem":  # images have no gradient
-            results, vjp = jax.vjp(lambda w: function(w, *inputs), weights)
-        else:
-            results, vjp = jax.vjp(function, weights, *inputs)
-        return vjp(jax.tree.map(jnp.ones_like, results))
+    def forward(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
+        named: dict[str, jax.Array] = {}
+        apply(params, statistics, images, train=True, intermediates=named)
+        return named[tensor]
 
-    backward = jax.jit(both)
-    times = 2 if kind == "stem" else 3
-    return Case(lambda: backward(*given), gflop=times * gflop, mib=2 * mib, queue=True)
+    def total(*given: Any) -> jax.Array:
+        return forward(*given).astype(jnp.float32).sum()
+
+    run, times = jax.jit(forward), 1
+    if way == "grad":
+        run, times = jax.jit(jax.grad(total)), 2 if tensor == "stem" else 3
+    own = times * batch * gflop(gpu_figures.STAGES[tensor][0])
+    return Case(lambda: run(*given, images), is_short=True, more=lambda: {"own_gflop": own})
 
 
 WORKS: dict[str, Callable[[str], Case]] = {
-    "rates": rates,
-    "op": operation,
-    "network": network,
-    "with_masks": with_masks,
-    "training": train,
-    "matching": match_form,
-    "stage": stage,
+    **{"rates": rates, "op": operation, "network": network, "with_masks": with_masks},
+    **{"training": train, "matching": match_form, "stage": stage},
 }
 
 
 def main() -> int:
     """Measure the rows of a command line."""
     global SIZES
-    arguments = gpu_rows.parser(__doc__).parse_args()
+    arguments = gpu_rows.arguments()
     runtime.prepare()
     if arguments.dry_run:
         SIZES = TINY

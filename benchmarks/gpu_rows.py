@@ -8,57 +8,50 @@ device or of other versions stay in the file and count for nothing. Needs neithe
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
 import gc
 import importlib.metadata
 import json
 import os
+import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-TRIES = 2  # of a row that fails, each in a call of its own
+TRIES = 2  # of a row that fails
 NO_DEVICE = 3  # exit code of a process that finds no accelerator
-PACKAGES = ("jax", "jaxlib", "flax", "torch")
 CLOCKS = "clocks.sm,clocks.mem,power.draw,temperature.gpu"
+MIB = 2**20
+COLUMNS = {
+    **{"queued_ms": "queued", "resident_ms": "resident", "images_per_s": "images/s"},
+    **{"tflops": "TFLOP/s", "gb_per_s": "GB/s", "first_s": "first s", "peak_mib": "MiB"},
+}
 
 Row = dict[str, Any]
 
 
-def read(path: Path) -> list[Row]:
-    """Return the rows of a file, [] where there is none; what is no whole line is left out."""
+def read(path: Path, stamp: Mapping[str, Any]) -> list[Row]:
+    """Return a file's rows of this device and these versions; what is no whole line is left out."""
     found = []
-    if path.exists():
-        for line in path.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and "name" in row:
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and all(row.get(k) == v for k, v in stamp.items()):
                 found.append(row)
     return found
 
 
 def append(path: Path, row: Row) -> None:
-    """Add a row, on the disk when this returns; ends a torn line before it."""
+    """Add a row, on the disk when this returns; a torn line before it is ended."""
     with path.open("ab+") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            start = b"" if file.read() == b"\n" else b"\n"
-        else:
-            start = b""
-        file.write(start + json.dumps(row).encode() + b"\n")
+        is_torn = file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * is_torn + json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def own(rows: Sequence[Row], stamp: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of this device and these versions."""
-    return [row for row in rows if all(row.get(key) == value for key, value in stamp.items())]
 
 
 def best(rows: Sequence[Row]) -> dict[str, Row]:
@@ -77,24 +70,29 @@ def lacking(names: Sequence[str], rows: Sequence[Row]) -> list[str]:
     return [name for name in names if name not in good and faults.count(name) < TRIES]
 
 
+def line(row: Row) -> str:
+    """One row for a terminal."""
+    if "fault" in row:
+        return f"{row['name']:<36} FAILED {row['fault'][:150]}"
+    cells = [f"{name} {row[key]:.4g}" for key, name in COLUMNS.items() if row.get(key)]
+    return f"{row['name']:<36} {row['p50_ms']:9.3f} ms  {', '.join(cells)}"
+
+
 def query(what: str) -> str:
     """Ask nvidia-smi about the first GPU; "" where there is no answer."""
     command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "--id=0"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+    return ""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is measured, of what is installed."""
+    """Return the versions of what is measured, as far as it is installed."""
     found = {}
-    for name in PACKAGES:
-        try:
+    for name in ("jax", "jaxlib", "flax", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -135,42 +133,38 @@ def measure(
             result = launch()
         wait(result)
         samples.append(1e3 * (clock() - start) / queue)
-    ranked = sorted(samples)
-    return {
-        "p50_ms": statistics.median(samples),
-        "least_ms": ranked[0],
-        "p90_ms": ranked[min(len(ranked) - 1, int(0.9 * len(ranked)))],
-        "iterations": len(samples),
-        "first_s": first,
-    }
+    p90 = sorted(samples)[min(len(samples) - 1, int(0.9 * len(samples)))]
+    found = {"p50_ms": statistics.median(samples), "least_ms": min(samples), "p90_ms": p90}
+    return found | {"iterations": len(samples), "first_s": first}
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options of a process that measures rows."""
-    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
-    add = made.add_argument
+def arguments() -> argparse.Namespace:
+    """The command line of a process that measures rows, started by gpu.py."""
+    parser = argparse.ArgumentParser()
+    add = parser.add_argument
     add("--rows", nargs="+", required=True, metavar="NAME")
     add("--output", type=Path, required=True)
     add("--stamp", type=json.loads, required=True, help="device and versions, as JSON")
     add("--seconds", type=float, default=float("inf"), help="no new row after so many")
     add("--dry-run", action="store_true")
     add("--yardstick")
-    return made
+    return parser.parse_args()
 
 
-def run(arguments: argparse.Namespace, make: Callable[[str], Row]) -> None:
+def run(given: argparse.Namespace, make: Callable[[str], Row]) -> None:
     """Measure the rows one after the other; one that fails is told and leaves the others."""
-    end = time.monotonic() + arguments.seconds
-    for name in arguments.rows:
+    with contextlib.suppress(AttributeError, OSError):  # Linux: end with gpu.py, however it ends
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    end = time.monotonic() + given.seconds
+    for name in given.rows:
         if time.monotonic() > end:
-            break
+            return
         try:
             row = make(name)
         except Exception as error:  # of a backend: whatever it raises
             row = {"fault": f"{type(error).__name__}: {error}".replace("\n", " ")[:600]}
-        row = {"name": name, **arguments.stamp, "clocks": query(CLOCKS), **row}
+        row = {"name": name, **given.stamp, **row, "clocks": query(CLOCKS)}
         row["xla_flags"] = os.environ.get("XLA_FLAGS", "")
-        append(arguments.output, row)
-        print(name, row.get("fault") or f"{row.get('p50_ms', 0):.3f} ms", flush=True)
+        append(given.output, row)
+        print(line(row), flush=True)
         gc.collect()
-    sys.stdout.flush()

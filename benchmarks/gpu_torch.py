@@ -26,7 +26,6 @@ from scipy.optimize import linear_sum_assignment
 
 CLASSES, OBJECTS, LEARNING_RATE, WEIGHT_DECAY = 80, 8, 5e-5, 0.05
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-MIB = 2**20
 Work = Callable[[], Any]
 
 
@@ -201,17 +200,17 @@ def make(name: str, yardstick: Any, is_dry: bool) -> gpu_rows.Row:
             torch.cuda.synchronize()
 
     warmups, iterations = (1, 3) if is_dry else (20, 200) if batch == 1 else (3, 20)
-    # With what cuDNN's search takes, as JAX's peak is with what XLA's takes.
-    row = gpu_rows.measure(launch, wait, warmups=0, iterations=3, seconds=0)
-    first, peak = row["first_s"], torch.cuda.max_memory_allocated() / MIB if is_gpu else None
+    # With what cuDNN's search takes, as JAX's peak is with what XLA's takes; then without.
+    first = gpu_rows.measure(launch, wait, warmups=0, iterations=1)["first_s"]
+    peaks = {}
     if is_gpu:
+        peaks["peak_mib"] = torch.cuda.max_memory_allocated() / gpu_rows.MIB
         torch.cuda.reset_peak_memory_stats()
     row = gpu_rows.measure(launch, wait, warmups=warmups, iterations=iterations)
-    row |= {"first_s": first, "process_peak_mib": peak, "is_first_of_process": True}
     queued = gpu_rows.measure(launch, wait, warmups=0, iterations=3, queue=10)
-    row["queued_ms"] = queued["p50_ms"]
+    row |= {"first_s": first, "queued_ms": queued["p50_ms"], **peaks}
     if is_gpu:
-        row["steady_peak_mib"] = torch.cuda.max_memory_allocated() / MIB
+        row["steady_peak_mib"] = torch.cuda.max_memory_allocated() / gpu_rows.MIB
     if resident:
         found = gpu_rows.measure(resident, wait, warmups=warmups, iterations=iterations)
         row["resident_ms"] = found["p50_ms"]
@@ -220,7 +219,7 @@ def make(name: str, yardstick: Any, is_dry: bool) -> gpu_rows.Row:
 
 def main() -> int:
     """Measure the rows of a command line."""
-    arguments = gpu_rows.parser(__doc__).parse_args()
+    arguments = gpu_rows.arguments()
     if not arguments.dry_run and not torch.cuda.is_available():
         print("PyTorch finds no accelerator", file=sys.stderr)
         return gpu_rows.NO_DEVICE
