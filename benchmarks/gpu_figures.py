@@ -87,16 +87,22 @@ def _against(form: str, name: str, row: Row, theirs: Row) -> dict[str, float]:
     return found
 
 
+def is_met(value: float | None, is_least: bool, limit: float) -> bool | None:
+    """Whether an aim is reached; None where nothing was measured."""
+    if value is None:
+        return None
+    return value >= limit if is_least else value <= limit
+
+
 def text(rows: Sequence[Row], shown: Container[str]) -> str:
     """The table: the rows that are to be shown, what follows of all, the aims."""
     found = figures(rows)
     lines = [gpu_rows.line(dict(r)) for n, r in gpu_rows.best(rows).items() if n in shown]
     lines += [f"{name}: {value:.4g}" for name, value in found.items()]
+    words = {True: "met   ", False: "MISSED", None: "NOT MEASURED"}
     for figure, is_least, limit in AIMS:
         value, sign = found.get(figure), ">=" if is_least else "<="
-        if value is None:
-            lines.append(f"NOT MEASURED  {figure}, aim {sign} {limit:g}")
-        else:
-            word = "met   " if (value >= limit if is_least else value <= limit) else "MISSED"
-            lines.append(f"{word}  {figure}: {value:.3g}, aim {sign} {limit:g}")
+        shown_value = "" if value is None else f": {value:.3g}"
+        word = words[is_met(value, is_least, limit)]
+        lines.append(f"{word}  {figure}{shown_value}, aim {sign} {limit:g}")
     return "\n".join(lines)
