@@ -61,20 +61,15 @@ BENCHMARK = {
         },
     ],
 }
-ACCELERATOR = {
-    **{"command": "python benchmarks/gpu.py", "figures": {"network, batch 8: ms": 12.3456}},
-    "aims": [
-        {"figure": "a", "is_least": True, "limit": 1.5, "value": 1.7, "is_met": True},
-        {"figure": "b", "is_least": False, "limit": 0.5, "value": 0.75, "is_met": False},
-        {"figure": "c", "is_least": False, "limit": 2.0, "value": None, "is_met": None},
-    ],
-    "parts": {"latency": {"result": None}, "roofline": {"result": ROOFLINE}},
-}
-FORMS = {
-    **{"command": "python benchmarks/matching_forms.py", "machine": MACHINE},
-    "settings": {"forms": ["host"], "dtype": "float32"},
-    "rows": [{"name": "host", "p50_ms": 123.45, "images_per_s": 16.2}],
-}
+_STAMP = {"device": "H100", "versions": {"jax": "0.11.2", "torch": "2.11"}}
+ACCELERATOR = [
+    {"name": "training/8", **_STAMP, "p50_ms": 1.0, "device": "H200"},
+    {"name": "training/8", **_STAMP, "p50_ms": 20.0, "images_per_s": 400.0, "peak_mib": 900.4},
+    {"name": "torch/compiled/training/8", **_STAMP, "p50_ms": 34.0},
+    {"name": "network/1", **_STAMP, "fault": "no memory"},
+    {"name": "op/deformable_res5/dense/grad", **_STAMP, "p50_ms": 1.0},
+    {"name": "op/deformable_res5/deformable/grad", **_STAMP, "p50_ms": 3.0},
+]
 
 
 @pytest.mark.parametrize(
@@ -89,11 +84,6 @@ FORMS = {
         ),
         (BENCHMARK, "| latency/network | 700.0 | 710.0 | 1.43 | 10.0 | 0.5 | 900 |"),
         (BENCHMARK, "| input/batches | 70.0 | 71.0 | 28.00 |  |  | 300 |"),
-        (ACCELERATOR, "| a | 1.7 | ≥ 1.5 | met |"),
-        (ACCELERATOR, "| b | 0.75 | ≤ 0.5 | **missed** |"),
-        (ACCELERATOR, "| c |  | ≤ 2 | not measured |"),
-        (ACCELERATOR, "| network, batch 8: ms | 12.35 |"),
-        (FORMS, "| host | 123.5 | 16.20 |"),
     ],
 )
 def test_every_kind_of_file_becomes_its_table(report, line):
@@ -103,6 +93,23 @@ def test_every_kind_of_file_becomes_its_table(report, line):
     assert first.startswith(f"`{report['command']}`; ") and "jax 0.10.2; load before 0.2" in first
     width = {row.count("|") for row in text.split("\n\n")[1].splitlines()}
     assert len(width) == 1, "as many cells in every row as in the heading"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "`python benchmarks/gpu.py`; H100; jax 0.11.2, torch 2.11.",
+        "| training/8: times as fast as torch/compiled | 1.7 | ≥ 1.5 | met |",
+        "| deformable_res5/grad: times its dense twin | 3 | ≤ 2 | **missed** |",
+        "| training/32: share of the product's rate |  | ≥ 0.3 | not measured |",
+        "| training/8 | 20.000 |  |  | 400.0 |  | 900 |  |",
+        "| network/1 | failed |  |  |  |  |  |  |",
+    ],
+)
+def test_the_rows_of_an_accelerator_become_a_table_of_the_last_device(tmp_path, line):
+    path = tmp_path / "gpu.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ACCELERATOR))
+    assert line in tables.rendered(tables._read(path)).splitlines()
 
 
 @pytest.fixture
