@@ -27,7 +27,7 @@ from sparseinst_jax.cli.measuring import (
 )
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.weights.convert import ours_to_original
@@ -160,7 +160,7 @@ def test_the_parts_of_a_network_add_up():
 
 
 def test_activations_come_in_their_order_with_their_sizes():
-    given = layers.functional(builders.build_model(tiny.get_config().model, 3, None))
+    given = functional(builders.build_model(tiny.get_config().model, 3, None))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
     found = network.activations(*given, images)
     assert [tensor["name"] for tensor in found[:5]] == ["stem", "res2", "res3", "res4", "res5"]
@@ -231,7 +231,7 @@ def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
 def test_a_measured_training_step_trains_and_says_where_its_time_goes():
     config = tiny.get_config()
     model = builders.build_model(config.model, 3, 0)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     batch = training.random_batch(2, (64, 64), 3, 3)
     objective = builders.build_objective(config, apply)
     # Its details take steps too; the loss on the only batch falls.
@@ -311,7 +311,7 @@ def test_memory_is_that_of_the_process_and_of_the_plan():
 
 def test_named_weights_are_the_ones_that_are_measured(tmp_path):
     config = tiny.get_config()
-    _, params, statistics = layers.functional(builders.build_model(config.model, 80, 0))
+    _, params, statistics = functional(builders.build_model(config.model, 80, 0))
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = np.full(80, -40, np.float32)  # nothing is found
     weights = tmp_path / "weights.npz"
