@@ -20,18 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseinst_jax import layers, matching, ops, runtime
-from sparseinst_jax.backbones import deformable
-from sparseinst_jax.benchmark import inference as subjects
-from sparseinst_jax.benchmark import training
-from sparseinst_jax.builders import build_model, build_objective
-from sparseinst_jax.complexity import count_macs, trace_macs
-from sparseinst_jax.config import load_config
-from sparseinst_jax.predictor import Predictor, Prepared
-from sparseinst_jax.sparseinst import inference
-from sparseinst_jax.structures import Batch, Outputs
+from sparseinst_jax import matching
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.cli.measuring import inference as subjects
+from sparseinst_jax.cli.measuring import training
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.inference.predictor import Predictor, Prepared
+from sparseinst_jax.models import ops
+from sparseinst_jax.models.backbones import deformable
+from sparseinst_jax.models.complexity import count_macs, trace_macs
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.runtime import process
+from sparseinst_jax.setup.builders import build_model, build_objective
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.training.step import TrainStep
 
 CLASSES, OBJECTS = 80, 8
 DTYPE = jnp.bfloat16
@@ -217,7 +222,7 @@ def _stem() -> Forms:
 def _pointwise(stride: int, wide: int, narrow: int) -> Forms:
     """1x1, as the package's product of matrices, as a convolution, as einsum."""
     einsum = lambda x, kernel: jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0])  # noqa: E731
-    forms = {"product": layers._multiply_pixels, "conv": convolve, "einsum": einsum}
+    forms = {"package": ops.convolve, "conv": convolve, "einsum": einsum}
     return forms, (draw(8, *_map(stride), wide), draw(1, 1, wide, narrow))
 
 
@@ -298,7 +303,7 @@ def operation(name: str) -> Case:
 def _network() -> tuple[Any, Any, Callable[..., Any], Any, Any]:
     config: Any = load_config(SIZES.config, {"model.dtype": "bfloat16"})
     model: Any = build_model(config.model, CLASSES, config.seed, config.train.frozen_stages)
-    return config, model, *layers.functional(model)
+    return config, model, *functional(model)
 
 
 @functools.cache
@@ -368,7 +373,6 @@ def with_masks(name: str) -> Case:
 def _training(batch: int, kind: type[TrainStep], parts: int = 1) -> tuple[Any, ...]:
     """A step of the package, its state on the host, a batch, the objective and the optimizer."""
     config, model, apply, params, statistics = _network()
-    frozen = [f"backbone/{name}" for name in model.backbone.frozen_names]
     train = config.train
     adamw = optimizer.make_optimizer(
         params, train.learning_rate, train.weight_decay, train.gradient_clip_norm, frozen
@@ -532,7 +536,7 @@ def main() -> int:
     """Measure the rows of a command line."""
     global SIZES
     arguments = gpu_rows.arguments()
-    runtime.prepare()
+    process.prepare()
     if arguments.dry_run:
         SIZES = TINY
     elif jax.default_backend() == "cpu":
