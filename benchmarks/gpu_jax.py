@@ -202,16 +202,19 @@ def _stem() -> Forms:
     def stem(x: jax.Array, kernel: jax.Array, number: int = 3) -> jax.Array:
         return convolve(_wide(x, number), _wide(kernel, number, 2), 2)
 
-    def blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def blocks(x: jax.Array, kernel: jax.Array, number: int = 12) -> jax.Array:
         # Blocks of 2x2 pixels become channels, the kernel 4x4 with a row of zeros before.
         batch, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
         x = x.reshape(batch, height, 2, width, 2, 3).swapaxes(2, 3)
         kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, 3, 64)
-        kernel = kernel.swapaxes(1, 2).reshape(4, 4, 12, 64)
-        return convolve(x.reshape(batch, height, width, 12), kernel, padding=((2, 1), (2, 1)))
+        kernel = _wide(kernel.swapaxes(1, 2).reshape(4, 4, 12, 64), number, 2)
+        x = _wide(x.reshape(batch, height, width, 12), number)
+        return convolve(x, kernel, padding=((2, 1), (2, 1)))
 
-    wide = {f"padded_{n}": functools.partial(stem, number=n) for n in (4, 8)}
-    return {"plain": stem, **wide, "blocks": blocks}, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
+    forms = {f"padded_{n}": functools.partial(stem, number=n) for n in (4, 8)}
+    forms = {"plain": stem, **forms, "blocks": blocks}
+    forms["blocks_16"] = functools.partial(blocks, number=16)
+    return forms, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
 
 
 def _pointwise(stride: int, wide: int, narrow: int) -> Forms:
