@@ -33,6 +33,7 @@ import gpu_rows  # noqa: E402
 # XLA does not compare the results of the convolutions that it tries: it compiles sooner.
 FLAGS = "--xla_gpu_autotune_level=2"
 LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
+GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
 PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
 SMOKE_SECONDS = 165
 
@@ -73,12 +74,12 @@ RATES = Part(
 OPERATIONS = (
     *_both("first/plain first/padded first/split"),
     *_both("maps/grouped maps/grouped_104 maps/split maps/split_104 maps/dense"),
-    *_both("stem/plain stem/padded_4 stem/padded_8 stem/blocks 3x3/plain"),
-    *_both("1x1_res2/conv 1x1_res2/product 1x1_res2/einsum"),
+    *_both("stem/plain stem/padded_4 stem/padded_8 stem/blocks stem/blocks_16 3x3/plain"),
+    *_both("1x1_res2/conv 1x1_res2/package 1x1_res2/einsum"),
     *("op/upsampling/package/grad", "op/upsampling/float32_default/grad"),
     "op/upsampling/bfloat16/grad",
     *_both("deformable_8/dense deformable_8/deformable"),
-    *_both("1x1_res4/conv 1x1_res4/product 1x1_res4/einsum"),
+    *_both("1x1_res4/conv 1x1_res4/package 1x1_res4/einsum"),
 )
 FORMS = Part(("network/1/folded", "network/1/bf16_weights"))
 SMOKE = (
@@ -104,7 +105,8 @@ PARTS = (
     Part(_both("deformable_res5/dense deformable_res5/deformable")),
     Part(_torch("eager/network/1", "eager/training/8", "eager/training/32")),
     Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
-    Part(("network/1/command_buffer",), flags="--xla_gpu_enable_command_buffer=+CONVOLUTION"),
+    Part(("network/1/command_buffer",), flags=GRAPHS),
+    Part(("training/8/command_buffer",), 40, flags=GRAPHS),
     FORMS,
     Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever
     Part(("matching/device/8",), 40),
@@ -179,6 +181,7 @@ class Run:
             "TRITON_CACHE_DIR": str(caches / "triton"),
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",  # one process has the device at a time
             **os.environ,
+            gpu_rows.PARENT: str(os.getpid()),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS} {flags}".strip(),
         }
         seconds = self.end - time.monotonic()

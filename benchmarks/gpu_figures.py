@@ -63,9 +63,9 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
         if work == "stage":
             batch, stage, way = rest.split("/")
             before = good.get(f"stage/{batch}/{STAGES[stage][1]}/{way}", {"p50_ms": 0.0})
-            own = max(row["p50_ms"] - before["p50_ms"], 1e-6)
+            own = row["p50_ms"] - before["p50_ms"]
             found[f"{name}: own ms"] = own
-            if rate:
+            if rate and own > 0:
                 found[_SHARE.format(name)] = row["own_gflop"] / own / rate
         if "/deformable/" in name and (twin := good.get(name.replace("/deformable/", "/dense/"))):
             label = rest.replace("/deformable/", "/")

@@ -7,6 +7,7 @@ other small pieces are single operations at the sizes of batch 8 and images of 6
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 import time
@@ -29,14 +30,15 @@ from sparseinst_jax.inference.predictor import Predictor, Prepared
 from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones import deformable
 from sparseinst_jax.models.complexity import count_macs, trace_macs
-from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.family import Selection
 from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup.builders import build_model, build_objective
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import TrainStep
+from sparseinst_jax.training.step import TrainStep, with_changed
 
 CLASSES, OBJECTS = 80, 8
 DTYPE = jnp.bfloat16
@@ -207,16 +209,19 @@ def _stem() -> Forms:
     def stem(x: jax.Array, kernel: jax.Array, number: int = 3) -> jax.Array:
         return convolve(_wide(x, number), _wide(kernel, number, 2), 2)
 
-    def blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def blocks(x: jax.Array, kernel: jax.Array, number: int = 12) -> jax.Array:
         # Blocks of 2x2 pixels become channels, the kernel 4x4 with a row of zeros before.
         batch, height, width = x.shape[0], x.shape[1] // 2, x.shape[2] // 2
         x = x.reshape(batch, height, 2, width, 2, 3).swapaxes(2, 3)
         kernel = jnp.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, 3, 64)
-        kernel = kernel.swapaxes(1, 2).reshape(4, 4, 12, 64)
-        return convolve(x.reshape(batch, height, width, 12), kernel, padding=((2, 1), (2, 1)))
+        kernel = _wide(kernel.swapaxes(1, 2).reshape(4, 4, 12, 64), number, 2)
+        x = _wide(x.reshape(batch, height, width, 12), number)
+        return convolve(x, kernel, padding=((2, 1), (2, 1)))
 
-    wide = {f"padded_{n}": functools.partial(stem, number=n) for n in (4, 8)}
-    return {"plain": stem, **wide, "blocks": blocks}, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
+    forms = {f"padded_{n}": functools.partial(stem, number=n) for n in (4, 8)}
+    forms = {"plain": stem, **forms, "blocks": blocks}
+    forms["blocks_16"] = functools.partial(blocks, number=16)
+    return forms, (draw(8, *_map(1), 3), draw(7, 7, 3, 64))
 
 
 def _pointwise(stride: int, wide: int, narrow: int) -> Forms:
@@ -352,20 +357,22 @@ def with_masks(name: str) -> Case:
     photo = subjects.usual_photo(SIZES.image)
     valid = subjects.valid_size(photo, SIZES.image)
 
-    def select(outputs: Outputs) -> inference.Selection:
+    def select(outputs: Outputs, **options: Any) -> Selection:
         is_kept = jnp.arange(outputs.objectness_logits.shape[1]) < most
         logits = jnp.where(is_kept, outputs.objectness_logits, -100.0)
-        return inference.select(outputs._replace(objectness_logits=logits))
+        return SPARSEINST.select(outputs._replace(objectness_logits=logits), **options)
 
     names, sides = [str(n) for n in range(CLASSES)], (min(SIZES.image), max(SIZES.image))
     predictor = Predictor(
-        *(apply, params, statistics, names, range(CLASSES), sides), select=select, batch_size=batch
+        *(apply, params, statistics, names, range(CLASSES), sides),
+        family=dataclasses.replace(SPARSEINST, select=select),
+        batch_size=batch,
     )
     image = np.random.default_rng(0).integers(0, 256, (*valid, 3), np.uint8)
     items = [Prepared(image, photo, valid) for _ in range(batch)]
 
     def launch() -> int:
-        return sum(len(chunk) for kept in predictor.run(items) for chunk in kept.masks)
+        return sum(len(chunk) for found in predictor.run(items) for chunk, _ in found.chunks)
 
     return Case(launch, batch, batch * gflop(), more=lambda: {"kept": launch() / batch})
 
@@ -375,7 +382,11 @@ def _training(batch: int, kind: type[TrainStep], parts: int = 1) -> tuple[Any, .
     config, model, apply, params, statistics = _network()
     train = config.train
     adamw = optimizer.make_optimizer(
-        params, train.learning_rate, train.weight_decay, train.gradient_clip_norm, frozen
+        params,
+        train.learning_rate,
+        train.weight_decay,
+        train.gradient_clip_norm,
+        optimizer.rules_of(model),
     )
     objective = build_objective(config, apply)
     step = kind(objective, adamw, micro_batches=parts, devices=jax.local_devices()[:1])
@@ -421,20 +432,24 @@ class OverlappedStep(TrainStep):
         self, state: TrainState, batch: Batch, stop: int = 0
     ) -> tuple[TrainState, dict[str, Any]]:
         """See `TrainStep.__call__`."""
-        parts = [part._replace(image_id=None) for part in self.split(batch)]
-        counts, statistics, waiting = self.counts(parts), state.statistics, []
-        for part in parts:
-            outputs, pull_back, statistics, score = self._forward(state.params, statistics, part)
-            waiting.append((outputs, pull_back, score, part))
-        sums = None
-        while waiting:
-            outputs, pull_back, score, part = waiting.pop(0)
-            query_index = matching.match(np.asarray(score), part.is_target)
-            rest = part, query_index, counts
-            if waiting:
-                sums = self._accumulate(sums, state.params, outputs, pull_back, *rest)
+        parts = self.split(batch)
+        counts, places = self.counts(parts), self.places(parts)
+        parts = [part._replace(image_id=None) for part in parts]
+        statistics, waiting = state.statistics, []
+        for part, where in zip(parts, places, strict=True):
+            outputs, pull_back, changed, scores = self._forward(
+                state.params, statistics, state.step, where, part
+            )
+            statistics = with_changed(statistics, changed)
+            waiting.append((outputs, pull_back, changed, scores, part, where))
+        sums, before = None, state._replace(opt_state=None, average=None)
         stops = np.full(len(self.devices), stop, np.int32)
-        return self._finish(state, stops, sums, outputs, pull_back, statistics, *rest)
+        while waiting:
+            outputs, pull_back, changed, scores, part, where = waiting.pop(0)
+            rest = outputs, pull_back, changed, part, self.match(scores, part), counts, where
+            if waiting:
+                sums = self._accumulate(before, stops, sums, *rest)
+        return self._finish(state, stops, sums, *rest)
 
 
 def callback_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
@@ -487,9 +502,9 @@ def match_form(name: str) -> Case:
     def whole(state: TrainState, data: Batch, counts: Any) -> tuple[TrainState, jax.Array]:
         def loss(params: Any) -> tuple[jax.Array, Any]:
             outputs, statistics = objective.forward(params, state.statistics, data)
-            score = jax.lax.stop_gradient(objective.match_score(outputs, data))
-            index = MATCHES[form](score, data.is_target)
-            return objective.loss(outputs, data, index, counts)[0], statistics
+            scores = jax.lax.stop_gradient(objective.match_scores(outputs, data))
+            matches = {name: MATCHES[form](s, data.is_target) for name, s in scores.items()}
+            return objective.loss(None, None, outputs, data, matches, counts)[0], statistics
 
         (total, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
         updates, opt_state = adamw.update(gradients, state.opt_state, state.params)

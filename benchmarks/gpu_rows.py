@@ -31,6 +31,14 @@ COLUMNS = {
     **{"tflops": "TFLOP/s", "gb_per_s": "GB/s", "first_s": "first s", "peak_mib": "MiB"},
 }
 
+PARENT = "GPU_PY_PARENT"  # in a part's environment: who started it
+if PARENT in os.environ:
+    # Be killed when gpu.py ends (Linux), in whatever way and however early, to free the device.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.environ[PARENT] != str(os.getppid()):
+        raise SystemExit("gpu.py has ended")
+
 Row = dict[str, Any]
 
 
@@ -153,8 +161,6 @@ def arguments() -> argparse.Namespace:
 
 def run(given: argparse.Namespace, make: Callable[[str], Row]) -> None:
     """Measure the rows one after the other; one that fails is told and leaves the others."""
-    with contextlib.suppress(AttributeError, OSError):  # Linux: end with gpu.py, however it ends
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     end = time.monotonic() + given.seconds
     for name in given.rows:
         if time.monotonic() > end:

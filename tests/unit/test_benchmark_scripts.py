@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,9 @@ import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -52,18 +52,16 @@ class _Brightness:
         x = jnp.asarray(batch.images, jnp.float32).mean()
         return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
 
+    minimised, loss_takes_params = (), False
+
     def count(self, batch):
-        return _Counts(np.float32(1))
+        return np.float32(1)
 
-    def match_score(self, outputs, batch):
-        return jnp.zeros((1, 1, 1))
+    def match_scores(self, outputs, batch, keys):
+        return {"one": jnp.zeros((1, 1, 1))}
 
-    def loss(self, outputs, batch, query_index, counts):
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys):
         return outputs**2, {"y": outputs}
-
-
-class _Counts(NamedTuple):
-    targets: np.ndarray
 
 
 def test_parts_handed_over_before_any_is_matched_train_as_one_after_the_other():
@@ -319,3 +317,25 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
     names = [name for part in gpu.PARTS for name in part.rows]
     assert len(names) == len(set(names))
     assert set(gpu_figures.STAGES) >= {before for _, before in gpu_figures.STAGES.values()} - {""}
+
+
+def test_what_a_model_returns_as_it_was_given_does_not_leave_the_first_half():
+    class Frozen(_Brightness):
+        def forward(self, params, statistics, batch):
+            outputs, changed = super().forward(params, statistics, batch)
+            return outputs, {**statistics, **changed}
+
+    image = np.full((1, 1, 1, 1), 10, np.uint8)
+    one = np.ones((1, 1), bool)
+    batch = Batch(image, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), one, None)
+    sgd, params = optax.sgd(1e-4), {"w": np.float32(1)}
+    step = TrainStep(Frozen(), sgd, devices=jax.local_devices()[:1])
+    statistics = {"mean": np.float32(0), "scale": np.float32(7)}
+    state = step.place(TrainState(np.int32(0), params, statistics, sgd.init(params)))
+    (part,) = step.split(batch)
+    _, _, changed, _ = step._forward(
+        state.params, state.statistics, state.step, *step.places([part]), part
+    )
+    assert changed["scale"] is None and float(changed["mean"][()]) == 5
+    state, _ = step(state, batch)
+    assert step.fetch(state).statistics == {"mean": 5, "scale": 7}
