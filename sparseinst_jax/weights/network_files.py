@@ -236,8 +236,9 @@ def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[st
       meta: what `Checkpoints.save` stores: configuration, class names, category ids.
     """
     if output.suffix == ".safetensors":
-        tree = {"params": params, "statistics": statistics}
-        return write_arrays(output, flatten_dict(tree, sep="/"), meta)
+        tree: Tree = {"params": params, "statistics": statistics}
+        arrays: Any = flatten_dict(tree, sep="/")
+        return write_arrays(output, arrays, meta)
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
     def write(temporary: Path) -> None:
