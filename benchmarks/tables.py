@@ -8,9 +8,8 @@ A table stands between two marks, each a line of its own; what is between them i
     <!-- table: cpu_targets.json -->
     <!-- end -->
 
-Known are the files of `sparseinst benchmark`, compare_torch.py, gpu.py (rows, .jsonl) and of a
-former roofline.py, told apart by what they hold. A mark without its file and a file without its
-mark are faults.
+Known are the files of compare_torch.py and of gpu.py (rows, .jsonl), told apart by what they hold.
+A mark without its file and a file without its mark are faults.
 """
 
 from __future__ import annotations
@@ -164,49 +163,6 @@ def _comparison(report: Report) -> str:
     return f"{origin}\n\n{_table(heading, map(cells, rows))}"
 
 
-def _stages(report: Report) -> str:
-    """A file of a former roofline.py: stages and the least that each can take."""
-    rates, settings = report["rates"], report["settings"]
-    height, width = settings["size"]
-    origin = _origin(
-        report,
-        report["machine"],
-        f"{height} × {width}, batch {settings['batch']}, {settings['dtype']}",
-        f"{rates['flops'] / 1e9:.0f} GFLOP/s in a product, {rates['bytes'] / 1e9:.1f} GB/s in a "
-        "copy",
-    )
-    heading = ["stage", "bound by", "GFLOP", "MiB", "floor ms", "measured ms", "times"]
-    digits = {"gflops": 2, "mib": 1, "floor_ms": 2, "p50_ms": 1, "times_the_floor": 1}
-    rows = (
-        [row["name"], row.get("bound", ""), *(_number(row, k, d) for k, d in digits.items())]
-        for row in report["stages"]
-    )
-    return f"{origin}\n\n{_table(heading, rows)}"
-
-
-def _benchmark(report: Report) -> str:
-    """A file of `sparseinst benchmark`."""
-    origin = _origin(report, report["machine"], f"{report['dtype']}, {report['weights']} weights")
-    heading = ["", "p50 ms", "p90 ms", "images/s", "compile s", "cached s", "peak MiB"]
-
-    def cells(row: Report) -> list[str]:
-        is_of_device = row["peak_device_mib"] is not None
-        peak = "peak_device_mib" if is_of_device else "peak_process_mib"
-        keys = {"p50_ms": 1, "p90_ms": 1, "images_per_s": 2}
-        if row.get("num_programs"):
-            keys |= {"compile_cold_s": 1, "compile_cached_s": 1}
-        found = [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
-        return [*found, *[""] * (6 - len(found)), _number(row, peak, 0)]
-
-    lines = [f"{origin}\n\n{_table(heading, map(cells, report['results']))}"]
-    lines += [
-        f"\n{row['name']}: {row['fps']:.2f} frames per second. {row['protocol']}"
-        for row in report["results"]
-        if "fps" in row
-    ]
-    return "\n".join(lines)
-
-
 def _accelerator(report: Report) -> str:
     """A file of gpu.py: the rows of the device and the versions of its last row."""
     last = report["accelerator"][-1]
@@ -243,8 +199,6 @@ def _accelerator(report: Report) -> str:
 # What a file holds that no other kind before it does.
 KINDS: dict[str, Callable[[Report], str]] = {
     "accelerator": _accelerator,
-    "stages": _stages,
-    "results": _benchmark,
     "targets": _comparison,
 }
 
