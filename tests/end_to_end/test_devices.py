@@ -12,13 +12,13 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 import optax
 
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.models.backbones.resnet import ResNet
 from sparseinst_jax.models.functional import functional
-from sparseinst_jax.models import layers
-from sparseinst_jax.backbones.resnet import ResNet
-from sparseinst_jax.sparseinst.model import SparseInst
-from sparseinst_jax.sparseinst.objective import SparseInstObjective
-from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.models.sparseinst.model import SparseInst
+from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
+from sparseinst_jax.training.step import TrainStep
 
 rng = np.random.default_rng(0)
 batch = Batch(
