@@ -180,7 +180,7 @@ def _warnings(names: Sequence[str]) -> list[str]:
 
 
 def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
-    """The commands to go on with, ready to be pasted."""
+    """The commands to continue with, ready to be pasted."""
     images = shlex.quote(str(images_dir))
     check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
     check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])

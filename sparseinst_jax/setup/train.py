@@ -125,11 +125,11 @@ def train(
 def _why_it_is_over(
     config: ConfigDict, workdir: Path, done: int, checkpoints: Checkpoints
 ) -> str | None:
-    """What to tell the user where a stored run has nothing left to do."""
+    """The message for a stored run that has nothing left to do."""
     if done >= config.train.num_steps:
         return (
-            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To go on,"
-            " raise --config.train.num_steps; to start anew, give another --workdir."
+            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To train"
+            " on, raise --config.train.num_steps; to start over, give another --workdir."
         )
     early_stopping = EarlyStopping(config.train.early_stopping, _rows(workdir, done))
     return early_stopping.explain(done, checkpoints.best_step) if early_stopping.is_over else None
