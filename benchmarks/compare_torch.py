@@ -1,13 +1,14 @@
-"""Our speed and memory beside PyTorch's: same machine, same sizes, in turn.
+"""Our speed and memory beside PyTorch's: same machine, same sizes, alternately.
 
     python benchmarks/compare_torch.py --torch-python PYTHON --yardstick FILE --output FILE.json
 
 Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
-same network), each in its own environment and process. Both are warmed up, then measured in turn,
-A B A B, so that what else the machine does falls on both. Weights are random on each side (then all
-masks are kept), or both load --weights. A ratio is how many times as fast we are: the median of the
-rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what was asked for is
-missed or has no value. tables.py makes the table of docs/performance.md from the output.
+same network), each in its own environment and process. Both are warmed up, then measured
+alternately, A B A B, so that what else the machine does falls on both. Weights are random on each
+side (then all masks are kept), or both load --weights. A ratio is how many times as fast we are:
+the median of the rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what
+was asked for is missed or has no value. tables.py makes the table of docs/performance.md from the
+output.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure one work of both sides in turn; plain values."""
+    """Measure one work of both sides alternately; plain values."""
     load = list(os.getloadavg())
     commands = {
         "ours": our_command(name, arguments),

@@ -43,7 +43,7 @@ def main() -> None:
 def compare(
     content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rounds: int
 ) -> dict[str, Any]:
-    """Score with pycocotools and with `evaluate` in turn; plain values, times in milliseconds."""
+    """Score with pycocotools and with `evaluate` alternately; plain values, milliseconds."""
     theirs, ours, difference = [], [], 0.0
     for _ in range(rounds):
         copies = [dict(entry) for entry in results]  # `loadRes` writes into them

@@ -171,7 +171,7 @@ def _fault_lines(faults: Sequence[Fault]) -> list[str]:
 
 def _printable(line: str) -> str:
     """Names from a json may hold line breaks, control codes and what the terminal cannot show."""
-    line = "".join(letter if letter.isprintable() else "?" for letter in line)
+    line = "".join(c if c.isprintable() else "?" for c in line)
     encoding = sys.stdout.encoding or "utf-8"
     return line.encode(encoding, "replace").decode(encoding)
 

@@ -1,1 +1,1 @@
-"""Pictures: masks on images, letters, curves and matrices."""
+"""Pictures of masks, batches and data sets; charts of training and evaluation."""

@@ -110,7 +110,7 @@ def draw_instances(
 
 
 def font_of(size: tuple[int, int], texts: Sequence[str] = ()) -> fonts.Font:
-    """Load a font with the letters of the texts, fitting a picture of (height, width)."""
+    """Load a font with the characters of the texts, fitting a picture of (height, width)."""
     return fonts.font_for(texts, max(12, round(min(size) / 36)))
 
 

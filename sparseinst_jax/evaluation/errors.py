@@ -141,7 +141,7 @@ def _match(
     free: np.ndarray,
     iou_threshold: float,
 ) -> list[Pair]:
-    """Let detections choose objects in turn; what is taken is no longer `free` (changed here)."""
+    """Let detections choose objects one by one; what is taken leaves `free` (changed here)."""
     pairs = []
     for place in places:
         candidates = np.where(is_allowed[place] & free, ious[place], -1.0)

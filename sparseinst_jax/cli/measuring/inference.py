@@ -132,7 +132,7 @@ def end_to_end(subject: Subject, photos: CocoDataset) -> Workload:
 def whole_dataset(subject: Subject, photos: CocoDataset) -> Workload:
     """From the files of a data set to its COCO results: read, computed and packed side by side."""
     predictor = subject.make_predictor(1)
-    # The network's classes are not those of the photos; what is found takes theirs in turn.
+    # The network's classes are not those of the photos; each takes the name of one of theirs.
     names = photos.class_names
     predictor.class_names = tuple(names[i % len(names)] for i in range(subject.num_classes))
     return Workload(lambda: predict_dataset(predictor, photos), len(photos.records), subject.sizes)

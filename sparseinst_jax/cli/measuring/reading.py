@@ -18,7 +18,7 @@ from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 
 NO_END = 1_000_000_000  # steps; what is not taken is never read
-ROUNDS = 40  # batches of which both are timed in turn
+ROUNDS = 40  # batches, timed alternately
 JPEG_QUALITY = 90
 
 
@@ -34,7 +34,7 @@ def decode_and_resize(dataset: CocoDataset, plan: TrainPlan) -> Workload:
 def batches(dataset: CocoDataset, plan: TrainPlan, clock: Clock = time.perf_counter) -> Workload:
     """Make whole training batches, targets and all, on one core.
 
-    Its details time it in turn with decoding and resizing alone, of the same images.
+    Its details time it alternately with decoding and resizing alone, of the same images.
     """
     steps, number = map(plan.batch, itertools.count()), plan.batch_size
 

@@ -54,7 +54,7 @@ class Ratio(NamedTuple):
 
 
 def speed_ratio(theirs: Sequence[Sequence[float]], ours: Sequence[Sequence[float]]) -> Ratio:
-    """Compare timings [rounds][samples] that were taken in turn; above 1 ours is faster.
+    """Compare timings [rounds][samples] that were taken alternately; above 1 ours is faster.
 
     Raises:
       ValueError: the numbers of rounds differ, or there is none.
@@ -162,7 +162,7 @@ def serve(
     answers: TextIO,
     clock: Clock = time.perf_counter,
 ) -> None:
-    """Measure when asked, so that two programs can be measured in turn.
+    """Measure when asked, so that two programs can be measured alternately.
 
     Warms up and answers `{"ready": true}`; then each line of `orders` is a number of runs, answered
     by `{"ms": [...]}`; after the last line the whole result is answered. Answers are lines of JSON.
