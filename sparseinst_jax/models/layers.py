@@ -121,8 +121,8 @@ class Conv(nnx.Module):
         shared = None if shared is None else shared.astype(self.dtype)
         if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
-            scale, shift = self.norm.factors()
-            return self._convolve_scaled(x, kernel, scale, shared) + shift.astype(self.dtype)
+            _, shift = self.norm.factors()
+            return self._convolve_scaled(x, kernel, shared) + shift.astype(self.dtype)
         y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups, shared)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
@@ -146,14 +146,15 @@ class Conv(nnx.Module):
         self.has_bias = True
 
     def _convolve_scaled(
-        self, x: jax.Array, kernel: jax.Array, scale: jax.Array, shared: jax.Array | None
+        self, x: jax.Array, kernel: jax.Array, shared: jax.Array | None
     ) -> jax.Array:
-        def convolve(x, kernel, scale):
+        def convolve(x, kernel):
+            scale, _ = self.norm.factors()
             kernel = (kernel * scale).astype(self.dtype)
             return ops.convolve(x, kernel, self.stride, self.groups, shared)
 
-        # The gradient keeps the kernel itself, and scales it again.
-        return jax.checkpoint(convolve, prevent_cse=False)(x, kernel, scale)
+        # The gradient keeps kernel and norm themselves, and scales again.
+        return jax.checkpoint(convolve, prevent_cse=False)(x, kernel)
 
 
 class Linear(nnx.Module):

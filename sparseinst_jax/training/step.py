@@ -13,7 +13,7 @@ The per-device functions are pure and know nothing of `pmap`; only `TrainStep` m
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -136,12 +136,13 @@ class TrainStep:
     # What one device computes.
 
     def _first_half(self, params, statistics, step, places, batch):
-        outputs, pull_back, statistics = jax.vjp(
+        outputs, pull_back, new_statistics = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
-        pull_back = _without(params, pull_back)
+        changed = _changed(new_statistics, statistics)
+        pull_back = _without((params, _unchanged(changed, statistics)), pull_back)
         scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
-        return outputs, pull_back, statistics, scores
+        return outputs, pull_back, changed, scores
 
     def _second_half(
         self,
@@ -150,13 +151,14 @@ class TrainStep:
         sums,
         outputs,
         pull_back,
-        statistics,
+        changed,
         batch,
         matches,
         counts,
         places,
         is_last,
     ):
+        statistics = _put_in(changed, state.statistics)
         num_targets, divisors = jax.lax.psum(counts, DEVICE_AXIS)
         divisors = jax.tree.map(lambda n: jnp.maximum(n, 1.0), divisors)
         takes_params = self.objective.loss_takes_params
@@ -175,7 +177,8 @@ class TrainStep:
             divisors,
             self._keys(state.step, places),
         )
-        (gradients,) = pull_back(state.params)(found[-1])
+        given_back = state.params, _unchanged(changed, state.statistics)
+        (gradients,) = pull_back(given_back)(found[-1])
         if takes_params:
             gradients = jax.tree.map(jnp.add, gradients, found[0])
         part = gradients, {"total": total, **terms}
@@ -283,34 +286,57 @@ class TrainStep:
         counts, places = self.counts(parts), self.places(parts)
         sums, statistics = None, state.statistics
         # All that half two needs of the state before the parameters are updated.
-        before = state._replace(statistics=None, opt_state=None, average=None)
+        before = state._replace(opt_state=None, average=None)
         stops = np.full(len(self.devices), stop, np.int32)
         for number, part in enumerate(parts, start=1):
             part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
             where = places[number - 1]
-            outputs, pull_back, statistics, scores = self._forward(
+            outputs, pull_back, changed, scores = self._forward(
                 state.params, statistics, state.step, where, part
             )
             matches = self.match(scores, part)
-            rest = outputs, pull_back, statistics, part, matches, counts, where
+            rest = outputs, pull_back, changed, part, matches, counts, where
             del outputs, pull_back
             if number < len(parts):
                 sums = self._accumulate(before, stops, sums, *rest)
                 del rest  # residuals: free them before the next half one
+                statistics = _put_in(changed, statistics)
         return self._finish(state, stops, sums, *rest)
 
 
-def _without(params: Tree, pull_back: Any) -> Any:
-    """Take the parameters out of a vjp function, to be given back to it: `result(params)`.
+def _changed(new: Tree, old: Tree) -> Tree:
+    """Leave None in the place of what was handed on unchanged, as frozen norms are.
+
+    Whatever a compiled function returns is a copy.
+    """
+    return jax.tree.map(lambda new, old: None if new is old else new, new, old)
+
+
+def _unchanged(changed: Tree, statistics: Tree) -> Tree:
+    """Leave None in the place of what changed."""
+    return _map_with_none(lambda new, old: old if new is None else None, changed, statistics)
+
+
+def _put_in(changed: Tree, statistics: Tree) -> Tree:
+    """Return the statistics with what changed."""
+    return _map_with_none(lambda new, old: old if new is None else new, changed, statistics)
+
+
+def _map_with_none(function: Callable[[Any, Any], Any], changed: Tree, statistics: Tree) -> Tree:
+    return jax.tree.map(function, changed, statistics, is_leaf=lambda leaf: leaf is None)
+
+
+def _without(arguments: Tree, pull_back: Any) -> Any:
+    """Take the arguments out of a vjp function, to be given back to it: `result(arguments)`.
 
     What a compiled function returns is a copy, so that every kernel would be there twice.
     """
-    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(params))}
+    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(arguments))}
     leaves, structure = jax.tree.flatten(pull_back)
     places = [numbers.get(id(leaf)) for leaf in leaves]
 
-    def give_back(kept: Sequence[Any], params: Tree) -> Any:
-        given, others = jax.tree.leaves(params), iter(kept)
+    def give_back(kept: Sequence[Any], arguments: Tree) -> Any:
+        given, others = jax.tree.leaves(arguments), iter(kept)
         filled = [next(others) if place is None else given[place] for place in places]
         return jax.tree.unflatten(structure, filled)
 
