@@ -1,4 +1,4 @@
-"""The arguments that several commands share: those that name a configuration, and a model."""
+"""The arguments that several commands share: a configuration, a model, a size."""
 
 from __future__ import annotations
 
@@ -89,6 +89,21 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Read HEIGHTxWIDTH, for argparse."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
+    return int(height), int(width)
+
+
+def size_fault(name: str, size: tuple[int, int] | None) -> str:
+    """Say what is wrong with the size of a padded image; "" if nothing is."""
+    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
+        return ""
+    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
+
+
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that name a model: --config, --workdir, --checkpoint, --weights, --step."""
     add_config_arguments(parser)
@@ -177,18 +192,3 @@ def stored_config(arguments: argparse.Namespace) -> Any:
 
     with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
         return load_config(checkpoints.read_meta()["config"], arguments.overrides)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Read HEIGHTxWIDTH, for argparse."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 640x864, got {text!r}")
-    return int(height), int(width)
-
-
-def size_fault(name: str, size: tuple[int, int] | None) -> str:
-    """Say what is wrong with the size of a padded image; "" if nothing is."""
-    if size is None or (min(size) > 0 and not size[0] % 32 and not size[1] % 32):
-        return ""
-    return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"

@@ -24,8 +24,7 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models import layers
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.setup import builders, datasets
@@ -177,7 +176,7 @@ class Bench:
             number, seed, weights = len(predictor.class_names), None, predictor.weights
         frozen = self.config.train.frozen_stages
         model = builders.build_model(self.config.model, number, seed, frozen)
-        apply, *random = layers.functional(model)
+        apply, *random = functional(model)
         # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put(weights or tuple(random))
         return apply, params, statistics, number, model

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from ml_collections import ConfigDict
-
 from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.data.check_report import DataReport, make_report
 from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.drawing import data_page
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.builders import num_masks
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.datasets import draw_missing_data, index_both, name_of
 
 MAX_LINES = 10  # of one kind of fault in the terminal; the page has them all
@@ -28,7 +26,7 @@ and a sheet of images with their labels drawn.
 
   sparseinst check-data train.json --images photos
   sparseinst check-data train.json --images photos --val-json val.json --val-images photos
-  sparseinst check-data --config FILE            config.data.train and config.data.val
+  sparseinst check-data --config NAME            config.data.train and config.data.val
 Exit code: 0 training would start (there may be warnings), 1 it would fail.
 """
 
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--val-images", metavar="DIR", help="their folder; default: --images")
     parser.add_argument(
         "--config",
-        metavar="FILE",
+        metavar="NAME",
         help="configuration to be trained; default: sizes and masks of the published one",
     )
     parser.add_argument(
@@ -118,11 +116,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         faults.append("--val-images needs --val-json JSON")
     if faults:
         raise ValueError("\n".join(faults))
-    if arguments.config:
-        config = configs.load_config(arguments.config, arguments.overrides)
-    else:
-        config = default_config()
-        configs.apply_overrides(config, arguments.overrides)
+    config: Any = load_config(arguments.config or "base", arguments.overrides)
     if not arguments.json:
         draw_missing_data(config)
         return config
@@ -132,19 +126,6 @@ def _config(arguments: argparse.Namespace) -> Any:
         images = arguments.val_images or arguments.images
         named = dict(annotations=arguments.val_json or "", images=images, tfds="")
         config.data.val.update(named)
-    return config
-
-
-def default_config() -> ConfigDict:
-    """Make the part of the published configuration that a check reads; a test compares them."""
-    config = ConfigDict()
-    config.model = ConfigDict(dict(family="sparseinst", num_masks=100))
-    data: dict[str, Any] = dict(classes=(), class_map=(), train_sizes=tuple(range(416, 641, 32)))
-    data.update(train_max_size=853, num_workers=8)
-    part = dict(images="", annotations="", tfds="")
-    data.update(train=part, val=dict(part), tfds_dir="")
-    config.data = ConfigDict(data)
-    config.lock()
     return config
 
 

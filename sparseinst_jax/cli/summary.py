@@ -22,8 +22,8 @@ DESCRIPTION = """\
 Parameters, multiply-accumulates and memory of a configuration's network, part by part. No weights
 and no data are needed.
 
-  sparseinst summary --config configs/giam_r50.py
-  sparseinst summary --config configs/giam_r50.py --size 320x448 --batch 8 --json
+  sparseinst summary --config giam_r50
+  sparseinst summary --config giam_r50 --size 320x448 --batch 8 --json
 """
 
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(arguments: argparse.Namespace) -> None:
     faults = [size_fault("--size", arguments.size)]
     if not arguments.config:
-        faults.append("--config FILE is needed: whose network?")
+        faults.append("--config NAME is needed, such as --config giam_r50")
     for name in ("batch", "classes"):
         if getattr(arguments, name) < 1:
             faults.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from sparseinst_jax.weights import zoo
 from sparseinst_jax.weights.zoo import Row
@@ -24,7 +23,6 @@ LEGEND = (
     "as the original counts them; others count frozen norms, too: --json.",
 )
 UNKNOWN_HASH = "sha256 unknown"
-CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safetensors"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,57 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     form.add_argument("--json", action="store_true", help="all facts, one object for each row")
     form.add_argument("--markdown", action="store_true", help="as docs/zoo.md shows them")
     arguments = parser.parse_args(argv)
-    rows = _select(arguments.words)
+    rows = zoo.select(arguments.words)
     if arguments.json:
-        print(json.dumps([facts(row) for row in rows], indent=2))
+        print(json.dumps([zoo.facts(row) for row in rows], indent=2))
     elif arguments.markdown:
         print(markdown(rows))
     else:
         print(text(rows))
     return 0
-
-
-def _select(words: Sequence[str]) -> list[Row]:
-    """Rows that hold every word, whatever its case.
-
-    Raises:
-        ValueError: no row does.
-    """
-
-    def holds(row: Row) -> bool:
-        line = " ".join((row.config, row.source, row.model, row.backbone, row.note)).lower()
-        return all(word.lower() in line for word in words)
-
-    rows = [row for row in zoo.ROWS if holds(row)]
-    if not rows:
-        names = ", ".join(dict.fromkeys(row.config for row in zoo.ROWS))
-        raise ValueError(f"no published model is of {' and '.join(words)}; there are {names}.")
-    return rows
-
-
-def facts(row: Row) -> dict[str, Any]:
-    """Everything that is known of a row, as plain values; None is not published."""
-    network = zoo.NETWORKS[row.network]
-    backbone = zoo.BACKBONES[row.backbone]._asdict() if row.backbone else None
-    return {
-        "config": f"configs/{row.config}.py",
-        "source": row.source,
-        "model": row.model,
-        "short_side": row.short_side,
-        "ap_val2017": row.ap_val,
-        "ap_test_dev2017": row.ap_test,
-        "fps": row.fps,
-        "parameters": network.parameters,
-        "parameters_with_norm_affine": network.parameters + network.frozen_affine,
-        "norm_statistics": network.statistics,
-        "gmacs_640x864": network.gmacs,
-        "gflops_640x864": round(2 * network.gmacs, 2),
-        "weights": row.weights or None,
-        "weights_sha256": None,
-        "backbone": backbone,
-        "convert": _convert(row),
-        "note": row.note,
-    }
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -102,7 +57,7 @@ def text(rows: Sequence[Row]) -> str:
     sections = [
         table,
         [*LEGEND, *from_where, *notes],
-        [f"Trained weights ({UNKNOWN_HASH}); {CONVERT}", *_aligned(trained)],
+        [f"Trained weights ({UNKNOWN_HASH}); {zoo.CONVERT}", *_aligned(trained)],
         ["ImageNet weights that training starts from", *_backbones(rows)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
@@ -146,10 +101,6 @@ def _cells(row: Row) -> tuple[str, ...]:
 def _one_each(rows: Sequence[Row]) -> list[Row]:
     """The first row of each configuration: two rows of one share their files."""
     return list({row.config: row for row in reversed(rows)}.values())[::-1]
-
-
-def _convert(row: Row) -> str | None:
-    return CONVERT.replace("NAME", row.config) if row.weights else None
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -20,7 +20,7 @@ from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.models.family import Family, Selection
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.runtime.messages import brief
 

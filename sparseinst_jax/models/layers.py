@@ -1,4 +1,4 @@
-"""Building blocks: convolution, linear, the norms, and the plain-dict view of a module.
+"""Building blocks: convolution, linear and the norms.
 
 Weights start as NumPy arrays drawn on the host: 33 million numbers take under a second, where
 eager initialisation on the device takes 8 to 28 seconds, and every backend starts equal.
@@ -16,12 +16,11 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.models import ops
+from sparseinst_jax.models.functional import DEVICE_AXIS
 
-Tree = Any  # nested dicts of arrays
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
 Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]
 
-DEVICE_AXIS = "devices"  # the mapped axis of a training step, over which batch norm averages
 NORM_EPSILON = 1e-5
 
 
@@ -267,14 +266,6 @@ class LayerNorm(nnx.Module):
         return (normalized * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-def device_index() -> jax.Array | int:
-    """Return this device's position on the mapped axis of a training step; outside of one, 0."""
-    try:
-        return jax.lax.axis_index(DEVICE_AXIS)
-    except NameError:  # no such axis: a single-device call, as in a notebook
-        return 0
-
-
 def _average_over_devices(values):
     """Average over the mapped axis of a training step; outside of one, return the values."""
     try:
@@ -286,16 +277,16 @@ def _average_over_devices(values):
 class GroupNorm(nnx.Module):
     """Group norm, statistics in float32 over each image's groups of channels."""
 
-    def __init__(self, channels: int, num_groups: int = 32):
-        while channels % num_groups or channels // num_groups < 2:
-            num_groups //= 2  # narrow networks: at least two channels a group
+    def __init__(self, channels: int, groups: int = 32):
+        while channels % groups or channels // groups < 2:
+            groups //= 2  # narrow networks: at least two channels a group
         self.scale = nnx.Param(np.ones((channels,), np.float32))
         self.bias = nnx.Param(np.zeros((channels,), np.float32))
-        self.num_groups = num_groups
+        self.groups = groups
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]."""
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.num_groups, -1)
+        grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
         normalized = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)
@@ -307,46 +298,3 @@ NORMS: dict[str, Callable[[int], nnx.Module]] = {
     "batch_norm": BatchNorm,
     "group_norm": GroupNorm,
 }
-
-
-def _string_keys(tree: Tree) -> Tree:
-    if isinstance(tree, dict):
-        return {str(key): _string_keys(value) for key, value in tree.items()}
-    return tree
-
-
-def functional(model: nnx.Module) -> tuple[Callable[..., Any], Tree, Tree]:
-    """Split a module into a pure function and plain nested dicts of arrays.
-
-    The module's structure is closed over; only arrays pass through `jit`, `vjp` and checkpoints.
-
-    Args:
-      model: any module whose call takes (images, train=..., intermediates=...).
-
-    Returns:
-      apply: (params, statistics, images, train=False, intermediates=None) -> (outputs, statistics);
-        `intermediates`, an empty dict, is filled with the named tensors on the way.
-      params: what is trained, nested dicts with string keys (list positions are "0", "1", ...).
-      statistics: everything else (frozen norms, running statistics, counters).
-    """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    params, statistics = (_string_keys(nnx.to_pure_dict(state)) for state in states)
-    # Closed over without their numbers, which would stay in memory as long as `apply`.
-    params_state, statistics_state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states
-    )
-
-    def restore(state: nnx.State, tree: Tree) -> nnx.State:
-        state = jax.tree.map(lambda leaf: leaf, state)  # a copy of the structure
-        nnx.replace_by_pure_dict(state, nnx.statelib.restore_int_paths(tree))
-        return state
-
-    def apply(params, statistics, images, train=False, intermediates=None):
-        restored = nnx.merge(
-            graphdef, restore(params_state, params), restore(statistics_state, statistics)
-        )
-        outputs = restored(images, train=train, intermediates=intermediates)
-        _, _, new_statistics = nnx.split(restored, nnx.Param, ...)
-        return outputs, _string_keys(nnx.to_pure_dict(new_statistics))
-
-    return apply, params, statistics

@@ -13,7 +13,7 @@ import numpy as np
 
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.layers import Tree, functional
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
@@ -47,7 +47,7 @@ def build_predictor(
 def load(
     path: str | os.PathLike,
     step: int | str | None = None,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Predictor:
     """Load a predictor from a run.
 
@@ -56,7 +56,7 @@ def load(
     Args:
         path: a run folder, its `checkpoints` folder, or the folder of one step.
         step: a step, "best" (highest AP in training) or None for the last.
-        overrides: dotted key to text, such as `{"data.eval_size": "(320, 427)"}`.
+        overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
@@ -70,7 +70,7 @@ def load(
 def load_run(
     path: str | os.PathLike,
     step: int | str | None = None,
-    overrides: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> tuple[Predictor, Any, int]:
     """Load a predictor as `load` does; also returns its configuration and the step."""
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import

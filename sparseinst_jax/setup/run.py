@@ -16,9 +16,8 @@ from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs
@@ -61,7 +60,7 @@ def make_run(
     model: Any = builders.build_model(
         config.model, len(dataset.class_names), config.seed, frozen_stages
     )
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     if is_new and config.train.init_from:
         names = FAMILIES[config.model.family].weights
         initial = load_initial_weights(

@@ -8,7 +8,7 @@ from typing import Any
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.layers import functional
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.datasets import load_val, name_of
 from sparseinst_jax.setup.loading import build_predictor
@@ -48,6 +48,6 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
             "the json (--config.data.val.annotations) of the classes that the weights were trained "
             "with; to start training from them with other classes use train.py --init-from."
         )
-    apply, *empty = functional(build_model(config.model, len(names), seed=None))
-    params, statistics = original_to_ours(state, *empty, weight_names, source=str(weights))
-    return build_predictor(config, apply, params, statistics, names, ids)
+    apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
+    loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
+    return build_predictor(config, apply, *loaded, names, ids)

@@ -164,8 +164,8 @@ class Progress:
             print(self._line(), file=self._stream, flush=True)
         self._open_window()
 
-    def say(self, text: str) -> None:
-        """Print a message of its own line."""
+    def print_line(self, text: str) -> None:
+        """Print a message on a line of its own."""
         self.close()
         print(text, file=self._stream, flush=True)
 

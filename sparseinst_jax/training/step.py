@@ -13,7 +13,7 @@ The per-device functions are pure and know nothing of `pmap`; only `TrainStep` m
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -24,7 +24,7 @@ import optax
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.layers import DEVICE_AXIS, Tree
+from sparseinst_jax.models.functional import DEVICE_AXIS, Tree
 from sparseinst_jax.training.optimizer import moving_average
 
 STOP = "stop"  # the one of the metrics that says whether a host was asked to stop
@@ -136,10 +136,10 @@ class TrainStep:
     # What one device computes.
 
     def _first_half(self, params, statistics, step, places, batch):
-        outputs, pull_back, new_statistics = jax.vjp(
+        outputs, pull_back, new = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
-        changed = _changed(new_statistics, statistics)
+        changed = _changed(new, statistics)
         pull_back = _without((params, _unchanged(changed, statistics)), pull_back)
         scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
         return outputs, pull_back, changed, scores
@@ -158,10 +158,10 @@ class TrainStep:
         places,
         is_last,
     ):
-        statistics = _put_in(changed, state.statistics)
         num_targets, divisors = jax.lax.psum(counts, DEVICE_AXIS)
         divisors = jax.tree.map(lambda n: jnp.maximum(n, 1.0), divisors)
         takes_params = self.objective.loss_takes_params
+        statistics = with_changed(state.statistics, changed)
         (total, terms), found = jax.value_and_grad(
             # Whole numbers among the outputs get the empty gradient that `pull_back` asks for.
             self.objective.loss,
@@ -177,8 +177,8 @@ class TrainStep:
             divisors,
             self._keys(state.step, places),
         )
-        given_back = state.params, _unchanged(changed, state.statistics)
-        (gradients,) = pull_back(given_back)(found[-1])
+        given = state.params, _unchanged(changed, state.statistics)
+        (gradients,) = pull_back(given)(found[-1])
         if takes_params:
             gradients = jax.tree.map(jnp.add, gradients, found[0])
         part = gradients, {"total": total, **terms}
@@ -299,31 +299,32 @@ class TrainStep:
             del outputs, pull_back
             if number < len(parts):
                 sums = self._accumulate(before, stops, sums, *rest)
+                statistics = with_changed(statistics, changed)
                 del rest  # residuals: free them before the next half one
-                statistics = _put_in(changed, statistics)
         return self._finish(state, stops, sums, *rest)
 
 
 def _changed(new: Tree, old: Tree) -> Tree:
-    """Leave None in the place of what was handed on unchanged, as frozen norms are.
+    """Leave out what a function returns as it was given: None in the place of those leaves.
 
-    Whatever a compiled function returns is a copy.
+    What a compiled function returns is a copy: of a frozen norm's numbers there are hundreds, and
+    on a GPU each copy is a launch.
     """
-    return jax.tree.map(lambda new, old: None if new is old else new, new, old)
+    return jax.tree.map(lambda a, b: None if a is b else a, new, old)
 
 
-def _unchanged(changed: Tree, statistics: Tree) -> Tree:
-    """Leave None in the place of what changed."""
-    return _map_with_none(lambda new, old: old if new is None else None, changed, statistics)
+def with_changed(old: Tree, changed: Tree) -> Tree:
+    """Return the tree of which `changed` holds what is not as in `old`, see `_changed`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, changed, old, is_leaf=lambda a: a is None
+    )
 
 
-def _put_in(changed: Tree, statistics: Tree) -> Tree:
-    """Return the statistics with what changed."""
-    return _map_with_none(lambda new, old: old if new is None else new, changed, statistics)
-
-
-def _map_with_none(function: Callable[[Any, Any], Any], changed: Tree, statistics: Tree) -> Tree:
-    return jax.tree.map(function, changed, statistics, is_leaf=lambda leaf: leaf is None)
+def _unchanged(changed: Tree, old: Tree) -> Tree:
+    """Return what `_changed` left out: None in the place of what changed."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else None, changed, old, is_leaf=lambda a: a is None
+    )
 
 
 def _without(arguments: Tree, pull_back: Any) -> Any:

@@ -50,7 +50,7 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
-            _say(f"{self.received.name}: finishing the step and saving; another one ends at once")
+            _write(f"{self.received.name}: finishing the step and saving; another one ends at once")
 
 
 def _watch(reading: int) -> None:
@@ -63,14 +63,14 @@ def _watch(reading: int) -> None:
         first = first or time.monotonic()
         if time.monotonic() - first > _SAME_SECONDS:
             name = signal.Signals(number).name
-            _say(f"ended at once by a second {name}; the same command goes on from the last save")
+            _write(f"ended at once by a second {name}; the same command goes on from the last save")
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(EXIT_CODES[signal.Signals(number)])
     os.close(reading)
 
 
-def _say(text: str) -> None:
+def _write(text: str) -> None:
     # Not by print: the main thread may be in the middle of one.
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())

@@ -124,7 +124,7 @@ class Trainer:
                         self._after(done, placed, stopping=True)
                     if stop.received is not None:
                         return self._stopped(done, stop.received)
-                    self._say_stopped(done, "an error")
+                    self._print_stopped(done, "an error")
                     raise
                 waited = time.monotonic() - started
                 hosts.report(f"training, step {done + 1}")
@@ -144,7 +144,7 @@ class Trainer:
                 if self._early_stopping.is_over and done < self._intervals.num_steps:
                     self._checkpoints.wait()
                     best = self._checkpoints.best_step
-                    self._progress.say(self._early_stopping.explain(done, best))
+                    self._progress.print_line(self._early_stopping.explain(done, best))
                     return 0
         self._checkpoints.wait()
         return 0
@@ -182,7 +182,7 @@ class Trainer:
             self._checkpoints.save(state, self._meta, scores)
             self._progress.paused(time.monotonic() - started)
         if fault is not None:
-            self._say_stopped(done, "an error in the evaluation")
+            self._print_stopped(done, "an error in the evaluation")
             raise fault
 
     def _collect(self) -> list[dict[str, float | int]]:
@@ -212,7 +212,9 @@ class Trainer:
                         writer.write(rows)
                     checked = f"{pending.steps[0]} to {pending.steps[-1]}"
                     raise self._nonfinite_error(what, checked, image_ids, look)
-                self._progress.say(f"WARNING: {what}: the step is skipped. Its batch: {look}")
+                self._progress.print_line(
+                    f"WARNING: {what}: the step is skipped. Its batch: {look}"
+                )
             rows.append(
                 {
                     "step": step,
@@ -241,21 +243,21 @@ class Trainer:
 
     def _score(self, done: int, state: TrainState) -> dict[str, float]:
         started = time.monotonic()
-        self._progress.say(f"evaluating step {done}")
+        self._progress.print_line(f"evaluating step {done}")
         scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self._progress.say(f"step {done}: {shown}  ({seconds:.0f} s)")
+        self._progress.print_line(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 
     def _stopped(self, done: int, received: signal.Signals) -> int:
-        self._say_stopped(done, received.name)
+        self._print_stopped(done, received.name)
         return EXIT_CODES[received]
 
-    def _say_stopped(self, done: int, reason: str) -> None:
+    def _print_stopped(self, done: int, reason: str) -> None:
         self._checkpoints.wait()
-        self._progress.say(
+        self._progress.print_line(
             f"stopped by {reason} after step {done}; saved in"
             f" {self._checkpoints.directory / str(done)}. The same command continues."
         )

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.convert import (
@@ -236,8 +236,9 @@ def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[st
       meta: what `Checkpoints.save` stores: configuration, class names, category ids.
     """
     if output.suffix == ".safetensors":
-        tree = {"params": params, "statistics": statistics}
-        return write_arrays(output, flatten_dict(tree, sep="/"), meta)
+        tree: Tree = {"params": params, "statistics": statistics}
+        arrays: Any = flatten_dict(tree, sep="/")
+        return write_arrays(output, arrays, meta)
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
     def write(temporary: Path) -> None:

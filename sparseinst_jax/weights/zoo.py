@@ -7,7 +7,8 @@ test counts again from the configurations.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 SOURCES = {
     "SparseInst": (
@@ -185,65 +186,37 @@ paddle_giam_r50vd_ssld_dcn_aug | G-IAM, R-50-vd SSLD DCNv2, crops | 640 | 37.9 |
 mmdet_iam_r50                  | IAM, R-50                        | 640 | 32.9 |    - | 44.3
 """,
 }
-# config: network, backbone, address of the weights
+# address of the weights: config | network | backbone | its variable part
 _FILES = {
-    "iam_r50": ("iam_r50", "r50", f"{_DRIVE}12RQLHD5EZKIOvlqW3avUCeYjFG1NPKDy"),
-    "iam_r50vd": ("iam_r50vd", "r50vd", f"{_DRIVE}1fjPFy35X2iJu3tYwVdAq4Bel82PfH5kx"),
-    "giam_r50": ("giam_r50", "r50", f"{_DRIVE}1pXU7Dsa1L7nUiLU9ULG2F6Pl5m5NEguL"),
-    "giam_softmax_r50": ("giam_softmax_r50", "r50", f"{_DRIVE}1doterrG89SjmLxDyU8IhLYRGxVH69sR2"),
-    "giam_r50_bf16": ("giam_r50", "r50", ""),
-    "giam_r50_aug": ("giam_r50", "r50", f"{_DRIVE}1MK8rO3qtA7vN9KVSBdp0VvZHCNq8-bvz"),
-    "giam_r50_dcn_aug": ("giam_r50_dcn", "r50", f"{_DRIVE}1qxdLRRHbIWEwRYn-NPPeCCk6fhBjc946"),
-    "giam_r50vd": ("giam_r50vd", "r50vd", ""),
-    "giam_r50vd_aug": ("giam_r50vd", "r50vd", f"{_DRIVE}1dlamg7ych_BdWpPUCuiBXbwE0SXpsfGx"),
-    "giam_r50vd_dcn": ("giam_r50vd_dcn", "r50vd", ""),
-    "giam_r50vd_dcn_aug": ("giam_r50vd_dcn", "r50vd", f"{_DRIVE}1clYPdCNrDNZLbmlAEJ7wjsrOLn1igOpT"),
-    "giam_r101": ("giam_r101", "r101", f"{_DRIVE}1EZZck-UNfom652iyDhdaGYbxS0MrO__z"),
-    "giam_r101_dcn": ("giam_r101_dcn", "r101", f"{_DRIVE}1shkFvyBmDlWRxl1ActD6VfZJTJYBGBjv"),
-    "giam_cspdarknet53": (
-        "giam_cspdarknet53",
-        "cspdarknet53",
-        f"{_DRIVE}1rcUJWUbusM216Zbtmo_xB774jdjb3qSt",
-    ),
-    "giam_darknet53": ("giam_darknet53", "", ""),
-    "giam_pvt_b1": ("giam_pvt_b1", "pvt_b1", f"{_DRIVE}13l9JgTz3sF6j3vSVHOOhAYJnCf-QuNe_"),
-    "giam_pvt_b2_linear": (
-        "giam_pvt_b2_linear",
-        "pvt_b2_linear",
-        f"{_DRIVE}1DFxQnFg_UL6kmMoNC4StUKo79RXVHyNF",
-    ),
-    "paddle_iam_r50": ("iam_r50", "paddle_r50", f"{_PADDLE}sparseinst_r50_150e_coco.pdparams"),
-    "paddle_iam_r50_aug": (
-        "iam_r50",
-        "paddle_r50",
-        f"{_PADDLE}sparseinst_r50_150e_coco_aug.pdparams",
-    ),
-    "paddle_giam_r50": (
-        "giam_r50",
-        "paddle_r50",
-        f"{_PADDLE}sparseinst_r50_giam_150e_coco.pdparams",
-    ),
-    "paddle_giam_r50_aug": (
-        "giam_r50",
-        "paddle_r50",
-        f"{_PADDLE}sparseinst_r50_giam_150e_coco_aug.pdparams",
-    ),
-    "paddle_giam_r50vd_aug": (
-        "giam_r50vd",
-        "paddle_r50vd",
-        f"{_PADDLE}sparseinst_r50vd_giam_150e_coco_aug.pdparams",
-    ),
-    "paddle_giam_r50vd_ssld_aug": (
-        "giam_r50vd",
-        "paddle_ssld",
-        f"{_PADDLE}sparseinst_r50vd_ssld_giam_150_coco_aug.pdparams",
-    ),
-    "paddle_giam_r50vd_ssld_dcn_aug": (
-        "giam_r50vd_dcnv2",
-        "paddle_ssld",
-        f"{_PADDLE}sparseinst_r50vd_ssld_dcn_giam_150e_coco_aug.pdparams",
-    ),
-    "mmdet_iam_r50": ("iam_r50", "r50", ""),
+    f"{_DRIVE}{{}}": """
+iam_r50 | iam_r50 | r50 | 12RQLHD5EZKIOvlqW3avUCeYjFG1NPKDy
+iam_r50vd | iam_r50vd | r50vd | 1fjPFy35X2iJu3tYwVdAq4Bel82PfH5kx
+giam_r50 | giam_r50 | r50 | 1pXU7Dsa1L7nUiLU9ULG2F6Pl5m5NEguL
+giam_softmax_r50 | giam_softmax_r50 | r50 | 1doterrG89SjmLxDyU8IhLYRGxVH69sR2
+giam_r50_bf16 | giam_r50 | r50 | -
+giam_r50_aug | giam_r50 | r50 | 1MK8rO3qtA7vN9KVSBdp0VvZHCNq8-bvz
+giam_r50_dcn_aug | giam_r50_dcn | r50 | 1qxdLRRHbIWEwRYn-NPPeCCk6fhBjc946
+giam_r50vd | giam_r50vd | r50vd | -
+giam_r50vd_aug | giam_r50vd | r50vd | 1dlamg7ych_BdWpPUCuiBXbwE0SXpsfGx
+giam_r50vd_dcn | giam_r50vd_dcn | r50vd | -
+giam_r50vd_dcn_aug | giam_r50vd_dcn | r50vd | 1clYPdCNrDNZLbmlAEJ7wjsrOLn1igOpT
+giam_r101 | giam_r101 | r101 | 1EZZck-UNfom652iyDhdaGYbxS0MrO__z
+giam_r101_dcn | giam_r101_dcn | r101 | 1shkFvyBmDlWRxl1ActD6VfZJTJYBGBjv
+giam_cspdarknet53 | giam_cspdarknet53 | cspdarknet53 | 1rcUJWUbusM216Zbtmo_xB774jdjb3qSt
+giam_darknet53 | giam_darknet53 | - | -
+giam_pvt_b1 | giam_pvt_b1 | pvt_b1 | 13l9JgTz3sF6j3vSVHOOhAYJnCf-QuNe_
+giam_pvt_b2_linear | giam_pvt_b2_linear | pvt_b2_linear | 1DFxQnFg_UL6kmMoNC4StUKo79RXVHyNF
+mmdet_iam_r50 | iam_r50 | r50 | -
+""",
+    f"{_PADDLE}sparseinst_{{}}.pdparams": """
+paddle_iam_r50 | iam_r50 | paddle_r50 | r50_150e_coco
+paddle_iam_r50_aug | iam_r50 | paddle_r50 | r50_150e_coco_aug
+paddle_giam_r50 | giam_r50 | paddle_r50 | r50_giam_150e_coco
+paddle_giam_r50_aug | giam_r50 | paddle_r50 | r50_giam_150e_coco_aug
+paddle_giam_r50vd_aug | giam_r50vd | paddle_r50vd | r50vd_giam_150e_coco_aug
+paddle_giam_r50vd_ssld_aug | giam_r50vd | paddle_ssld | r50vd_ssld_giam_150_coco_aug
+paddle_giam_r50vd_ssld_dcn_aug | giam_r50vd_dcnv2 | paddle_ssld | r50vd_ssld_dcn_giam_150e_coco_aug
+""",
 }
 _NO_ROW = "a configuration of the original without a row"
 _AVERAGED = "the file holds the moving average of the weights"
@@ -264,17 +237,66 @@ _NOTES = {
 }
 
 
-def _rows(source: str, table: str) -> list[Row]:
-    def score(text: str) -> float | None:
-        return None if text == "-" else float(text)
+def _cells(table: str) -> list[list[str]]:
+    """The cells of a table's lines; "" where the table says -."""
+    lines = table.strip().splitlines()
+    return [[cell.strip().removeprefix("-") for cell in line.split("|")] for line in lines]
 
-    rows = []
-    for line in table.strip().splitlines():
-        config, model, side, *numbers = (cell.strip() for cell in line.split("|"))
-        val, test, fps = map(score, numbers)
-        files, note = _FILES[config], _NOTES.get(config, "")
-        rows.append(Row(config, source, model, int(side), val, test, fps, *files, note))
+
+def _rows() -> Iterator[Row]:
+    files = {
+        config: (network, backbone, part and address.format(part))
+        for address, table in _FILES.items()
+        for config, network, backbone, part in _cells(table)
+    }
+    for source, table in _TABLES.items():
+        for config, model, side, *numbers in _cells(table):
+            val, test, fps = (float(number) if number else None for number in numbers)
+            note = _NOTES.get(config, "")
+            yield Row(config, source, model, int(side), val, test, fps, *files[config], note)
+
+
+ROWS = tuple(_rows())
+CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safetensors"
+
+
+def select(words: Sequence[str]) -> list[Row]:
+    """Find the rows that hold every word, whatever its case.
+
+    Raises:
+        ValueError: no row does.
+    """
+
+    def holds(row: Row) -> bool:
+        line = " ".join((row.config, row.source, row.model, row.backbone, row.note)).lower()
+        return all(word.lower() in line for word in words)
+
+    rows = [row for row in ROWS if holds(row)]
+    if not rows:
+        names = ", ".join(dict.fromkeys(row.config for row in ROWS))
+        raise ValueError(f"no published model is of {' and '.join(words)}; there are {names}.")
     return rows
 
 
-ROWS = tuple(row for source, table in _TABLES.items() for row in _rows(source, table))
+def facts(row: Row) -> dict[str, Any]:
+    """Everything that is known of a row, as plain values; None is not published."""
+    network = NETWORKS[row.network]
+    return {
+        "config": f"configs/{row.config}.py",
+        "source": row.source,
+        "model": row.model,
+        "short_side": row.short_side,
+        "ap_val2017": row.ap_val,
+        "ap_test_dev2017": row.ap_test,
+        "fps": row.fps,
+        "parameters": network.parameters,
+        "parameters_with_norm_affine": network.parameters + network.frozen_affine,
+        "norm_statistics": network.statistics,
+        "gmacs_640x864": network.gmacs,
+        "gflops_640x864": round(2 * network.gmacs, 2),
+        "weights": row.weights or None,
+        "weights_sha256": None,
+        "backbone": BACKBONES[row.backbone]._asdict() if row.backbone else None,
+        "convert": CONVERT.replace("NAME", row.config) if row.weights else None,
+        "note": row.note,
+    }

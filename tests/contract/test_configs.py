@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.setup.run import make_plan, make_step
@@ -76,7 +76,7 @@ def _batch(size: int = 2, targets: int = 3) -> Batch:
 def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     step, _ = make_step(config, apply, params, optimizer.rules_of(model))
     batch = _batch()
     opt_state = jax.eval_shape(step.optimizer.init, params)
@@ -94,7 +94,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
         return step._second_half(state, 0, None, *rest, is_last=True)
 
     # One device: `vmap` over an axis of one gives the collectives their axis without a device.
-    mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0, 0), axis_name=layers.DEVICE_AXIS)
+    mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0, 0), axis_name=DEVICE_AXIS)
     matches = {"masks": np.zeros((2, 3), np.int32)}
     counts = np.float32(6), step.objective.count(batch)
     given = batch, matches, counts, np.arange(2, dtype=np.int32)

@@ -16,6 +16,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
+from sparseinst_jax.models.functional import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.run import make_step
@@ -49,7 +50,7 @@ def _network(config_name: str, *overrides: tuple[str, str]) -> Network:
     kinds = layers.Conv, DepthwiseConv
     modules = [module for _, module in nnx.iter_graph(model) if isinstance(module, kinds)]
     wide = [module for module in modules if module.kernel[...].shape[0] > 1]
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     return Network(config, apply, _shapes(params), _shapes(statistics), len(modules), len(wide))
 
 
@@ -118,7 +119,7 @@ def _training_halves(config_name: str, platform: str) -> list[str]:
 
     def lower(function, *arguments):
         # One device: with `vmap`, its axis is there without a device.
-        mapped = jax.vmap(function, in_axes=None, axis_name=layers.DEVICE_AXIS, axis_size=1)
+        mapped = jax.vmap(function, in_axes=None, axis_name=DEVICE_AXIS, axis_size=1)
         traced = jax.jit(mapped).trace(*arguments)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 

@@ -18,7 +18,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -354,7 +354,7 @@ def _write_run(folder):
     config = load_config(TINY, {**overrides, "data.generator": ""})
     categories = json.loads((folder / "d" / "train.json").read_text())["categories"]
     model = builders.build_model(config.model, len(categories), seed=3)
-    _, params, statistics = layers.functional(model)
+    _, params, statistics = functional(model)
     meta = {
         "config": config.to_dict(),
         "class_names": [entry["name"] for entry in categories],

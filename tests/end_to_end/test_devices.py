@@ -12,12 +12,13 @@ jax.config.update("jax_num_cpu_devices", 2)
 import numpy as np
 import optax
 
-from sparseinst_jax.models import layers
-from sparseinst_jax.backbones.resnet import ResNet
-from sparseinst_jax.sparseinst.model import SparseInst
-from sparseinst_jax.sparseinst.objective import SparseInstObjective
-from sparseinst_jax.structures import Batch
-from sparseinst_jax.training.step import TrainState, TrainStep
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.sparseinst.model import SparseInst
+from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
+from sparseinst_jax.training.step import TrainStep
 
 rng = np.random.default_rng(0)
 batch = Batch(
@@ -38,7 +39,7 @@ def run(devices):
         backbone, num_classes=2, encoder_channels=8, decoder_channels=8, decoder_convs=1,
         num_masks=5, num_groups=1, kernel_dim=4, rng=rng,
     )
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     optimizer = optax.sgd(1e-2)
     step = TrainStep(SparseInstObjective(apply, 5), optimizer, devices=devices)
     state = step.place(TrainState(np.int32(0), params, statistics, optimizer.init(params)))

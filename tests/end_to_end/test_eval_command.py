@@ -20,7 +20,7 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders, loading
 from sparseinst_jax.setup.config import load_config
@@ -54,7 +54,7 @@ def run(tmp_path_factory):
     )
     classes = load_coco(data / "val.json", None)
     model = builders.build_model(config.model, len(classes.class_names), seed=3)
-    _, params, statistics = layers.functional(model)
+    _, params, statistics = functional(model)
     # Random weights find little: lift the class scores so that there are detections to compare.
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = branch["cls_score"]["bias"] + np.float32(4)

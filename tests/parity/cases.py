@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models import ops
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
@@ -102,7 +103,7 @@ class Case:
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
         module = build_model(self.config.model, self.manifest["num_classes"], None)
-        apply, params, statistics = layers.functional(module)
+        apply, params, statistics = functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
         return apply, *original_to_ours(state_dict, params, statistics, NAMES, source=self.name)

@@ -18,7 +18,7 @@ from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.images import as_rgb
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.weights import NAMES
@@ -97,7 +97,7 @@ def _evaluate(manifest, state_dict, annotations, images, tmp_path) -> list[dict]
 def _predictor(manifest, state_dict, dataset) -> Predictor:
     case = cases.load(manifest["config"])
     model = build_model(case.config.model, case.manifest["num_classes"], None)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     params, statistics = original_to_ours(state_dict, params, statistics, NAMES)
     return Predictor(
         apply,

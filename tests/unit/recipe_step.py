@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseinst_jax.models import layers
-from sparseinst_jax.models.layers import Tree
+from sparseinst_jax.models.functional import Tree, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_optimizer, rules_of
@@ -24,7 +23,7 @@ def take_step(config_path: Path, overrides: Mapping[str, Any]) -> tuple[Tree, Tr
     """
     config = load_config(config_path, overrides)
     model = builders.build_model(config.model, 3, 0, config.train.frozen_stages)
-    apply, params, statistics = layers.functional(model.backbone)
+    apply, params, statistics = functional(model.backbone)
     optimizer = make_optimizer(
         {"backbone": params}, 1e-3, config.train.weight_decay, 0.0, rules_of(model)
     )

@@ -27,7 +27,7 @@ from sparseinst_jax.cli.measuring import (
 )
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.weights.convert import ours_to_original
@@ -160,7 +160,7 @@ def test_the_parts_of_a_network_add_up():
 
 
 def test_activations_come_in_their_order_with_their_sizes():
-    given = layers.functional(builders.build_model(tiny.get_config().model, 3, None))
+    given = functional(builders.build_model(tiny.get_config().model, 3, None))
     images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
     found = network.activations(*given, images)
     assert [tensor["name"] for tensor in found[:5]] == ["stem", "res2", "res3", "res4", "res5"]
@@ -194,7 +194,7 @@ def test_summary_prints_what_the_network_has(capsys):
 def test_summary_refuses_what_cannot_be(capsys):
     with pytest.raises(ValueError, match="multiples of 32, got 65x96") as fault:
         summary.main(["--size", "65x96", "--batch", "0"])
-    assert "--config FILE is needed" in str(fault.value)
+    assert "--config NAME is needed" in str(fault.value)
     assert "--batch must be at least 1, got 0" in str(fault.value)
 
 
@@ -231,7 +231,7 @@ def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
 def test_a_measured_training_step_trains_and_says_where_its_time_goes():
     config = tiny.get_config()
     model = builders.build_model(config.model, 3, 0)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     batch = training.random_batch(2, (64, 64), 3, 3)
     objective = builders.build_objective(config, apply)
     # Its details take steps too; the loss on the only batch falls.
@@ -283,7 +283,7 @@ def test_the_benchmark_refuses_what_cannot_be(arguments, message):
 @pytest.mark.parametrize(
     ("argv", "shown"),
     [
-        (["/some/benchmarks/roofline.py", "--size", "64", "96"], "roofline.py --size 64 96"),
+        (["/some/benchmarks/many_steps.py", "--size", "64", "96"], "many_steps.py --size 64 96"),
         (["benchmarks/gpu.py", "--output", "/some/where/g.json"], "gpu.py --output g.json"),
         (["/some/bin/sparseinst", "benchmark", "--x=/some/y"], "sparseinst benchmark --x=y"),
         (["-c", "benchmark"], "sparseinst benchmark"),
@@ -291,7 +291,7 @@ def test_the_benchmark_refuses_what_cannot_be(arguments, message):
 )
 def test_a_command_is_shown_without_where_things_lie(monkeypatch, argv, shown):
     monkeypatch.setattr("sys.argv", argv)
-    is_script = shown.startswith(("roofline", "gpu"))
+    is_script = shown.startswith(("many_steps", "gpu"))
     assert machine.command() == ("python benchmarks/" * is_script) + shown
 
 
@@ -311,7 +311,7 @@ def test_memory_is_that_of_the_process_and_of_the_plan():
 
 def test_named_weights_are_the_ones_that_are_measured(tmp_path):
     config = tiny.get_config()
-    _, params, statistics = layers.functional(builders.build_model(config.model, 80, 0))
+    _, params, statistics = functional(builders.build_model(config.model, 80, 0))
     branch = params["decoder"]["inst_branch"]
     branch["cls_score"]["bias"] = np.full(80, -40, np.float32)  # nothing is found
     weights = tmp_path / "weights.npz"

@@ -20,7 +20,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert
 from sparseinst_jax.cli.arguments import add_model_arguments, open_source
 from sparseinst_jax.data.classes import COCO_CLASS_NAMES
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -38,7 +38,7 @@ def random_state(num_classes: int, **backbone: object) -> dict[str, np.ndarray]:
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update(backbone)
-    _, *trees = layers.functional(builders.build_model(config.model, num_classes, seed=None))
+    _, *trees = functional(builders.build_model(config.model, num_classes, seed=None))
     rng = np.random.default_rng(0)
     shapes = original_shapes(*trees, NAMES)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
@@ -128,7 +128,7 @@ def _parse(arguments, overrides):
 def test_a_run_goes_to_the_original_with_its_averages(tmp_path):
     state = random_state(3)
     config = load_config(TINY)
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
     average = original_to_ours(state, *trees, NAMES)
     other = jax.tree.map(lambda x: x + 1, average)
     with Checkpoints(tmp_path / "run") as checkpoints:
@@ -275,7 +275,7 @@ def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path):
 def test_training_starts_from_a_converted_checkpoint_but_for_the_class_head(source, tmp_path):
     run(source, "--config", TINY, "--output", tmp_path / "out")
     config = load_config(TINY)
-    _, *own = layers.functional(builders.build_model(config.model, 3, seed=1))
+    _, *own = functional(builders.build_model(config.model, 3, seed=1))
     initial = load_initial_weights(tmp_path / "out", *own, ("a", "b", "c"), NAMES)
     head = {f"decoder.inst_branch.cls_score.{leaf}" for leaf in ("weight", "bias")}
     assert initial.fresh == dict.fromkeys(head, "other classes")

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.cspdarknet import STAGES, CSPDarkNet
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -17,7 +17,7 @@ DEPTHS = (1, 2, 1, 1, 1)
 def network(cross_stage=True, **options):
     options = dict(stage_depths=DEPTHS, width=2) | options
     model = CSPDarkNet(cross_stage=cross_stage, **options, rng=np.random.default_rng(0))
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     return apply, params, jax.tree.map(jnp.asarray, statistics)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -34,7 +35,7 @@ LINEAR = tuple(
 def published_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """The original's names and shapes of a configuration's network of 80 classes."""
     config = load_config(CONFIGS / f"{name}.py")
-    _, *trees = layers.functional(builders.build_model(config.model, 80, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 80, seed=None))
     return original_shapes(*trees, NAMES)
 
 
@@ -43,7 +44,7 @@ def tiny_trees(seed: int | None = 1, **backbone: object):
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update({"norm": "frozen_batch_norm"} | backbone)
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
     if seed is None:
         return trees
     rng = np.random.default_rng(seed)
@@ -273,7 +274,7 @@ def test_a_deformable_network_starts_from_plain_imagenet_weights_with_offsets_of
     config = load_config(TINY)
     with config.unlocked():
         config.model.backbone.update(options)
-    _, *own = layers.functional(builders.build_model(config.model, 3, seed=5))
+    _, *own = functional(builders.build_model(config.model, 3, seed=5))
     initial = load_initial_weights(tmp_path / "imagenet.npz", *own, ("a", "b", "c"), NAMES)
     loaded = ours_to_original(initial.params, initial.statistics, NAMES)
     offsets = [name for name in loaded if "conv2_offset" in name]

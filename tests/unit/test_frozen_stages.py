@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.resnet import STAGES, ResNet
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -22,7 +22,7 @@ def network(frozen_stages: int, norm: str = "batch_norm"):
         rng=np.random.default_rng(0),
     )
     images = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     return model, apply, params, jax.tree.map(jnp.asarray, statistics), images
 
 

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -21,7 +21,7 @@ HEAD = ["decoder.inst_branch.cls_score.weight", "decoder.inst_branch.cls_score.b
 
 def fresh(num_classes: int, seed: int, **overrides: object):
     config = load_config(TINY, {f"model.{k.replace('__', '.')}": v for k, v in overrides.items()})
-    _, params, statistics = layers.functional(builders.build_model(config.model, num_classes, seed))
+    _, params, statistics = functional(builders.build_model(config.model, num_classes, seed))
     # Norms start at zeros and ones: other values show whether they were loaded.
     return jax.tree.map(lambda x: x + np.float32(0.25 * seed), (params, statistics))
 

@@ -11,6 +11,7 @@ from flax import nnx
 
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, SparseInst
 
 
@@ -142,7 +143,7 @@ def test_batch_norm_uses_the_batch_in_training_and_the_running_statistics_after(
 
 
 def test_group_norm_normalises_each_image_by_itself(rng):
-    norm = layers.GroupNorm(8, num_groups=2)
+    norm = layers.GroupNorm(8, groups=2)
     x = rng.standard_normal((2, 4, 4, 8), np.float32) * np.array([1, 9]).reshape(2, 1, 1, 1)
     y = np.asarray(norm(jnp.asarray(x, jnp.float32))).reshape(2, 4, 4, 2, 4)
     np.testing.assert_allclose(y.mean((1, 2, 4)), 0, atol=1e-5)
@@ -206,7 +207,7 @@ def tiny_model(**options):
 
 
 def test_the_functional_view_round_trips_and_returns_new_statistics(rng):
-    apply, params, statistics = layers.functional(tiny_model(norm="batch_norm"))
+    apply, params, statistics = functional(tiny_model(norm="batch_norm"))
     assert set(params) == {"backbone", "encoder", "decoder"}
     assert statistics["backbone"]["res2"]["0"]["conv1"]["norm"].keys() == {"mean", "var"}
     assert params["backbone"]["res2"]["0"]["conv1"]["norm"].keys() == {"scale", "bias"}
@@ -227,7 +228,7 @@ def test_bfloat16_computes_close_to_float32_and_returns_float32(rng):
     images = jnp.asarray(rng.standard_normal((1, 64, 64, 3), np.float32))
     results = []
     for dtype in (jnp.float32, jnp.bfloat16):
-        apply, params, statistics = layers.functional(tiny_model(dtype=dtype))
+        apply, params, statistics = functional(tiny_model(dtype=dtype))
         outputs, _ = jax.jit(apply)(params, statistics, images)
         assert all(output.dtype == jnp.float32 for output in outputs)
         results.append(outputs)
@@ -246,7 +247,7 @@ def test_channels_that_groups_do_not_divide_are_refused():
 
 
 def test_pure_function_keeps_no_arrays_alive(rng):
-    apply, params, _ = layers.functional(Scaled(rng))
+    apply, params, _ = functional(Scaled(rng))
     initial = weakref.ref(params["conv"]["kernel"])
     ones = jax.tree.map(np.ones_like, params)
     del params

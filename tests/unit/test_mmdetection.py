@@ -12,7 +12,8 @@ from pycocotools import mask as rle
 from sparseinst_jax import losses
 from sparseinst_jax.data.coco import load_coco, read_image
 from sparseinst_jax.data.transforms import resized_size
-from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models import ops
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_schedule
@@ -190,7 +191,7 @@ def test_a_red_image_is_the_same_input_by_way_of_bgr(tmp_path):
 def test_its_258_input_channels_are_our_256_and_the_two_coordinates():
     assert load_config(CONFIG).model.encoder_channels == 256
     config = load_config(CONFIG, TINY)
-    _, params, _ = layers.functional(builders.build_model(config.model, 3, 0))
+    _, params, _ = functional(builders.build_model(config.model, 3, 0))
     for branch in ("inst_branch", "mask_branch"):
         first = params["decoder"][branch][f"{branch[:4]}_convs"]["0"]["kernel"]
         assert first.shape == (3, 3, 8 + 2, 8)

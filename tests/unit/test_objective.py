@@ -9,8 +9,8 @@ import pytest
 from sparseinst_jax import losses, matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.model import Outputs, SparseInst
 from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.training.step import TrainStep
@@ -151,7 +151,7 @@ def network():
         kernel_dim=4,
         rng=rng,
     )
-    return layers.functional(model)
+    return functional(model)
 
 
 def run_steps(network, batch, num_steps, micro_batches):

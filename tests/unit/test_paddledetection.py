@@ -17,7 +17,7 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, Outputs
 from sparseinst_jax.setup import builders
@@ -61,7 +61,7 @@ def test_weight_decay_on_everything_is_the_originals_where_norms_are_frozen():
     small = {"model.encoder_channels": "8", "model.decoder_channels": "8"}
     config = load_config(ROOT / "configs/paddle_giam_r50.py", {**TINY, **small})
     model = builders.build_model(config.model, 3, 0)
-    _, params, _ = layers.functional(model)
+    _, params, _ = functional(model)
     assert config.train.weight_decay == 0.05
     decays = jax.tree_util.tree_leaves_with_path(decay_mask(params, rules_of(model)))
     assert len(decays) > 60  # biases of the encoder and decoder among them

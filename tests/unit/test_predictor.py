@@ -17,7 +17,7 @@ from sparseinst_jax.data.transforms import padded_size, resize_image, resized_si
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.setup import builders
@@ -280,7 +280,7 @@ def test_missing_images_are_all_named_before_the_first_is_predicted(tmp_path, pr
 
 def test_overrides_that_ask_for_another_network_are_refused_with_every_difference(tmp_path):
     config = load_config(Path(__file__).parents[2] / "configs" / "tiny.py")
-    _, params, statistics = layers.functional(builders.build_model(config.model, 3, config.seed))
+    _, params, statistics = functional(builders.build_model(config.model, 3, config.seed))
     meta = {"config": config.to_dict(), "class_names": CLASS_NAMES, "category_ids": CATEGORY_IDS}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(TrainState(np.int32(1), params, statistics, {"count": np.int32(1)}), meta)

@@ -70,7 +70,7 @@ def test_on_a_terminal_the_line_is_drawn_over():
     line.report(ROW)
     assert stream.getvalue().count("\r") == 2
     assert "\n" not in stream.getvalue()
-    line.say("evaluating")
+    line.print_line("evaluating")
     assert stream.getvalue().endswith("\nevaluating\n")
 
 

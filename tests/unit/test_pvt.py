@@ -11,8 +11,8 @@ from scipy.special import erf
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
+from sparseinst_jax.models.functional import DEVICE_AXIS, functional
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 from sparseinst_jax.training.step import TrainStep
 
@@ -29,7 +29,7 @@ def build(**options):
 
 def network(**options):
     """The pure function, weights of which each matters, and statistics on the device."""
-    apply, params, statistics = layers.functional(build(**options))
+    apply, params, statistics = functional(build(**options))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda x: x + rng.uniform(0.1, 0.4, x.shape).astype(np.float32), params)
     return apply, params, jax.tree.map(jnp.asarray, statistics)
@@ -160,7 +160,7 @@ def test_bfloat16_reaches_the_maps():
 
 
 def test_fresh_weights_have_the_deviations_of_the_release():
-    _, params, _ = layers.functional(build(embed_dims=(64, 64, 40, 40)))
+    _, params, _ = functional(build(embed_dims=(64, 64, 40, 40)))
     block = params["block1"]["0"]
     for layer, name in (("attn", "kv"), ("mlp", "fc1"), ("mlp", "fc2")):
         np.testing.assert_allclose(block[layer][name]["kernel"].std(), 0.02, rtol=0.05)
@@ -235,9 +235,7 @@ def test_two_devices_draw_for_their_halves_of_a_batch_what_one_draws_for_all(sto
     apply, params, statistics = stochastic
     batch = np.repeat(images(1), 4, axis=0)
     whole, _ = apply(params, statistics, batch, train=True)
-    shared = jax.vmap(
-        lambda x: apply(params, statistics, x, train=True), axis_name=layers.DEVICE_AXIS
-    )
+    shared = jax.vmap(lambda x: apply(params, statistics, x, train=True), axis_name=DEVICE_AXIS)
     halves, after = shared(batch.reshape(2, 2, *batch.shape[1:]))
     np.testing.assert_allclose(
         np.concatenate(halves[2]), np.asarray(whole[2]), rtol=1e-4, atol=1e-4
@@ -283,7 +281,7 @@ class _SumObjective:
 def test_a_step_carries_the_counter_through_micro_batches_devices_and_the_average(num_devices):
     options = dict(stage_depths=DEPTHS, embed_dims=DIMS, drop_path=0.5)
     model = _OnlyDraws(**options, rng=np.random.default_rng(0))
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     optimizer, devices = optax.sgd(1.0), jax.local_devices()[:num_devices]
     step = TrainStep(
         _SumObjective(apply), optimizer, micro_batches=2, ema_decay=0.9, devices=devices
@@ -334,7 +332,9 @@ def test_nothing_is_skipped_in_frozen_stages():
     @jax.jit
     def run(step):
         named = {}
-        apply(params, statistics | {"drop_path_step": step}, images(), True, named)
+        apply(
+            params, statistics | {"drop_path_step": step}, images(), train=True, intermediates=named
+        )
         return named
 
     named = [run(jnp.uint32(step)) for step in range(6)]
@@ -349,7 +349,7 @@ def test_more_frozen_stages_than_there_are_is_refused():
 
 def test_neither_norms_nor_patch_embeddings_decay_and_all_else_does():
     backbone = build()
-    _, params, _ = layers.functional(backbone)
+    _, params, _ = functional(backbone)
     rules = ParameterRules(undecayed=("norm", *backbone.undecayed))
     mask = decay_mask({"backbone": params}, rules)["backbone"]
     assert mask["patch_embed1"] == {

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparseinst_jax.models import layers, ops
+from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones.resnet import ResNet
+from sparseinst_jax.models.functional import functional
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,7 +59,7 @@ def test_the_shortcut_of_res2_is_not_pooled_in_variant_d(rng):
 
 def test_variant_d_has_three_convolutions_in_the_stem():
     model = resnet(stage_depths=(1, 1, 1, 1), variant="d")
-    _, params, _ = layers.functional(model)
+    _, params, _ = functional(model)
     shapes = {name: value["kernel"].shape for name, value in params["stem"].items()}
     assert shapes == {"conv1": (3, 3, 3, 4), "conv2": (3, 3, 4, 4), "conv3": (3, 3, 4, 8)}
 
@@ -68,7 +69,7 @@ def test_every_block_of_the_named_stages_is_deformable(modulated, channels):
     model = resnet(
         stage_depths=(1, 2, 3, 1), deformable_stages=("res3", "res4"), modulated=modulated
     )
-    _, params, _ = layers.functional(model)
+    _, params, _ = functional(model)
     found = {path: path for path in paths(params) if "offset" in path}
     blocks = ("res3/0", "res3/1", "res4/0", "res4/1", "res4/2")
     assert set(found) == {f"{b}/conv2_offset/{leaf}" for b in blocks for leaf in ("kernel", "bias")}
@@ -84,7 +85,7 @@ def test_fresh_deformable_blocks_start_as_ordinary_ones(rng):
 
     def features(stages):
         model = resnet(stage_depths=(1, 2, 1, 1), variant="d", deformable_stages=stages)
-        apply, params, statistics = layers.functional(model)
+        apply, params, statistics = functional(model)
         return jax.jit(lambda images: apply(params, statistics, images)[0])(images)
 
     for before, after in zip(features(()), features(("res3", "res5")), strict=True):

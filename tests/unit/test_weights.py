@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sparseinst_jax.models import layers
+from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -152,7 +152,7 @@ def test_every_name_and_shape_of_a_recorded_network_is_one_of_ours(case):
     config = load_config(cases.CONFIGS / cases.CONFIG_OF_ORIGINALS[manifest["config"]])
     num_classes = manifest.get("num_classes", 80)
     model = builders.build_model(config.model, num_classes, seed=None)
-    _, *trees = layers.functional(model)
+    _, *trees = functional(model)
     counters = [name for name in recorded if name.endswith(".num_batches_tracked")]
     assert (len(counters) > 0) == ("darknet" in case)
     wanted = {name: shape for name, shape in recorded.items() if name not in counters}
@@ -184,7 +184,7 @@ def test_every_backbone_goes_there_and_back_bit_for_bit(backbone):
     depths = 5 if backbone["name"] == "cspdarknet" else 4
     with config.unlocked():
         config.model.backbone = backbone | {"stage_depths": (2,) * depths}
-    _, *trees = layers.functional(builders.build_model(config.model, 3, seed=None))
+    _, *trees = functional(builders.build_model(config.model, 3, seed=None))
     rng = np.random.default_rng(0)
     state = {
         name: rng.standard_normal(shape).astype(np.float32)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sparseinst_jax.cli.measuring import machine
-from sparseinst_jax.models import layers
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
+from sparseinst_jax.models.functional import functional
 
 
 def describe(model: nnx.Module, size: tuple[int, int], batch: int) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def describe(model: nnx.Module, size: tuple[int, int], batch: int) -> dict[str, 
       size: (height, width) of the padded image, multiples of 32.
       batch: images that go through together.
     """
-    apply, params, statistics = layers.functional(model)
+    apply, params, statistics = functional(model)
     images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
     given = params, statistics, images
     forward = jax.jit(lambda p, s, x: apply(p, s, x, train=False)[0])
@@ -67,7 +67,7 @@ def activations(apply: Any, params: Any, statistics: Any, images: Any) -> list[d
     """List the named tensors of a forward pass in its order, then its outputs, with their sizes.
 
     Args:
-      apply: the network's pure function, from `layers.functional`.
+      apply: the network's pure function, from `models.functional`.
       params: its parameters, or their shapes.
       statistics: likewise.
       images: shape and type of the normalised images [B, H, W, 3].

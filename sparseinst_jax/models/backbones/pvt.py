@@ -17,6 +17,7 @@ from flax import nnx
 
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.backbones import checks
+from sparseinst_jax.models.functional import device_index
 from sparseinst_jax.models.layers import Conv, LayerNorm, Linear
 
 STAGES = ("p1", "p2", "p3", "p4")  # strides 4, 8, 16, 32
@@ -267,7 +268,7 @@ class PyramidVisionTransformer(nnx.Module):
         """
         key = jax.random.fold_in(jax.random.key(0), self.drop_path_step[...])
         self.drop_path_step[...] = self.drop_path_step[...] + 1
-        positions = layers.device_index() * batch + jnp.arange(batch)
+        positions = device_index() * batch + jnp.arange(batch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, positions)
         shape = len(self.drop_rates), 2
         drawn = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)

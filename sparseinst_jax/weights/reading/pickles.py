@@ -36,7 +36,12 @@ from sparseinst_jax.weights.reading.pickled_values import (
     Settable,
     set_items,
 )
-from sparseinst_jax.weights.reading.stored_arrays import Piece, WeightsFileError, short
+from sparseinst_jax.weights.reading.stored_arrays import (
+    DamagedFileError,
+    Piece,
+    WeightsFileError,
+    short,
+)
 
 SHORT_BYTES = 1024
 # A checkpoint of 500 arrays with its optimizer takes 50,000 operations and 50 kB of names.
@@ -93,7 +98,7 @@ class _PickleBytes:
 
     def refuse_short(self) -> None:
         """Refuses a file that ended too early."""
-        raise WeightsFileError("the pickle ends in the middle: cut off; download the file again")
+        raise DamagedFileError("the pickle ends in the middle")
 
     def spend(self, operations: int = 0, short_bytes: int = 0) -> None:
         """Counts what a pickle takes; too much is refused."""
@@ -138,10 +143,8 @@ class _PickleBytes:
         """Bytes of a claimed size: read if they are short, else only their place."""
         start = self.file.tell()
         if not 0 <= size <= self.end - start:
-            raise WeightsFileError(
-                f"the pickle claims {size} bytes at byte {start}, of {self.end - start} left: "
-                "cut off or damaged; download the file again"
-            )
+            what = f"the pickle claims {size} bytes at byte {start}"
+            raise DamagedFileError(f"{what}, of {self.end - start} left")
         if size <= SHORT_BYTES:
             self.spend(short_bytes=size)
             return self.read(size)
@@ -152,10 +155,7 @@ class _PickleBytes:
         """A frame says how many bytes follow; it is believed no more than any size."""
         size, left = self.fixed("<Q"), self.end - self.file.tell()
         if size > left:
-            raise WeightsFileError(
-                f"the pickle claims a frame of {size} bytes, but {left} are left: cut off or "
-                "damaged; download the file again"
-            )
+            raise DamagedFileError(f"the pickle claims a frame of {size} bytes of {left} left")
 
     def text(self, size: int) -> str | LongText:
         """A text of a claimed size: a long one stays in the file."""
@@ -227,10 +227,8 @@ class Unpickler:
         except WeightsFileError:
             raise
         except _DAMAGE as error:
-            raise WeightsFileError(
-                f"the pickle is damaged before byte {self._bytes.file.tell()} ({short(error)}); "
-                "download the file again"
-            ) from error
+            what = f"the pickle makes no sense before byte {self._bytes.file.tell()}"
+            raise DamagedFileError(f"{what} ({short(error)})") from error
         if self._bytes.file.tell() > self._bytes.end:
             self._bytes.refuse_short()
         return result

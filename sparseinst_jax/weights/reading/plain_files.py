@@ -20,6 +20,7 @@ import numpy as np
 
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.stored_arrays import (
+    DamagedFileError,
     Piece,
     StoredArray,
     WeightsFileError,
@@ -104,9 +105,7 @@ class ZipEntries:
         except WeightsFileError:
             raise
         except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError) as error:
-            raise WeightsFileError(
-                f"it is no whole zip file ({short(error)}): cut off or damaged; download it again"
-            ) from error
+            raise DamagedFileError(f"it is no whole zip file ({short(error)})") from error
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for entry in directory:
             self._check(entry)
@@ -186,26 +185,24 @@ class ZipEntries:
                 start = entry.header_offset + len(header) + name_size + extra_size
                 if name == entry.orig_filename and start + entry.compress_size <= self._size:
                     return start
-        raise WeightsFileError(
-            f"the zip entry {short(entry.filename)} is not where the directory says: cut off or "
-            "damaged; download the file again"
-        )
+        what = f"the zip entry {short(entry.filename)}"
+        raise DamagedFileError(f"{what} is not where the directory says")
 
 
 def _inflate(piece: Piece, entry: zipfile.ZipInfo) -> bytes:
-    what, cure = f"the zip entry {short(entry.filename)}", "damaged; download the file again"
+    what = f"the zip entry {short(entry.filename)}"
     try:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         content = inflater.decompress(piece.read().data, entry.file_size + 1)
     except zlib.error as error:
-        raise WeightsFileError(f"{what} cannot be inflated ({error}): {cure}") from error
+        raise DamagedFileError(f"{what} cannot be inflated ({error})") from error
     if len(content) != entry.file_size:
         raise WeightsFileError(
             f"{what} inflates to another size than the {entry.file_size} bytes it claims: damaged, "
             "or a zip bomb"
         )
     if entry.CRC not in (0, zlib.crc32(content)):
-        raise WeightsFileError(f"{what} does not have its checksum: {cure}")
+        raise DamagedFileError(f"{what} does not have its checksum")
     return content
 
 
@@ -255,21 +252,18 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
       WeightsFileError: if the header is damaged, or an array lies outside of the file.
     """
     header_bytes = struct.unpack("<Q", file.read(8))[0]
-    if header_bytes > min(size - 8, MAX_HEADER_BYTES):
-        raise WeightsFileError(
-            f"the safetensors header claims {header_bytes} bytes, expected at most "
-            f"{min(size - 8, MAX_HEADER_BYTES)}: cut off or damaged; download the file again"
-        )
+    most = min(size - 8, MAX_HEADER_BYTES)
+    if header_bytes > most:
+        what = f"the safetensors header claims {header_bytes} bytes"
+        raise DamagedFileError(f"{what}, expected at most {most}")
     try:
         header = json.loads(file.read(header_bytes), object_pairs_hook=_without_duplicates)
     except WeightsFileError:
         raise
     except (ValueError, RecursionError) as error:
-        raise WeightsFileError(
-            f"the safetensors header is not a json ({short(error)}): damaged; download it again"
-        ) from error
+        raise DamagedFileError(f"the safetensors header is not a json ({short(error)})") from error
     if not isinstance(header, dict):
-        raise WeightsFileError(f"the safetensors header is a {type(header).__name__}, not a dict")
+        raise DamagedFileError(f"the safetensors header is a {type(header).__name__}, not a dict")
     header.pop("__metadata__", None)
     data = Piece(file, 8 + header_bytes, size - 8 - header_bytes)
     return {name: _safetensor(name, entry, data) for name, entry in header.items()}
@@ -285,20 +279,17 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _safetensor(name: str, entry: Any, data: Piece) -> StoredArray:
+    what = f"the safetensors header of {short(name)}"
     try:
         dtype, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
         is_whole = all(type(number) is int for number in (*shape, start, stop))
     except (TypeError, KeyError, ValueError) as error:
-        raise WeightsFileError(
-            f"the safetensors header of {short(name)} lacks dtype, shape or data_offsets: damaged"
-        ) from error
+        raise DamagedFileError(f"{what} lacks dtype, shape or data_offsets") from error
     if not is_whole or not 0 <= start <= stop <= data.size:
-        raise WeightsFileError(
-            f"{short(name)} claims the bytes {short(start)} to {short(stop)} of {data.size}: cut "
-            "off or damaged; download the file again"
-        )
+        bounds = f"{short(start)} to {short(stop)} of {data.size}"
+        raise DamagedFileError(f"{short(name)} claims the bytes {bounds}")
     if not isinstance(dtype, str) or len(shape) > 64:
-        raise WeightsFileError(f"the safetensors header of {short(name)} is damaged")
+        raise DamagedFileError(f"{what} has no dtype or too many axes")
     place = Piece(data.file, data.start + start, stop - start)
     dtype, shape = _SAFETENSORS_DTYPES.get(dtype, dtype), tuple(shape)
     return StoredArray(place, dtype, shape, c_strides(shape), exact_size=True)

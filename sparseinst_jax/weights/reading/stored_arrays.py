@@ -37,6 +37,13 @@ class WeightsFileError(ValueError):
     """A weights file that is refused; the message says what, got, expected and the cure."""
 
 
+class DamagedFileError(WeightsFileError):
+    """A weights file whose parts contradict each other; `what` says which."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}: cut off or damaged; download the file again")
+
+
 class Piece(NamedTuple):
     """A run of bytes of an open file, or of bytes in memory.
 
@@ -72,10 +79,10 @@ class Piece(NamedTuple):
         while view:
             count = self.file.readinto(view)  # type: ignore[attr-defined]
             if not count:
-                raise WeightsFileError("the file ends in the middle")
+                raise DamagedFileError("the file ends in the middle")
             view = view[count:]
         if self.checksum and size == self.size and zlib.crc32(content.data) != self.checksum:
-            raise WeightsFileError("the data do not have their checksum: damaged; download again")
+            raise DamagedFileError("the data do not have their checksum")
         return content
 
 

@@ -15,7 +15,13 @@ from typing import Any, BinaryIO, NamedTuple
 from sparseinst_jax.weights.reading.pickled_values import Storage, storage_of
 from sparseinst_jax.weights.reading.pickles import Unpickler
 from sparseinst_jax.weights.reading.plain_files import ZipEntries
-from sparseinst_jax.weights.reading.stored_arrays import ITEM_SIZES, Piece, WeightsFileError, short
+from sparseinst_jax.weights.reading.stored_arrays import (
+    ITEM_SIZES,
+    DamagedFileError,
+    Piece,
+    WeightsFileError,
+    short,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_START = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number, behind the protocol
@@ -97,10 +103,8 @@ def _identified(identity: Any) -> _Identity:
 
 def _check_size(storage: Storage, num_bytes: int) -> None:
     if num_bytes < storage.num_bytes:
-        raise WeightsFileError(
-            f"the storage {short(storage.name)} claims {storage.num_bytes} bytes, but the file "
-            f"has {num_bytes} for it: cut off or damaged; download the file again"
-        )
+        what = f"the storage {short(storage.name)} claims {storage.num_bytes} bytes"
+        raise DamagedFileError(f"{what}, but the file has {num_bytes} for it")
 
 
 def read_torch_legacy(file: BinaryIO, size: int) -> Any:
@@ -140,10 +144,8 @@ def read_torch_legacy(file: BinaryIO, size: int) -> Any:
         assert root is not None
         offset = start * ITEM_SIZES.get(view.dtype or "", 1)
         if offset + view.num_bytes > root.size:
-            raise WeightsFileError(
-                f"a view of the storage {short(name)} claims {length} numbers from {start}, more "
-                "than the storage has"
-            )
+            what = f"a view of the storage {short(name)} claims {length} numbers from {start}"
+            raise DamagedFileError(f"{what}, more than the storage has")
         view.piece = Piece(root.file, root.start + offset, view.num_bytes)
         view.is_big_endian = not is_little_endian
     return content
@@ -154,9 +156,9 @@ def _place(
 ) -> None:
     """Says where each storage lies: they follow the pickles, each behind a count of numbers."""
     if type(names) is not list or not all(isinstance(name, str) for name in names):
-        raise WeightsFileError("the list of storages is damaged; download the file again")
+        raise DamagedFileError("the list of storages is no list of names")
     if len(names) != len(storages) or set(names) != storages.keys():
-        raise WeightsFileError("the list of storages is another one than that of the tensors")
+        raise DamagedFileError("the list of storages is another one than that of the tensors")
     for name in names:
         storage = storages[name]
         start = file.tell() + 8
@@ -168,10 +170,8 @@ def _place(
             )
         item = ITEM_SIZES[storage.dtype]
         if count * item != storage.num_bytes:
-            raise WeightsFileError(
-                f"the storage {short(name)} has {count} numbers, but its tensors expect "
-                f"{storage.num_bytes // item}: damaged; download the file again"
-            )
+            what = f"the storage {short(name)} has {count} numbers"
+            raise DamagedFileError(f"{what}, but its tensors expect {storage.num_bytes // item}")
         _check_size(storage, size - start)
         storage.piece = Piece(file, start, storage.num_bytes)
         storage.is_big_endian = is_big_endian
