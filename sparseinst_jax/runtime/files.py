@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and refuse folders that cannot be written, with a cure."""
+"""Write files whole or not at all, read jsons, and refuse folders that cannot be written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
 
 
 def check_json_file(path: Path, what: str, cure: str) -> None:
-    """Refuse a path that leads to no file; see `read_json`."""
+    """Refuse a path that is not a file; see `read_json`."""
     if path.is_dir():
         raise ValueError(f"{what} {path} is a folder; {cure}")
     if path.exists() and not path.is_file():
@@ -90,7 +90,7 @@ def broken_json(
 
 
 def cache_folder(name: str) -> Path:
-    """The folder for what can be made again, `~/.cache/sparseinst_jax/NAME`; it need not exist.
+    """The folder of a cache, `~/.cache/sparseinst_jax/NAME`; it need not exist.
 
     Raises:
         RuntimeError: the user has no home.

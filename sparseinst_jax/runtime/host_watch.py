@@ -1,4 +1,4 @@
-"""Notice from inside a process that another host of the job has stopped answering.
+"""Notice, from inside a process, that another host of the job no longer responds.
 
 A collective waits for ever for a host that was killed, suspended or cut off, and for one that is
 alive but stuck in something else. So each host writes twice a second or so on the job's board (the
@@ -33,7 +33,7 @@ class Board(Protocol):
 
 
 class HostWatch:
-    """Two threads: one writes and reads the board, one judges.
+    """Two threads: one exchanges signs of life with the other hosts, one judges them.
 
     Ends the process with a message and the code `LOST_HOST` when
 
@@ -75,11 +75,11 @@ class HostWatch:
             threading.Thread(target=function, daemon=True, name="hosts").start()
 
     def report(self, doing: str) -> None:
-        """Note that this host gets on."""
+        """Note that this host makes progress, and what it is doing."""
         self._doing, self._since = doing, time.monotonic()
 
     def report_failure(self, message: str) -> None:
-        """Write that this host fails, and give the others the time to read it."""
+        """Tell the other hosts that this one fails, and give them time to read it."""
         self._failure = message
         try:
             self._write()
@@ -89,7 +89,7 @@ class HostWatch:
         time.sleep(4 * self._period if self._index == 0 else self._period / 2)
 
     def exchange(self) -> None:
-        """Write on the board and read it, once."""
+        """Write to the board and read it, once."""
         self._count += 1
         self._write()
         for key, value in self._board.key_value_dir_get(_FOLDER):

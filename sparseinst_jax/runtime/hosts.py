@@ -1,4 +1,4 @@
-"""Join the hosts of a job, hand bytes around, and notice a host that does not answer any more.
+"""Join the hosts of a job, exchange bytes between them, and notice when one is lost.
 
 A host is one process with its local devices. Alone, everything here does nothing: `gather` gives
 back what it was given, `report` and `leave` return at once.
@@ -38,7 +38,7 @@ _watch: HostWatch | None = None
 
 
 class PlaceInJob(NamedTuple):
-    """What the environment says: where from, the number of hosts and the place of this one."""
+    """What the environment says of the job: which variable, number of hosts, index of this one."""
 
     source: str
     number: int
@@ -46,7 +46,7 @@ class PlaceInJob(NamedTuple):
 
 
 def place_in_environment() -> PlaceInJob | None:
-    """Find out from the environment whether this process is one of several.
+    """Read from the environment whether this process is one of several.
 
     Returns:
       None where the environment says nothing or the process is alone. The numbers are those of
@@ -73,7 +73,7 @@ def place_in_environment() -> PlaceInJob | None:
 
 
 def may_be_one_of_several() -> bool:
-    """Whether the environment says so; also where it contradicts itself, which `join` reports."""
+    """Whether this process may be one of several; `join` reports contradictions."""
     try:
         return place_in_environment() is not None
     except ValueError:
@@ -92,7 +92,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def join(wanted: bool | None = None) -> None:
-    """Join the other hosts of the job, before anything else uses JAX; once joined do nothing.
+    """Join the other hosts of the job, before anything else uses JAX; a second call does nothing.
 
     Args:
       wanted: True joins and False does not; None joins where the environment says that this
@@ -170,7 +170,7 @@ def _start_watch(timeout: float) -> None:
 
 
 def gather(payload: bytes) -> list[bytes]:
-    """Exchange bytes of any length: what each host gave, in the order of the hosts, on all.
+    """Exchange bytes of any length: every host gets what each gave, in the order of hosts.
 
     All hosts must call it, in the same order among the other things that they do together.
     """
@@ -197,7 +197,7 @@ def first_alone(function: Callable[[], object]) -> None:
 
 
 def refuse_differences(what: str, text: str) -> None:
-    """Refuse to go on where the hosts were started with different values.
+    """Refuse to continue if the hosts were started with different values.
 
     Raises:
       ValueError: on all hosts, if the text is not the same on all.

@@ -1,4 +1,4 @@
-"""Work through many images: in threads, a few ahead of what is used, saying how far it is."""
+"""Work through many images: in threads, a few ahead of what is used, with progress shown."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ImageProgress:
             self._bar.close()
 
     def advance(self, count: int) -> None:
-        """Note `count` more images."""
+        """Count more images as done."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -68,7 +68,7 @@ class ImageProgress:
                 print(self.line(now - self._start), file=self.stream, flush=True)
 
     def line(self, seconds: float) -> str:
-        """Write the state after `seconds`: count, speed and time left."""
+        """The progress after `seconds`: count, speed and time left."""
         speed = self.done / max(seconds, 1e-9)
         left = round((self.total - self.done) / max(speed, 1e-9))
         return (
