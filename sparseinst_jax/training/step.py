@@ -136,12 +136,12 @@ class TrainStep:
     # What one device computes.
 
     def _first_half(self, params, statistics, step, places, batch):
-        outputs, pull_back, statistics = jax.vjp(
+        outputs, pull_back, new = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
         pull_back = _without(params, pull_back)
         scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
-        return outputs, pull_back, statistics, scores
+        return outputs, pull_back, _changed(new, statistics), scores
 
     def _second_half(
         self,
@@ -150,7 +150,7 @@ class TrainStep:
         sums,
         outputs,
         pull_back,
-        statistics,
+        changed,
         batch,
         matches,
         counts,
@@ -160,6 +160,7 @@ class TrainStep:
         num_targets, divisors = jax.lax.psum(counts, DEVICE_AXIS)
         divisors = jax.tree.map(lambda n: jnp.maximum(n, 1.0), divisors)
         takes_params = self.objective.loss_takes_params
+        statistics = with_changed(state.statistics, changed)
         (total, terms), found = jax.value_and_grad(
             # Whole numbers among the outputs get the empty gradient that `pull_back` asks for.
             self.objective.loss,
@@ -283,21 +284,38 @@ class TrainStep:
         counts, places = self.counts(parts), self.places(parts)
         sums, statistics = None, state.statistics
         # All that half two needs of the state before the parameters are updated.
-        before = state._replace(statistics=None, opt_state=None, average=None)
+        before = state._replace(opt_state=None, average=None)
         stops = np.full(len(self.devices), stop, np.int32)
         for number, part in enumerate(parts, start=1):
             part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
             where = places[number - 1]
-            outputs, pull_back, statistics, scores = self._forward(
+            outputs, pull_back, changed, scores = self._forward(
                 state.params, statistics, state.step, where, part
             )
             matches = self.match(scores, part)
-            rest = outputs, pull_back, statistics, part, matches, counts, where
+            rest = outputs, pull_back, changed, part, matches, counts, where
             del outputs, pull_back
             if number < len(parts):
                 sums = self._accumulate(before, stops, sums, *rest)
+                statistics = with_changed(statistics, changed)
                 del rest  # residuals: free them before the next half one
         return self._finish(state, stops, sums, *rest)
+
+
+def _changed(new: Tree, old: Tree) -> Tree:
+    """Leave out what a function returns as it was given: None in the place of those leaves.
+
+    What a compiled function returns is a copy: of a frozen norm's numbers there are hundreds, and
+    on a GPU each copy is a launch.
+    """
+    return jax.tree.map(lambda a, b: None if a is b else a, new, old)
+
+
+def with_changed(old: Tree, changed: Tree) -> Tree:
+    """Return the tree of which `changed` holds what is not as in `old`, see `_changed`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, changed, old, is_leaf=lambda a: a is None
+    )
 
 
 def _without(params: Tree, pull_back: Any) -> Any:
