@@ -1,1 +1,1 @@
-"""The process and the machine: memory, hosts, files, messages."""
+"""The process and the machine: files, hosts, memory, messages."""

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, read jsons, and refuse folders that cannot be written."""
+"""Write files whole or not at all, and refuse folders that cannot be written, with a cure."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def read_json(path: str | os.PathLike, what: str, cure: str) -> Any:
 
 
 def check_json_file(path: Path, what: str, cure: str) -> None:
-    """Refuse a path that is not a file; see `read_json`."""
+    """Refuse a path that leads to no file; see `read_json`."""
     if path.is_dir():
         raise ValueError(f"{what} {path} is a folder; {cure}")
     if path.exists() and not path.is_file():
@@ -70,13 +70,13 @@ def check_json_file(path: Path, what: str, cure: str) -> None:
 def broken_json(
     path: Path, what: str, cure: str, reason: str, place: str = "", is_cut: bool = False
 ) -> str:
-    """Say what is wrong with the text of a json file.
+    """Describe what is wrong with the text of a json file.
 
     Args:
         path: of the file.
         what: see `read_json`.
         cure: see `read_json`.
-        reason: as Python's parser says it.
+        reason: of Python's parser.
         place: line and column; "" where the text cannot even be decoded.
         is_cut: the text ends before the value does.
     """
@@ -90,7 +90,7 @@ def broken_json(
 
 
 def cache_folder(name: str) -> Path:
-    """The folder of a cache, `~/.cache/sparseinst_jax/NAME`; it need not exist.
+    """The folder for files that can be made again, `~/.cache/sparseinst_jax/NAME`; may not exist.
 
     Raises:
         RuntimeError: the user has no home.

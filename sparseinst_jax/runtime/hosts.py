@@ -1,4 +1,4 @@
-"""Join the hosts of a job, exchange bytes between them, and notice when one is lost.
+"""Join the hosts of a job, exchange bytes, and detect a host that stops responding.
 
 A host is one process with its local devices. Alone, everything here does nothing: `gather` gives
 back what it was given, `report` and `leave` return at once.
@@ -38,7 +38,7 @@ _watch: HostWatch | None = None
 
 
 class PlaceInJob(NamedTuple):
-    """What the environment says of the job: which variable, number of hosts, index of this one."""
+    """What the environment says: where from, the number of hosts and the place of this one."""
 
     source: str
     number: int
@@ -46,7 +46,7 @@ class PlaceInJob(NamedTuple):
 
 
 def place_in_environment() -> PlaceInJob | None:
-    """Read from the environment whether this process is one of several.
+    """Find out from the environment whether this process is one of several.
 
     Returns:
       None where the environment says nothing or the process is alone. The numbers are those of
@@ -73,7 +73,7 @@ def place_in_environment() -> PlaceInJob | None:
 
 
 def may_be_one_of_several() -> bool:
-    """Whether this process may be one of several; `join` reports contradictions."""
+    """Whether the environment says so; also where it contradicts itself, which `join` reports."""
     try:
         return place_in_environment() is not None
     except ValueError:
@@ -85,14 +85,14 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distributed",
         action=argparse.BooleanOptionalAction,
-        help="work together with the other hosts of the job: start the same command on each."
-        f" Default: where {', '.join(number for number, _ in _NUMBERS)} or {_TPU_HOSTS[1]} say"
-        " that there are several. Elsewhere " + _BY_HAND,
+        help="work with the other hosts of the job: start the same command on each. Default:"
+        f" if {', '.join(number for number, _ in _NUMBERS)} or {_TPU_HOSTS[1]} show that there"
+        " are several. Elsewhere " + _BY_HAND,
     )
 
 
 def join(wanted: bool | None = None) -> None:
-    """Join the other hosts of the job, before anything else uses JAX; a second call does nothing.
+    """Join the other hosts of the job, before anything else uses JAX; once joined do nothing.
 
     Args:
       wanted: True joins and False does not; None joins where the environment says that this
@@ -116,7 +116,7 @@ def join(wanted: bool | None = None) -> None:
         _initialize(place, timeout)
     except ValueError as error:  # of JAX, where no cluster is known to it
         raise ValueError(
-            f"--distributed: nothing says where the other hosts are ({error}): {_BY_HAND}."
+            f"--distributed: the other hosts cannot be found ({error}): {_BY_HAND}."
         ) from None
     finally:
         late.cancel()
@@ -127,13 +127,13 @@ def _initialize(place: PlaceInJob | None, timeout: float) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its handler would swallow SIGTERM; the trainer lets the hosts agree on a step by itself.
+    # Its handler would swallow SIGTERM; the trainer makes the hosts agree on a step.
     jax.config.update("jax_enable_preemption_service", False)
     is_complete = place is not None and "JAX_COORDINATOR_ADDRESS" in os.environ
     jax.distributed.initialize(
         num_processes=place.number if place else None,
         process_id=place.index if place else None,
-        # All is said: keep JAX from asking cloud services.
+        # Everything is given: keep JAX from asking cloud services.
         cluster_detection_method="deactivate" if is_complete else None,
         initialization_timeout=round(timeout) + _SPARE,
         heartbeat_timeout_seconds=round(timeout) + _SPARE,
@@ -170,7 +170,7 @@ def _start_watch(timeout: float) -> None:
 
 
 def gather(payload: bytes) -> list[bytes]:
-    """Exchange bytes of any length: every host gets what each gave, in the order of hosts.
+    """Exchange bytes of any length: what each host gave, in the order of the hosts, on all.
 
     All hosts must call it, in the same order among the other things that they do together.
     """
@@ -188,7 +188,7 @@ def gather(payload: bytes) -> list[bytes]:
 
 
 def first_alone(function: Callable[[], object]) -> None:
-    """Call a function on the first host; the others wait until it has returned."""
+    """Call a function on the first host while the others wait for it to return."""
     import jax
 
     if jax.process_index() == 0:
@@ -217,13 +217,13 @@ def are_joined() -> bool:
 
 
 def report(doing: str) -> None:
-    """Note what this host is doing; one that does nothing new is ended, see `HostWatch`."""
+    """Record what this host is doing; one that makes no progress is stopped, see `HostWatch`."""
     if _watch is not None:
         _watch.report(doing)
 
 
 def leave(message: str, code: int) -> None:
-    """End this process at once if it is one of several, after telling the others why.
+    """Stop this process at once if it is one of several, after reporting why to the others.
 
     A process that ended in the ordinary way would first wait for the others, which wait for it.
     """

@@ -1,4 +1,4 @@
-"""Work through many images: in threads, a few ahead of what is used, with progress shown."""
+"""Work through many images: in threads, a few ahead of use, with a progress display."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def map_ahead(
 
 
 class ImageProgress:
-    """Show how many images are done: a bar in a terminal, otherwise a line now and then.
+    """Show how many images are done: a bar in a terminal, otherwise an occasional line.
 
     Args:
         total: number of images.
@@ -57,7 +57,7 @@ class ImageProgress:
             self._bar.close()
 
     def advance(self, count: int) -> None:
-        """Count more images as done."""
+        """Note `count` more images."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
@@ -68,7 +68,7 @@ class ImageProgress:
                 print(self.line(now - self._start), file=self.stream, flush=True)
 
     def line(self, seconds: float) -> str:
-        """The progress after `seconds`: count, speed and time left."""
+        """Write the state after `seconds`: count, speed and time left."""
         speed = self.done / max(seconds, 1e-9)
         left = round((self.total - self.done) / max(speed, 1e-9))
         return (

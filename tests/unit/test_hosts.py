@@ -114,7 +114,7 @@ def test_alone_everything_is_said_to_oneself(capsys):
 @pytest.mark.parametrize(
     "arguments, index, message",
     [
-        ("True", None, "--distributed: nothing says where the other hosts are"),
+        ("True", None, "--distributed: the other hosts cannot be found"),
         ("None", "1", "host 1 of 2 (JAX_NUM_PROCESSES) could not join the job within 2 s: the"),
         ("None", "0", "as the first it waited for the other 1, and not all came"),
     ],
