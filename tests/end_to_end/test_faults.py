@@ -145,7 +145,7 @@ def test_a_disk_without_room_ends_the_run_with_one_message(data, tmp_path, capfd
     capfd.readouterr()
     with (
         small_files(1 << 14),
-        pytest.raises(SaveError, match=r"step 4 could not be saved: File too large\..*/2 is whole"),
+        pytest.raises(SaveError, match=r"step 4 could not be saved.*too large\..*/2 is complete"),
     ):
         train(data, run)
     said = capfd.readouterr().err
