@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST
@@ -82,14 +83,15 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
       the loss of another host.
     """
     process.set_environment()
+    function: Any = command
     if isinstance(command, str):
         module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-        command = module.main
+        function = module.main
     if "jax" in sys.modules:  # a few commands do without
         process.trim_after_compiling()
     logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     try:
-        code = command(argv) or 0
+        code = function(argv) or 0
         hosts.report(DONE)
         return code
     except BaseException as error:
@@ -100,7 +102,7 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
 
 
 def _report_error(error: BaseException) -> int | None:
-    """Print the message of an error and return the exit code; None for what passes, see `run`."""
+    """Print an error's message and return the exit code; None if it is to be raised, see `run`."""
     message = _message(error)
     if message is None or os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0"):
         if hosts.are_joined() and not isinstance(error, SystemExit):
@@ -115,7 +117,7 @@ def _report_error(error: BaseException) -> int | None:
 
 
 def _leave_others(error: BaseException) -> None:
-    """Report a bug to the other hosts, and stop."""
+    """Tell the other hosts of an unexpected error, and end."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     # A status of XLA is most likely that of a collective without its partner.
     if _XLA_STATUS.match(str(error)):

@@ -15,7 +15,7 @@ import jax
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
-    open_source,
+    open_model,
     parse_command_line,
     parse_size,
     size_fault,
@@ -172,7 +172,7 @@ class Bench:
         """
         number, seed, weights = scoring.NUM_CLASSES, self.config.seed, None
         if self.has_weights:
-            predictor = open_source(self.arguments).predictor
+            predictor = open_model(self.arguments).predictor
             number, seed, weights = len(predictor.class_names), None, predictor.weights
         frozen = self.config.train.frozen_stages
         model = builders.build_model(self.config.model, number, seed, frozen)

@@ -139,9 +139,10 @@ class TrainStep:
         outputs, pull_back, new = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
-        pull_back = _without(params, pull_back)
+        changed = _changed(new, statistics)
+        pull_back = _without((params, _unchanged(changed, statistics)), pull_back)
         scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
-        return outputs, pull_back, _changed(new, statistics), scores
+        return outputs, pull_back, changed, scores
 
     def _second_half(
         self,
@@ -176,7 +177,8 @@ class TrainStep:
             divisors,
             self._keys(state.step, places),
         )
-        (gradients,) = pull_back(state.params)(found[-1])
+        given = state.params, _unchanged(changed, state.statistics)
+        (gradients,) = pull_back(given)(found[-1])
         if takes_params:
             gradients = jax.tree.map(jnp.add, gradients, found[0])
         part = gradients, {"total": total, **terms}
@@ -318,17 +320,24 @@ def with_changed(old: Tree, changed: Tree) -> Tree:
     )
 
 
-def _without(params: Tree, pull_back: Any) -> Any:
-    """Take the parameters out of a vjp function, to be given back to it: `result(params)`.
+def _unchanged(changed: Tree, old: Tree) -> Tree:
+    """Return what `_changed` left out: None in the place of what changed."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else None, changed, old, is_leaf=lambda a: a is None
+    )
+
+
+def _without(arguments: Tree, pull_back: Any) -> Any:
+    """Take the arguments out of a vjp function, to be given back to it: `result(arguments)`.
 
     What a compiled function returns is a copy, so that every kernel would be there twice.
     """
-    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(params))}
+    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(arguments))}
     leaves, structure = jax.tree.flatten(pull_back)
     places = [numbers.get(id(leaf)) for leaf in leaves]
 
-    def give_back(kept: Sequence[Any], params: Tree) -> Any:
-        given, others = jax.tree.leaves(params), iter(kept)
+    def give_back(kept: Sequence[Any], arguments: Tree) -> Any:
+        given, others = jax.tree.leaves(arguments), iter(kept)
         filled = [next(others) if place is None else given[place] for place in places]
         return jax.tree.unflatten(structure, filled)
 

@@ -18,7 +18,7 @@ import sparseinst_jax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert
-from sparseinst_jax.cli.arguments import add_model_arguments, open_source
+from sparseinst_jax.cli.arguments import add_model_arguments, open_model
 from sparseinst_jax.data.classes import COCO_CLASS_NAMES
 from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
@@ -111,7 +111,7 @@ def test_a_safetensors_file_of_ours_is_read_by_weights_and_goes_back(source, tmp
     # No annotations are there: with 80 classes they are COCO's.
     arguments = ["--weights", str(ours), "--config", TINY]
     overrides = {"data.generator": "", "data.val.annotations": str(tmp_path / "nowhere.json")}
-    predictor = open_source(_parse(arguments, overrides)).predictor
+    predictor = open_model(_parse(arguments, overrides)).predictor
     assert predictor.class_names == COCO_CLASS_NAMES
     weights = jax.tree.map(np.asarray, predictor._weights)
     assert_same(ours_to_original(*weights, NAMES), dict(np.load(source)))

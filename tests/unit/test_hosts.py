@@ -129,7 +129,8 @@ def test_a_job_that_does_not_come_together_ends_with_a_message(arguments, index,
         values |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
         values |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": index}
     program = (
-        "import sys; from sparseinst_jax import cli; from sparseinst_jax.runtime import hosts\n"
+        "import sys, jax\nfrom sparseinst_jax import cli\n"
+        "from sparseinst_jax.runtime import hosts\n"
         f"sys.exit(cli.run(lambda _: hosts.join({arguments}), []))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "JAX_"))}

@@ -50,7 +50,14 @@ class ConvNorm(nnx.Module):
         self.bn = layers.NORMS[norm](out_channels)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return jax.nn.leaky_relu(self.bn(self.conv(x), train), NEGATIVE_SLOPE)
+        y = self.conv(x) if self.bn is None else self.bn(self.conv(x), train)
+        return jax.nn.leaky_relu(y, NEGATIVE_SLOPE)
+
+    def fold_norm(self) -> None:
+        """See `Conv.fold_norm`."""
+        if isinstance(self.bn, layers.FrozenBatchNorm | layers.BatchNorm):
+            self.conv.fold(self.bn)
+            self.bn = None
 
 
 class Stem(nnx.Module):
