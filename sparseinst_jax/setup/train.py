@@ -31,7 +31,7 @@ _METRICS_FILE = "metrics.csv"
 
 
 class TrainResult(NamedTuple):
-    """How a call of `train` ended.
+    """The result of a call of `train`.
 
     Attributes:
       workdir: run folder, for `load` and `evaluate`.
