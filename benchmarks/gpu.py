@@ -1,20 +1,13 @@
-"""Every figure that is wanted of an accelerator, beside PyTorch's; also a dry run on a CPU.
+"""Every figure that is wanted of a GPU, beside PyTorch's, the most valuable first.
 
-    python benchmarks/gpu.py --yardstick FILE --output gpu.json                    all of it
-    python benchmarks/gpu.py --yardstick FILE --output gpu.json --for 570          ten minutes of it
-    python benchmarks/gpu.py --yardstick FILE --output gpu.json --only training torch/training
-    python benchmarks/gpu.py --yardstick FILE --output dry.json --dry-run          a tiny network
+    python benchmarks/gpu.py --smoke --output runs/gpu.jsonl
+    python benchmarks/gpu.py --for 560 --yardstick FILE --output runs/gpu.jsonl
+    python benchmarks/gpu.py --dry-run --yardstick FILE --output runs/dry.jsonl      on a CPU
 
-bfloat16, 640x864; PyTorch channels last under autocast, eager and compiled. Each part is a process
-of its own, one after the other: its peak memory is its own, JAX's arena is not in PyTorch's way,
-and a part that fails leaves the others. The JSON holds each command, its result, what follows from
-all (`gpu_figures.py`) and whether each aim is met; it is written after every part. Parts that it
-holds are kept, so that the same command goes on where a run was cut off; a failed part is tried
-twice. The most wanted parts come first. torch_side.py says what a yardstick is; without one,
-PyTorch's parts are left out.
-
-There is no kernel of our own for the deformable convolution: whether XLA's gather is enough has yet
-to be measured on an accelerator, and that part is what measures it.
+bfloat16, 640x864. Each part is a process of its own, one after the other: its peak memory is its
+own, JAX's arena is not in PyTorch's way, and a part that fails leaves the others. Every row is in
+the file as soon as it is measured, so that the same command goes on where a run was cut off; what
+failed is tried once more by the next. `--for` is kept strictly: a part is killed at its end.
 """
 
 from __future__ import annotations
@@ -22,163 +15,239 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.cli.measuring import inference, machine
-from sparseinst_jax.runtime.files import replace_file
-
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import gpu_figures  # noqa: E402
+import gpu_rows  # noqa: E402
 
-CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
-LEAST_SECONDS = 45  # nothing can be measured in less
-TRIES = 2
-
-
-class Sizes(NamedTuple):
-    """What the parts are run at."""
-
-    config: str
-    size: tuple[int, int]
-    batches: tuple[int, ...]
-    train_batches: tuple[int, ...]
-    matching_batch: int
-    dtype: str
-    iterations: int
+# XLA does not compare the results of the convolutions that it tries: it compiles sooner.
+FLAGS = "--xla_gpu_autotune_level=2"
+LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
+GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
+PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
+SMOKE_SECONDS = 165
 
 
 class Part(NamedTuple):
-    """A process: its command, to which `--output FILE` is added, and the seconds it may take."""
+    """Rows that one process measures.
 
-    command: list[str]
-    seconds: int
+    Attributes:
+      rows: their names, the most wanted first.
+      least: the part is not begun when fewer seconds are left.
+      seconds: after so many no new row is begun; a later part that names it takes what is left.
+      limit: after so many the process is killed, and the row that it was at has failed.
+      flags: of XLA.
+    """
 
-
-REAL = Sizes("configs/giam_r50.py", (640, 864), (1, 4, 16, 32, 64), (8, 16, 32), 16, "bfloat16", 20)
-TINY = Sizes("configs/tiny.py", (64, 96), (1, 2, 4), (2, 4), 2, "bfloat16", 2)
-
-
-def plan(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Part]:
-    """Name the parts, the most wanted first."""
-    found = {"latency": Part([*_benchmark(sizes, "latency", "post"), "--skip-compile-times"], 240)}
-    for batch in reversed(sizes.train_batches):
-        command = _benchmark(sizes, "training", "--train-batch", str(batch))
-        found[f"training/{batch}"] = Part([*command, "--skip-compile-times"], 270)
-    for batch in reversed(sizes.batches[1:]):
-        command = _benchmark(sizes, "throughput", "--batch", str(batch))
-        found[f"throughput/{batch}"] = Part([*command, "--skip-compile-times"], 180)
-    found |= _own_scripts(sizes)
-    command = _benchmark(sizes, "latency/with_masks", "training", "--train-batch")
-    found["start-up"] = Part([*command, str(sizes.train_batches[0])], 400)
-    if not arguments.yardstick:
-        return found
-    torch = _torch(sizes, arguments)
-    order = ["latency", "torch/eager", "torch/compiled/latency"]
-    first, last = sizes.train_batches[0], sizes.train_batches[-1]
-    order += [f"training/{last}", f"training/{first}", "torch/compiled/training"]
-    order += [f"throughput/{batch}" for batch in reversed(sizes.batches[1:])]
-    order += ["torch/compiled/throughput", "roofline", "matching", "deformable"]
-    found |= torch
-    return {name: found[name] for name in dict.fromkeys([*order, *found])}
+    rows: tuple[str, ...]
+    least: int = 15
+    seconds: int = 120
+    limit: int = 220
+    flags: str = ""
 
 
-def _benchmark(sizes: Sizes, *only: str) -> list[str]:
-    both = f"{sizes.size[0]}x{sizes.size[1]}"
-    command = [sys.executable, "-c", CLI, "benchmark", "--config", sizes.config]
-    command += [f"--config.model.dtype={sizes.dtype}", "--size", both, "--train-size", both]
-    return [*command, "--iterations", str(sizes.iterations), "--only", *only]
+def _both(kinds: str, start: str = "op/") -> tuple[str, ...]:
+    """Each of some words forward and with its gradient."""
+    return tuple(f"{start}{kind}/{way}" for kind in kinds.split() for way in ("forward", "grad"))
 
 
-def _own_scripts(sizes: Sizes) -> dict[str, Part]:
-    is_small = sizes is TINY
-    size = ["--size", *map(str, sizes.size), "--dtype", sizes.dtype, "--config", sizes.config]
-    most = str(sizes.train_batches[-1])
-    matching = [sys.executable, str(HERE / "matching_forms.py"), *size]
-    matching += ["--batch", str(sizes.matching_batch), "--forms"]
-    roofline = [sys.executable, str(HERE / "roofline.py"), *size, "--batch", most, "--gradients"]
-    roofline += ["--product", "256" if is_small else "8192"]
-    roofline += ["--copy-mib", "8" if is_small else "1024"]
-    deformable = [sys.executable, str(HERE / "deformable.py"), "--dtype", sizes.dtype]
-    deformable += ["--calls", "2" if is_small else "20"]
-    deformable += ["--batch-sizes", "1", *([] if is_small else [most])]
-    deformable += ["--repeats", "1", "--no-network"] if is_small else []
-    return {
-        "roofline": Part(roofline, 300),
-        "matching": Part([*matching, "none", "host", "overlapped", "device"], 400),
-        "deformable": Part(deformable, 240),
-        # By itself: in some versions of JAX a callback can wait for ever.
-        "matching/callback": Part([*matching, "none", "callback"], 240),
-    }
+def _torch(*names: str) -> tuple[str, ...]:
+    return tuple(f"torch/{name}" for name in names)
 
 
-def _torch(sizes: Sizes, arguments: argparse.Namespace) -> dict[str, Part]:
-    photo = inference.usual_photo(sizes.size)
-    valid = inference.valid_size(photo, sizes.size)
-    command = [arguments.torch_python, str(HERE / "gpu_torch.py")]
-    command += ["--yardstick", arguments.yardstick, "--size", *map(str, sizes.size)]
-    command += ["--valid-size", *map(str, valid), "--photo-size", *map(str, photo)]
-    command += ["--device", arguments.torch_device, "--dtype", sizes.dtype]
-    command += ["--iterations", str(sizes.iterations)]
-    latency = ["network/1", "inference/1", "post-processing/1"]
-    throughput = [f"{work}/{b}" for b in sizes.batches[1:] for work in ("network", "inference")]
-    training = [f"training/{batch}" for batch in sizes.train_batches]
-    # Compiling takes PyTorch about a minute each.
-    few = [point for point in throughput if int(point.rpartition("/")[2]) in sizes.batches[-2:]]
-    compiled = [*command, "--compile", "--points"]
-    return {
-        "torch/eager": Part([*command, "--points", *latency, *throughput, *training], 300),
-        "torch/compiled/latency": Part([*compiled, *latency], 270),
-        "torch/compiled/training": Part([*compiled, training[0], training[-1]], 450),
-        "torch/compiled/throughput": Part([*compiled, *few], 400),
-    }
+_PRODUCTS = "rates/product/8192", "rates/product/4096"
+_TO_DEVICE = "rates/to_device/2", "rates/to_device/13", "rates/to_device/53"
+RATES = Part(
+    (*_PRODUCTS, "rates/copy/1024", *_TO_DEVICE, "rates/to_host/4", "rates/to_host/37"),
+    seconds=25,
+)
+OPERATIONS = (
+    *_both("first/plain first/padded first/split"),
+    *_both("maps/grouped maps/grouped_104 maps/split maps/split_104 maps/dense"),
+    *_both("stem/plain stem/padded_4 stem/padded_8 stem/blocks stem/blocks_16 3x3/plain"),
+    *_both("1x1_res2/conv 1x1_res2/package 1x1_res2/einsum"),
+    *("op/upsampling/package/grad", "op/upsampling/float32_default/grad"),
+    "op/upsampling/bfloat16/grad",
+    *_both("deformable_8/dense deformable_8/deformable"),
+    *_both("1x1_res4/conv 1x1_res4/package 1x1_res4/einsum"),
+)
+FORMS = Part(("network/1/folded", "network/1/bf16_weights"))
+SMOKE = (
+    RATES,
+    Part(OPERATIONS, seconds=70, limit=100),
+    Part(("network/1",)),
+    Part(OPERATIONS, least=5),
+    FORMS,
+)
+PARTS = (
+    RATES,
+    Part(("training/8",), 40),
+    Part(_torch("compiled/training/8", "compiled/network/1"), 30),
+    Part(_torch("graphs/network/1", "bf16/network/1"), 30),
+    Part(("network/1",)),
+    Part(("with_masks/1", "with_masks/1/20")),
+    Part(("training/32",), 40),
+    Part(_torch("compiled/training/32"), 30),
+    Part(("network/64",)),
+    Part(_torch("compiled/network/64"), 25),
+    Part(("matching/none/8", "matching/host/8"), 30),
+    Part(_both("deformable_res4/dense deformable_res4/deformable")),
+    Part(_both("deformable_res5/dense deformable_res5/deformable")),
+    Part(_torch("eager/network/1", "eager/training/8", "eager/training/32")),
+    Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
+    Part(("network/1/command_buffer",), flags=GRAPHS),
+    Part(("training/8/command_buffer",), 40, flags=GRAPHS),
+    FORMS,
+    Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever
+    Part(("matching/device/8",), 40),
+    Part(("matching/overlapped/8", "matching/parts/8"), 40),
+    # Of programs in the cache: a step's memory without XLA's search, and how soon it starts.
+    Part(("training/8/cached",)),
+    Part(("training/32/cached",)),
+    Part(_both(" ".join(gpu_figures.STAGES), "stage/32/"), 30, seconds=300, limit=400),
+    Part(_torch("graphs/training/8", "eager/network/64"), 40),
+    Part(OPERATIONS),
+)
+
+
+class Run:
+    """A walk over parts until a deadline, in seconds of `time.monotonic`."""
+
+    def __init__(self, arguments: argparse.Namespace, stamp: dict[str, Any], end: float):
+        self.arguments, self.stamp, self.end = arguments, stamp, end
+        self.failed: set[str] = set()  # in this call
+        self.without: set[str] = set()  # scripts that find no device
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def rows(self) -> list[gpu_rows.Row]:
+        """The rows of this device that are there."""
+        return gpu_rows.read(self.arguments.output, self.stamp)
+
+    def wanted(self, part: Part) -> list[str]:
+        """The rows of a part, PyTorch's only where there is a yardstick."""
+        return [n for n in part.rows if self.arguments.yardstick or not n.startswith("torch/")]
+
+    def measure(self, part: Part) -> None:
+        """Run processes until the part's rows are there, or have failed, or its time is up."""
+        flags, end, fruitless = part.flags, min(self.end, time.monotonic() + part.seconds), 0
+        while fruitless < 2:
+            before = self.rows()
+            names = [name for name in self.wanted(part) if name not in self.failed]
+            todo = gpu_rows.lacking(names, before)
+            left = end - time.monotonic()
+            script = "gpu_torch.py" if todo and todo[0].startswith("torch/") else "gpu_jax.py"
+            if not todo or script in self.without or left < part.least:
+                return
+            fault = self.run(script, todo, part.limit, left, flags)
+            found = self.rows()[len(before) :]
+            if fault and len(found) < len(todo):
+                fruitless = 0 if found else fruitless + 1
+                found.append({"name": todo[len(found)], **self.stamp, "fault": fault})
+                gpu_rows.append(self.arguments.output, found[-1])
+                print(gpu_rows.line(found[-1]), flush=True)
+            bad = {row["name"]: row["fault"] for row in found if "fault" in row}
+            is_picker = script == "gpu_jax.py" and any(map(PICKER.search, bad.values()))
+            if is_picker and LENIENT not in flags:
+                flags = f"{flags} {LENIENT}"  # once more, at once
+                continue
+            self.failed |= bad.keys()
+            if not fault:
+                return
+
+    def run(
+        self, script: str, todo: Sequence[str], limit: float, left: float, flags: str
+    ) -> str | None:
+        """Run one process; returns what went wrong, None where it ended well or at the deadline."""
+        arguments = self.arguments
+        python = arguments.torch_python if script == "gpu_torch.py" else sys.executable
+        command = [python, str(HERE / script), "--output", str(arguments.output)]
+        command += ["--stamp", json.dumps(self.stamp), "--seconds", f"{left:.0f}", "--rows", *todo]
+        command += ["--dry-run"] if arguments.dry_run else []
+        command += ["--yardstick", arguments.yardstick] if arguments.yardstick else []
+        caches = arguments.cache.resolve()
+        environment = {
+            "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+            "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
+            "TRITON_CACHE_DIR": str(caches / "triton"),
+            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",  # one process has the device at a time
+            **os.environ,
+            gpu_rows.PARENT: str(os.getpid()),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS} {flags}".strip(),
+        }
+        seconds = self.end - time.monotonic()
+        self.child = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            code = self.child.wait(timeout=max(0, min(limit, seconds)))
+        except subprocess.TimeoutExpired:
+            return None if seconds < limit else f"more than {limit} s"
+        finally:
+            self.kill()
+        if code == gpu_rows.NO_DEVICE:
+            self.without.add(script)
+            return None
+        return f"exit code {code}" if code else None
+
+    def kill(self) -> None:
+        """End the process of a part, and its own."""
+        if self.child is not None and self.child.poll() is None:
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.child.wait()
+        self.child = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts; returns 1 if one has no whole result."""
+    """Measure what is lacking; returns 1 if something still is."""
+    start = time.monotonic()
     arguments = _parse(argv)
-    sizes = TINY if arguments.dry_run else REAL
-    parts = plan(sizes, arguments)
-    if arguments.only:
-        parts = {
-            name: part
-            for name, part in parts.items()
-            if any(name == word or name.startswith(f"{word}/") for word in arguments.only)
-        }
-    if not parts:
-        raise SystemExit(f"--only: expected some of {', '.join(plan(sizes, arguments))}")
-    path = Path(arguments.output)
-    report: dict[str, Any] = {"parts": {}}
-    if path.exists():
-        report = json.loads(path.read_text())
-    report["command"], report["settings"] = machine.command(), sizes._asdict()
-    end = time.monotonic() + arguments.seconds if arguments.seconds else float("inf")
-    for name, part in parts.items():
-        before = report["parts"].get(name)
-        if before and (not before["fault"] or before["tries"] >= TRIES):
-            print(f"{name}: is there already{before['fault'] and ', failed'}", flush=True)
-            continue
-        left = end - time.monotonic()
-        if left < LEAST_SECONDS:
-            print("the time is up: the same command goes on from here", flush=True)
-            break
-        report["parts"][name] = run_part(name, part, left, before)
-        report |= gpu_figures.conclude(report["parts"], sizes._asdict())
-        replace_file(path, (json.dumps(report, indent=1) + "\n").encode())
-    report |= gpu_figures.conclude(report["parts"], sizes._asdict())
-    print(gpu_figures.text(report))
-    if arguments.dry_run:
-        print("dry run: a tiny network beside PyTorch's whole one; the ratios mean nothing")
-    found = {name: report["parts"][name] for name in parts if name in report["parts"]}
-    return 0 if len(found) == len(parts) and not gpu_figures.failures(found) else 1
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    stamp = {"device": device(arguments.dry_run), "versions": gpu_rows.versions()}
+    only = arguments.only
+    parts = [
+        part
+        for part in (SMOKE if arguments.smoke else PARTS)
+        if not only or any(name.startswith(word) for name in part.rows for word in only)
+    ]
+    # What is taken off is for the table and the copy.
+    run = Run(arguments, stamp, start + arguments.seconds - 1.5)
+    names = {name for part in parts for name in run.wanted(part)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        print(json.dumps(stamp), gpu_rows.query(f"driver_version,{gpu_rows.CLOCKS}"), flush=True)
+        for part in parts:
+            run.measure(part)
+    finally:
+        run.kill()
+        print(gpu_figures.text(run.rows(), names), flush=True)
+        if arguments.copy_to:
+            arguments.copy_to.mkdir(parents=True, exist_ok=True)
+            shutil.copy(arguments.output, arguments.copy_to)
+    good = {row["name"] for row in run.rows() if "fault" not in row}
+    print(f"{len(names & good)} of {len(names)} rows; the same command goes on from here")
+    return 0 if names <= good else 1
+
+
+def device(is_dry: bool) -> str:
+    """Name the first GPU as the driver does; a dry run is on the CPU."""
+    name = "cpu" if is_dry else gpu_rows.query("name")
+    if not name:  # no nvidia-smi
+        code = (
+            "import jax; d = jax.devices()[0]; print(d.device_kind if d.platform != 'cpu' else '')"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        name = done.stdout.strip()
+    if not name:
+        raise SystemExit("there is no GPU here; --dry-run tries everything on a CPU")
+    return name
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -186,71 +255,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", metavar="FILE", required=True)
-    add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see torch_side.py")
+    add("--output", metavar="FILE", type=Path, required=True, help="rows, one JSON a line")
+    add("--smoke", action="store_true", help=f"rates and single operations, {SMOKE_SECONDS} s")
+    add("--for", dest="seconds", type=float, metavar="SECONDS", help="end after so many")
+    add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see gpu_torch.py")
     add("--torch-python", metavar="PYTHON", default=sys.executable, help="that has torch")
-    add("--only", metavar="PART", nargs="+", help="such as latency, training or torch/training")
-    add("--for", dest="seconds", type=int, metavar="SECONDS", help="end after so many")
-    add("--dry-run", action="store_true", help="a tiny network, a few runs, PyTorch on the CPU")
-    add("--torch-device", help="default: cuda, or cpu in a dry run")
+    add("--only", metavar="ROW", nargs="+", help="parts with a row whose name begins so")
+    add("--copy-to", metavar="FOLDER", type=Path, help="copy the rows there at the end")
+    add("--cache", metavar="FOLDER", type=Path, default=Path("runs/cache"), help="of programs")
+    add("--dry-run", action="store_true", help="a tiny network, a few runs, on the CPU")
     arguments = parser.parse_args(argv)
-    arguments.torch_device = arguments.torch_device or ("cpu" if arguments.dry_run else "cuda")
+    if not arguments.seconds:
+        arguments.seconds = SMOKE_SECONDS if arguments.smoke else float("inf")
     return arguments
-
-
-def run_part(
-    name: str, part: Part, left: float, before: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Run a command and read what it wrote, which may be incomplete where it failed."""
-    print(f"{name}: {shown(part.command)}", flush=True)
-    seconds = min(part.seconds, left)
-    start, result = time.monotonic(), None
-    # One process has the device at a time.
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
-    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
-        output = Path(folder) / "part.json"
-        if before and before["result"]:
-            output.write_text(json.dumps(before["result"]))
-        command = [*part.command, "--output", str(output)]
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        try:
-            code = process.wait(timeout=seconds)
-            fault = f"exit code {code}" if code else ""
-        except subprocess.TimeoutExpired:
-            fault = f"more than {seconds:.0f} s"
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # its own children, too
-                process.wait()
-        if output.exists():
-            result = json.loads(output.read_text())
-    if result is None and not fault:
-        fault = "wrote nothing"
-    if fault:
-        print(f"{name}: {fault}", flush=True)
-    was_cut_off = seconds < part.seconds and fault.startswith("more than")
-    return {
-        "command": shown(part.command),
-        "seconds": time.monotonic() - start,
-        "fault": fault,
-        "tries": (before["tries"] if before else 0) + (not was_cut_off),
-        "result": result,
-    }
-
-
-def shown(command: Sequence[str]) -> str:
-    """A command for a reader: programs by name, files below benchmarks/."""
-    words = []
-    for word in command:
-        if word == CLI:
-            words[-2:] = ["sparseinst"]
-        elif word.startswith(str(HERE)):
-            words.append(f"benchmarks/{Path(word).name}")
-        elif Path(word).is_absolute():
-            words.append("python" if Path(word).name.startswith("python") else Path(word).name)
-        else:
-            words.append(word)
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -1,238 +1,108 @@
-"""What follows from the parts of gpu.py: ratios, shares, an epoch's hours, and the aims.
+"""What follows from the rows of gpu.py: ratios, shares of the machine's rate, stages, the aims.
 
-Pure arithmetic on the report; what was not measured is left out, and its aim says so.
+Pure arithmetic; what was not measured is left out, and its aim says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
 
+import gpu_rows
+
+Row = Mapping[str, Any]
 COCO_IMAGES = 117_266  # of train2017 with an object
-MODES = ("eager", "compiled")
-BASE_FORM = "none"  # of matching_forms.py: nothing is matched
+MODES = ("eager", "compiled", "graphs", "bf16")
+# Named tensors of the network: the module that ends in each, and the tensor that it begins with.
+STAGES = {
+    "stem": ("backbone/stem", ""),
+    "res2": ("backbone/res2", "stem"),
+    "res3": ("backbone/res3", "res2"),
+    "res4": ("backbone/res4", "res3"),
+    "res5": ("backbone/res5", "res4"),
+    "encoder": ("encoder", "res5"),
+    "inst_convs": ("decoder/inst_branch/inst_convs", "encoder"),
+    "iam": ("decoder/inst_branch/iam_conv", "inst_convs"),
+    "instance_features": ("decoder/inst_branch/fc", "iam"),
+    "mask_features": ("decoder/mask_branch", "encoder"),
+}
+_TIMES = "{}: times as fast as torch/compiled"
+_SHARE = "{}: share of the product's rate"
+AIMS = (  # figure, whether the limit is the least that is wanted, limit
+    (_TIMES.format("training/8"), True, 1.5),
+    (_TIMES.format("training/32"), True, 1.5),
+    (_TIMES.format("network/1"), True, 2.0),
+    (_TIMES.format("with_masks/1"), True, 2.0),
+    (_TIMES.format("network/64"), True, 1.5),
+    (_SHARE.format("network/64"), True, 0.3),
+    (_SHARE.format("training/32"), True, 0.3),
+    ("deformable_res4/grad: times its dense twin", False, 2.0),
+    ("deformable_res5/grad: times its dense twin", False, 2.0),
+)
 
 
-class Aim(NamedTuple):
-    """What a figure should reach.
-
-    Attributes:
-      figure: its name.
-      is_least: whether `limit` is the least that is wanted, or the most.
-      limit: number.
-    """
-
-    figure: str
-    is_least: bool
-    limit: float
-
-
-def conclude(parts: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries `figures` and `aims` of the report."""
-    found = figures(parts)
-    verdicts = []
-    for aim in aims(found, settings):
-        value = found.get(aim.figure)
-        reached = None
-        if value is not None:
-            reached = value >= aim.limit if aim.is_least else value <= aim.limit
-        verdicts.append({**aim._asdict(), "value": value, "is_met": reached})
-    return {"figures": found, "aims": verdicts}
-
-
-def aims(found: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Aim]:
-    """List what is aimed at."""
-    trained, batches = settings["train_batches"], settings["batches"]
-    for batch in (trained[0], trained[-1]):
-        yield Aim(f"training, batch {batch}: times as fast as compiled", True, 1.5)
-    for work in ("network", "inference"):
-        yield Aim(f"{work}, batch 1: times the time of compiled", False, 0.5)
-        for batch in batches[-2:]:
-            yield Aim(f"{work}, batch {batch}: times as fast as compiled", True, 1.5)
-    most = trained[-1]
-    yield Aim(f"network, batch {most}: share of the matrix product's rate", True, 0.3)
-    yield Aim(f"training, batch {most}: share of the matrix product's rate", True, 0.3)
-    measured = [name for name in found if name.startswith("deformable, ")]
-    for name in measured or ["deformable: times its dense twin"]:
-        yield Aim(name, False, 2.0)
-
-
-def figures(parts: Mapping[str, Any]) -> dict[str, float]:
-    """Compute what no part says alone, in the order of the report."""
-    results = {name: part["result"] for name, part in parts.items() if part["result"]}
-    ours, theirs = our_rows(results), their_rows(results)
+def figures(rows: Sequence[Row]) -> dict[str, float]:
+    """Compute what no row says alone."""
+    good = {name: row for name, row in gpu_rows.best(rows).items() if "fault" not in row}
+    rate = max((r["tflops"] for n, r in good.items() if n.startswith("rates/product")), default=0)
     found: dict[str, float] = {}
-    for (work, batch), row in ours.items():
-        found |= _of_one(f"{work}, batch {batch}", row)
-    found |= _further_images("ours", ours)
-    for mode in MODES:
-        rows = {(work, batch): row for (work, batch, m), row in theirs.items() if m == mode}
-        found |= _further_images(f"PyTorch {mode}", rows)
-        for key in rows.keys() & ours.keys():
-            found |= _against(f"{key[0]}, batch {key[1]}", mode, ours[key], rows[key])
-    found |= _training(ours)
-    if roof := results.get("roofline"):
-        found |= _utilisation(roof, ours)
-    found |= _matching(results)
-    for row in (results.get("deformable") or {"rows": []})["rows"]:
-        if row["alternative"] == "version 2":
-            found[f"deformable, {row['what']}: times its dense twin"] = row["ratio"]
+    for name, row in good.items():
+        for mode in MODES:
+            if theirs := good.get(f"torch/{mode}/{name.removesuffix('/cached')}"):
+                found |= _against(f"{{}}: times {{}} torch/{mode}", name, row, theirs)
+        work, _, rest = name.partition("/")
+        if rate and work in ("network", "training", "with_masks") and row.get("gflop"):
+            least = min(row[key] for key in ("p50_ms", "queued_ms", "resident_ms") if key in row)
+            found[_SHARE.format(name)] = row["gflop"] / least / rate
+        if work == "training" and "parts" in row:
+            found[f"{name}: minutes for an epoch of COCO"] = COCO_IMAGES / row["images_per_s"] / 60
+            waited = row["parts"]["matching_ms"] + row["parts"]["score_to_host_ms"]
+            found[f"{name}: share of the step in host matching"] = waited / row["p50_ms"]
+        if work == "matching" and (none := good.get(f"matching/none/{name.rpartition('/')[2]}")):
+            found[f"{name}: share beyond none"] = 1 - none["p50_ms"] / row["p50_ms"]
+        if work == "stage":
+            batch, stage, way = rest.split("/")
+            before = good.get(f"stage/{batch}/{STAGES[stage][1]}/{way}", {"p50_ms": 0.0})
+            own = row["p50_ms"] - before["p50_ms"]
+            found[f"{name}: own ms"] = own
+            if rate and own > 0:
+                found[_SHARE.format(name)] = row["own_gflop"] / own / rate
+        if "/deformable/" in name and (twin := good.get(name.replace("/deformable/", "/dense/"))):
+            label = rest.replace("/deformable/", "/")
+            found[f"{label}: times its dense twin"] = row["p50_ms"] / twin["p50_ms"]
     return found
 
 
-def our_rows(results: Mapping[str, Any]) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Find our measurements by work, in PyTorch's words, and batch."""
-    works = {"network": "network", "with_masks": "inference"}
+def _against(form: str, name: str, row: Row, theirs: Row) -> dict[str, float]:
+    """Compare a row of ours with PyTorch's; that of a cached program is for its memory."""
+    is_cached = name.endswith("/cached")
+    memory = "steady_peak_mib" if is_cached else "peak_mib"
     found = {}
-    for part in results:
-        if part.startswith(("latency", "throughput", "training")):
-            for row in results[part]["results"]:
-                kind, _, rest = row["name"].partition("/")
-                word = rest.partition("/")[0]
-                work = {"post": "post-processing", "training": "training"}.get(kind)
-                if work := work or works.get(word):
-                    found[work, row["images"]] = row
+    for key in () if is_cached else ("p50_ms", "queued_ms", "resident_ms"):
+        if key in row and key in theirs:
+            label = name if key == "p50_ms" else f"{name}, {key[:-3]}"
+            found[form.format(label, "as fast as")] = theirs[key] / row[key]
+    if row.get("peak_mib") and theirs.get(memory):
+        found[form.format(name, "the memory of")] = row["peak_mib"] / theirs[memory]
     return found
 
 
-def their_rows(results: Mapping[str, Any]) -> dict[tuple[str, int, str], Mapping[str, Any]]:
-    """Find PyTorch's measurements by work, batch and mode."""
-    found = {}
-    for part in results:
-        if part.startswith("torch/"):
-            for row in results[part]["results"]:
-                if "fault" not in row:
-                    work, batch, mode = row["name"].split("/")
-                    found[work, int(batch), mode] = row
-    return found
+def is_met(value: float | None, is_least: bool, limit: float) -> bool | None:
+    """Whether an aim is reached; None where nothing was measured."""
+    if value is None:
+        return None
+    return value >= limit if is_least else value <= limit
 
 
-def _of_one(name: str, row: Mapping[str, Any]) -> dict[str, float]:
-    found = {f"{name}: ms": row["p50_ms"], f"{name}: images/s": row["images_per_s"]}
-    if row["peak_device_mib"] is not None:
-        found[f"{name}: MiB an image, weights included"] = row["peak_device_mib"] / row["images"]
-    return found
-
-
-def _against(
-    name: str, mode: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]
-) -> dict[str, float]:
-    found = {
-        f"{name}: times as fast as {mode}": theirs["p50_ms"] / ours["p50_ms"],
-        f"{name}: times the time of {mode}": ours["p50_ms"] / theirs["p50_ms"],
-    }
-    if ours["peak_device_mib"] is not None and theirs["peak_device_mib"]:
-        memory = ours["peak_device_mib"] / theirs["peak_device_mib"]
-        found[f"{name}: times the memory of {mode}"] = memory
-    return found
-
-
-def _further_images(
-    whose: str, rows: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> dict[str, float]:
-    """Memory that one more image takes, from the two largest batches of each work."""
-    found = {}
-    for work in ("network", "training"):
-        peaks = sorted(
-            (batch, row["peak_device_mib"])
-            for (name, batch), row in rows.items()
-            if name == work and row["peak_device_mib"] is not None
-        )
-        if len(peaks) > 1:
-            (fewer, small), (more, large) = peaks[-2:]
-            slope = (large - small) / (more - fewer)
-            found[f"{work}, {whose}: MiB for each further image"] = slope
-    return found
-
-
-def _training(ours: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, float]:
-    """An epoch, and the matching's share of the step."""
-    found = {}
-    for (work, batch), row in ours.items():
-        if work != "training":
-            continue
-        name = f"training, batch {batch}"
-        found[f"{name}: minutes for an epoch of COCO"] = COCO_IMAGES / row["images_per_s"] / 60
-        if row["peak_device_mib"] is not None:
-            found[f"{name}: GiB at most"] = row["peak_device_mib"] / 1024
-        if "parts" in row:
-            host = row["parts"]["matching_ms"] + row["parts"]["score_to_host_ms"]
-            found[f"{name}: share of the step in host matching"] = host / row["p50_ms"]
-    return found
-
-
-def _utilisation(
-    roof: Mapping[str, Any], ours: Mapping[tuple[str, int], Mapping[str, Any]]
-) -> dict[str, float]:
-    """Operations per second of the network over those of a matrix product."""
-    rate = roof["rates"]["flops"] / 1e9
-    found = {"matrix product: TFLOP/s": rate / 1e3}
-    (whole,) = [row["gflops"] for row in roof["stages"] if row["name"] == "whole network"] or [0.0]
-    per_image = whole / roof["settings"]["batch"]
-    if per_image:
-        found["network: GFLOP an image"] = per_image
-        for (work, batch), row in ours.items():
-            # A training step is a forward pass and two backward, of inputs and of weights.
-            if times := {"network": 1, "training": 3}.get(work):
-                share = times * per_image * row["images_per_s"] / rate
-                found[f"{work}, batch {batch}: share of the matrix product's rate"] = share
-    return found
-
-
-def _matching(results: Mapping[str, Any]) -> dict[str, float]:
-    """Each form's step, and which part of it goes to the matching.
-
-    Each beside the step without matching of its own process, as none other is like it.
-    """
-    found: dict[str, float] = {}
-    for part in results:
-        if part.partition("/")[0] == "matching":
-            forms = {row["name"]: row["p50_ms"] for row in results[part]["rows"]}
-            base = forms.get(BASE_FORM)
-            for name, ms in forms.items():
-                found.setdefault(f"step, matching {name}: ms", ms)
-                if base and name != BASE_FORM:
-                    found[f"step, matching {name}: share beyond none"] = 1 - base / ms
-    return found
-
-
-def best_form(found: Mapping[str, float]) -> str:
-    """Name the way to match that adds least to the step; "" if none was measured."""
-    start, end = "step, matching ", ": share beyond none"
-    forms = {
-        name[len(start) : -len(end)]: share
-        for name, share in found.items()
-        if name.startswith(start) and name.endswith(end)
-    }
-    return min(forms, key=lambda name: forms[name], default="")
-
-
-def text(report: Mapping[str, Any]) -> str:
-    """The figures, the aims and what failed, for a terminal."""
-    lines = [f"{name}: {value:.4g}" for name, value in report["figures"].items()]
-    if best := best_form(report["figures"]):
-        lines.append(f"fastest matching: {best}")
-    lines += [describe(aim) for aim in report["aims"]]
-    lines += failures(report["parts"])
+def text(rows: Sequence[Row], shown: Container[str]) -> str:
+    """The table: the rows that are to be shown, what follows of all, the aims."""
+    found = figures(rows)
+    lines = [gpu_rows.line(dict(r)) for n, r in gpu_rows.best(rows).items() if n in shown]
+    lines += [f"{name}: {value:.4g}" for name, value in found.items()]
+    words = {True: "met   ", False: "MISSED", None: "NOT MEASURED"}
+    for figure, is_least, limit in AIMS:
+        value, sign = found.get(figure), ">=" if is_least else "<="
+        shown_value = "" if value is None else f": {value:.3g}"
+        word = words[is_met(value, is_least, limit)]
+        lines.append(f"{word}  {figure}{shown_value}, aim {sign} {limit:g}")
     return "\n".join(lines)
-
-
-def describe(aim: Mapping[str, Any]) -> str:
-    """One line on an aim."""
-    sign = ">=" if aim["is_least"] else "<="
-    if aim["value"] is None:
-        return f"NOT MEASURED  {aim['figure']}, aim {sign} {aim['limit']:g}"
-    word = "met   " if aim["is_met"] else "MISSED"
-    return f"{word}  {aim['figure']}: {aim['value']:.3g}, aim {sign} {aim['limit']:g}"
-
-
-def failures(parts: Mapping[str, Any]) -> Sequence[str]:
-    """Say what went wrong in which part, at which point of PyTorch's, in which form."""
-    lines = [f"FAILED  {name}: {part['fault']}" for name, part in parts.items() if part["fault"]]
-    for name, part in parts.items():
-        for row in (part["result"] or {}).get("results", []):
-            if "fault" in row:
-                lines.append(f"FAILED  {name}, {row['name']}: {row['fault']}")
-        for form, fault in (part["result"] or {}).get("faults", {}).items():
-            lines.append(f"FAILED  {name}, {form}: {fault}")
-    return lines

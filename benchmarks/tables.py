@@ -1,4 +1,4 @@
-"""Write the tables of docs/performance.md from benchmarks/results/*.json.
+"""Write the tables of docs/performance.md from the files in benchmarks/results.
 
     python benchmarks/tables.py            write
     python benchmarks/tables.py --check    exit code 1 if the document is not what the files say
@@ -8,9 +8,8 @@ A table stands between two marks, each a line of its own; what is between them i
     <!-- table: cpu_targets.json -->
     <!-- end -->
 
-Known are the files of `sparseinst benchmark`, compare_torch.py, roofline.py, matching_forms.py,
-deformable.py and gpu.py, told apart by what they hold. A mark without its file and a file without
-its mark are faults.
+Known are the files of compare_torch.py and of gpu.py (rows, .jsonl), recognised by their content.
+A mark without its file and a file without its mark are faults.
 """
 
 from __future__ import annotations
@@ -25,7 +24,11 @@ from typing import Any
 
 from sparseinst_jax.runtime.files import replace_file
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import gpu_figures  # noqa: E402
+import gpu_rows  # noqa: E402
+
 MARK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 Report = Mapping[str, Any]
 
@@ -60,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(document: str, results: Path) -> str:
-    """Return the document with its tables made anew.
+    """Return the document with its tables made again.
 
     Raises:
       FileNotFoundError: a mark names a file that is not there.
       ValueError: a file has no mark or is of no known kind.
     """
     marked = [mark[1] for mark in MARK.finditer(document)]
-    there = {path.name for path in results.glob("*.json")}
+    there = {path.name for path in results.glob("*.json*")}
     if absent := sorted(set(marked) - there):
         raise FileNotFoundError(
             f"the document names {', '.join(absent)}, expected in {results.name}/: measure, or "
@@ -81,12 +84,18 @@ def filled(document: str, results: Path) -> str:
 
     def fill(mark: re.Match[str]) -> str:
         try:
-            text = rendered(json.loads((results / mark[1]).read_text()))
+            text = rendered(_read(results / mark[1]))
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{mark[1]}: not as our scripts write it: {error!r}") from error
         return f"<!-- table: {mark[1]} -->\n{text}\n<!-- end -->"
 
     return MARK.sub(fill, document)
+
+
+def _read(path: Path) -> Report:
+    if path.suffix == ".jsonl":
+        return {"accelerator": gpu_rows.read(path, {})}
+    return json.loads(path.read_text())
 
 
 def rendered(report: Report) -> str:
@@ -154,97 +163,43 @@ def _comparison(report: Report) -> str:
     return f"{origin}\n\n{_table(heading, map(cells, rows))}"
 
 
-def _stages(report: Report) -> str:
-    """A file of roofline.py."""
-    rates, settings = report["rates"], report["settings"]
-    height, width = settings["size"]
-    origin = _origin(
-        report,
-        report["machine"],
-        f"{height} × {width}, batch {settings['batch']}, {settings['dtype']}",
-        f"{rates['flops'] / 1e9:.0f} GFLOP/s in a product, {rates['bytes'] / 1e9:.1f} GB/s in a "
-        "copy",
-    )
-    heading = ["stage", "bound by", "GFLOP", "MiB", "floor ms", "measured ms", "times"]
-    digits = {"gflops": 2, "mib": 1, "floor_ms": 2, "p50_ms": 1, "times_the_floor": 1}
-    rows = (
-        [row["name"], row.get("bound", ""), *(_number(row, k, d) for k, d in digits.items())]
-        for row in report["stages"]
-    )
-    return f"{origin}\n\n{_table(heading, rows)}"
-
-
-def _benchmark(report: Report) -> str:
-    """A file of `sparseinst benchmark`."""
-    origin = _origin(report, report["machine"], f"{report['dtype']}, {report['weights']} weights")
-    heading = ["", "p50 ms", "p90 ms", "images/s", "compile s", "cached s", "peak MiB"]
-
-    def cells(row: Report) -> list[str]:
-        is_of_device = row["peak_device_mib"] is not None
-        peak = "peak_device_mib" if is_of_device else "peak_process_mib"
-        keys = {"p50_ms": 1, "p90_ms": 1, "images_per_s": 2}
-        if row.get("num_programs"):
-            keys |= {"compile_cold_s": 1, "compile_cached_s": 1}
-        found = [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
-        return [*found, *[""] * (6 - len(found)), _number(row, peak, 0)]
-
-    lines = [f"{origin}\n\n{_table(heading, map(cells, report['results']))}"]
-    lines += [
-        f"\n{row['name']}: {row['fps']:.2f} frames per second. {row['protocol']}"
-        for row in report["results"]
-        if "fps" in row
-    ]
-    return "\n".join(lines)
-
-
-def _rows(report: Report) -> str:
-    """A file of matching_forms.py or deformable.py."""
-    settings, facts = report["settings"], report["machine"]
-    origin = _origin(report, facts, settings["dtype"])
-    if "forms" in settings:
-        heading = ["matching", "ms a step", "images/s"]
-        rows = [
-            [row["name"], _number(row, "p50_ms", 1), _number(row, "images_per_s", 2)]
-            for row in report["rows"]
-        ]
-    else:
-        heading = ["what", "convolution", "ms", "times the dense", "memory MiB"]
-        digits = {"milliseconds": 2, "ratio": 2, "memory_mib": 1}
-        rows = [
-            [row["what"], row["alternative"], *(_number(row, k, d) for k, d in digits.items())]
-            for row in report["rows"]
-        ]
-    return f"{origin}\n\n{_table(heading, rows)}"
-
-
 def _accelerator(report: Report) -> str:
-    """A file of gpu.py."""
-    found = [part["result"] for part in report["parts"].values() if part["result"]]
-    facts = next((result["machine"] for result in found if "machine" in result), None)
-    torch = next((result["torch"] for result in found if "torch" in result), "")
-    origin = _origin(report, facts, torch and f"torch {torch}")
-    figures = [[name, f"{value:.4g}"] for name, value in report["figures"].items()]
+    """A file of gpu.py: the rows of the device and the versions of its last row."""
+    last = report["accelerator"][-1]
+    stamp = {key: last[key] for key in ("device", "versions")}
+    rows = [r for r in report["accelerator"] if all(r[key] == stamp[key] for key in stamp)]
+    versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
+    origin = f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}."
+    best = gpu_rows.best(rows).values()
+    keys = {"p50_ms": 3, "queued_ms": 3, "resident_ms": 3, "images_per_s": 1, "tflops": 1}
+    keys |= {"peak_mib": 0, "first_s": 1}
+    heading = ["", "p50 ms", "queued ms", "resident ms", "images/s", "TFLOP/s", "MiB", "first s"]
+    cells = [
+        [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
+        if "fault" not in row
+        else [row["name"], "failed", *[""] * 6]
+        for row in best
+    ]
+    found = gpu_figures.figures(rows)
     words = {True: "met", False: "**missed**", None: "not measured"}
     aims = [
         [
-            aim["figure"],
-            "" if aim["value"] is None else f"{aim['value']:.3g}",
-            f"{'≥' if aim['is_least'] else '≤'} {aim['limit']:g}",
-            words[aim["is_met"]],
+            figure,
+            f"{found[figure]:.3g}" if figure in found else "",
+            f"{'≥' if is_least else '≤'} {limit:g}",
+            words[gpu_figures.is_met(found.get(figure), is_least, limit)],
         ]
-        for aim in report["aims"]
+        for figure, is_least, limit in gpu_figures.AIMS
     ]
-    tables = [_table(["aim", "value", "limit", ""], aims), _table(["figure", "value"], figures)]
-    return "\n\n".join([origin, *tables])
+    return "\n\n".join(
+        [origin, _table(["aim", "value", "limit", ""], aims), _table(heading, cells)]
+    )
 
 
 # What a file holds that no other kind before it does.
 KINDS: dict[str, Callable[[Report], str]] = {
-    "aims": _accelerator,
-    "stages": _stages,
-    "results": _benchmark,
+    "accelerator": _accelerator,
     "targets": _comparison,
-    "rows": _rows,
 }
 
 

@@ -1,1 +1,1 @@
-"""Runs on disk: Orbax checkpoints, their folders, what may be read from them."""
+"""Runs on disk: Orbax checkpoints, their folders, checks of what they hold."""

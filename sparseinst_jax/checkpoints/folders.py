@@ -1,4 +1,4 @@
-"""Folders of checkpoints: where they are, which are whole, and out of the way with the others."""
+"""Folders of checkpoints: where they are, which are complete, and renaming of unreadable ones."""
 
 import json
 import sys
@@ -30,12 +30,12 @@ def locate(path: str | Path) -> tuple[Path, int | None]:
 
 
 def is_step(path: Path) -> bool:
-    """Whether a folder is named as one of a step is."""
+    """Whether a folder has the name of a step's folder."""
     return path.name.isdigit() and path.is_dir()
 
 
 def whole_steps(directory: Path) -> list[int]:
-    """Steps on the disk; a folder gets its name when everything in it is written."""
+    """Steps on disk; a folder gets its name when everything in it is written."""
     try:
         return sorted(int(path.name) for path in directory.iterdir() if is_step(path))
     except OSError:  # the folder itself is gone
@@ -43,7 +43,7 @@ def whole_steps(directory: Path) -> list[int]:
 
 
 def has_bad_metrics(folder: Path) -> bool:
-    """Whether the metrics of a step, which Orbax reads at once, cannot be read."""
+    """Whether the metrics of a step, which Orbax reads when it opens, are unreadable."""
     file = folder / "metrics" / "metrics"
     try:
         json.loads(file.read_text() if file.exists() else "{}")

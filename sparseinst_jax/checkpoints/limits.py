@@ -1,7 +1,7 @@
-"""What a checkpoint may hold: it is often somebody else's.
+"""Checks of a checkpoint's content, which may come from an untrusted source.
 
-Arrays and JSON are read, nothing is run. What else lies in the folder stays unopened, a link that
-leads out of it is refused.
+Arrays and JSON are read, nothing is run. Other files in the folder are not opened, and links are
+refused.
 """
 
 import math
@@ -16,19 +16,19 @@ import jax
 from sparseinst_jax.data.classes import MAX_ID, class_name_fault
 from sparseinst_jax.runtime.messages import brief
 
-MAX_FILES = 100_000  # in the folder of one step; Orbax writes some dozens
+MAX_FILES = 100_000  # in the folder of one step; Orbax writes a few dozen
 # Bytes of a file that is read whole as JSON: names and shapes of arrays, configuration, classes.
 MAX_JSON = 1 << 26
 # Numbers in all arrays of one item: 8 GB, more than a hundred times the largest network here. A
-# file of some bytes can stand for an array of any size that holds one number everywhere.
+# tiny file can stand for an array of any size that holds one number everywhere.
 MAX_NUMBERS = 1 << 31
 MAX_DEPTH = 12  # groups in groups of a configuration; ours have 3
 _OLD_FORM = "checkpoint"  # Orbax would read it in place of the arrays
 _JSON_FILES = {"metadata", "metrics", "_METADATA", "_CHECKPOINT_METADATA", "_sharding"}
 
 
-def refuse_strange_files(folder: Path) -> None:
-    """Refuse a checkpoint with links, devices or pipes in it, or with a JSON file that is vast.
+def refuse_unsafe_files(folder: Path) -> None:
+    """Refuse a checkpoint with links, devices or pipes in it, or with an oversized JSON file.
 
     Args:
         folder: of one step.
@@ -49,7 +49,7 @@ def refuse_strange_files(folder: Path) -> None:
             if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
                 raise ValueError(f"it holds a device or a pipe, {path}; remove it")
             if name == _OLD_FORM:
-                raise ValueError(f"it holds {path}, a form of Orbax that is no longer written")
+                raise ValueError(f"it holds {path}, a format that Orbax no longer writes")
             if name in _JSON_FILES and found.st_size > MAX_JSON:
                 raise ValueError(f"{path} has {found.st_size} bytes, expected {MAX_JSON} at most")
         num_files += len(files)
@@ -57,7 +57,7 @@ def refuse_strange_files(folder: Path) -> None:
             raise ValueError(f"it holds more than {MAX_FILES} files")
 
 
-def refuse_vast_arrays(stored: Any, items: Iterable[str]) -> None:
+def refuse_huge_arrays(stored: Any, items: Iterable[str]) -> None:
     """Refuse stored shapes that would take all memory.
 
     Args:
@@ -96,7 +96,8 @@ def check_meta(meta: Any) -> dict[str, Any]:
         faults += [
             f"class_names: {fault}"
             for name in names
-            if (fault := class_name_fault(name) if isinstance(name, str) else "no text") is not None
+            if (fault := class_name_fault(name) if isinstance(name, str) else "no string")
+            is not None
         ]
     if not isinstance(ids, list) or not all(type(i) is int and abs(i) <= MAX_ID for i in ids):
         faults.append(f"category_ids must be a list of integers, got {brief(ids)}")

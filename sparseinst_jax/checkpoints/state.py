@@ -1,4 +1,4 @@
-"""What a run is at a step: all that a checkpoint stores and a training step changes."""
+"""The state of a run at a step: what a checkpoint stores and a training step changes."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 A checkpoint `<workdir>/checkpoints/<step>/` holds three items: `model` (parameters and statistics,
 which load alone), `optimizer`, and `meta` (JSON: step, configuration, classes, code version). A run
-that averages its weights has the averages in `model`, for whoever uses it, and what is trained in
-`trained`. All arrays are stored from the host's memory, so that a run continues on any number of
-devices.
+that averages its weights has the averages in `model`, for evaluation and prediction, and the
+trained weights in `trained`. All arrays are stored from the host's memory, so that a run continues
+on any number of devices.
 """
 
 import errno
@@ -63,7 +63,7 @@ class Checkpoints:
             self.directory, self._only_step = locate(path)
         else:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
-            _drop_messages_of_orbax()
+            _silence_orbax()
             self._made = make_folder(self.directory, "--workdir")
             broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
             set_aside(broken)  # Orbax would refuse to open the whole folder
@@ -88,7 +88,7 @@ class Checkpoints:
         except SaveError as error:
             if kind is None:
                 raise
-            print(error, file=sys.stderr)  # as well as what is being raised
+            print(error, file=sys.stderr)  # in addition to the error being raised
 
     def close(self) -> None:
         """Wait for the save in progress, release the folder, and remove it if it stayed empty.
@@ -165,19 +165,17 @@ class Checkpoints:
 
     @contextmanager
     def _save_errors(self) -> Iterator[None]:
-        """Say which step could not be saved, why, and what is left."""
+        """Turn errors into a SaveError: which step could not be saved, why, and what is left."""
         try:
             yield
-        # A disk shows as OSError, ValueError of TensorStore, or an error of Orbax around them.
+        # Disk faults appear as OSError, ValueError of TensorStore, or Orbax errors around them.
         except Exception as error:
             steps = [s for s in whole_steps(self.directory) if s != self._saving]
-            left = (
-                f"{self.directory / str(steps[-1])} is whole" if steps else "none was saved before"
-            )
+            last = f"{self.directory / str(max(steps))} is complete" if steps else "there is none"
             raise SaveError(
                 f"the checkpoint of step {self._saving} could not be saved:"
-                f" {_cause(error)}. The last one: {left}. Free some space, or mend what is in"
-                " the way; then the same command continues from there."
+                f" {_cause(error)}. The last one: {last}. Free some space, or fix the cause;"
+                " then the same command continues from there."
             ) from error
 
     def restore_state(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -199,13 +197,13 @@ class Checkpoints:
         candidates = self._candidates(None)
         if not any((self.directory / str(step) / "optimizer").is_dir() for step in candidates):
             raise ValueError(
-                f"{self.directory} holds weights alone, nothing to continue: start a run from it by"
-                " --init-from, in another --workdir."
+                f"{self.directory} holds only weights, so there is no run to continue: start one"
+                " from it with --init-from, in another --workdir."
             )
         restored, step = self._first_readable(
             candidates, lambda step: self._restore(step, _target_of(abstract))
         )
-        # A whole checkpoint of another network is no damage: it is refused and left alone.
+        # A complete checkpoint of another network is not damaged: it is refused and left alone.
         _check_like(restored, abstract, self.directory)
         if abstract.average is None and (self.directory / str(step) / "trained").is_dir():
             raise ValueError(f"{self.directory / str(step)} holds averages: set train.ema_decay.")
@@ -268,16 +266,16 @@ class Checkpoints:
         faults = []
         for step in candidates:
             try:
-                limits.refuse_strange_files(self.directory / str(step))
+                limits.refuse_unsafe_files(self.directory / str(step))
                 return read(step), step
-            # Damage shows as almost any error: KeyError, JSON errors, errors of TensorStore.
+            # Damage appears as almost any error: KeyError, JSON errors, errors of TensorStore.
             except Exception as error:
                 faults.append(f"{self.directory / str(step)} cannot be read: {_first_line(error)}")
                 print(faults[-1], file=sys.stderr)
         raise ValueError(
             "no checkpoint can be read:\n  "
             + "\n  ".join(faults)
-            + f"\nGive another checkpoint; to train anew, delete {self.directory} or give another"
+            + f"\nGive another checkpoint; to start over, delete {self.directory} or give another"
             " --workdir."
         )
 
@@ -304,7 +302,7 @@ class Checkpoints:
 
     def _restore(self, step: int, targets: Mapping[str, Any]) -> dict[str, Any]:
         if targets:
-            limits.refuse_vast_arrays(self._manager.item_metadata(step), targets)
+            limits.refuse_huge_arrays(self._manager.item_metadata(step), targets)
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in targets.items()}
         restored = self._manager.restore(
             step, args=ocp.args.Composite(meta=ocp.args.JsonRestore(), **arguments)
@@ -314,14 +312,14 @@ class Checkpoints:
 
 
 def _cause(error: Exception) -> str:
-    """The reason in the words of the operating system where it is in there, else the first line."""
+    """The operating system's reason if the error holds one, otherwise its first line."""
     text = str(error)
     known = (os.strerror(number) for number in _CAUSES)
     return next((cause for cause in known if cause in text), _first_line(error))
 
 
-def _drop_messages_of_orbax() -> None:
-    """Keep Orbax from printing tracebacks of what is raised as a SaveError anyway."""
+def _silence_orbax() -> None:
+    """Keep Orbax from printing tracebacks of errors that we raise as SaveError."""
     logger = absl.logging.get_absl_logger()
     if _is_not_of_orbax not in logger.filters:
         logger.addFilter(_is_not_of_orbax)
@@ -333,7 +331,7 @@ def _is_not_of_orbax(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide Orbax's warnings about options that are meant as they are."""
+    """Hide Orbax's warnings about options that are intended."""
     before = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
@@ -371,7 +369,7 @@ def _storable(tree: Any) -> Any:
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:
-    """Optimizer state by position of the leaf: classes of Optax come and go between versions."""
+    """Optimizer state by position of the leaf: Optax's classes change between versions."""
     return {f"{i:05d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
 
 
@@ -381,7 +379,7 @@ def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
 
 
 def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The items that hold weights: `model` to be used and, where these are averages, `trained`."""
+    """The items that hold weights: `model`, and `trained` where the model holds averages."""
     names = ("params", "statistics")
     items: dict[str, dict[str, Any]] = {"model": dict(zip(names, state.to_use, strict=True))}
     if state.average is not None:
@@ -410,9 +408,9 @@ def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Pa
     ]
     if wrong:
         raise ValueError(
-            "the checkpoint is of another network:\n  "
+            "the checkpoint belongs to a different network:\n  "
             + "\n  ".join(wrong)
-            + f"\nDelete {directory} to train anew, or give another --workdir."
+            + f"\nDelete {directory} to start over, or give another --workdir."
         )
 
 

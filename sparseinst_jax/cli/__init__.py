@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST
@@ -71,7 +72,7 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
     A ValueError or FileNotFoundError raised by this package is a message to the user and is
     printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
     refuses, such as to write on a full disk. Every other error is a fault of the program and passes
-    with its traceback. One of several hosts tells the others and ends at once (see `hosts.leave`).
+    with its traceback. One of several hosts reports it to the others and stops (see `hosts.leave`).
 
     Args:
       command: its name, or a function that takes the arguments and returns the exit code or None.
@@ -82,14 +83,15 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
       the loss of another host.
     """
     process.set_environment()
+    function: Any = command
     if isinstance(command, str):
         module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-        command = module.main
+        function = module.main
     if "jax" in sys.modules:  # a few commands do without
         process.trim_after_compiling()
     logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     try:
-        code = command(argv) or 0
+        code = function(argv) or 0
         hosts.report(DONE)
         return code
     except BaseException as error:
@@ -100,7 +102,7 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
 
 
 def _report_error(error: BaseException) -> int | None:
-    """Print the message of an error and return the exit code; None for what passes, see `run`."""
+    """Print an error's message and return the exit code; None if it is to be raised, see `run`."""
     message = _message(error)
     if message is None or os.environ.get("SPARSEINST_TRACEBACK", "") not in ("", "0"):
         if hosts.are_joined() and not isinstance(error, SystemExit):
@@ -115,7 +117,7 @@ def _report_error(error: BaseException) -> int | None:
 
 
 def _leave_others(error: BaseException) -> None:
-    """Tell the other hosts of a fault of the program, and end."""
+    """Tell the other hosts of an unexpected error, and end."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     # A status of XLA is most likely that of a collective without its partner.
     if _XLA_STATUS.match(str(error)):
@@ -129,7 +131,7 @@ def _leave_others(error: BaseException) -> None:
 
 
 def _message(error: BaseException) -> str | None:
-    """What to tell the user; None where the error is a fault of the program."""
+    """The message for the user; None where the error is a bug of the program."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.errno in _REFUSALS:

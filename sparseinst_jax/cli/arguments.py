@@ -18,8 +18,8 @@ from sparseinst_jax.setup.weights_file import load_weights_file
 _PREFIX = "--config."
 
 
-class Source(NamedTuple):
-    """What a command works with.
+class NamedModel(NamedTuple):
+    """The model that the command line names, and what belongs to it.
 
     Attributes:
         predictor: the model.
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--config FILE` and `--workdir DIR`, and the usage of `--config.KEY=VALUE`."""
+    """Add `--config NAME` and `--workdir DIR`, and the usage of `--config.KEY=VALUE`."""
     parser.add_argument(
         "--config", metavar="NAME", help="configuration, such as giam_r50, or a file"
     )
@@ -162,7 +162,7 @@ def workdir_of(arguments: argparse.Namespace) -> Path:
     return default_workdir(arguments.config)
 
 
-def open_source(arguments: argparse.Namespace) -> Source:
+def open_model(arguments: argparse.Namespace) -> NamedModel:
     """Load the model that the arguments name.
 
     Raises:
@@ -174,11 +174,11 @@ def open_source(arguments: argparse.Namespace) -> Source:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
         predictor = load_weights_file(config, arguments.weights)
-        return Source(predictor, config, workdir, f"weights {arguments.weights}")
+        return NamedModel(predictor, config, workdir, f"weights {arguments.weights}")
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)
-    return Source(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
+    return NamedModel(predictor, config, workdir, f"checkpoint of step {step} in {workdir}")
 
 
 def stored_config(arguments: argparse.Namespace) -> Any:

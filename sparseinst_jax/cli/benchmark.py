@@ -15,7 +15,7 @@ import jax
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
-    open_source,
+    open_model,
     parse_command_line,
     parse_size,
     size_fault,
@@ -168,11 +168,11 @@ class Bench:
     def _network(self) -> tuple[Callable[..., Any], Tree, Tree, int, Any]:
         """Build the pure function, parameters, statistics; the number of classes; the module.
 
-        Each time anew: training has its own parameters, and these would be held beside them.
+        Built each time: training has its own parameters, and these would be kept beside them.
         """
         number, seed, weights = scoring.NUM_CLASSES, self.config.seed, None
         if self.has_weights:
-            predictor = open_source(self.arguments).predictor
+            predictor = open_model(self.arguments).predictor
             number, seed, weights = len(predictor.class_names), None, predictor.weights
         frozen = self.config.train.frozen_stages
         model = builders.build_model(self.config.model, number, seed, frozen)

@@ -1,4 +1,4 @@
-"""The command `sparseinst build-tfds`: a COCO folder to shards that TFDS reads."""
+"""`sparseinst build-tfds`: turn a COCO folder into shards that TFDS reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
-some 128 MB with the images as they are, beside them the index of the annotations. It trains with
+about 128 MB with the images as they are, beside them the index of the annotations. It trains with
 the same batches as the folder, from a few large files instead of many small ones. TensorFlow is
 not needed.
 
@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(arguments.output, "--output")
     from sparseinst_jax.data import tfds  # takes seconds to import
 
-    sources = {arguments.split: tfds.Source(arguments.json, arguments.images)}
+    sources = {arguments.split: tfds.SplitSource(arguments.json, arguments.images)}
     if arguments.val_json:
         images = arguments.val_images or arguments.images
-        sources["val"] = tfds.Source(arguments.val_json, images)
+        sources["val"] = tfds.SplitSource(arguments.val_json, images)
     folder = tfds.build(arguments.output, sources, start=_progress)
     print("\n".join(_summary(folder, list(sources), arguments.output)))
     return 0
@@ -65,7 +65,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:
-    """What was written, and how it is trained on."""
+    """What was written, and the command that trains on it."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     number = len(list(folder.glob("*.array_record*")))
     keys = [f"--config.data.tfds_dir={shlex.quote(output)}"]

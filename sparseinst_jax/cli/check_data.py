@@ -1,4 +1,4 @@
-"""The command `check-data`: what a data set holds, what is wrong with it, what will be lost."""
+"""`sparseinst check-data`: what a data set holds, its faults, and what training would lose."""
 
 from __future__ import annotations
 

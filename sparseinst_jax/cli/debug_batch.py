@@ -1,4 +1,4 @@
-"""`sparseinst debug-batch`: make any training batch again, draw it, say what is in it."""
+"""`sparseinst debug-batch`: rebuild any training batch, draw it and describe it."""
 
 import argparse
 import math
@@ -27,7 +27,7 @@ _IDS_SHOWN = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse `--config FILE | --workdir RUN, --step N [--output DIR] [--config.KEY=VALUE ...]`.
+    """Parse `--config NAME | --workdir RUN, --step N [--output DIR] [--config.KEY=VALUE ...]`.
 
     Returns:
       The exit code.
@@ -104,7 +104,7 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
 
 
 def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDataset) -> list[str]:
-    """Lines that say what a batch holds and what its transforms cost."""
+    """Describe a batch: a line for each image, and the objects that its transforms lost."""
     height, width = plan.padded_size
     lines = [
         f"step {plan.step}, epoch {plan.epoch}: {len(plan.images)} images, padded to"
@@ -135,7 +135,7 @@ def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDa
 
 
 def describe_transform(transform: Transform, record: ImageRecord) -> str:
-    """One transform in words: flip, factor of the size, what is cut out of it."""
+    """Describe a transform: flip, scale factor, crop."""
     parts = ["flip"] if transform.flip else []
     size = record.height, record.width
     if transform.first_size is not None and transform.crop is not None:
@@ -163,7 +163,7 @@ def _files(image: ImagePlan, records: Sequence[ImageRecord]) -> str:
 
 
 def _losses(record: ImageRecord, result: TrainImage, class_names: Sequence[str]) -> list[str]:
-    """A line for each way in which objects of an image were lost."""
+    """One line for each way in which an image lost objects."""
     ways = {
         "no pixel left in the transformed image": result.outside,
         "under pasted objects": result.covered,

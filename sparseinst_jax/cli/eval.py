@@ -1,4 +1,4 @@
-"""The command `eval.py`: COCO mask AP of a run, a checkpoint, a weight file or a results file."""
+"""`sparseinst eval`: COCO mask AP of a run, a checkpoint, a weights file or a results file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
-    open_source,
+    open_model,
     parse_command_line,
     stored_config,
     workdir_of,
@@ -112,7 +112,7 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
 
 
 def _score_model(arguments: argparse.Namespace, output: Path) -> None:
-    source = open_source(arguments)
+    source = open_model(arguments)
     config, is_first_host = source.config, jax.process_index() == 0
     draw_missing_data(config)
     dataset = load_val(config)
@@ -128,7 +128,7 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
         progress=sys.stderr if is_first_host else None,
         skips=skips,
     )
-    _say_skipped(skips, dataset, output)
+    _list_skipped(skips, dataset, output)
     if not is_first_host:
         return
     write_json(output / "predictions.json", results)
@@ -144,8 +144,8 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
         _report(arguments, dataset, results, metrics, output)
 
 
-def _say_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:
-    """List the images of this host that could not be used, in place of those of another time."""
+def _list_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:
+    """Write the list of images that this host could not use, replacing an older one."""
     index = jax.process_index()
     path = output / (f"skipped_host{index}.csv" if index else "skipped.csv")
     path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The command `sparseinst import-data`: labels of other tools to a COCO json."""
+"""`sparseinst import-data`: turn the labels of other tools into a COCO json."""
 
 import argparse
 import shlex
@@ -135,7 +135,7 @@ def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
 
 
 def _report_faults(imported: Imported, source: str, skip_faulty: bool) -> None:
-    """List what is skipped, or raise a ValueError where nothing may be."""
+    """List the faults that are skipped, or raise a ValueError where none may be."""
     lines = imported.faults.lines
     if lines and not skip_faulty:
         shown = listed(lines, MAX_FAULTS_SHOWN, "\n  ")
@@ -168,7 +168,7 @@ def _summary(path: Path, images: Sequence[LabelledImage], names: Sequence[str]) 
 
 
 def _warnings(names: Sequence[str]) -> list[str]:
-    """Classes that differ in capitals or spaces only."""
+    """Warn of classes that differ only in capitals or spaces."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault("".join(name.casefold().split()), []).append(name)
@@ -180,7 +180,7 @@ def _warnings(names: Sequence[str]) -> list[str]:
 
 
 def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
-    """The commands to go on with, ready to be pasted."""
+    """The commands to run next, ready to paste."""
     images = shlex.quote(str(images_dir))
     check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
     check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])

@@ -1,4 +1,4 @@
-"""The command `predict.py`: pictures and COCO results of images and folders."""
+"""`sparseinst predict`: pictures and COCO results of images and folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
-    open_source,
+    open_model,
     parse_command_line,
     workdir_of,
 )
@@ -31,7 +31,7 @@ Find the objects of images: a picture for each, <name>.png, and predictions.json
 
 
 def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
-    """Replace each folder by the images in and below it, in the order of their names.
+    """Replace folders by the images in and below them, sorted by name.
 
     Args:
         inputs: files and folders; a file is taken whatever its suffix, and if it is missing.
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
     check_writable(output, "--output")
     paths = list_images(arguments.inputs, output)
-    source = open_source(arguments)
+    source = open_model(arguments)
     print(f"{source.title}, on {len(paths)} images")
     results, faults = predict_files(source.predictor, paths, output, arguments.score_threshold)
     write_json(output / "predictions.json", results)

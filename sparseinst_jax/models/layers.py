@@ -120,22 +120,40 @@ class Conv(nnx.Module):
         shared = None if shared is None else shared.astype(self.dtype)
         if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
-            scale, shift = self.norm.factors()
-            return self._convolve_scaled(x, kernel, scale, shared) + shift.astype(self.dtype)
+            _, shift = self.norm.factors()
+            return self._convolve_scaled(x, kernel, shared) + shift.astype(self.dtype)
         y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups, shared)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
 
+    def fold_norm(self) -> None:
+        """Let kernel and bias do what the norm does in inference, if it is the same for all images.
+
+        For inference only.
+        """
+        if self.has_norm and isinstance(self.norm, FrozenBatchNorm | BatchNorm):
+            self.fold(self.norm)
+            del self.norm
+            self.has_norm = False
+
+    def fold(self, norm: FrozenBatchNorm | BatchNorm) -> None:
+        """Multiply the kernel and add to the bias as a norm of the result does."""
+        scale, shift = norm.factors()
+        self.kernel = nnx.Param(self.kernel[...] * scale)
+        self.bias = nnx.Param(shift + (self.bias[...] * scale if self.has_bias else 0.0))
+        self.has_bias = True
+
     def _convolve_scaled(
-        self, x: jax.Array, kernel: jax.Array, scale: jax.Array, shared: jax.Array | None
+        self, x: jax.Array, kernel: jax.Array, shared: jax.Array | None
     ) -> jax.Array:
-        def convolve(x, kernel, scale):
+        def convolve(x, kernel):
+            scale, _ = self.norm.factors()
             kernel = (kernel * scale).astype(self.dtype)
             return ops.convolve(x, kernel, self.stride, self.groups, shared)
 
-        # The gradient keeps the kernel itself, and scales it again.
-        return jax.checkpoint(convolve, prevent_cse=False)(x, kernel, scale)
+        # The gradient keeps kernel and norm themselves, and scales again.
+        return jax.checkpoint(convolve, prevent_cse=False)(x, kernel)
 
 
 class Linear(nnx.Module):
@@ -187,7 +205,7 @@ class BatchNorm(nnx.Module):
 
     In training the mean and variance are those of the batch, averaged over the devices of the
     mapped axis, so that a step does not depend on how a batch is spread over devices. It does
-    depend on gradient accumulation: each micro-batch is normalised by itself. The running
+    depend on gradient accumulation: each micro-batch is normalised separately. The running
     statistics move by 10 % a micro-batch; evaluation uses them.
 
     Differs from PyTorch: the running variance takes the variance of the batch as it normalises,
@@ -204,7 +222,9 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]; in training also move the running statistics."""
-        if train:
+        if not train:
+            scale, shift = self.factors()
+        else:
             wide = x.astype(jnp.float32)
             mean, square = wide.mean((0, 1, 2)), jnp.square(wide).mean((0, 1, 2))
             mean, square = _average_over_devices((mean, square))
@@ -212,11 +232,16 @@ class BatchNorm(nnx.Module):
             keep = 1 - self.momentum
             self.mean[...] = keep * self.mean[...] + self.momentum * jax.lax.stop_gradient(mean)
             self.var[...] = keep * self.var[...] + self.momentum * jax.lax.stop_gradient(var)
-        else:
-            mean, var = self.mean[...], self.var[...]
-        scale = self.scale[...] * jax.lax.rsqrt(var + NORM_EPSILON)
-        shift = self.bias[...] - mean * scale
+            scale, shift = self._factors(mean, var)
         return x * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """Return float32 [C], what evaluation multiplies by and adds then."""
+        return self._factors(self.mean[...], self.var[...])
+
+    def _factors(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = self.scale[...] * jax.lax.rsqrt(var + NORM_EPSILON)
+        return scale, self.bias[...] - mean * scale
 
 
 class LayerNorm(nnx.Module):
@@ -224,7 +249,7 @@ class LayerNorm(nnx.Module):
 
     Args:
       channels: C.
-      epsilon: added to the variance; implementations differ in it, so it is always said.
+      epsilon: added to the variance; implementations differ, so it has no default.
     """
 
     def __init__(self, channels: int, epsilon: float):

@@ -1,1 +1,1 @@
-"""The process and the machine: files, hosts, memory, what strangers wrote."""
+"""The process and the machine: files, hosts, memory, messages."""

@@ -70,13 +70,13 @@ def check_json_file(path: Path, what: str, cure: str) -> None:
 def broken_json(
     path: Path, what: str, cure: str, reason: str, place: str = "", is_cut: bool = False
 ) -> str:
-    """Say what is wrong with the text of a json file.
+    """Describe what is wrong with the text of a json file.
 
     Args:
         path: of the file.
         what: see `read_json`.
         cure: see `read_json`.
-        reason: as Python's parser says it.
+        reason: of Python's parser.
         place: line and column; "" where the text cannot even be decoded.
         is_cut: the text ends before the value does.
     """
@@ -90,7 +90,7 @@ def broken_json(
 
 
 def cache_folder(name: str) -> Path:
-    """The folder for what can be made again, `~/.cache/sparseinst_jax/NAME`; it need not exist.
+    """The folder for files that can be made again, `~/.cache/sparseinst_jax/NAME`; may not exist.
 
     Raises:
         RuntimeError: the user has no home.

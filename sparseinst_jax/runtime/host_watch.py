@@ -1,10 +1,10 @@
-"""Notice from inside a process that another host of the job has stopped answering.
+"""Detect from inside a process that another host of the job has stopped responding.
 
-A collective waits for ever for a host that was killed, suspended or cut off, and for one that is
-alive but stuck in something else. So each host writes twice a second or so on the job's board (the
-key-value store of the coordinator) that it is there and what it is doing, and reads what the
-others wrote. JAX has heartbeats of its own; they come later, know nothing of a process that is
-alive but stuck, and end the process by an abort.
+A collective waits forever for a host that was killed, suspended or cut off, and for one that is
+alive but stuck. So each host reports about twice a second on the job's board (the key-value store
+of the coordinator) that it is alive and what it is doing, and reads the reports of the others.
+JAX's own heartbeats come later, do not detect a process that is alive but stuck, and abort the
+process.
 """
 
 import sys
@@ -37,10 +37,10 @@ class HostWatch:
 
     Ends the process with a message and the code `LOST_HOST` when
 
-    * another host has written nothing for `timeout` seconds (it was killed, suspended, cut off);
-    * another host wrote that it failed;
-    * this host has not got on for `STUCK` times `timeout` seconds: somebody is stuck. The message
-      says what every host was doing last.
+    * another host has not reported for `timeout` seconds (it was killed, suspended, cut off);
+    * another host reported that it failed;
+    * this host has made no progress for `STUCK` times `timeout` seconds. The message lists what
+      every host was doing last.
 
     Args:
       board: of the job.
@@ -71,19 +71,19 @@ class HostWatch:
 
     def start(self) -> None:
         """Start watching, until the process ends."""
-        for function in (self._exchange_for_ever, self._judge_for_ever):
+        for function in (self._exchange_forever, self._judge_forever):
             threading.Thread(target=function, daemon=True, name="hosts").start()
 
     def report(self, doing: str) -> None:
-        """Note that this host gets on."""
+        """Record that this host makes progress, and with what."""
         self._doing, self._since = doing, time.monotonic()
 
     def report_failure(self, message: str) -> None:
-        """Write that this host fails, and give the others the time to read it."""
+        """Report that this host failed, and give the others time to read it."""
         self._failure = message
         try:
             self._write()
-        except RuntimeError:  # nobody is there to be told
+        except RuntimeError:  # the board is gone: nobody can read it
             return
         # The board is gone with the first host.
         time.sleep(4 * self._period if self._index == 0 else self._period / 2)
@@ -98,20 +98,20 @@ class HostWatch:
                 self._seen[host] = value, time.monotonic()
 
     def verdict(self) -> str | None:
-        """Why this process has to end, or None."""
+        """The reason why this process has to stop, or None."""
         now = time.monotonic()
         others = {host: value for host, value in self._seen.items() if host != self._index}
         for host, (value, _) in others.items():
             state, _, _, message = _parsed(value)
             if state == _FAILED:
                 return f"{self._named(host)} has failed: {message}"
-        # The board lives on the first host: without it the others seem silent, too.
+        # The board lives on the first host: without it the others seem silent too.
         for host, (_, when) in others.items():
             if now - when > self._timeout:
                 doing = _parsed(self._seen[host][0])[3]
                 return (
-                    f"{self._named(host)} has not answered for {now - when:.0f} s; the last thing"
-                    f" it said: {doing or 'nothing'}"
+                    f"{self._named(host)} has not answered for {now - when:.0f} s; its last"
+                    f" report: {doing or 'none'}"
                 )
         if now - self._since > STUCK * self._timeout and self._doing != DONE:
             lines = [f"  {self._named(host)}: {_parsed(v)[3]}" for host, (v, _) in others.items()]
@@ -127,7 +127,7 @@ class HostWatch:
         value = "\t".join([state, self._name, str(self._count), text])
         self._board.key_value_set(f"{_FOLDER}{self._index}", value, allow_overwrite=True)
 
-    def _exchange_for_ever(self) -> None:
+    def _exchange_forever(self) -> None:
         while True:
             try:
                 self.exchange()
@@ -135,15 +135,15 @@ class HostWatch:
                 pass
             time.sleep(self._period)
 
-    def _judge_for_ever(self) -> None:
+    def _judge_forever(self) -> None:
         while True:
             time.sleep(self._period)
             verdict = self.verdict()
             if verdict is not None:
                 if " has failed: " in verdict:
-                    time.sleep(self._period)  # it may be our fault as well, and told better
+                    time.sleep(self._period)  # if it is our fault too, our own message says more
                 print(
-                    f"error: {verdict}\nThis host ends, too (exit code {LOST_HOST}). The same"
+                    f"error: {verdict}\nThis host stops too (exit code {LOST_HOST}). The same"
                     " command continues from the last checkpoint, on any number of hosts.",
                     file=sys.stderr,
                 )

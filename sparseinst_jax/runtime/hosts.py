@@ -1,4 +1,4 @@
-"""Join the hosts of a job, hand bytes around, and notice a host that does not answer any more.
+"""Join the hosts of a job, exchange bytes, and detect a host that stops responding.
 
 A host is one process with its local devices. Alone, everything here does nothing: `gather` gives
 back what it was given, `report` and `leave` return at once.
@@ -85,9 +85,9 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--distributed",
         action=argparse.BooleanOptionalAction,
-        help="work together with the other hosts of the job: start the same command on each."
-        f" Default: where {', '.join(number for number, _ in _NUMBERS)} or {_TPU_HOSTS[1]} say"
-        " that there are several. Elsewhere " + _BY_HAND,
+        help="work with the other hosts of the job: start the same command on each. Default:"
+        f" if {', '.join(number for number, _ in _NUMBERS)} or {_TPU_HOSTS[1]} show that there"
+        " are several. Elsewhere " + _BY_HAND,
     )
 
 
@@ -116,7 +116,7 @@ def join(wanted: bool | None = None) -> None:
         _initialize(place, timeout)
     except ValueError as error:  # of JAX, where no cluster is known to it
         raise ValueError(
-            f"--distributed: nothing says where the other hosts are ({error}): {_BY_HAND}."
+            f"--distributed: the other hosts cannot be found ({error}): {_BY_HAND}."
         ) from None
     finally:
         late.cancel()
@@ -127,13 +127,13 @@ def _initialize(place: PlaceInJob | None, timeout: float) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # Its handler would swallow SIGTERM; the trainer lets the hosts agree on a step by itself.
+    # Its handler would swallow SIGTERM; the trainer makes the hosts agree on a step.
     jax.config.update("jax_enable_preemption_service", False)
     is_complete = place is not None and "JAX_COORDINATOR_ADDRESS" in os.environ
     jax.distributed.initialize(
         num_processes=place.number if place else None,
         process_id=place.index if place else None,
-        # All is said: keep JAX from asking cloud services.
+        # Everything is given: keep JAX from asking cloud services.
         cluster_detection_method="deactivate" if is_complete else None,
         initialization_timeout=round(timeout) + _SPARE,
         heartbeat_timeout_seconds=round(timeout) + _SPARE,
@@ -188,7 +188,7 @@ def gather(payload: bytes) -> list[bytes]:
 
 
 def first_alone(function: Callable[[], object]) -> None:
-    """Call a function on the first host; the others wait until it has returned."""
+    """Call a function on the first host while the others wait for it to return."""
     import jax
 
     if jax.process_index() == 0:
@@ -197,7 +197,7 @@ def first_alone(function: Callable[[], object]) -> None:
 
 
 def refuse_differences(what: str, text: str) -> None:
-    """Refuse to go on where the hosts were started with different values.
+    """Refuse to continue if the hosts were started with different values.
 
     Raises:
       ValueError: on all hosts, if the text is not the same on all.
@@ -217,13 +217,13 @@ def are_joined() -> bool:
 
 
 def report(doing: str) -> None:
-    """Note what this host is doing; one that does nothing new is ended, see `HostWatch`."""
+    """Record what this host is doing; one that makes no progress is stopped, see `HostWatch`."""
     if _watch is not None:
         _watch.report(doing)
 
 
 def leave(message: str, code: int) -> None:
-    """End this process at once if it is one of several, after telling the others why.
+    """Stop this process at once if it is one of several, after reporting why to the others.
 
     A process that ended in the ordinary way would first wait for the others, which wait for it.
     """

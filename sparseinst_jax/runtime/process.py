@@ -1,7 +1,7 @@
 """Set the process up for JAX: CPU threads, compilation cache, what glibc keeps of freed memory.
 
-The command line does it by itself. Nothing else in this package changes the process around it: a
-server or notebook calls `prepare_process`, or leaves everything as it is.
+The command line does this automatically. Nothing else in this package changes the process around
+it: a server or notebook calls `prepare_process`, or leaves everything as it is.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ def prepare_process(*, for_training: bool = False) -> None:
 
     Call it before anything else imports JAX, which reads the number of its threads then. It sets
     what `set_environment` says and, on Linux, has glibc give back what XLA's compiler has freed
-    (`trim_after_compiling`). Without it everything works, perhaps with one thread, compiled anew in
-    each process, and in more memory. Calling it twice changes nothing.
+    (`trim_after_compiling`). Without it everything works, but perhaps with one thread, compiled
+    again in each process, and with more memory. Calling it twice changes nothing.
 
     Args:
       for_training: also give large blocks back as soon as they are freed, see
@@ -42,7 +42,7 @@ def prepare_process(*, for_training: bool = False) -> None:
 
 
 def set_environment() -> None:
-    """Set what must be set before JAX starts: CPU threads, compilation cache, heaps.
+    """Set what JAX reads when it starts: CPU threads, compilation cache, heaps.
 
     Values that the user has set in the environment stay (`PJRT_NPROC`, `NPROC`,
     `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`,
@@ -74,7 +74,7 @@ def _num_threads() -> int:
 
 
 def _share_heaps(threads: str) -> None:
-    """Have threads take memory from few heaps: glibc gives each its own, which keeps what it frees.
+    """Make threads share a few heaps: glibc gives each its own, which keeps what it frees.
 
     With 32 threads inference held 1.2 GiB, with two heaps 0.9. More threads than cores need more
     heaps than there would be for the cores: a thread that sleeps on its turn keeps the lock.
@@ -85,7 +85,7 @@ def _share_heaps(threads: str) -> None:
 
 
 def unmap_freed_blocks() -> None:
-    """Have glibc give large blocks back to the system as soon as they are freed, for training.
+    """Make glibc return large blocks to the system as soon as they are freed, for training.
 
     XLA:CPU takes every array from `malloc`. By itself glibc takes blocks of up to 32 MiB, once such
     were freed, from heaps that each belong to some threads. They come back full of holes, and grow
@@ -106,7 +106,7 @@ def unmap_freed_blocks() -> None:
 
 @functools.cache
 def trim_after_compiling() -> None:
-    """Have glibc give back what XLA's compiler has freed, each time that it has run.
+    """Make glibc return what XLA's compiler has freed, each time after it has run.
 
     Otherwise it stays in the heaps: 200 MiB after the first photo of an empty compilation cache.
     Other C libraries stay as they are.

@@ -1,4 +1,4 @@
-"""Work through many images: in threads, a few ahead of what is used, saying how far it is."""
+"""Work through many images: in threads, a few ahead of use, with a progress display."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def map_ahead(
 
 
 class ImageProgress:
-    """Show how many images are done: a bar in a terminal, otherwise a line now and then.
+    """Show how many images are done: a bar in a terminal, otherwise an occasional line.
 
     Args:
         total: number of images.

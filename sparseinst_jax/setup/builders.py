@@ -57,7 +57,7 @@ def _backbone_faults(name: str, **options: Any) -> list[str]:
 def _option_faults(
     key: str, name: str, kind: Any, options: Mapping[str, Any], example: str = "that family"
 ) -> list[str]:
-    """Tell which options a family or a backbone does not have, or what is wrong with them."""
+    """List options that a family or backbone does not have, or what is wrong with them."""
     maker = kind.model if isinstance(kind, Family) else kind
     arguments = inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters
     known = [option for option in arguments if option not in _GIVEN]

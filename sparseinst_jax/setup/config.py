@@ -58,7 +58,7 @@ def load_config(
     if isinstance(source, ConfigDict):
         config = _from_plain(source.to_dict())
     elif isinstance(source, Mapping):
-        config = _from_stored(source)
+        config = _from_plain(config_history.complete(source)[0])
     else:
         path = find_config(source)
         if path.suffix == ".py":
@@ -161,7 +161,7 @@ def from_json(text: str) -> ConfigDict:
         raise ValueError(f"a stored configuration must be JSON: {error}") from error
     if not isinstance(plain, dict):
         raise ValueError(f"a stored configuration must be a JSON object, got {type(plain)}.")
-    return _from_stored(plain)
+    return _from_plain(config_history.complete(plain)[0])
 
 
 def diff(first: ConfigDict, second: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -190,28 +190,16 @@ def _parse(text: str, current: Any) -> Any:
     """Read text as the type of `current`."""
     if isinstance(current, str):
         return text
-    if isinstance(current, bool):
-        return _parse_bool(text)
-    if isinstance(current, int | float):
-        return _parse_number(text, type(current))
     if isinstance(current, tuple):
         return _parse_tuple(text, current)
-    raise ValueError(f"values of type {type(current).__name__} cannot be overridden.")
-
-
-def _parse_bool(text: str) -> bool:
-    if text.lower() in ("true", "1"):
-        return True
-    if text.lower() in ("false", "0"):
-        return False
-    raise ValueError("expected true or false.")
-
-
-def _parse_number(text: str, kind: type) -> int | float:
+    if isinstance(current, bool):
+        if text.lower() in ("true", "1", "false", "0"):
+            return text.lower() in ("true", "1")
+        raise ValueError("expected true or false.")
     try:
-        return kind(text)
+        return type(current)(text)
     except ValueError:
-        expected = "an integer" if kind is int else "a number"
+        expected = "an integer" if isinstance(current, int) else "a number"
         raise ValueError(f"expected {expected}.") from None
 
 
@@ -245,11 +233,6 @@ def _unknown_key(key: str, known: Mapping[str, Any]) -> str:
     group = key.partition(".")[0] + "."
     keys = [name for name in known if name.startswith(group)] or list(known)
     return f"--config.{key} is not a key of the configuration.{hint} Keys: {', '.join(keys)}."
-
-
-def _from_stored(plain: Mapping[str, Any]) -> ConfigDict:
-    """A configuration that an earlier version may have stored, with the keys that came later."""
-    return _from_plain(config_history.complete(plain)[0])
 
 
 def _from_plain(plain: Mapping[str, Any]) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Stored configurations of earlier versions: what a key that came later means for them."""
+"""Defaults for the keys that configurations stored by earlier versions lack."""
 
 import json
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ _RENAMED = {"train.init_weights": "train.init_from"}
 
 
 def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Add the keys that a stored configuration lacks because it was stored before them.
+    """Add the keys that did not exist yet when a configuration was stored.
 
     Args:
       plain: nested mapping; not changed.
@@ -70,7 +70,7 @@ def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def explain(added: list[str]) -> list[str]:
-    """One line for the user about what `complete` added, or none."""
+    """One line that tells the user which keys `complete` added, or none."""
     if not added:
         return []
     return [
@@ -80,7 +80,7 @@ def explain(added: list[str]) -> list[str]:
 
 
 def explain_file(path: Path) -> list[str]:
-    """`explain` for a stored configuration that could be loaded."""
+    """`explain` for a stored configuration file."""
     return explain(complete(json.loads(path.read_text()))[1])
 
 

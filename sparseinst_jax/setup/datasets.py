@@ -23,7 +23,7 @@ def draw_missing_data(config: Any) -> None:
 
 
 def load_train(config: Any) -> CocoDataset:
-    """Load `config.data.train` with the chosen classes, its files asked for.
+    """Load `config.data.train` with the chosen classes; checks that its files exist.
 
     Raises:
         FileNotFoundError, ValueError: as `load_coco`.
@@ -77,7 +77,7 @@ def index_both(config: Any) -> dict[str, tuple[CocoDataset, DatasetFaults]]:
 
 
 def name_of(part: Any) -> str:
-    """What messages call the data of `config.data.train` or `config.data.val`."""
+    """The name of `config.data.train` or `config.data.val` in messages."""
     return part.tfds or part.annotations
 
 
@@ -102,7 +102,7 @@ def _selection(data: Any, **others: Any) -> DatasetSelection:
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
-    """Lines that say what will be trained on and what of it not; opens no image."""
+    """Summarise the training data and warn of what will not be used; opens no image."""
     data = config.data
     map_stride = FAMILIES[config.model.family].map_stride
     lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
@@ -116,7 +116,7 @@ def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
 
 
 def brief_comparison(train: CocoDataset, val: CocoDataset) -> list[str]:
-    """Lines on classes and images of the validation data that spoil its AP; opens no image."""
+    """Warn of classes and images that make the validation AP misleading; opens no image."""
     overlap = check_dataset.find_overlap(train, val)
     return _marked(
         [

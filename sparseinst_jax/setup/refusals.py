@@ -1,4 +1,4 @@
-"""What no run can have, refused before it starts: values, other data, another configuration."""
+"""Checks before a run starts: its values, and whether it is still the run that was stored."""
 
 import json
 from collections.abc import Mapping
@@ -55,10 +55,10 @@ def refuse_classes(stored: Mapping[str, Any] | None, meta: Mapping[str, Any], fo
 def refuse_changed_data(
     stored: Mapping[str, Any] | None, meta: Mapping[str, Any], config: ConfigDict, folder: Path
 ) -> list[str]:
-    """Refuse to continue a run with other data than it had, unless `data.on_change` allows it.
+    """Refuse to continue a run with different data, unless `data.on_change` allows it.
 
     Returns:
-      Lines for the user where they differ and the run goes on. Runs of earlier versions stored
+      Lines for the user where they differ and the run continues. Runs of earlier versions stored
       nothing to compare.
     """
     hosts.refuse_differences("data set", json.dumps(meta["data"]))
@@ -77,11 +77,11 @@ def refuse_changed_data(
         return []
     text = "\n  ".join(sorted(changes))
     if config.data.on_change == "continue":
-        return [f"WARNING: the run goes on with other data than before:\n  {text}"]
+        return [f"WARNING: the run continues with other data than before:\n  {text}"]
     raise ValueError(
         f"the run in {folder} had other data:\n  {text}\nThe order of images and the scores would"
         " no longer be those of one run. Restore the data, give another --workdir (and --init-from"
-        f" {folder}), or go on nevertheless by --config.data.on_change=continue."
+        f" {folder}), or continue anyway with --config.data.on_change=continue."
     )
 
 
@@ -96,7 +96,7 @@ def refuse_nothing_to_learn(dataset: coco.CocoDataset) -> None:
 
 
 def warnings(config: ConfigDict) -> list[str]:
-    """What is allowed and probably not meant, one line each."""
+    """Warn of settings that are allowed but probably a mistake, one line each."""
     lines = []
     if config.model.backbone.get("norm") == "frozen_batch_norm" and not config.train.init_from:
         lines.append(
@@ -112,7 +112,7 @@ def warnings(config: ConfigDict) -> list[str]:
 
 
 def refuse_values(config: ConfigDict) -> None:
-    """Refuse values that no run can have, all in one message."""
+    """Refuse values that no run can have; all faults in one message."""
     faults = [
         f"train.{key} must be at least {least}, got {config.train[key]}"
         for key, least in {

@@ -1,4 +1,4 @@
-"""From a configuration to what a training run is made of: data, plan, model, step, evaluation."""
+"""From a configuration to the parts of a training run: data, plan, model, step, evaluation."""
 
 import importlib.metadata
 import json
@@ -28,7 +28,7 @@ from sparseinst_jax.weights.initial_weights import load_initial_weights
 
 
 class Run(NamedTuple):
-    """What a configuration and its data come to."""
+    """The parts of a training run."""
 
     dataset: coco.CocoDataset
     plan: TrainPlan
@@ -45,7 +45,7 @@ def make_run(
     is_new: bool = True,
     skipped: SkippedImages | None = None,
 ) -> Run:
-    """Load the data and say what they are, build the model and the step.
+    """Load and describe the data, build the model and the training step.
 
     Args:
       config: resolved configuration.
@@ -126,7 +126,7 @@ def resolve_schedule(
 
 
 def load_train_data(config: ConfigDict, print_line: Callable[[str], None]) -> coco.CocoDataset:
-    """Load the training data and say what they are.
+    """Load the training data and print a summary.
 
     Raises:
       ValueError: there is nothing to learn in them.
@@ -144,7 +144,7 @@ def load_train_data(config: ConfigDict, print_line: Callable[[str], None]) -> co
 def load_val_data(
     config: ConfigDict, train_dataset: coco.CocoDataset, print_line: Callable[[str], None]
 ) -> coco.CocoDataset | None:
-    """Load the validation data and say how they fit the training data; None when not asked for.
+    """Load the validation data and compare them with the training data; None without evaluation.
 
     Raises:
       ValueError: there is nothing to score against, or they have none of the classes.

@@ -125,11 +125,11 @@ def train(
 def _why_it_is_over(
     config: ConfigDict, workdir: Path, done: int, checkpoints: Checkpoints
 ) -> str | None:
-    """What to tell the user where a stored run has nothing left to do."""
+    """The message for a stored run that has nothing left to do, or None."""
     if done >= config.train.num_steps:
         return (
-            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To go on,"
-            " raise --config.train.num_steps; to start anew, give another --workdir."
+            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To train"
+            " on, raise --config.train.num_steps; to start over, give another --workdir."
         )
     early_stopping = EarlyStopping(config.train.early_stopping, _rows(workdir, done))
     return early_stopping.explain(done, checkpoints.best_step) if early_stopping.is_over else None
@@ -139,7 +139,7 @@ def _why_it_is_over(
 def _read_batches(
     config: ConfigDict, workdir: Path, run: Run, done: int, skipped: SkippedImages | None
 ) -> Iterator[Iterator[Batch]]:
-    """Give this host's batches after step `done`; draws the first of a run on the way."""
+    """Read this host's batches after step `done`; the first ones of a new run are also drawn."""
     host, num_hosts = jax.process_index(), jax.process_count()
     batches = loader.train_batches(
         run.dataset,
@@ -166,7 +166,7 @@ def _read_batches(
 def _open_trainer(
     config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
 ) -> Iterator[Trainer]:
-    """Give the trainer, and leave the folder of the run in order behind it."""
+    """Make the trainer; afterwards close its files and draw the curves."""
     settings, rows = config.train, _rows(workdir, done)
     is_first_host = jax.process_index() == 0
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
@@ -216,7 +216,7 @@ def _rows(workdir: Path, done: int | float = float("inf")) -> list[dict[str, flo
 
 
 def _skipped_images(config: ConfigDict, workdir: Path, done: int) -> SkippedImages | None:
-    """The list of this host; None where an image that cannot be used ends the run."""
+    """This host's list of skipped images; None where a broken image ends the run."""
     if config.data.on_error != "skip":
         return None
     index = jax.process_index()

@@ -10,7 +10,7 @@ import optax
 
 
 class ParameterRules(NamedTuple):
-    """Which parameters of a model are trained otherwise than the rest.
+    """Which parameters of a model are trained differently from the rest.
 
     Paths mirror the original's names: `backbone/res2/0/conv1/norm/scale`.
 
@@ -107,7 +107,7 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
 
 
 def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> dict[str, Any]:
-    """Tell which parameters decay: True unless undecayed or frozen."""
+    """Mark the parameters that decay: True unless undecayed or frozen."""
 
     def decays(path: str, _: Any) -> bool:
         return not _is_below(path, rules.frozen) and not any(w in path for w in rules.undecayed)

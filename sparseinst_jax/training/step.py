@@ -36,7 +36,7 @@ class Objective(Protocol):
     `keys` are B random keys, one for each image. They are a function of the seed, the step and the
     place of the image in the global batch: what is drawn does not depend on how many devices, hosts
     or micro-batches there are, nor on whether a run was continued. Both halves of a step get the
-    same; `jax.random.fold_in` tells uses apart.
+    same; `jax.random.fold_in` separates uses.
 
     Attributes:
       minimised: names of the matchings whose scores are costs; of the others the sum is maximised.
@@ -136,12 +136,13 @@ class TrainStep:
     # What one device computes.
 
     def _first_half(self, params, statistics, step, places, batch):
-        outputs, pull_back, statistics = jax.vjp(
+        outputs, pull_back, new = jax.vjp(
             lambda p: self.objective.forward(p, statistics, batch), params, has_aux=True
         )
-        pull_back = _without(params, pull_back)
+        changed = _changed(new, statistics)
+        pull_back = _without((params, _unchanged(changed, statistics)), pull_back)
         scores = self.objective.match_scores(outputs, batch, self._keys(step, places))
-        return outputs, pull_back, statistics, scores
+        return outputs, pull_back, changed, scores
 
     def _second_half(
         self,
@@ -150,7 +151,7 @@ class TrainStep:
         sums,
         outputs,
         pull_back,
-        statistics,
+        changed,
         batch,
         matches,
         counts,
@@ -160,6 +161,7 @@ class TrainStep:
         num_targets, divisors = jax.lax.psum(counts, DEVICE_AXIS)
         divisors = jax.tree.map(lambda n: jnp.maximum(n, 1.0), divisors)
         takes_params = self.objective.loss_takes_params
+        statistics = with_changed(state.statistics, changed)
         (total, terms), found = jax.value_and_grad(
             # Whole numbers among the outputs get the empty gradient that `pull_back` asks for.
             self.objective.loss,
@@ -175,7 +177,8 @@ class TrainStep:
             divisors,
             self._keys(state.step, places),
         )
-        (gradients,) = pull_back(state.params)(found[-1])
+        given = state.params, _unchanged(changed, state.statistics)
+        (gradients,) = pull_back(given)(found[-1])
         if takes_params:
             gradients = jax.tree.map(jnp.add, gradients, found[0])
         part = gradients, {"total": total, **terms}
@@ -273,7 +276,7 @@ class TrainStep:
         Args:
           state: placed by `place` or returned by the step before; it is consumed.
           batch: [B, ...] of this host, in the order of the plan.
-          stop: what this host tells the others; above 0 if it was asked to stop.
+          stop: this host's stop flag; above 0 if it was asked to stop.
 
         Returns:
           The new state, and metrics as device arrays [devices], equal on all: `loss/total`, each
@@ -283,34 +286,58 @@ class TrainStep:
         counts, places = self.counts(parts), self.places(parts)
         sums, statistics = None, state.statistics
         # All that half two needs of the state before the parameters are updated.
-        before = state._replace(statistics=None, opt_state=None, average=None)
+        before = state._replace(opt_state=None, average=None)
         stops = np.full(len(self.devices), stop, np.int32)
         for number, part in enumerate(parts, start=1):
             part = part._replace(image_id=None)  # 64 bits wide and of no use on the device
             where = places[number - 1]
-            outputs, pull_back, statistics, scores = self._forward(
+            outputs, pull_back, changed, scores = self._forward(
                 state.params, statistics, state.step, where, part
             )
             matches = self.match(scores, part)
-            rest = outputs, pull_back, statistics, part, matches, counts, where
+            rest = outputs, pull_back, changed, part, matches, counts, where
             del outputs, pull_back
             if number < len(parts):
                 sums = self._accumulate(before, stops, sums, *rest)
+                statistics = with_changed(statistics, changed)
                 del rest  # residuals: free them before the next half one
         return self._finish(state, stops, sums, *rest)
 
 
-def _without(params: Tree, pull_back: Any) -> Any:
-    """Take the parameters out of a vjp function, to be given back to it: `result(params)`.
+def _changed(new: Tree, old: Tree) -> Tree:
+    """Leave out what a function returns as it was given: None in the place of those leaves.
+
+    What a compiled function returns is a copy: of a frozen norm's numbers there are hundreds, and
+    on a GPU each copy is a launch.
+    """
+    return jax.tree.map(lambda a, b: None if a is b else a, new, old)
+
+
+def with_changed(old: Tree, changed: Tree) -> Tree:
+    """Return the tree of which `changed` holds what is not as in `old`, see `_changed`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, changed, old, is_leaf=lambda a: a is None
+    )
+
+
+def _unchanged(changed: Tree, old: Tree) -> Tree:
+    """Return what `_changed` left out: None in the place of what changed."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else None, changed, old, is_leaf=lambda a: a is None
+    )
+
+
+def _without(arguments: Tree, pull_back: Any) -> Any:
+    """Take the arguments out of a vjp function, to be given back to it: `result(arguments)`.
 
     What a compiled function returns is a copy, so that every kernel would be there twice.
     """
-    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(params))}
+    numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(arguments))}
     leaves, structure = jax.tree.flatten(pull_back)
     places = [numbers.get(id(leaf)) for leaf in leaves]
 
-    def give_back(kept: Sequence[Any], params: Tree) -> Any:
-        given, others = jax.tree.leaves(params), iter(kept)
+    def give_back(kept: Sequence[Any], arguments: Tree) -> Any:
+        given, others = jax.tree.leaves(arguments), iter(kept)
         filled = [next(others) if place is None else given[place] for place in places]
         return jax.tree.unflatten(structure, filled)
 

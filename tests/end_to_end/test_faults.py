@@ -116,7 +116,7 @@ def test_other_data_than_before_are_told_and_refused_unless_wanted(data, tmp_pat
         train(data, run, "--config.train.num_steps=3")
     words = ["--config.train.num_steps=3", "--config.data.on_change=continue"]
     assert train(data, run, *words) == 0
-    assert "WARNING: the run goes on with other data than before" in capsys.readouterr().out
+    assert "WARNING: the run continues with other data than before" in capsys.readouterr().out
     assert train(data, run, "--config.train.num_steps=4") == 0  # it is the run's by now
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
 
@@ -145,7 +145,7 @@ def test_a_disk_without_room_ends_the_run_with_one_message(data, tmp_path, capfd
     capfd.readouterr()
     with (
         small_files(1 << 14),
-        pytest.raises(SaveError, match=r"step 4 could not be saved: File too large\..*/2 is whole"),
+        pytest.raises(SaveError, match=r"step 4 could not be saved.*too large\..*/2 is complete"),
     ):
         train(data, run)
     said = capfd.readouterr().err

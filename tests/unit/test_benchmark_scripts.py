@@ -1,12 +1,11 @@
 """The scripts of `benchmarks/`: their arithmetic, by hand."""
 
-import argparse
 import importlib.util
-import json
+import signal
+import subprocess
 import sys
-from functools import partial
+import time
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +16,16 @@ import pytest
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.complexity import trace_macs
-from sparseinst_jax.setup.builders import build_model
-from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-CONFIG = str(BENCHMARKS.parent / "configs" / "tiny.py")
 
 
 def _script(name: str):
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.insert(0, str(BENCHMARKS))  # as for a script: its neighbours can be imported
     spec = importlib.util.spec_from_file_location(f"script_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,33 +33,29 @@ def _script(name: str):
     return module
 
 
-gpu, matching_forms, roofline = map(_script, ("gpu", "matching_forms", "roofline"))
+gpu, gpu_jax = map(_script, ("gpu", "gpu_jax"))
+gpu_rows, gpu_figures = gpu.gpu_rows, gpu.gpu_figures
 
 
 @pytest.mark.parametrize("form", ["device_match", "callback_match"])
 def test_every_form_of_the_matching_finds_the_same_pairs(rng, form):
     score = rng.random((3, 9, 5), np.float32)
     is_target = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
-    found = jax.jit(getattr(matching_forms, form))(score, is_target)
+    found = jax.jit(getattr(gpu_jax, form))(score, is_target)
     assert np.asarray(found).tolist() == matching.match(score, is_target).tolist()
-
-
-def test_the_device_refuses_more_targets_than_predictions():
-    with pytest.raises(ValueError, match="at least as many predictions"):
-        matching_forms.device_match(np.zeros((1, 2, 3), np.float32), np.ones((1, 3), bool))
 
 
 class _Brightness:
     """A weight times the image's mean, squared; the running mean moves by a half."""
 
-    minimised, loss_takes_params = (), False
-
     def forward(self, params, statistics, batch):
         x = jnp.asarray(batch.images, jnp.float32).mean()
         return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
 
+    minimised, loss_takes_params = (), False
+
     def count(self, batch):
-        return _Counts(np.float32(1))
+        return np.float32(1)
 
     def match_scores(self, outputs, batch, keys):
         return {"one": jnp.zeros((1, 1, 1))}
@@ -71,16 +64,12 @@ class _Brightness:
         return outputs**2, {"y": outputs}
 
 
-class _Counts(NamedTuple):
-    targets: np.ndarray
-
-
 def test_parts_handed_over_before_any_is_matched_train_as_one_after_the_other():
     images = np.array([10, 20, 40], np.uint8).reshape(3, 1, 1, 1)
     one = np.ones((3, 1), bool)
     batch = Batch(images, np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), one, np.arange(3))
     sgd, states = optax.sgd(1e-4), []
-    for kind in (TrainStep, matching_forms.OverlappedStep):
+    for kind in (TrainStep, gpu_jax.OverlappedStep):
         step = kind(_Brightness(), sgd, micro_batches=3, devices=jax.local_devices()[:1])
         params = {"w": np.float32(1)}
         state = TrainState(np.int32(0), params, {"mean": np.float32(0)}, sgd.init(params))
@@ -92,192 +81,261 @@ def test_parts_handed_over_before_any_is_matched_train_as_one_after_the_other():
     assert states[0].params["w"] != 1 and states[0].step == 2
 
 
-def test_a_floor_is_the_larger_of_operations_and_bytes():
-    rates = roofline.Rates(flops=2e9, bytes=1e9)
-    assert roofline.floor_ms(4e9, 1e9, rates) == (2000.0, "operations")
-    assert roofline.floor_ms(1e9, 3e9, rates) == (3000.0, "bytes")
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(gpu_jax, "SIZES", gpu_jax.TINY)
+    monkeypatch.setattr(gpu_jax, "DTYPE", jnp.float32)
 
 
-def test_a_stage_counts_its_product_its_inputs_weights_and_results():
-    weights, x = np.ones((4, 8), np.float32), np.ones((2, 4), np.float32)
-    stage = roofline.Stage("s", lambda train, w, fixed, x: x @ w, weights, {}, (x,))
-    rates = roofline.Rates(1e9, 1e9)
-    row = roofline.with_floor(roofline.measure(stage, 1, False), rates)
-    assert row["gflops"] == 2 * 2 * 4 * 8 / 1e9
-    assert row["mib"] == 4 * (4 * 8 + 2 * 4 + 2 * 8) / 2**20
-    trained = roofline.measure(stage, 1, True)
-    assert trained["gflops"] == pytest.approx(3 * row["gflops"])
-    assert trained["mib"] == 2 * row["mib"]
-    assert row["times_the_floor"] == pytest.approx(row["p50_ms"] / row["floor_ms"])
-    first = roofline.measure(stage._replace(gradients="weights"), 1, True)
-    assert first["gflops"] == pytest.approx(2 * row["gflops"]), "images have no gradient"
+@pytest.mark.parametrize("kind", ["first", "maps", "stem", "1x1_res2", "upsampling"])
+def test_every_form_of_an_operation_gives_the_same(tiny, kind):
+    forms, given = gpu_jax.OPERATIONS[kind]()
+    given = [x[:1] if n == 0 else x for n, x in enumerate(given)]
+    wanted, *others = (np.asarray(jax.jit(form)(*given), np.float32) for form in forms.values())
+    for name, found in zip(list(forms)[1:], others, strict=True):
+        tolerance = 1e-2 if name == "bfloat16" else 1e-5
+        np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
 
 
-def test_the_rates_are_the_best_that_were_reached():
-    reached = roofline.Reached(32, 1, "float32")
-    reached.measure(1)
-    assert min(reached.rates) > 0
-    reached.rates = roofline.Rates(1e18, 1.0)
-    reached.measure(1)
-    assert reached.rates.flops == 1e18 and reached.rates.bytes > 1e6
+def test_every_row_of_this_package_has_its_work_and_its_form(tiny):
+    names = {n for p in (*gpu.PARTS, *gpu.SMOKE) for n in p.rows if not n.startswith("torch/")}
+    assert {name.partition("/")[0] for name in names} == set(gpu_jax.WORKS)
+    for kind, form in {tuple(n.split("/")[1:3]) for n in names if n.startswith("op/")}:
+        assert form in gpu_jax.forms_of(kind)[0]
 
 
-def test_the_stages_one_after_the_other_are_the_network():
-    config = load_config(CONFIG)
-    model = build_model(config.model, roofline.CLASSES, 0)
-    stages = {s.name: s for s in roofline.stages(model, config, (64, 96), 1, 3)}
-    whole = stages.pop("whole network")
-    outputs = roofline._run(whole)
-    (pieced,) = stages["scores"].inputs
-    for name, value in outputs._asdict().items():
-        np.testing.assert_allclose(getattr(pieced, name), value, rtol=1e-4, atol=1e-5, err_msg=name)
-    counted = [
-        trace_macs(partial(s.function, False), s.weights, s.fixed, *s.inputs)[""]
-        for name, s in stages.items()
-        if name not in ("match scores", "optimizer", "losses")
-    ]
-    assert (
-        sum(counted)
-        == trace_macs(partial(whole.function, False), whole.weights, whole.fixed, *whole.inputs)[""]
+def test_an_operation_counts_what_its_first_form_computes(tiny):
+    height, width = gpu_jax._map(8)
+    case = gpu_jax.operation("first/padded/grad")
+    assert case.gflop == pytest.approx(2 * 2e-9 * 8 * height * width * 9 * 258 * 256)
+    stem = gpu_jax.operation("stem/blocks/grad")
+    height, width = gpu_jax._map(2)
+    assert stem.gflop == pytest.approx(2e-9 * 8 * height * width * 49 * 3 * 64), "of the kernel"
+
+
+def test_a_measurement_is_the_median_of_queued_launches_after_the_warm_up():
+    now, waits = [0.0], []
+
+    def launch():
+        now[0] += 1.0 if len(waits) < 3 else 0.25
+        return "result"
+
+    row = gpu_rows.measure(
+        launch, waits.append, warmups=2, iterations=4, queue=5, clock=lambda: now[0]
     )
-    assert [name for name, s in stages.items() if s.gradients == "weights"] == ["backbone stem"]
-    # The demo's norms are trained: their running statistics change inside the gradient.
-    row = roofline.measure(stages["backbone stem"], 1, True)
-    assert row["name"] == "backbone stem, with gradients" and row["p50_ms"] > 0
+    assert (row["first_s"], row["p50_ms"], row["iterations"]) == (1.0, 250.0, 4)
+    assert waits == ["result"] * 7
+    slow = gpu_rows.measure(launch, waits.append, warmups=0, iterations=9, seconds=0)
+    assert slow["iterations"] == 3, "three samples whatever they take"
 
 
-def _gpu_report(**more):
-    def rows(*found):
-        return {"fault": "", "result": {"results": list(found)}}
-
-    step = {"name": "training/step", "images": 8, "p50_ms": 400.0, "images_per_s": 20.0}
-    step |= {"peak_device_mib": 16384.0, "parts": {"matching_ms": 6.0, "score_to_host_ms": 2.0}}
-    network = {"name": "throughput/network/8", "images": 8, "p50_ms": 80.0, "images_per_s": 100.0}
-    stages = [{"name": "whole network", "gflops": 30.0}, {"name": "encoder", "gflops": 90.0}]
-    roof = {"stages": stages, "settings": {"batch": 3}, "rates": {"flops": 4e12}}
-    forms = [{"name": n, "p50_ms": ms} for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0))]
-    # Of another process, twice as slow.
-    slow = [{"name": n, "p50_ms": ms} for n, ms in (("none", 180.0), ("callback", 240.0))]
-    deformable = {"what": "res4, batch 1, forward", "alternative": "version 2", "ratio": 1.5}
-    return {
-        "training/8": rows(step),
-        "throughput/8": rows({**network, "peak_device_mib": 900.0}),
-        "latency": {"fault": "exit code 1", "result": None},
-        "roofline": {"fault": "", "result": roof},
-        "matching": {"fault": "", "result": {"rows": forms}},
-        "matching/callback": {"fault": "", "result": {"rows": slow, "faults": {"y": "refused"}}},
-        "deformable": {"fault": "", "result": {"rows": [deformable]}},
-        **{name: rows(*found) for name, found in more.items()},
-    }
+STAMP = {"device": "H100", "versions": {"jax": "1"}}
 
 
-def test_what_follows_from_the_parts_of_an_accelerator():
-    theirs = {"images": 8, "peak_device_mib": 8192.0}
-    compiled = [{"name": f"{work}/8/compiled", "p50_ms": 500.0, **theirs} for work in ("training",)]
-    compiled += [{"name": "network/8/compiled", "fault": "no memory"}]
-    found = gpu.gpu_figures.figures(_gpu_report(**{"torch/compiled/training": compiled}))
-    assert found == {
-        **{"training, batch 8: ms": 400.0, "training, batch 8: images/s": 20.0},
-        "training, batch 8: MiB an image, weights included": 2048.0,
-        **{"network, batch 8: ms": 80.0, "network, batch 8: images/s": 100.0},
-        "network, batch 8: MiB an image, weights included": 112.5,
-        "training, batch 8: times as fast as compiled": 1.25,
-        "training, batch 8: times the time of compiled": 0.8,
-        "training, batch 8: times the memory of compiled": 2.0,
-        "training, batch 8: minutes for an epoch of COCO": pytest.approx(117_266 / 20 / 60),
-        "training, batch 8: GiB at most": 16.0,
-        "training, batch 8: share of the step in host matching": 0.02,
-        "matrix product: TFLOP/s": 4.0,
-        "network: GFLOP an image": 10.0,
-        "training, batch 8: share of the matrix product's rate": 3 * 10 * 20 / 4000,
-        "network, batch 8: share of the matrix product's rate": 0.25,
-        **{
-            f"step, matching {n}: ms": ms
-            for n, ms in (("none", 90.0), ("host", 100.0), ("x", 95.0), ("callback", 240.0))
-        },
-        "step, matching callback: share beyond none": 0.25,
-        "step, matching host: share beyond none": pytest.approx(0.1),
-        "step, matching x: share beyond none": pytest.approx(1 - 90 / 95),
-        "deformable, res4, batch 1, forward: times its dense twin": 1.5,
-    }
-    assert gpu.gpu_figures.best_form(found) == "x"
+def _file(path, *rows, stamp=STAMP):
+    for row in rows:
+        gpu_rows.append(path, {**stamp, **row})
 
 
-def test_memory_for_a_further_image_is_the_slope_of_the_two_largest_batches():
-    rows = [
-        {"name": f"network/{n}/eager", "images": n, "p50_ms": 1.0, "peak_device_mib": mib}
-        for n, mib in ((1, 0.0), (8, 900.0), (32, 2100.0))
-    ]
-    found = gpu.gpu_figures.figures(_gpu_report(**{"torch/eager": rows}))
-    assert found["network, PyTorch eager: MiB for each further image"] == 50.0
+def test_a_torn_line_is_no_row_and_does_not_harm_the_next(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert gpu_rows.read(path, STAMP) == []
+    _file(path, {"name": "a"}, {"name": "b"})
+    path.write_bytes(path.read_bytes()[:-9])  # in the middle of b
+    assert [row["name"] for row in gpu_rows.read(path, STAMP)] == ["a"]
+    _file(path, {"name": "c"})
+    assert [row["name"] for row in gpu_rows.read(path, STAMP)] == ["a", "c"]
 
 
-def test_each_aim_of_an_accelerator_is_met_missed_or_not_measured():
-    settings = {"train_batches": (8,), "batches": (1, 8)}
-    report = {"parts": _gpu_report()} | gpu.gpu_figures.conclude(_gpu_report(), settings)
-    text = gpu.gpu_figures.text(report)
-    assert "NOT MEASURED  training, batch 8: times as fast as compiled, aim >= 1.5" in text
-    assert "MISSED  network, batch 8: share of the matrix product's rate: 0.25, aim >= 0.3" in text
-    assert "met     deformable, res4, batch 1, forward: times its dense twin: 1.5, aim <= 2" in text
-    assert "FAILED  latency: exit code 1" in text and "fastest matching: x" in text
-    assert "FAILED  matching/callback, y: refused" in text
+def test_rows_of_another_device_or_of_other_versions_are_not_taken(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    _file(path, {"name": "a"}, stamp={**STAMP, "device": "H200"})
+    _file(path, {"name": "b"}, stamp={**STAMP, "versions": {"jax": "2"}})
+    _file(path, {"name": "c"})
+    assert [row["name"] for row in gpu_rows.read(path, STAMP)] == ["c"]
 
 
-def test_a_run_on_an_accelerator_has_every_part_and_names_no_path():
-    arguments = argparse.Namespace(
-        torch_python="/some/where/python3", yardstick="/some/else.py", torch_device="cuda"
-    )
-    parts = gpu.plan(gpu.REAL, arguments)
-    assert list(parts) == [
-        *("latency", "torch/eager", "torch/compiled/latency", "training/32", "training/8"),
-        *("torch/compiled/training", "throughput/64", "throughput/32", "throughput/16"),
-        *("throughput/4", "torch/compiled/throughput", "roofline", "matching", "deformable"),
-        *("training/16", "matching/callback", "start-up"),
-    ]
-    shown = {name: gpu.shown(part.command) for name, part in parts.items()}
-    assert shown["throughput/64"].startswith("sparseinst benchmark --config configs/giam_r50.py")
-    assert "--only throughput --batch 64" in shown["throughput/64"]
-    assert not any("/some" in text or sys.executable in text for text in shown.values())
-    assert "benchmarks/roofline.py" in shown["roofline"] and "--batch 32" in shown["roofline"]
-    assert shown["torch/eager"].startswith("python benchmarks/gpu_torch.py --yardstick else.py")
-    assert max(part.seconds for part in parts.values()) < 600
+def test_what_failed_is_tried_twice_and_what_is_there_not_again():
+    rows = [{"name": n, "fault": "no"} for n in ("a", "b", "b", "c")] + [{"name": "c"}]
+    assert gpu_rows.lacking(["a", "b", "c", "d"], rows) == ["a", "d"]
+    assert "fault" not in gpu_rows.best([*rows, {"name": "c", "fault": "later"}])["c"]
+
+
+# A process that measures rows: `slow` takes long, `bad` fails, `dead` ends the process.
+CHILD = """
+import sys, os, time
+sys.path.insert(0, {folder!r})
+import gpu_rows
+def make(name):
+    if name == "slow": time.sleep(60)
+    if name == "bad": raise ValueError("no memory")
+    if name == "picker" and "strict_conv" not in os.environ["XLA_FLAGS"]: raise ValueError("cuDNN")
+    if name.startswith("dead"): os._exit(7)
+    return {{"p50_ms": 1.0}}
+if "--die" in {words!r}: sys.exit(5)
+gpu_rows.run(gpu_rows.arguments(), make)
+"""
 
 
 @pytest.fixture
-def made_up(monkeypatch):
-    """Replace the plan by commands of Python that write a list of results, or fail."""
+def call(monkeypatch, tmp_path):
+    """Return a function that measures parts with made-up processes and gives code and rows."""
+    path = tmp_path / "rows.jsonl"
 
-    def plan(**codes):
-        parts = {name: gpu.Part([sys.executable, "-c", c], 20) for name, c in codes.items()}
-        monkeypatch.setattr(gpu, "plan", lambda *_: parts)
+    def run(*parts, seconds=60, words=()):
+        code = CHILD.format(folder=str(BENCHMARKS), words=words)
+        (tmp_path / "gpu_jax.py").write_text(code)
+        monkeypatch.setattr(gpu, "HERE", tmp_path)
+        monkeypatch.setattr(gpu, "PARTS", parts)
+        flags = ["--dry-run", "--output", str(path), "--for", str(seconds)]
+        code = gpu.main([*flags, "--copy-to", str(tmp_path / "copy")])
+        stamp = {"device": "cpu", "versions": gpu_rows.versions()}
+        return code, [(row["name"], row.get("fault", "")) for row in gpu_rows.read(path, stamp)]
 
-    return plan
-
-
-WRITE = "import pathlib, sys; p = pathlib.Path(sys.argv[2]); "
-
-
-def test_a_part_that_fails_leaves_the_others_and_is_tried_once_more(made_up, tmp_path, capsys):
-    output = tmp_path / "gpu.json"
-    good = WRITE + "p.write_text('{\"results\": []}')"
-    # Tells whether it was given what it had written before it failed.
-    bad = WRITE + 'p.write_text(\'{"results": [], "again": %d}\' % p.exists()); sys.exit(3)'
-    made_up(bad=bad, good=good)
-    assert gpu.main(["--output", str(output)]) == 1
-    report = json.loads(output.read_text())
-    assert report["parts"]["bad"]["fault"] == "exit code 3"
-    assert report["parts"]["bad"]["result"]["again"] == 0
-    assert report["parts"]["good"]["fault"] == "" and "FAILED  bad" in capsys.readouterr().out
-    assert gpu.main(["--output", str(output)]) == 1
-    report = json.loads(output.read_text())
-    assert (report["parts"]["bad"]["tries"], report["parts"]["bad"]["result"]["again"]) == (2, 1)
-    assert report["parts"]["good"]["tries"] == 1
-    capsys.readouterr()
-    assert gpu.main(["--output", str(output)]) == 1
-    assert "bad: is there already, failed" in capsys.readouterr().out
+    return run
 
 
-def test_no_part_is_started_when_the_time_is_up(made_up, tmp_path, capsys):
-    made_up(one="raise SystemExit('started')")
-    assert gpu.main(["--output", str(tmp_path / "gpu.json"), "--for", "40"]) == 1
-    assert "goes on from here" in capsys.readouterr().out
+def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, tmp_path):
+    part = gpu.Part(("a", "bad", "dead", "b"))
+    code, rows = call(part)
+    expected = [("a", ""), ("bad", "ValueError: no memory"), ("dead", "exit code 7"), ("b", "")]
+    assert (code, rows) == (1, expected)
+    _, rows = call(part)
+    assert rows[4:] == expected[1:3], "what is there is not measured again"
+    assert call(part)[1] == rows, "nor what has failed twice"
+    assert (tmp_path / "copy" / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
+
+
+def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(call):
+    assert call(gpu.Part(("picker", "a"))) == (
+        0,
+        [("picker", "ValueError: cuDNN"), ("a", ""), ("picker", "")],
+    )
+
+
+def test_a_part_whose_processes_all_end_at_once_is_given_up(call):
+    _, rows = call(gpu.Part(("a", "b", "c", "d")), gpu.Part(("e",)), words=("--die",))
+    assert [name for name, _ in rows] == ["a", "b", "e"]
+
+
+def test_the_deadline_is_kept_and_cuts_a_row_off_without_a_fault(call):
+    start = time.monotonic()
+    code, rows = call(gpu.Part(("a", "slow", "b"), least=1), gpu.Part(("c",)), seconds=6)
+    assert time.monotonic() - start < 7
+    assert (code, rows) == (1, [("a", "")]), "the next call goes on"
+    assert call(gpu.Part(("a", "b"), least=1))[1] == [("a", ""), ("b", "")]
+
+
+def test_a_row_that_takes_too_long_has_failed(call):
+    _, rows = call(gpu.Part(("a", "slow", "b"), limit=3))
+    assert rows == [("a", ""), ("slow", "more than 3 s"), ("b", "")]
+
+
+def test_a_run_that_is_told_to_end_ends_its_part_and_shows_the_table(tmp_path):
+    (tmp_path / "gpu_jax.py").write_text(CHILD.format(folder=str(BENCHMARKS), words=()))
+    code = f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu, pathlib; "
+    code += f"gpu.HERE = pathlib.Path({str(tmp_path)!r}); "
+    code += "gpu.PARTS = (gpu.Part(('a', 'slow')),); sys.exit(gpu.main())"
+    path = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-c", code, "--dry-run", "--output", str(path)]
+    process = subprocess.Popen(
+        [*command, "--copy-to", str(tmp_path / "copy")], stdout=subprocess.PIPE, text=True
+    )
+    while not path.exists() or not path.stat().st_size:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert output.rstrip().endswith("aim <= 2") and (tmp_path / "copy" / "rows.jsonl").exists()
+
+
+def _good(*rows):
+    return [{"name": name, "p50_ms": ms, **more} for name, ms, more in rows]
+
+
+def test_what_follows_from_the_rows():
+    parts = {"matching_ms": 6.0, "score_to_host_ms": 2.0}
+    step = {"images_per_s": 20.0, "queued_ms": 80.0, "peak_mib": 300.0, "gflop": 160.0}
+    rows = _good(
+        ("rates/product/8192", 9.0, {"tflops": 4.0}),
+        ("training/8", 100.0, {**step, "parts": parts}),
+        ("torch/compiled/training/8", 150.0, {"queued_ms": 160.0, "peak_mib": 200.0}),
+        ("matching/none/8", 90.0, {}),
+        ("matching/host/8", 100.0, {}),
+        ("op/deformable_res4/dense/grad", 2.0, {}),
+        ("op/deformable_res4/deformable/grad", 3.0, {}),
+        ("stage/32/stem/grad", 10.0, {"own_gflop": 4.0}),
+        ("stage/32/res2/grad", 12.0, {"own_gflop": 4.0}),
+    )
+    rows.append({"name": "training/8", "fault": "later"})
+    assert gpu_figures.figures(rows) == {
+        "training/8: times as fast as torch/compiled": 1.5,
+        "training/8, queued: times as fast as torch/compiled": 2.0,
+        "training/8: times the memory of torch/compiled": 1.5,
+        "training/8: share of the product's rate": 0.5,
+        "training/8: minutes for an epoch of COCO": pytest.approx(117_266 / 20 / 60),
+        "training/8: share of the step in host matching": 0.08,
+        "matching/none/8: share beyond none": 0.0,
+        "matching/host/8: share beyond none": pytest.approx(0.1),
+        "deformable_res4/grad: times its dense twin": 1.5,
+        "stage/32/stem/grad: own ms": 10.0,
+        "stage/32/stem/grad: share of the product's rate": 0.1,
+        "stage/32/res2/grad: own ms": 2.0,
+        "stage/32/res2/grad: share of the product's rate": 0.5,
+    }
+
+
+def test_the_memory_of_a_cached_step_stands_beside_that_of_warm_pytorch():
+    rows = _good(
+        ("training/8/cached", 1.0, {"peak_mib": 300.0}),
+        ("torch/compiled/training/8", 1.0, {"peak_mib": 900.0, "steady_peak_mib": 600.0}),
+    )
+    name = "training/8/cached: times the memory of torch/compiled"
+    assert gpu_figures.figures(rows)[name] == 0.5
+
+
+def test_each_aim_is_met_missed_or_not_measured():
+    rows = _good(
+        ("training/8", 100.0, {}),
+        ("torch/compiled/training/8", 150.0, {}),
+        ("op/deformable_res5/dense/grad", 1.0, {}),
+        ("op/deformable_res5/deformable/grad", 3.0, {}),
+    )
+    text = gpu_figures.text([*rows, {"name": "network/1", "fault": "no memory"}], {"network/1"})
+    assert "met     training/8: times as fast as torch/compiled: 1.5, aim >= 1.5" in text
+    assert "MISSED  deformable_res5/grad: times its dense twin: 3, aim <= 2" in text
+    assert "NOT MEASURED  network/64: share of the product's rate, aim >= 0.3" in text
+    assert "FAILED no memory" in text and "training/8  " not in text
+
+
+def test_the_most_valuable_parts_come_first_and_no_row_twice():
+    order = [part.rows[0] for part in gpu.PARTS]
+    assert order[1:8] == [
+        *("training/8", "torch/compiled/training/8", "torch/graphs/network/1", "network/1"),
+        *("with_masks/1", "training/32", "torch/compiled/training/32"),
+    ]
+    names = [name for part in gpu.PARTS for name in part.rows]
+    assert len(names) == len(set(names))
+    assert set(gpu_figures.STAGES) >= {before for _, before in gpu_figures.STAGES.values()} - {""}
+
+
+def test_what_a_model_returns_as_it_was_given_does_not_leave_the_first_half():
+    class Frozen(_Brightness):
+        def forward(self, params, statistics, batch):
+            outputs, changed = super().forward(params, statistics, batch)
+            return outputs, {**statistics, **changed}
+
+    image = np.full((1, 1, 1, 1), 10, np.uint8)
+    one = np.ones((1, 1), bool)
+    batch = Batch(image, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), one, None)
+    sgd, params = optax.sgd(1e-4), {"w": np.float32(1)}
+    step = TrainStep(Frozen(), sgd, devices=jax.local_devices()[:1])
+    statistics = {"mean": np.float32(0), "scale": np.float32(7)}
+    state = step.place(TrainState(np.int32(0), params, statistics, sgd.init(params)))
+    (part,) = step.split(batch)
+    _, _, changed, _ = step._forward(
+        state.params, state.statistics, state.step, *step.places([part]), part
+    )
+    assert changed["scale"] is None and float(changed["mean"][()]) == 5
+    state, _ = step(state, batch)
+    assert step.fetch(state).statistics == {"mean": 5, "scale": 7}

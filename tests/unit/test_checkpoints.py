@@ -172,7 +172,7 @@ def test_a_save_that_fails_says_so_once_and_leaves_the_ones_before(tmp_path, not
     last = re.escape(str(tmp_path / "checkpoints" / "2"))
     with (
         small_files(1 << 13),
-        pytest.raises(SaveError, match=rf"checkpoint of step 3 could not .* {last} is whole"),
+        pytest.raises(SaveError, match=rf"checkpoint of step 3 could not .* {last} is complete"),
     ):
         checkpoints.save(make_state(3, 9000), META)
         if notice == "wait":
@@ -214,7 +214,7 @@ def test_checkpoints_that_vanish_while_a_run_saves(tmp_path, what):
         shutil.rmtree(folder / "2" if what == "newest" else folder)
         if what == "file in place":
             folder.write_text("")
-            with pytest.raises(SaveError, match=r"step 3 could not be saved.*none was saved"):
+            with pytest.raises(SaveError, match=r"step 3 could not be saved.*there is none"):
                 checkpoints.save(make_state(3), META)
                 checkpoints.wait()
             return

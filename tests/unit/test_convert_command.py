@@ -18,7 +18,7 @@ import sparseinst_jax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert
-from sparseinst_jax.cli.arguments import add_model_arguments, open_source
+from sparseinst_jax.cli.arguments import add_model_arguments, open_model
 from sparseinst_jax.data.classes import COCO_CLASS_NAMES
 from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
@@ -111,7 +111,7 @@ def test_a_safetensors_file_of_ours_is_read_by_weights_and_goes_back(source, tmp
     # No annotations are there: with 80 classes they are COCO's.
     arguments = ["--weights", str(ours), "--config", TINY]
     overrides = {"data.generator": "", "data.val.annotations": str(tmp_path / "nowhere.json")}
-    predictor = open_source(_parse(arguments, overrides)).predictor
+    predictor = open_model(_parse(arguments, overrides)).predictor
     assert predictor.class_names == COCO_CLASS_NAMES
     weights = jax.tree.map(np.asarray, predictor._weights)
     assert_same(ours_to_original(*weights, NAMES), dict(np.load(source)))
@@ -288,6 +288,6 @@ def test_a_converted_checkpoint_cannot_be_continued_as_a_run(source, tmp_path):
     run(source, "--config", TINY, "--output", tmp_path / "out")
     with Checkpoints(tmp_path / "out") as checkpoints:
         abstract = TrainState(np.int32(0), {}, {}, {})
-        with pytest.raises(ValueError, match=r"weights alone.*--init-from"):
+        with pytest.raises(ValueError, match=r"only weights.*--init-from"):
             checkpoints.restore_state(abstract)
         assert checkpoints.steps == (0,)

@@ -62,14 +62,14 @@ def test_a_silent_host_is_named_after_the_time_out_with_what_it_did_last(clock, 
     assert first.verdict() is None
     live(clock, [first], 1)
     assert first.verdict() == (
-        "host 1 (node1) has not answered for 11 s; the last thing it said: training, step 7"
+        "host 1 (node1) has not answered for 11 s; its last report: training, step 7"
     )
 
 
 def test_a_host_that_never_came_is_silent_too(clock, pair):
     first, _, _ = pair
     live(clock, [first], 11)
-    assert first.verdict() == ("host 1 has not answered for 11 s; the last thing it said: nothing")
+    assert first.verdict() == ("host 1 has not answered for 11 s; its last report: none")
 
 
 def test_hosts_that_live_but_do_not_get_on_are_told_with_what_each_does(clock, pair):
@@ -123,7 +123,7 @@ def test_a_board_that_is_gone_counts_as_silence_of_the_first_host(clock, pair):
 def test_the_judge_prints_the_verdict_and_ends_with_the_code(clock, pair, capsys):
     first, second, ended = pair
     live(clock, [first, second], 2, "step 1")
-    first._judge_for_ever()  # the clock runs by its sleeping alone
+    first._judge_forever()  # the clock runs by its sleeping alone
     assert ended == [(0, LOST_HOST)]
     text = capsys.readouterr().err
     assert text.startswith("error: host 1 (node1) has not answered for ")

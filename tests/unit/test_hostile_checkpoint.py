@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.checkpoints import limits
-from sparseinst_jax.checkpoints.limits import check_meta, refuse_vast_arrays
+from sparseinst_jax.checkpoints.limits import check_meta, refuse_huge_arrays
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.inference import predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
@@ -70,7 +70,7 @@ def test_planted_programs_and_pickles_are_neither_run_nor_opened(step, tmp_path)
 
 def test_a_planted_file_of_arrays_in_orbaxs_old_form_is_refused(step):
     (step / "model" / "checkpoint").write_bytes(b"\x81\xa1w\xc0")
-    assert "a form of Orbax that is no longer written" in _refusal(step)
+    assert "a format that Orbax no longer writes" in _refusal(step)
 
 
 @pytest.mark.parametrize("place", ["model/stray", "meta/metadata", "model/_METADATA", "model"])
@@ -133,7 +133,7 @@ def test_a_vast_meta_is_refused_by_its_size(step, monkeypatch):
         ({"config": {"a": float("nan")}}, "config: a is nan"),
         ({"class_names": "cat"}, "class_names must be of type list"),
         ({"class_names": ["c\x1b[31mat"]}, "holds the control character"),
-        ({"class_names": [["cat"]]}, "class_names: no text"),
+        ({"class_names": [["cat"]]}, "class_names: no string"),
         ({"category_ids": [True]}, "category_ids must be a list of integers"),
         ({"category_ids": [2**80]}, "category_ids must be a list of integers"),
     ],
@@ -155,7 +155,7 @@ def test_a_configuration_that_is_nested_deeply_is_refused():
 def test_arrays_that_claim_all_memory_are_refused_before_they_are_made(step):
     shapes = {"model": {"params": {"w": np.broadcast_to(np.float32(0), (1 << 20, 1 << 20))}}}
     with pytest.raises(ValueError, match=r"the arrays of model have 1\.1e\+12 numbers"):
-        refuse_vast_arrays(shapes, ["model"])
+        refuse_huge_arrays(shapes, ["model"])
     file = step / "model" / "_METADATA"
     text = file.read_text()
     assert '"write_shape"' in text or "kernel" in text

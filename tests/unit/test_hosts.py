@@ -114,7 +114,7 @@ def test_alone_everything_is_said_to_oneself(capsys):
 @pytest.mark.parametrize(
     "arguments, index, message",
     [
-        ("True", None, "--distributed: nothing says where the other hosts are"),
+        ("True", None, "--distributed: the other hosts cannot be found"),
         ("None", "1", "host 1 of 2 (JAX_NUM_PROCESSES) could not join the job within 2 s: the"),
         ("None", "0", "as the first it waited for the other 1, and not all came"),
     ],
@@ -129,7 +129,8 @@ def test_a_job_that_does_not_come_together_ends_with_a_message(arguments, index,
         values |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
         values |= {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": index}
     program = (
-        "import sys; from sparseinst_jax import cli; from sparseinst_jax.runtime import hosts\n"
+        "import sys, jax\nfrom sparseinst_jax import cli\n"
+        "from sparseinst_jax.runtime import hosts\n"
         f"sys.exit(cli.run(lambda _: hosts.join({arguments}), []))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "JAX_"))}

@@ -39,14 +39,14 @@ class PartedStep(TrainStep):
 
         first = self._forward(state.params, state.statistics, state.step, places, part)
         note("first_half_ms", first)
-        outputs, pull_back, statistics, scores = first
+        outputs, pull_back, changed, scores = first
         scores = jax.device_get(scores)
         note("score_to_host_ms")
         matches = self.match(scores, part)
         note("matching_ms")
         stops = np.zeros(len(self.devices), np.int32)
         del first
-        rest = outputs, pull_back, statistics, part, matches, counts, places
+        rest = outputs, pull_back, changed, part, matches, counts, places
         state, metrics = self._finish(state, stops, None, *rest)
         note("second_half_ms", state, metrics)
         return state, found
@@ -57,9 +57,9 @@ class PartedStep(TrainStep):
         counts, (places,) = self.counts([part]), self.places([part])
         part = part._replace(image_id=None)
         given = state.params, state.statistics, state.step, places, part
-        outputs, pull_back, statistics, scores = self._forward(*given)
+        outputs, pull_back, changed, scores = self._forward(*given)
         matches = {name: np.zeros(part.labels.shape, np.int32) for name in scores}
-        rest = outputs, pull_back, statistics, part, matches, counts, places
+        rest = outputs, pull_back, changed, part, matches, counts, places
         second = self._finish.lower(state, np.zeros(len(self.devices), np.int32), None, *rest)
         return {
             "first half": self._forward.lower(*given).compile(),

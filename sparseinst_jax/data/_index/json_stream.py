@@ -136,7 +136,7 @@ class _Window:
                 reason, place = error.msg, error.pos
             except RecursionError:
                 raise self.error("lists or objects are nested too deeply") from None
-            except ValueError as error:  # Python refuses integers of more than some 4300 digits
+            except ValueError as error:  # Python refuses integers of more than about 4300 digits
                 raise self.error(str(error).partition(";")[0]) from None
             else:
                 # A number at the end of the window may go on: "2" as "2.5", "2.5" as "2.5e-3".

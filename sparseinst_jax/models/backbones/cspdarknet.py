@@ -50,7 +50,14 @@ class ConvNorm(nnx.Module):
         self.bn = layers.NORMS[norm](out_channels)
 
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return jax.nn.leaky_relu(self.bn(self.conv(x), train), NEGATIVE_SLOPE)
+        y = self.conv(x) if self.bn is None else self.bn(self.conv(x), train)
+        return jax.nn.leaky_relu(y, NEGATIVE_SLOPE)
+
+    def fold_norm(self) -> None:
+        """See `Conv.fold_norm`."""
+        if isinstance(self.bn, layers.FrozenBatchNorm | layers.BatchNorm):
+            self.conv.fold(self.bn)
+            self.bn = None
 
 
 class Stem(nnx.Module):
@@ -168,7 +175,7 @@ class CSPDarkNet(nnx.Module):
 
     @staticmethod
     def faults(*, stage_depths, width, norm, **_: Any) -> list[str]:
-        """Tell what is wrong with the constructor's options."""
+        """List what is wrong with the constructor's options."""
         return [
             *checks.norm_faults(norm),
             *checks.width_faults(width),
