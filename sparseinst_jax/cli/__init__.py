@@ -117,7 +117,7 @@ def _report_error(error: BaseException) -> int | None:
 
 
 def _leave_others(error: BaseException) -> None:
-    """Tell the other hosts of an unexpected error, and end."""
+    """Report an unexpected error to the other hosts, and stop."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     # A status of XLA is most likely that of a collective without its partner.
     if _XLA_STATUS.match(str(error)):

@@ -1,4 +1,4 @@
-"""What a data set holds, and what of it training will not see.
+"""What a data set holds, and what of it training will not use.
 
 Everything here reads the index, no image: seconds for a hundred thousand images. What needs the
 images themselves is in `check_report`.

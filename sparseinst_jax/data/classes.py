@@ -166,7 +166,7 @@ def _read_map(
 
 
 def _unknown(name: str, names: Any) -> str:
-    """A message that a class does not exist, with the one that the user may have meant."""
+    """A message for an unknown class, with the closest known one."""
     names = list(names)
     lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1)

@@ -183,7 +183,7 @@ _CLOSE_SECONDS = 15.0
 
 
 class _LostError(Exception):
-    """The reader gives nothing any more; the text is the reason."""
+    """The reader delivers nothing any more; the text is the reason."""
 
 
 def supervised(

@@ -32,7 +32,7 @@ from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
 class ImagePredictor(Protocol):
-    """What is asked of a predictor here; `inference.predictor.Predictor` is one."""
+    """What the evaluator needs of a predictor; `inference.predictor.Predictor` is one."""
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]

@@ -237,7 +237,7 @@ def _accelerator(masks: Any) -> Any | None:
 
 
 def _filled(chosen: np.ndarray, length: int) -> np.ndarray:
-    """Lengthen an index with zeros: int32 [length]."""
+    """Pad an index with zeros: int32 [length]."""
     filled = np.zeros(length, np.int32)
     filled[: len(chosen)] = chosen
     return filled
@@ -280,7 +280,7 @@ def _send(made: Any) -> Any:
 
 
 def _one_ahead(made: Iterator[Any]) -> Iterator[Any]:
-    """Begin each before the one before it is handed out."""
+    """Start each one before the previous one is yielded."""
     waiting = next(made, None)
     while waiting is not None:
         following = next(made, None)

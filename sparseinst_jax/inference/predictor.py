@@ -307,7 +307,7 @@ class Predictor:
 def _with_scores(
     chunks: Iterator[tuple[np.ndarray, np.ndarray | None]], scores: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pair each chunk of masks with its scores, times what was measured of the masks."""
+    """Pair each chunk of masks with its scores, multiplied by the masks' own."""
     first = 0
     for chunk, factors in chunks:
         part = scores[first : first + len(chunk)]

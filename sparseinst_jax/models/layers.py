@@ -128,7 +128,7 @@ class Conv(nnx.Module):
         return self.norm(y, train) if self.has_norm else y
 
     def fold_norm(self) -> None:
-        """Let kernel and bias do what the norm does in inference, if it is the same for all images.
+        """Fold the norm into kernel and bias for inference, if it is the same for all images.
 
         For inference only.
         """

@@ -24,7 +24,7 @@ _brief.maxlevel = 3
 
 
 def acting_character(text: str) -> str | None:
-    """The first character of a name that does something instead of being shown, or None."""
+    """The first character of a name that controls the output instead of being shown, or None."""
     found = _ACTING.search(text)
     return None if found is None else found[0]
 

@@ -31,7 +31,7 @@ _METRICS_FILE = "metrics.csv"
 
 
 class TrainResult(NamedTuple):
-    """How a call of `train` ended.
+    """The result of a call of `train`.
 
     Attributes:
       workdir: run folder, for `load` and `evaluate`.
@@ -199,7 +199,10 @@ def _open_trainer(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
+                try:
+                    charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
+                except OSError as error:  # what ended the run, such as a full disk, is to be told
+                    print(f"WARNING: no curves.png: {error.strerror}", flush=True)
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

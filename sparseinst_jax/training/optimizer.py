@@ -28,7 +28,7 @@ class ParameterRules(NamedTuple):
 
 
 def rules_of(model: Any) -> ParameterRules:
-    """Ask a model for its rules; see `models.family.Family.model` for what it may say."""
+    """Get a model's rules; see `models.family.Family.model` for what it may say."""
     return ParameterRules(
         tuple(f"backbone/{name}" for name in getattr(model.backbone, "frozen_names", ())),
         tuple(getattr(model, "undecayed", ())),

@@ -128,7 +128,7 @@ def closest_network(
     networks: Iterable[tuple[list[str], Shapes]],
     folder: Path,
 ) -> str:
-    """Say which of some networks fits a state dict, or comes closest.
+    """Find which of some networks fits a state dict, or comes closest.
 
     Args:
       arrays: under the original's names.

@@ -369,7 +369,7 @@ class Unpickler:
 
 
 def _is_of_programs(path: str) -> bool:
-    """Whether a name belongs to programs and not to data; see `_PLAIN_MODULES`."""
+    """Whether a name belongs to code and not to data; see `_PLAIN_MODULES`."""
     module, _, name = path.partition(".")
     if module == "builtins":
         return name not in _PLAIN_BUILTINS
