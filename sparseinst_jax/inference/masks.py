@@ -193,7 +193,8 @@ def upsample_masks(
         mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
         None where it is not asked for.
     """
-    grid, bucket = masks.shape[2:], tuple(map(bucket_length, original_size))
+    grid = masks.shape[2:]
+    bucket = bucket_length(original_size[0]), bucket_length(original_size[1])
     keys = [
         (grid[axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis])
         for axis in (0, 1)

@@ -67,7 +67,7 @@ def _option_faults(
             f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}."
             f" Start from a configuration of {example}"
         ]
-    return kind.faults(**{option: arguments[option].default for option in known} | options)
+    return kind.faults(**{option: arguments[option].default for option in known} | dict(options))
 
 
 # Weights that come from elsewhere need shapes alone. `nnx.eval_shape` would not save the drawing,

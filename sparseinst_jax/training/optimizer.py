@@ -151,7 +151,7 @@ def make_optimizer(
       rules: of the model; by default every parameter is trained alike.
     """
     rules = rules or ParameterRules()
-    parts = [
+    parts: list[optax.GradientTransformation] = [
         optax.adamw(
             learning_rate,
             b1=0.9,

@@ -188,7 +188,7 @@ class TrainStep:
         # Sums, not means: each device's loss is its share of the global batch's.
         gradients, terms = jax.lax.psum(sums, DEVICE_AXIS)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["num_targets"] = num_targets
