@@ -8,6 +8,7 @@ and packed as RLE on the host.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.models.family import Family, Selection
-from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.functional import PureModel, Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.runtime.messages import brief
 
@@ -151,15 +152,8 @@ class Predictor:
             family.scores_at_original_size,
         )
 
-        def forward(
-            params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
-        ) -> Selection:
-            outputs, _ = apply(
-                params, statistics, normalize_images(images, valid_size), train=False
-            )
-            return family.select(outputs, **options)
-
-        self._on_device = forward
+        self._apply = apply
+        self._select_outputs = functools.partial(family.select, **options)
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])
 
@@ -174,12 +168,23 @@ class Predictor:
 
         One device is used at first. Results do not depend on how many there are.
         """
-        self._devices = list(devices)
+        self._devices, apply, self._made = list(devices), self._apply, None
+        if _is_accelerator(self._devices[0]) and isinstance(apply, PureModel):
+            apply, self._made = apply.for_inference()
+
+        def forward(
+            params: Tree, statistics: Tree, images: jax.Array, valid_size: jax.Array
+        ) -> Selection:
+            outputs, _ = apply(
+                params, statistics, normalize_images(images, valid_size), train=False
+            )
+            return self._select_outputs(outputs)
+
         if len(self._devices) == 1:
-            self._forward = jax.jit(self._on_device)
+            self._forward = jax.jit(forward)
         else:
             # Compiled once for all of them; `jit` would compile once for each.
-            self._forward = jax.pmap(self._on_device, in_axes=(0, 0, 0, 0), devices=self._devices)
+            self._forward = jax.pmap(forward, in_axes=(0, 0, 0, 0), devices=self._devices)
         self.set_weights(*self._weights)
 
     @property
@@ -194,12 +199,18 @@ class Predictor:
 
     def set_weights(self, params: Tree, statistics: Tree) -> None:
         """Use other weights of the same network; nothing is compiled again."""
-        self._weights = params, statistics
+        self._weights, make = (params, statistics), self._made
         if len(self._devices) == 1:
             # The arrays that were given are not kept beside their copies.
             self._weights = self._placed = jax.device_put(self._weights, self._devices[0])
+            if make is not None:
+                self._placed = jax.jit(make)(*self._placed)
         else:
-            copy = jax.pmap(lambda _, tree: tree, in_axes=(0, None), devices=self._devices)
+            copy = jax.pmap(
+                lambda _, trees: trees if make is None else make(*trees),
+                in_axes=(0, None),
+                devices=self._devices,
+            )
             self._placed = copy(np.arange(len(self._devices)), self._weights)
 
     def __call__(self, image: ImageLike) -> Prediction:
@@ -302,6 +313,10 @@ class Predictor:
             return [masks]
         parts = [masks.addressable_data(row) for row in range(len(self._devices))]
         return [jax.device_put(part, self._devices[0])[0] for part in parts]
+
+
+def _is_accelerator(device: Any) -> bool:
+    return device.platform != "cpu"
 
 
 def _with_scores(

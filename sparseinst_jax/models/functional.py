@@ -25,7 +25,63 @@ def device_index() -> jax.Array | int:
         return 0
 
 
-def functional(model: nnx.Module) -> tuple[Callable[..., Any], Tree, Tree]:
+class PureModel:
+    """The structure of a module: a pure function of its arrays, which are plain nested dicts."""
+
+    def __init__(self, module: nnx.Module):
+        self._graphdef, *states = nnx.split(module, nnx.Param, ...)
+        # Without the numbers, which would stay in memory as long as this.
+        self._states = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states
+        )
+
+    def __call__(
+        self, params: Tree, statistics: Tree, *inputs: Any, method: str = "__call__", **options: Any
+    ) -> tuple[Any, Tree]:
+        """Call the module, or one of its methods: (outputs, new statistics); see `functional`."""
+        number = len(inputs[0]) if options.get("train") else None
+        module = self._restore(params, statistics, number)
+        outputs = getattr(module, method)(*inputs, **options)
+        return outputs, _trees(module)[1]
+
+    def _restore(self, params: Tree, statistics: Tree, number: int | None = None) -> Any:
+        params_state, statistics_state = self._states
+        return nnx.merge(
+            self._graphdef,
+            _restore(params_state, params),
+            _restore(statistics_state, statistics, number),
+        )
+
+    def for_inference(self) -> tuple[PureModel, Callable[[Tree, Tree], tuple[Tree, Tree]]]:
+        """Make a form of the model with less to do for each image, and what makes its weights.
+
+        Norms that are the same for all images go into the kernels before them (`fold_norm` of the
+        modules), and weights get the type in which they are multiplied: once, not in every call.
+
+        Returns:
+          The model, not to be trained, and a pure function from (params, statistics) to its own.
+        """
+
+        def fold(params: Tree, statistics: Tree) -> nnx.Module:
+            module = self._restore(params, statistics)
+            nodes = [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)]
+            for node in nodes:
+                if hasattr(node, "fold_norm"):
+                    node.fold_norm()
+            for node in nodes:
+                if hasattr(node, "dtype"):
+                    for name in {"kernel", "bias"} & vars(node).keys():
+                        weight = getattr(node, name)[...].astype(node.dtype)
+                        setattr(node, name, nnx.Param(weight))
+            return module
+
+        found: list[PureModel] = []
+        shapes = jax.eval_shape(lambda *states: tuple(map(_plain, states)), *self._states)
+        jax.eval_shape(lambda *trees: found.append(PureModel(fold(*trees))), *shapes)
+        return found[0], lambda params, statistics: _trees(fold(params, statistics))
+
+
+def functional(model: nnx.Module) -> tuple[PureModel, Tree, Tree]:
     """Split a module into a pure function and plain nested dicts of arrays.
 
     The module's structure is closed over; only arrays pass through `jit`, `vjp` and checkpoints.
@@ -44,28 +100,16 @@ def functional(model: nnx.Module) -> tuple[Callable[..., Any], Tree, Tree]:
       params: what is trained, nested dicts with string keys (list positions are "0", "1", ...).
       statistics: everything else (frozen norms, running statistics, counters, random keys).
     """
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    params, statistics = (
-        jax.tree.map(lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, _plain(state))
-        for state in states
+    params, statistics = jax.tree.map(
+        lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, _trees(model)
     )
-    # Closed over without their numbers, which would stay in memory as long as `apply`.
-    params_state, statistics_state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states
-    )
+    return PureModel(model), params, statistics
 
-    def apply(params, statistics, *inputs, method="__call__", **options):
-        number = len(inputs[0]) if options.get("train") else None
-        restored = nnx.merge(
-            graphdef,
-            _restore(params_state, params),
-            _restore(statistics_state, statistics, number),
-        )
-        outputs = getattr(restored, method)(*inputs, **options)
-        _, _, new_statistics = nnx.split(restored, nnx.Param, ...)
-        return outputs, _plain(new_statistics)
 
-    return apply, params, statistics
+def _trees(module: nnx.Module) -> tuple[Tree, Tree]:
+    """Return what is trained, and everything else."""
+    _, params, statistics = nnx.split(module, nnx.Param, ...)
+    return _plain(params), _plain(statistics)
 
 
 def _plain(state: nnx.State) -> Tree:

@@ -1,4 +1,4 @@
-"""Random keys of a module: among the statistics, continued, and the same on any devices."""
+"""The pure view of a module: its random keys, and its form for inference."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import pytest
 from flax import nnx
 
 from sparseinst_jax.models.functional import DEVICE_AXIS, functional
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
 
 
 class Noisy(nnx.Module):
@@ -93,3 +95,40 @@ def test_another_method_of_the_module_can_be_called(noisy):
     apply, params, statistics = noisy
     doubled, _ = apply(params, statistics, IMAGES, method="twice")
     np.testing.assert_array_equal(doubled, 2 * IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("config", "left"),
+    [("giam_r50vd_dcn", 8), ("giam_cspdarknet53", 0), ("giam_pvt_b2_linear", 1)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_made_for_inference_a_network_finds_the_same_with_fewer_numbers(config, left, dtype, rng):
+    model = load_config(config, {"model.dtype": dtype}).model
+    with model.unlocked():
+        model.backbone.stage_depths = (1,) * len(model.backbone.stage_depths)
+    network, params, statistics = functional(builders.build_model(model, 3, 0))
+
+    def vary(x):
+        return np.float32(x * rng.uniform(0.5, 1.5, x.shape) + 0.1) if x.ndim else x
+
+    statistics = jax.tree.map(vary, statistics)
+    images = rng.standard_normal((1, 64, 64, 3), np.float32)
+
+    def tensors(network, params, statistics):
+        """All that is named on the way but what is 0 at the start, and the masks."""
+        named = {}
+        outputs, _ = network(params, statistics, images, intermediates=named)
+        named = {name: x for name, x in named.items() if not name.startswith("offset")}
+        return named | {"masks": outputs.mask_logits}
+
+    expected = jax.jit(tensors, static_argnums=0)(network, params, statistics)
+    folded, make = network.for_inference()
+    made = jax.jit(make)(params, statistics)
+    # The norms after deformable convolutions, and the counter of stochastic depth.
+    assert len(jax.tree.leaves(made[1])) == left
+    assert made[0]["decoder"]["mask_branch"]["projection"]["kernel"].dtype == dtype
+    found = jax.jit(tensors, static_argnums=0)(folded, *made)
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    for name, theirs in expected.items():
+        error = np.abs(np.float32(found[name]) - np.float32(theirs)).max()
+        assert error <= tolerance * np.abs(theirs).max(), name
