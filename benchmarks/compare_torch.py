@@ -238,14 +238,14 @@ class Side:
         )
 
     def ask(self, runs: int) -> list[float]:
-        """Have it run so many times; returns milliseconds."""
+        """Make it run this many times; returns milliseconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{runs}\n")
         self._process.stdin.flush()
         return self.read("ms")["ms"]
 
     def end(self) -> dict[str, Any]:
-        """Tell it that nothing more is asked for; returns its result."""
+        """Ask it to finish; returns its result."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         result = self.read("p50_ms")

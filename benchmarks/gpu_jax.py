@@ -551,7 +551,7 @@ def main() -> int:
     """Measure the rows of a command line."""
     global SIZES
     arguments = gpu_rows.arguments()
-    process.prepare()
+    process.prepare_process()
     if arguments.dry_run:
         SIZES = TINY
     elif jax.default_backend() == "cpu":

@@ -8,7 +8,7 @@ A table stands between two marks, each a line of its own; what is between them i
     <!-- table: cpu_targets.json -->
     <!-- end -->
 
-Known are the files of compare_torch.py and of gpu.py (rows, .jsonl), told apart by what they hold.
+Known are the files of compare_torch.py and of gpu.py (rows, .jsonl), recognised by their content.
 A mark without its file and a file without its mark are faults.
 """
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(document: str, results: Path) -> str:
-    """Return the document with its tables made anew.
+    """Return the document with its tables made again.
 
     Raises:
       FileNotFoundError: a mark names a file that is not there.

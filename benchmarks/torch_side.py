@@ -1,4 +1,4 @@
-"""The PyTorch side of compare_torch.py: times a yardstick's network when it is told to.
+"""The PyTorch side of compare_torch.py: times a reference network on request.
 
 Run by compare_torch.py in an environment with torch; needs nothing of this package. The yardstick
 is a Python file with `SparseInst(groups)`, `losses(outputs, targets)` and, for one image,

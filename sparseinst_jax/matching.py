@@ -8,7 +8,7 @@ UNMATCHED = -1
 
 
 def match(match_score: np.ndarray, is_target: np.ndarray, minimise: bool = False) -> np.ndarray:
-    """Return, for every target, the prediction that is to make it.
+    """Return for every target the prediction that has to learn it.
 
     Maximises (or minimises) the sum of scores of each image. With more targets than predictions the
     best N targets are matched. A score that is not finite counts as the worst, so that the matcher

@@ -72,7 +72,7 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
     A ValueError or FileNotFoundError raised by this package is a message to the user and is
     printed without a traceback (set `SPARSEINST_TRACEBACK=1` to see it), and so is what the machine
     refuses, such as to write on a full disk. Every other error is a fault of the program and passes
-    with its traceback. One of several hosts tells the others and ends at once (see `hosts.leave`).
+    with its traceback. One of several hosts reports it to the others and stops (see `hosts.leave`).
 
     Args:
       command: its name, or a function that takes the arguments and returns the exit code or None.
@@ -117,7 +117,7 @@ def _report_error(error: BaseException) -> int | None:
 
 
 def _leave_others(error: BaseException) -> None:
-    """Tell the other hosts of an unexpected error, and end."""
+    """Report an unexpected error to the other hosts, and stop."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
     # A status of XLA is most likely that of a collective without its partner.
     if _XLA_STATUS.match(str(error)):
@@ -131,7 +131,7 @@ def _leave_others(error: BaseException) -> None:
 
 
 def _message(error: BaseException) -> str | None:
-    """What to tell the user; None where the error is a fault of the program."""
+    """The message for the user; None where the error is a bug of the program."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.errno in _REFUSALS:

@@ -168,7 +168,7 @@ class Bench:
     def _network(self) -> tuple[Callable[..., Any], Tree, Tree, int, Any]:
         """Build the pure function, parameters, statistics; the number of classes; the module.
 
-        Each time anew: training has its own parameters, and these would be held beside them.
+        Built each time: training has its own parameters, and these would be kept beside them.
         """
         number, seed, weights = scoring.NUM_CLASSES, self.config.seed, None
         if self.has_weights:

@@ -15,7 +15,7 @@ from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
-some 128 MB with the images as they are, beside them the index of the annotations. It trains with
+about 128 MB with the images as they are, beside them the index of the annotations. It trains with
 the same batches as the folder, from a few large files instead of many small ones. TensorFlow is
 not needed.
 

@@ -177,7 +177,7 @@ def _empty_trees(model_config: Any, num_classes: int) -> tuple[Tree, Tree]:
 
 
 def _networks(folder: Path, num_classes: int) -> Iterator[tuple[list[str], Shapes]]:
-    """The networks that a folder's configurations describe; files that are none are passed over."""
+    """The networks that the configurations of a folder describe; other files are skipped."""
     networks: dict[str, tuple[list[str], Shapes]] = {}  # several files can describe one
     for path in sorted(folder.glob("*.py")):
         try:

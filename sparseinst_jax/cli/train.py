@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
-    # What is wrong with it is said before the hosts wait for one another.
+    # Faults are reported before the hosts wait for one another.
     config = load_config(arguments.config, arguments.overrides)
     process.unmap_freed_blocks()
     hosts.join(arguments.distributed)

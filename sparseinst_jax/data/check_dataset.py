@@ -1,4 +1,4 @@
-"""What a data set holds, and what of it training will not see.
+"""What a data set holds, and what of it training will not use.
 
 Everything here reads the index, no image: seconds for a hundred thousand images. What needs the
 images themselves is in `check_report`.
@@ -66,7 +66,7 @@ def count_lost(
         shortest: length that the shortest side is resized to, pixels.
         longest: limit of the longest side, pixels.
         map_stride: of the map on which the model finds objects, pixels.
-        most: look at so many objects, spread evenly over the data set.
+        most: look at this many objects, spread evenly over the data set.
 
     Returns:
         the counts, by the very functions that make the targets. An object whose run lengths are
@@ -239,7 +239,7 @@ def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
     if seen[1] - seen[0]:
         lines.append(
             f"{val.annotations_path} has objects of {listed(sorted(seen[1] - seen[0]))}, which "
-            f"{train.annotations_path} has none of: nobody learns these, their AP will be 0"
+            f"{train.annotations_path} has none of: they cannot be learned, their AP will be 0"
         )
     if seen[0] - seen[1]:
         lines.append(

@@ -266,7 +266,7 @@ def _few_levels(record: ImageRecord, kind: str, levels: int) -> Fault:
         "image of few levels",
         f"image {record.image_id}: {record.source} ({kind}) has only {levels} of 256 levels when "
         "read as 8 bits: of 16 bits the upper eight are used. If its values use fewer, stretch "
-        "them to the whole range and save the image anew",
+        "them to the whole range and save the image again",
         is_fatal=False,
     )
 

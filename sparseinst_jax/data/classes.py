@@ -137,7 +137,7 @@ def map_categories(content: Mapping[str, Any], classes: Classes) -> dict[str, An
 def map_category_ids(entries: Sequence[Mapping[str, Any]], classes: Classes) -> list[Any]:
     """Give annotations or detections the ids of their classes; those left out are dropped.
 
-    An id that the json does not know stays: whoever reads the entries reports it.
+    An id that the json does not know stays: the reader of the entries reports it.
     """
     mapped = []
     for entry in entries:
@@ -166,7 +166,7 @@ def _read_map(
 
 
 def _unknown(name: str, names: Any) -> str:
-    """A message that a class does not exist, with the one that the user may have meant."""
+    """A message for an unknown class, with the closest known one."""
     names = list(names)
     lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(name.lower(), lower, n=1)

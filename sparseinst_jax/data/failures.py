@@ -1,4 +1,4 @@
-"""What happens when images cannot be read while a run goes on.
+"""What happens when images cannot be read during a run.
 
 An image that cannot be used is left out and listed; processes that died or hang are started again.
 """
@@ -85,7 +85,7 @@ class SkippedImages:
 
     Args:
       path: of the file; made when the first image is skipped.
-      last_step: the step from which the run continues; 0 starts anew.
+      last_step: the step from which the run continues; 0 starts a new file.
       num_images: of one step on this host.
     """
 
@@ -183,7 +183,7 @@ _CLOSE_SECONDS = 15.0
 
 
 class _LostError(Exception):
-    """The reader gives nothing any more; the text is the reason."""
+    """The reader delivers nothing any more; the text is the reason."""
 
 
 def supervised(

@@ -1,7 +1,7 @@
 """Image files: which may be opened, and how they are read as RGB.
 
-A json is often somebody else's. What it names is opened, decoded and drawn, so it must not lead to
-other files of the machine, nor to a device or a pipe that never ends.
+A json often comes from someone else. What it names is opened, decoded and drawn, so it must not
+lead to other files of the machine, nor to a device or a pipe that never ends.
 """
 
 import os
@@ -96,7 +96,7 @@ class FolderRule:
         self._has_passed: set[str] = set()  # folders below it
 
     def state(self, path: str) -> tuple[bool, str | None]:
-        """Whether there is a regular file, and why it may not be opened all the same."""
+        """Whether there is a regular file, and why it must still not be opened."""
         try:
             mode = os.lstat(path).st_mode
             parent = os.path.dirname(path)
@@ -123,7 +123,7 @@ FORMATS = (
 # Pillow's own limit, which a program may have lifted: 0.5 GB as RGB, up to 5 GB while 16 bits a
 # channel become 8. A file of a few kilobytes can claim any size.
 MAX_PIXELS = 178_956_970
-MAX_BYTES = 1 << 30  # of a file: more than so many pixels need without compression
+MAX_BYTES = 1 << 30  # of a file: more than that many pixels need uncompressed
 # A progressive JPEG is decoded once more for each of its scans, and a scan of nothing takes a
 # hundred bytes. Encoders write about ten.
 MAX_SCANS = 64
@@ -264,7 +264,7 @@ def _refuse_bomb(image: Image.Image, name: object) -> None:
     if image.info.get("progressive") and (scans := _count_scans(fp)) > MAX_SCANS:
         raise _Refused(
             f"image {name} is a JPEG of {scans} scans, expected {MAX_SCANS} at most: each takes "
-            "as long as the whole picture; save it anew, or leave it out"
+            "as long as the whole picture; save it again, or leave it out"
         )
 
 

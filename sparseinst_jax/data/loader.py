@@ -233,7 +233,7 @@ def _run_grain(source: _Steps, num_workers: int) -> Iterator[tuple[Batch, tuple[
 
 
 def _end_with_parent(parent: int, *_: int) -> None:
-    """In a worker: end when the program is gone; one that was killed sends no word."""
+    """In a worker: exit when the parent is gone; a killed parent cannot say so."""
 
     def watch() -> None:
         while os.getppid() == parent:

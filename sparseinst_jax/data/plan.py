@@ -64,7 +64,7 @@ class StepPlan(NamedTuple):
 
     ``padded_size`` (height, width) in pixels and ``num_targets`` (M) are static shapes; ``epoch``
     is that of the step's first image. ``flip_labels[label]`` is the label of a flipped object;
-    empty where a flip changes none. ``ignores_crowd``: the batch tells where crowd regions are.
+    empty where a flip changes none. ``ignores_crowd``: the batch marks where crowd regions are.
     ``targets``: the form of the masks.
     """
 
@@ -336,7 +336,7 @@ class TrainPlan:
         """The bucket of a step; in a mixed batch the rarer orientation is made to fit it.
 
         A square bucket for both orientations would be a third larger than any other, so memory
-        would run out at a step that nobody foresees. Instead the images of the rarer orientation
+        would run out at an unpredictable step. Instead the images of the rarer orientation
         are resized to a longest side of the bucket's short side, once in CHUNK_STEPS steps.
         """
         portrait = [_is_portrait(transform.size) for transform in transforms]

@@ -195,7 +195,7 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     Every mask of a data set or a results file goes through here before pycocotools sees it.
 
     Raises:
-        ValueError: polygons that are vast, or run lengths that are not of this size.
+        ValueError: polygons that are too large, or run lengths that are not of this size.
     """
     if isinstance(segmentation, list):
         refuse_vast_polygons(segmentation)

@@ -1,6 +1,6 @@
 """The demo data set: drawn shapes on textured backgrounds, as COCO json and PNG files.
 
-Three classes told apart by form and by surface: striped discs, dotted squares, plain triangles.
+Three classes that differ in form and surface: striped discs, dotted squares, plain triangles.
 Size, place, rotation and colours are random, later shapes cover earlier ones and the annotations
 are the visible masks, about one image in twenty is empty. Backgrounds hold waves, blotches and
 grain, so stripes alone do not mean an object.
@@ -25,7 +25,7 @@ DRAWING_VERSION = 1
 EMPTY_SHARE = 0.05
 PORTRAIT_SHARE = 0.25
 MAX_SHAPES = 8
-# A shape of which less is visible is not drawn at all: nobody could name it.
+# A shape of which less is visible is not drawn at all: it could not be recognised.
 MIN_VISIBLE_PIXELS = 40
 MIN_VISIBLE_SHARE = 0.15
 
@@ -40,7 +40,7 @@ class _Shape:
         radius: of the disc; the square and the triangle follow from it; pixels.
         angle: by which it is turned, radians.
         color: of the surface, RGB levels 0 ... 255, float64 [3].
-        second_color: of the stripes or dots, likewise.
+        second_color: of the stripes or dots, the same.
         period: from one stripe or dot to the next, pixels.
     """
 
@@ -167,7 +167,7 @@ def _check_version(directory: Path, found: dict[str, Any]) -> None:
         drawn_by = "an earlier version" if version is None else f"version {version}"
         raise ValueError(
             f"{directory} holds shapes as {drawn_by} of the drawing made them, expected version "
-            f"{DRAWING_VERSION}: remove the folder, and the same command draws it anew"
+            f"{DRAWING_VERSION}: remove the folder, and the same command draws it again"
         )
 
 

@@ -81,7 +81,7 @@ def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
     written, and only in the columns that the object has.
 
     Args:
-        runs: int64, of zeros and ones in turn, column by column; they sum to h * w.
+        runs: int64, of zeros and ones alternately, column by column; they sum to h * w.
         pixels: of the image.
 
     Returns:

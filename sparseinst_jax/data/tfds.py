@@ -280,12 +280,12 @@ class ShardImages:
         except Exception as error:  # whatever the reader of the shards trips over
             raise ValueError(
                 f"image {image_id} of {self.name} cannot be read from its shard ({error}); "
-                f"build the data set anew"
+                f"build the data set again"
             ) from error
         if int(example["image/id"]) != image_id:
             raise ValueError(
                 f"{self.name}: the shards hold image {example['image/id']} where the index has "
-                f"{image_id}; build the data set anew"
+                f"{image_id}; build the data set again"
             )
         return example["image"]
 

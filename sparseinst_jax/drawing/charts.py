@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf", "#8c564b")
 _DPI = 100
 _SMALL, _TEXT = 8, 10  # points
-_MOST_POINTS = 2000  # of a line; a longer one is averaged down to so many
+_MOST_POINTS = 2000  # of a line; a longer one is averaged down to this number
 _MARK_UP_TO = 60  # points of a line that are marked one by one
 _LABEL_WIDTH = 170  # most pixels of a row's or column's name
 _CELL, _LARGEST_CELL, _WIDEST = 18, 60, 2800  # pixels: sides of a matrix's cell; all its columns

@@ -1,4 +1,4 @@
-"""Choose fonts that have the characters of class and file names, and make texts fit.
+"""Choose fonts that have the characters of class and file names, and make text fit.
 
 Pillow's own font holds little more than ASCII. A text in another script is drawn with a font of the
 system where there is one; otherwise accents are dropped (é is drawn as e) and any other character
@@ -47,7 +47,7 @@ def _system_fonts(size: int) -> tuple[Font, ...]:
 
 
 def font_for(texts: Iterable[str], size: int, first: Font | None = None) -> Font:
-    """Return the font of `size` pixels that lacks the fewest characters of the texts.
+    """Return the font of `size` pixels that lacks the fewest characters of the text.
 
     Args:
         texts: to be drawn.
@@ -79,7 +79,7 @@ def drawable(text: str, font: Font) -> str:
 
 
 def shorten(text: str, font: Font, width: float) -> str:
-    """Cut a drawable text to `width` pixels; the middle goes, both ends tell names apart."""
+    """Cut a drawable text to `width` pixels; the middle goes, since names differ at their ends."""
     if len(text) > MAX_CHARACTERS:  # measuring takes time for each character
         text = text[: MAX_CHARACTERS // 2] + text[-MAX_CHARACTERS // 2 :]
     elif font.getlength(text) <= width:

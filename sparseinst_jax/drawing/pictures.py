@@ -76,7 +76,7 @@ def draw_instances(
     Args:
         image: uint8 [h, w, 3], RGB.
         masks: bool [D, h, w]; the first is drawn on top. Empty masks are left out.
-        captions: D texts; an empty one draws no label.
+        captions: D strings; an empty one draws no label.
         colours: D colours, RGB 0...255; by default each instance has one of its own.
         readable_side: pixels; an image with a shorter long side is enlarged.
 

@@ -143,7 +143,7 @@ def _is_outside(areas: np.ndarray) -> np.ndarray:
 
 
 def _match(truth: Columns, found: Columns, is_ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Let detections in falling score choose objects, for each size and threshold by itself.
+    """Let detections in falling score choose objects, separately for each size and threshold.
 
     A detection takes the free object with the highest IoU, the last of equal ones; an object that
     is ignored only where no other fits. Crowd regions stay free.
@@ -202,7 +202,7 @@ def _match_batch(
     is_match: np.ndarray,
     is_match_ignored: np.ndarray,
 ) -> None:
-    """Match pairs side by side, the detections of each in turn; fills in the last two."""
+    """Match pairs side by side, the detections of each one by one; fills in the last two."""
     width = max(pair.ious.shape[1] for pair in pairs)
     lengths = np.array([len(pair.detections) for pair in pairs])
     ious = np.full((len(pairs), lengths[0], width), UNDEFINED)

@@ -237,7 +237,7 @@ def lengths_and_areas(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _measure(texts: Sequence[bytes], lengths: np.ndarray, areas: np.ndarray) -> None:
-    """Fill in lengths and areas; where one text is wrong, each of them by itself."""
+    """Fill in lengths and areas; where one text is wrong, one by one."""
     read = _read(texts)
     if read is not None:
         lengths[:], areas[:] = read
@@ -294,7 +294,7 @@ def _undo_differences(values: np.ndarray, num_runs: np.ndarray) -> tuple[np.ndar
     """Add to each run the one two before, from the fourth of a text on.
 
     Returns:
-        runs: int64 [rows, 2], background and mask in turn; a text with an odd number of runs is
+        runs: int64 [rows, 2], background and mask alternately; a text with an odd number of runs is
             filled up with 0.
         starts: first row of each text.
     """

@@ -94,7 +94,7 @@ def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
     """
     if not isinstance(source, (str, Path)):
         return source
-    return read_json(source, "json file", "check the path, or write the file anew")
+    return read_json(source, "json file", "check the path, or write the file again")
 
 
 def evaluate(

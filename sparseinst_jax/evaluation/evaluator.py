@@ -1,7 +1,7 @@
 """Run a predictor over a COCO data set and score what it finds.
 
 The images are cut into batches of one padded size, as many as the local devices take together. On
-several hosts the batches are dealt out in turn, and the first host gets what all have found: every
+several hosts the batches are dealt out in turn, and the first host gathers all results: every
 image is predicted exactly once, whatever the number of devices and hosts.
 """
 
@@ -32,7 +32,7 @@ from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
 class ImagePredictor(Protocol):
-    """What is asked of a predictor here; `inference.predictor.Predictor` is one."""
+    """What the evaluator needs of a predictor; `inference.predictor.Predictor` is one."""
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]
@@ -134,7 +134,7 @@ def _predict_batches(
 ) -> dict[int, list[dict[str, Any]]]:
     """Predict batches of equal padded size: COCO results by image id.
 
-    Four things go on at once: threads read and resize images, this one hands them to the device,
+    Four things happen at once: threads read and resize images, this one hands them to the device,
     which has a batch waiting while it computes another, and one more thread fetches what is found
     and packs the masks of the batch before. One is enough: pycocotools packs one mask at a time.
     """
@@ -246,7 +246,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _check_files(dataset: CocoDataset) -> None:
-    """Ask for every image before the first is predicted."""
+    """Check that every image exists before the first is predicted."""
     files = dataset.files
     missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
     if missing:

@@ -193,7 +193,8 @@ def upsample_masks(
         mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
         None where it is not asked for.
     """
-    grid, bucket = masks.shape[2:], tuple(map(bucket_length, original_size))
+    grid = masks.shape[2:]
+    bucket = bucket_length(original_size[0]), bucket_length(original_size[1])
     keys = [
         (grid[axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis])
         for axis in (0, 1)
@@ -236,7 +237,7 @@ def _accelerator(masks: Any) -> Any | None:
 
 
 def _filled(chosen: np.ndarray, length: int) -> np.ndarray:
-    """Lengthen an index with zeros: int32 [length]."""
+    """Pad an index with zeros: int32 [length]."""
     filled = np.zeros(length, np.int32)
     filled[: len(chosen)] = chosen
     return filled
@@ -279,7 +280,7 @@ def _send(made: Any) -> Any:
 
 
 def _one_ahead(made: Iterator[Any]) -> Iterator[Any]:
-    """Begin each before the one before it is handed out."""
+    """Start each one before the previous one is yielded."""
     waiting = next(made, None)
     while waiting is not None:
         following = next(made, None)

@@ -102,7 +102,7 @@ class Predictor:
     """Find instances with a trained network.
 
     The compiled functions live as long as the object, one for each padded size; `set_weights`
-    changes the weights without compiling anew.
+    changes the weights without compiling again.
 
     Args:
         apply: the network's pure function, `(params, statistics, images, train=False)` to
@@ -116,7 +116,7 @@ class Predictor:
         family: of the network: how its outputs are scored, and its masks brought back and cut.
         options: of `family.select`; `mask_threshold` among them also cuts the masks.
         batch_size: images that go through the network together on a device; fewer are filled up.
-        protocol: whose way to test, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
+        protocol: the test procedure, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ def _is_accelerator(device: Any) -> bool:
 def _with_scores(
     chunks: Iterator[tuple[np.ndarray, np.ndarray | None]], scores: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pair each chunk of masks with its scores, times what was measured of the masks."""
+    """Pair each chunk of masks with its scores, multiplied by the masks' own."""
     first = 0
     for chunk, factors in chunks:
         part = scores[first : first + len(chunk)]
@@ -331,7 +331,7 @@ def _with_scores(
 
 
 def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
-    """Check numbers that may come with somebody else's checkpoint; returns `eval_size`."""
+    """Check settings that may come from an untrusted checkpoint; returns `eval_size`."""
     sizes = tuple(eval_size)
     if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
         raise ValueError(

@@ -144,7 +144,7 @@ def _count(jaxpr: Any, inside: str, times: int, macs: Counter[str]) -> None:
         elif name == "cond" and params.get("branches_platforms"):
             # Forms for platforms; the last is the plain one, what the definition takes.
             _count(params["branches"][-1].jaxpr, path, times, macs)
-        elif name == "cond":  # the dearest branch
+        elif name == "cond":  # the most expensive branch
             branches = [Counter() for _ in params["branches"]]
             for branch, counter in zip(params["branches"], branches, strict=True):
                 _count(branch.jaxpr, path, times, counter)

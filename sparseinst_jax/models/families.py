@@ -1,4 +1,4 @@
-"""The model families there are."""
+"""The model families."""
 
 from __future__ import annotations
 

@@ -39,9 +39,9 @@ class Selection(NamedTuple):
 class Family:
     """One model family; only facts and functions, no weights.
 
-    `options` below is `config.model` without `family`, `backbone` and `dtype`: what the family's
-    own configurations hold there is its own affair, and so are `config.objective` and, but for
-    `batch_size` and `protocol`, `config.eval`.
+    `options` below is `config.model` without `family`, `backbone` and `dtype`: their meaning
+    is up to the family, and so is that of `config.objective` and, except for `batch_size` and
+    `protocol`, of `config.eval`.
 
     Attributes:
       model: makes the network: (backbone, *, num_classes, dtype, rng, **options) to a module that
@@ -51,9 +51,9 @@ class Family:
       objective: makes the training objective (`training.step.Objective`) of the network's pure
         function: (apply, options, **config.objective).
       select: scores the outputs of a batch, (outputs, **options of config.eval) to `Selection`.
-      faults: (**options) to what is wrong with them, half sentences that start with the key.
+      faults: (**options) to what is wrong with them; each fault starts with the option's name.
         Options that `model` does not take are refused before.
-      num_masks: the most objects that a network of these options finds in an image.
+      num_masks: the largest number of objects that such a network finds in an image.
       targets: the form in which the loader sends the masks of objects.
       mask_stride: pixels of the padded image for one of a predicted mask.
       map_stride: pixels of the padded image for one of the map on which objects are found.

@@ -128,7 +128,7 @@ class Conv(nnx.Module):
         return self.norm(y, train) if self.has_norm else y
 
     def fold_norm(self) -> None:
-        """Let kernel and bias do what the norm does in inference, if it is the same for all images.
+        """Fold the norm into kernel and bias for inference, if it is the same for all images.
 
         For inference only.
         """
@@ -205,7 +205,7 @@ class BatchNorm(nnx.Module):
 
     In training the mean and variance are those of the batch, averaged over the devices of the
     mapped axis, so that a step does not depend on how a batch is spread over devices. It does
-    depend on gradient accumulation: each micro-batch is normalised by itself. The running
+    depend on gradient accumulation: each micro-batch is normalised separately. The running
     statistics move by 10 % a micro-batch; evaluation uses them.
 
     Differs from PyTorch: the running variance takes the variance of the batch as it normalises,
@@ -249,7 +249,7 @@ class LayerNorm(nnx.Module):
 
     Args:
       channels: C.
-      epsilon: added to the variance; implementations differ in it, so it is always said.
+      epsilon: added to the variance; implementations differ, so it has no default.
     """
 
     def __init__(self, channels: int, epsilon: float):

@@ -175,7 +175,7 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 def average_pool_2x2_stride_2(x: jax.Array) -> jax.Array:
     """Return the means of 2x2 blocks, [B, H, W, C] to half size, rounded up.
 
-    An odd last row or column is averaged by itself (PyTorch's `AvgPool2d` with `ceil_mode` and
+    An odd last row or column is averaged alone (PyTorch's `AvgPool2d` with `ceil_mode` and
     without `count_include_pad`): repeating it leaves its mean as it is.
     """
     batch, height, width, channels = x.shape

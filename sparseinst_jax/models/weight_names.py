@@ -1,4 +1,4 @@
-"""What other implementations call the parameters of a network: the words such tables are made of.
+"""The vocabulary of tables of parameter names in other implementations.
 
 A table lists the modules that are named differently (`Rename`), the arrays that are named or laid
 out differently (`Leaf`), and the names that hold nothing of a model (`Ignored`). What no rule

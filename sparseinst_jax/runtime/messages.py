@@ -1,6 +1,6 @@
 """Put names and values into messages: short, and unable to act on a terminal or a page.
 
-A name in a file of somebody else may hold escape sequences that steer a terminal, line ends that
+A name in an untrusted file may hold escape sequences that steer a terminal, line ends that
 forge a message, marks that reorder the text around them, or ten million characters.
 """
 
@@ -24,7 +24,7 @@ _brief.maxlevel = 3
 
 
 def acting_character(text: str) -> str | None:
-    """The first character of a name that does something instead of being shown, or None."""
+    """The first character of a name that controls the output instead of being shown, or None."""
     found = _ACTING.search(text)
     return None if found is None else found[0]
 

@@ -1,4 +1,4 @@
-"""From a config to objects: the one place where names become classes."""
+"""From a configuration to objects: the one place where names become classes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sparseinst_jax.models.family import Family
 
 BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
 
-# A configuration of each backbone, for who set its name alone.
+# A configuration of each backbone, for users who set only its name.
 _EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53", "pvt": "giam_pvt_b1"}
 DTYPES = ("float32", "bfloat16")
 # What constructors are given by `build_model`, not by the options of a configuration.
@@ -26,7 +26,7 @@ _GIVEN = ("self", "backbone", "num_classes", "frozen_stages", "dtype", "rng")
 
 
 def check_model(model_config: Any) -> None:
-    """Refuse values of `config.model` that no network can have.
+    """Refuse invalid values of `config.model`.
 
     Raises:
       ValueError: all faults in one message.
@@ -50,14 +50,14 @@ def check_model(model_config: Any) -> None:
 def _backbone_faults(name: str, **options: Any) -> list[str]:
     if name not in BACKBONES:
         return [f"name must be one of {', '.join(BACKBONES)}, got {name!r}"]
-    example = f"that backbone, such as configs/{_EXAMPLES[name]}.py"
+    example = f"that backbone, such as {_EXAMPLES[name]}"
     return _option_faults("name", name, BACKBONES[name], options, example)
 
 
 def _option_faults(
     key: str, name: str, kind: Any, options: Mapping[str, Any], example: str = "that family"
 ) -> list[str]:
-    """Tell which options a family or a backbone does not have, or what is wrong with them."""
+    """List options that a family or backbone does not have, or what is wrong with them."""
     maker = kind.model if isinstance(kind, Family) else kind
     arguments = inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters
     known = [option for option in arguments if option not in _GIVEN]
@@ -67,7 +67,7 @@ def _option_faults(
             f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}."
             f" Start from a configuration of {example}"
         ]
-    return kind.faults(**{option: arguments[option].default for option in known} | options)
+    return kind.faults(**{option: arguments[option].default for option in known} | dict(options))
 
 
 # Weights that come from elsewhere need shapes alone. `nnx.eval_shape` would not save the drawing,
@@ -125,7 +125,7 @@ def build_objective(config: Any, apply: Any) -> Any:
 
 
 def model_options(model_config: Any) -> dict[str, Any]:
-    """What of `config.model` is the family's own."""
+    """The part of `config.model` that belongs to the family."""
     return {
         key: value
         for key, value in dict(model_config).items()

@@ -70,7 +70,7 @@ def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def explain(added: list[str]) -> list[str]:
-    """One line that tells the user which keys `complete` added, or none."""
+    """One line for the user that lists the keys `complete` added, or none."""
     if not added:
         return []
     return [

@@ -58,7 +58,7 @@ def refuse_changed_data(
     """Refuse to continue a run with different data, unless `data.on_change` allows it.
 
     Returns:
-      Lines for the user where they differ and the run goes on. Runs of earlier versions stored
+      Lines for the user where they differ and the run continues. Runs of earlier versions stored
       nothing to compare.
     """
     hosts.refuse_differences("data set", json.dumps(meta["data"]))
@@ -77,11 +77,11 @@ def refuse_changed_data(
         return []
     text = "\n  ".join(sorted(changes))
     if config.data.on_change == "continue":
-        return [f"WARNING: the run goes on with other data than before:\n  {text}"]
+        return [f"WARNING: the run continues with other data than before:\n  {text}"]
     raise ValueError(
         f"the run in {folder} had other data:\n  {text}\nThe order of images and the scores would"
         " no longer be those of one run. Restore the data, give another --workdir (and --init-from"
-        f" {folder}), or go on nevertheless by --config.data.on_change=continue."
+        f" {folder}), or continue anyway with --config.data.on_change=continue."
     )
 
 

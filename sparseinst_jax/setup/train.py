@@ -31,7 +31,7 @@ _METRICS_FILE = "metrics.csv"
 
 
 class TrainResult(NamedTuple):
-    """How a call of `train` ended.
+    """The result of a call of `train`.
 
     Attributes:
       workdir: run folder, for `load` and `evaluate`.
@@ -128,8 +128,8 @@ def _why_it_is_over(
     """The message for a stored run that has nothing left to do, or None."""
     if done >= config.train.num_steps:
         return (
-            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To go on,"
-            " raise --config.train.num_steps; to start anew, give another --workdir."
+            f"the run in {workdir} is finished: step {done} of {config.train.num_steps}. To train"
+            " on, raise --config.train.num_steps; to start over, give another --workdir."
         )
     early_stopping = EarlyStopping(config.train.early_stopping, _rows(workdir, done))
     return early_stopping.explain(done, checkpoints.best_step) if early_stopping.is_over else None
@@ -199,7 +199,10 @@ def _open_trainer(
             for writer in writers:
                 writer.close()
             if is_first_host:
-                charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
+                try:
+                    charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
+                except OSError as error:  # what ended the run, such as a full disk, is to be told
+                    print(f"WARNING: no curves.png: {error.strerror}", flush=True)
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

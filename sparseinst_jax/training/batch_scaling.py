@@ -1,4 +1,4 @@
-"""Translate a schedule that is written for one batch size to another."""
+"""Scale a schedule that is written for one batch size to another."""
 
 import math
 from collections.abc import Collection
@@ -41,10 +41,10 @@ def scale_schedule(
       batch_size: images per step in use.
       base_batch_size: images per step that the schedule is written for.
       rule: one of `RULES`.
-      literal: fields that are meant as they are; they are not scaled.
+      literal: fields that the user has set; they are not scaled.
 
     Returns:
-      The schedule for `batch_size`, and what to tell the user: what changed, and warnings.
+      The schedule for `batch_size`, and lines for the user: what changed, and warnings.
     """
     ratio = batch_size / base_batch_size
     warnings, scaled = [], schedule

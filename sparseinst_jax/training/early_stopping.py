@@ -1,4 +1,4 @@
-"""End a run whose evaluations no longer get better."""
+"""Stop a run whose evaluations no longer improve."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ class EarlyStopping:
     """Counts the evaluations since the best one.
 
     Args:
-      patience: evaluations without a better AP after which the run ends; 0 never ends it.
+      patience: evaluations without a better AP after which the run stops; 0 never stops it.
       rows: metrics of the steps done before, in order; those with an `AP` are evaluations.
     """
 
@@ -20,7 +20,7 @@ class EarlyStopping:
                 self.add(row["AP"])
 
     def add(self, score: float) -> None:
-        """Note the AP of an evaluation; one that is not defined is no better."""
+        """Add the AP of an evaluation; an undefined one does not count as better."""
         score = float(f"{score:.9g}")  # as it is stored: a continued run must count the same
         if score > self.best:
             self.best, self.waited = score, 0
@@ -29,11 +29,11 @@ class EarlyStopping:
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has to end."""
+        """Whether the run has to stop."""
         return 0 < self.patience <= self.waited
 
     def explain(self, step: int, best_step: int | None) -> str:
-        """Say why the run ends after `step`, and what to do with it."""
+        """Explain why the run stops after `step`, and how to use it."""
         return (
             f"stopped early after step {step}: no better AP in the last {self.waited} evaluations."
             f" The best checkpoint is of step {best_step}, AP {self.best:.4f}: add --step best to"

@@ -11,7 +11,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class NonFiniteSteps:
-    """Counts the steps that were skipped, and says when it is enough.
+    """Counts the steps that were skipped, and stops the run when there are too many.
 
     Args:
       limit: steps in a row that may be skipped (the step itself must skip them, see
@@ -30,8 +30,8 @@ class NonFiniteSteps:
         """Judge the metrics of one step.
 
         Returns:
-          What goes into its row (without what is no number, with the counter where steps may be
-          skipped); the names of what is not finite; and whether the run has to end.
+          What goes into its row (without values that are not finite, with the counter where steps
+          may be skipped); the names of the values that are not finite; whether the run has to stop.
         """
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         kept = {name: value for name, value in values.items() if name not in bad}

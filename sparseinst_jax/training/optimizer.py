@@ -10,7 +10,7 @@ import optax
 
 
 class ParameterRules(NamedTuple):
-    """Which parameters of a model are trained otherwise than the rest.
+    """Which parameters of a model are trained differently from the rest.
 
     Paths mirror the original's names: `backbone/res2/0/conv1/norm/scale`.
 
@@ -28,7 +28,7 @@ class ParameterRules(NamedTuple):
 
 
 def rules_of(model: Any) -> ParameterRules:
-    """Ask a model for its rules; see `models.family.Family.model` for what it may say."""
+    """Get a model's rules; see `models.family.Family.model` for what it may say."""
     return ParameterRules(
         tuple(f"backbone/{name}" for name in getattr(model.backbone, "frozen_names", ())),
         tuple(getattr(model, "undecayed", ())),
@@ -107,7 +107,7 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
 
 
 def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> dict[str, Any]:
-    """Tell which parameters decay: True unless undecayed or frozen."""
+    """Mark the parameters that decay: True unless undecayed or frozen."""
 
     def decays(path: str, _: Any) -> bool:
         return not _is_below(path, rules.frozen) and not any(w in path for w in rules.undecayed)
@@ -151,7 +151,7 @@ def make_optimizer(
       rules: of the model; by default every parameter is trained alike.
     """
     rules = rules or ParameterRules()
-    parts = [
+    parts: list[optax.GradientTransformation] = [
         optax.adamw(
             learning_rate,
             b1=0.9,

@@ -1,4 +1,4 @@
-"""Say how training goes: a live line, a CSV file and, if wanted, TensorBoard."""
+"""Report progress of training: a live line, a CSV file and, if wanted, TensorBoard."""
 
 import csv
 import os
@@ -35,7 +35,7 @@ class MetricsFile:
 
     Args:
       path: of the file; made if missing.
-      last_step: the step from which the run continues; 0 starts anew.
+      last_step: the step from which the run continues; 0 starts a new file.
     """
 
     def __init__(self, path: Path, last_step: int):

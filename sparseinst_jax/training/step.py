@@ -36,7 +36,7 @@ class Objective(Protocol):
     `keys` are B random keys, one for each image. They are a function of the seed, the step and the
     place of the image in the global batch: what is drawn does not depend on how many devices, hosts
     or micro-batches there are, nor on whether a run was continued. Both halves of a step get the
-    same; `jax.random.fold_in` tells uses apart.
+    same; `jax.random.fold_in` separates uses.
 
     Attributes:
       minimised: names of the matchings whose scores are costs; of the others the sum is maximised.
@@ -188,7 +188,7 @@ class TrainStep:
         # Sums, not means: each device's loss is its share of the global batch's.
         gradients, terms = jax.lax.psum(sums, DEVICE_AXIS)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["num_targets"] = num_targets
@@ -276,7 +276,7 @@ class TrainStep:
         Args:
           state: placed by `place` or returned by the step before; it is consumed.
           batch: [B, ...] of this host, in the order of the plan.
-          stop: what this host tells the others; above 0 if it was asked to stop.
+          stop: this host's stop flag; above 0 if it was asked to stop.
 
         Returns:
           The new state, and metrics as device arrays [devices], equal on all: `loss/total`, each

@@ -1,4 +1,4 @@
-"""Finish what is begun after a first signal; end at once by a second one."""
+"""Stop cleanly after a first signal, and at once after a second one."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ _SAME_SECONDS = 0.5
 
 
 class StopSignals:
-    """Notes the first SIGINT or SIGTERM instead of dying; by a second one the process ends at once.
+    """Records the first SIGINT or SIGTERM instead of dying; a second one stops the process at once.
 
     A thread sees the second one, because the main thread may be in the middle of something
     compiled or of a save, where it runs no Python for a long time.
@@ -30,7 +30,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is not threading.main_thread():
-            return self  # signals stay with whoever runs us
+            return self  # the caller keeps its signal handlers
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         self._fds = reading, writing
@@ -50,11 +50,12 @@ class StopSignals:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
-            _write(f"{self.received.name}: finishing the step and saving; another one ends at once")
+            name = self.received.name
+            _write(f"{name}: finishing the step and saving; a second signal stops at once")
 
 
 def _watch(reading: int) -> None:
-    """End the process by the second signal that is read."""
+    """Stop the process at the second signal."""
     first = None
     while received := os.read(reading, 1):
         number = received[0]
@@ -63,7 +64,7 @@ def _watch(reading: int) -> None:
         first = first or time.monotonic()
         if time.monotonic() - first > _SAME_SECONDS:
             name = signal.Signals(number).name
-            _write(f"ended at once by a second {name}; the same command goes on from the last save")
+            _write(f"stopped at once by a second {name}; the same command continues")
             for child in multiprocessing.active_children():
                 child.kill()
             os._exit(EXIT_CODES[signal.Signals(number)])

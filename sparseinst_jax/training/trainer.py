@@ -31,7 +31,7 @@ class Intervals:
     eval_every: int
 
     def is_due(self, every: int, step: int) -> bool:
-        """Whether something that happens every so many steps happens after `step`."""
+        """Whether an action with this interval is due after `step`."""
         return every > 0 and (step % every == 0 or step == self.num_steps)
 
 
@@ -104,8 +104,8 @@ class Trainer:
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
-        # On several hosts a signal to one of them stops all after the same step: each tells the
-        # others with its step, and reads what was told with the one before, which is finished.
+        # On several hosts a signal to one of them stops all after the same step: each sends its
+        # flag with its step, and reads the flags of the step before, which is finished.
         before = agreed = 0
         placed = self._step.place(state)
         with StopSignals() as stop, closing(self._progress):
@@ -117,7 +117,7 @@ class Trainer:
                 except Exception:
                     # An image cannot be read, or a signal went to the whole group and ended the
                     # processes that read images: the steps done are not lost. One of several
-                    # hosts cannot save: the others are in their next step, and are told to end.
+                    # hosts cannot save: the others are in their next step, and are asked to stop.
                     if done == first or self._num_hosts > 1:
                         raise
                     if done != self._checkpoints.latest_step:
@@ -263,9 +263,9 @@ class Trainer:
         )
 
 
-def _signal(told: Any) -> signal.Signals | None:
+def _signal(flag: Any) -> signal.Signals | None:
     """Read the signal that a host was sent, from the metrics."""
-    number = int(_to_float(told))
+    number = int(_to_float(flag))
     return signal.Signals(number) if number else None
 
 

@@ -193,7 +193,7 @@ class RenamedWeights(NamedTuple):
     """A state dict under the original's names.
 
     Attributes:
-      arrays: original name -> array in PyTorch layout; a name that nobody knows stays as it was.
+      arrays: original name -> array in PyTorch layout; an unknown name stays as it was.
       file_names: original name -> name in the file.
       ignored: name in the file -> why it holds nothing of the model.
       ecosystem: the implementation that the file comes from.

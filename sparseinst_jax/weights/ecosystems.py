@@ -2,7 +2,8 @@
 
 The names of the original SparseInst release are the ones that all others are translated to. It
 takes its backbones from others, and their names with them: ResNet from detectron2, ResNet-50-vd
-and DarkNet from timm, PVTv2 from its release. Ours mirror them but for ResNet-50-vd (`RESNET_D`).
+and DarkNet from timm, PVTv2 from its release. Ours mirror them except for ResNet-50-vd
+(`RESNET_D`).
 
 Tables of other implementations are written as names stand behind `backbone.`: in classification
 weights, which are a backbone alone, nothing stands in front. What no rule mentions has the

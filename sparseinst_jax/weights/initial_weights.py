@@ -150,9 +150,9 @@ def _fate_of_head(
 ) -> str:
     if any(name in fresh for name in head):
         if given.class_names is None:
-            return "starts afresh"
+            return "starts from random weights"
         there, here = listed(given.class_names, 8), listed(class_names, 8)
-        return f"starts afresh: {there} there, {here} here"
+        return f"starts from random weights: {there} there, {here} here"
     if given.class_names is not None:
         return f"was taken over: the same {len(class_names)} classes"
     return (
@@ -203,7 +203,7 @@ def _guess(given: _GivenWeights, own: Mapping[str, Any]) -> str:
         names = listed(given.file_names.values(), 8)
         return f"Names in the file: {names}. docs/convert.md lists what can be read."
     if there == here:
-        return "The file has this backbone's stages and width, but not all of it: get it anew."
+        return "The file has this backbone's stages and width, but not all: download it again."
     options = " ".join(f"--config.model.backbone.{key}={there[key]}" for key in there)
     return f"The file was made with {options}: set these, or give other weights."
 

@@ -128,7 +128,7 @@ def closest_network(
     networks: Iterable[tuple[list[str], Shapes]],
     folder: Path,
 ) -> str:
-    """Say which of some networks fits a state dict, or comes closest.
+    """Find which of some networks fits a state dict, or comes closest.
 
     Args:
       arrays: under the original's names.
@@ -140,14 +140,14 @@ def closest_network(
         agreeing = sum(
             np.shape(arrays[name]) == shape for name, shape in own.items() if name in arrays
         )
-        strangers = sum(name not in own for name in arrays)
-        if agreeing == len(own) and not strangers:
+        unknown = sum(name not in own for name in arrays)
+        if agreeing == len(own) and not unknown:
             exact += files
-        if best is None or agreeing - strangers > best:
-            best = agreeing - strangers
+        if best is None or agreeing - unknown > best:
+            best = agreeing - unknown
             closest = (
                 f"no configuration in {folder} fits; the closest is {files[0]}: {agreeing} of its "
-                f"{len(own)} arrays agree, {strangers} of the file's have no place in it"
+                f"{len(own)} arrays agree, {unknown} arrays of the file are unused"
             )
     if exact:
         verb = "fits" if len(exact) == 1 else "fit"

@@ -223,7 +223,7 @@ _AVERAGED = "the file holds the moving average of the weights"
 _NOTES = {
     "giam_r50_bf16": "FP16 on an RTX 3090: 52.17 to 67.57 FPS; no AP; bfloat16 here",
     "giam_r50_aug": (
-        "the file is sparse_inst_r50_giam_aug_2b7d68.pth; what 2b7d68 is part of is not said"
+        "the file is sparse_inst_r50_giam_aug_2b7d68.pth; what 2b7d68 is a hash of is not stated"
     ),
     "giam_r50vd": _NO_ROW,
     "giam_r50vd_dcn": _NO_ROW,

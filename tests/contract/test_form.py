@@ -123,8 +123,7 @@ RUNNERS |= {"runpy.run_path", "runpy.run_module", "importlib.import_module", "te
 # Each with what it runs; SECURITY.md tells it.
 MAY_RUN = {
     ("config.py", "runpy.run_path"): "the configuration file that the user names",
-    ("__init__.py", "importlib.import_module"): "a module of this package, out of a table",
-    ("cli.py", "importlib.import_module"): "a command of this package, out of a list",
+    ("__init__.py", "importlib.import_module"): "a command of this package, out of a list",
 }
 
 

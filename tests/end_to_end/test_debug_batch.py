@@ -11,6 +11,7 @@ from sparseinst_jax.cli import debug_batch
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.loader import make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
+from sparseinst_jax.data.target_masks import FULL_BITS, QUARTER_LEVELS
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.setup.config import load_config
@@ -155,8 +156,10 @@ def test_the_table_says_transform_size_objects_and_what_was_lost(planned):
     ]
 
 
-def test_the_picture_shows_masks_ignored_pixels_padding_and_the_titles(planned):
+@pytest.mark.parametrize("form", [QUARTER_LEVELS, FULL_BITS], ids=["levels", "bits"])
+def test_the_picture_shows_masks_ignored_pixels_padding_and_the_titles(planned, form):
     dataset, plan = planned
+    plan = plan._replace(targets=form)
     batch = make_batch(dataset.records, plan)
     picture = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 16)
     one = batches.draw_batch(batch, plan, dataset.records, dataset.class_names, 1)

@@ -116,7 +116,7 @@ def test_other_data_than_before_are_told_and_refused_unless_wanted(data, tmp_pat
         train(data, run, "--config.train.num_steps=3")
     words = ["--config.train.num_steps=3", "--config.data.on_change=continue"]
     assert train(data, run, *words) == 0
-    assert "WARNING: the run goes on with other data than before" in capsys.readouterr().out
+    assert "WARNING: the run continues with other data than before" in capsys.readouterr().out
     assert train(data, run, "--config.train.num_steps=4") == 0  # it is the run's by now
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
 

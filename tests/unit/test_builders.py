@@ -60,7 +60,7 @@ def test_another_backbones_name_alone_is_refused_with_a_configuration_to_start_f
     assert refusal(model)[1:] == [
         "  model.backbone.name is 'pvt', which has no width; it has stage_depths, embed_dims,"
         " linear, drop_path. Start from a configuration of that backbone, such as"
-        " configs/giam_pvt_b1.py"
+        " giam_pvt_b1"
     ]
 
 

@@ -191,7 +191,7 @@ def test_shards_of_another_data_set_than_the_index_are_refused(built, tmp_path):
     first.write_bytes(last.read_bytes())
     last.write_bytes(content)
     dataset = _from_shards("coco_instances/train", tmp_path / "copy")
-    with pytest.raises(ValueError, match=r"the shards hold image .* build the data set anew"):
+    with pytest.raises(ValueError, match=r"the shards hold image .* build the data set again"):
         read_record(dataset.records[0])
 
 

@@ -42,7 +42,7 @@ def test_a_product_of_matrices_costs_its_inner_length_for_each_value():
     assert trace_macs(product, _floats(2, 3, 5), _floats(2, 4, 6, 5)) == {"": 2 * 3 * 4 * 6 * 5}
 
 
-def test_a_loop_counts_every_turn_and_a_branch_its_dearest():
+def test_a_loop_counts_every_turn_and_a_branch_its_most_expensive():
     square = lambda x: x @ x  # noqa: E731
 
     def function(x):

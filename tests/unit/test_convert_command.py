@@ -288,6 +288,6 @@ def test_a_converted_checkpoint_cannot_be_continued_as_a_run(source, tmp_path):
     run(source, "--config", TINY, "--output", tmp_path / "out")
     with Checkpoints(tmp_path / "out") as checkpoints:
         abstract = TrainState(np.int32(0), {}, {}, {})
-        with pytest.raises(ValueError, match=r"weights alone.*--init-from"):
+        with pytest.raises(ValueError, match=r"only weights.*--init-from"):
             checkpoints.restore_state(abstract)
         assert checkpoints.steps == (0,)

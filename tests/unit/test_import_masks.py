@@ -222,7 +222,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     _photo(tmp_path, "a.jpg")
     _photo(tmp_path, "a.png")
     (fault,) = _read(tmp_path, "objects").faults.lines
-    assert "a.jpg has the same name but for the suffix" in fault
+    assert "a.jpg has the same name except for the suffix" in fault
 
 
 def test_masks_may_lie_below_the_images_or_images_below_the_masks(tmp_path):

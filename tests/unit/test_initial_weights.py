@@ -174,7 +174,7 @@ def test_ninety_percent_of_the_backbones_numbers_are_enough(tmp_path, given, los
         _, initial = load(path)
         assert set(initial.fresh) == given.keys() - left.keys()
     else:
-        with pytest.raises(ValueError, match=r"88\.\d% of its [\s\S]* but not all of it"):
+        with pytest.raises(ValueError, match=r"88\.\d% of its [\s\S]* but not all: download"):
             load(path)
 
 

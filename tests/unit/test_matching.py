@@ -64,3 +64,14 @@ def test_leading_axes_are_kept_and_images_without_targets_are_ordinary(rng):
     score = rng.random((2, 3, 4, 5), np.float32)
     query_index = matching.match(score, np.zeros((2, 3, 5), bool))
     np.testing.assert_array_equal(query_index, np.full((2, 3, 5), -1))
+
+
+def test_costs_are_minimised_and_one_that_is_not_finite_is_the_worst(rng):
+    cost = rng.normal(size=(4, 6, 3)).astype(np.float32)
+    is_target = np.ones((4, 3), bool)
+    np.testing.assert_array_equal(
+        matching.match(cost, is_target, minimise=True), matching.match(-cost, is_target)
+    )
+    cost[:, 2] = np.nan
+    cost[:, 4] = np.inf
+    assert not np.isin(matching.match(cost, is_target, minimise=True), (2, 4)).any()

@@ -191,5 +191,5 @@ def test_a_second_signal_ends_the_process_at_once(first, second, code, in_python
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
     assert time.monotonic() - started < 5
-    assert f"{first}: finishing the step and saving; another one ends at once" in said
-    assert f"ended at once by a second {second}" in said
+    assert f"{first}: finishing the step and saving; a second signal stops at once" in said
+    assert f"stopped at once by a second {second}" in said

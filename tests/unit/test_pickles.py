@@ -278,7 +278,7 @@ def test_texts_that_are_encoded_again_and_again_are_counted():
     text = b"X" + struct.pack("<I", 1000) + b"x" * 1000
     code = b"(c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01R"
     message = _refusal(b"\x80\x02" + code + b"h\x00h\x01R" * 50_000 + b"t.")
-    assert "bytes of names and short texts" in message
+    assert "bytes of names and short strings" in message
 
 
 def test_a_name_that_is_there_twice_is_refused():

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import traceback
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -253,3 +254,32 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
         assert trainer.run(first_state(False), batches()) == 143
         assert checkpoints.steps == (3,)
     assert told == [0, *[int(own_signal or 0)] * 2]
+
+
+def test_from_the_loop_to_the_loss_there_are_four_functions(tmp_path):
+    """What who reads a step has to follow: the loop, the step, its second half, the loss."""
+    seen = []
+
+    class Looks(OneNumber):
+        def loss(self, *arguments):
+            frames = [
+                frame for frame in traceback.extract_stack() if "sparseinst_jax" in frame.filename
+            ]
+            seen.append([frame.name for frame in frames])
+            return super().loss(*arguments)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        trainer = Trainer(
+            step=TrainStep(Looks(), OPTIMIZER),
+            checkpoints=checkpoints,
+            meta=META,
+            learning_rate=lambda step: 0.125,
+            steps_per_epoch=1,
+            intervals=Intervals(num_steps=1, log_every=1, checkpoint_every=0, eval_every=0),
+            evaluate=lambda *_: {},
+            early_stopping=EarlyStopping(0, ()),
+            writers=[],
+            progress=Progress(1, 1, 1, 0, io.StringIO()),
+        )
+        trainer.run(first_state(False), batches())
+    assert seen == [["run", "__call__", "_second_half"]]

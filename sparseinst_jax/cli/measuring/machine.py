@@ -22,7 +22,7 @@ _THREADS = ("NPROC", "PJRT_NPROC", "XLA_FLAGS")
 def describe() -> dict[str, Any]:
     """Say what measurements are taken on, as plain values; starts JAX.
 
-    `load_1_5_15` are the processes that want a core, averaged over so many minutes: much above
+    `load_1_5_15` are the processes that want a core, averaged over 1, 5 and 15 minutes: much above
     zero at the start, other work disturbs what is measured.
     """
     device = jax.local_devices()[0]
@@ -55,7 +55,7 @@ def command() -> str:
 
 
 def forget_peak() -> bool:
-    """Start the process's peak memory anew; False where the system cannot, as outside Linux."""
+    """Reset the process's peak memory; False where the system cannot, as outside Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True

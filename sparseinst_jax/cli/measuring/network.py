@@ -69,7 +69,7 @@ def activations(apply: Any, params: Any, statistics: Any, images: Any) -> list[d
     Args:
       apply: the network's pure function, from `models.functional`.
       params: its parameters, or their shapes.
-      statistics: likewise.
+      statistics: the same.
       images: shape and type of the normalised images [B, H, W, 3].
     """
     found: dict[str, Any] = {}

@@ -1,9 +1,9 @@
 """Cache the index of a large json on disk, so that the next run opens it instead of building it.
 
-Small jsons are read anew each time. Of a large one the columns go to a folder that is named by the
+Small jsons are read each time. Of a large one the columns go to a folder that is named by the
 hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
 Other rules have folders of their own. A folder is written under another name and renamed when it
-is whole; whatever does not fit in one when it is opened is built anew.
+is whole; whatever does not fit in one when it is opened is built again.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def _root() -> Path | None:
         return None
     try:
         return Path(chosen) if chosen else cache_folder("index")
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the user has no home folder
         return None
 
 

@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.data.segmentations import BoxXYXY, refuse_broken_runs
 
-FORMAT = 1  # another number for every change of what is stored
+FORMAT = 1  # changes with every change of what is stored
 DESCRIPTION = "index.json"
 WRITE_ABOVE = 1 << 18  # numbers of a growing column that wait in memory
 

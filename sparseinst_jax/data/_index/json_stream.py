@@ -108,7 +108,7 @@ class _Window:
         return self.text[self.position : self.position + 1]
 
     def skip_space(self) -> str:
-        """Go to the next character that is no space; returns it, "" at the end."""
+        """Skip to the next character that is not a space; returns it, "" at the end."""
         while True:
             match = _SPACE.match(self.text, self.position)
             assert match is not None, "the pattern matches the empty text"
@@ -118,7 +118,7 @@ class _Window:
             self.fill()
 
     def expect(self, character: str) -> None:
-        """Go past a character that must come next."""
+        """Skip a character that must come next."""
         if self.skip_space() != character:
             raise self.error(f"Expecting '{character}' delimiter")
         self.position += 1
@@ -136,7 +136,7 @@ class _Window:
                 reason, place = error.msg, error.pos
             except RecursionError:
                 raise self.error("lists or objects are nested too deeply") from None
-            except ValueError as error:  # Python refuses integers of more than some 4300 digits
+            except ValueError as error:  # Python refuses integers of more than about 4300 digits
                 raise self.error(str(error).partition(";")[0]) from None
             else:
                 # A number at the end of the window may go on: "2" as "2.5", "2.5" as "2.5e-3".

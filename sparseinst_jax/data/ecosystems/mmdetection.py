@@ -1,4 +1,4 @@
-"""What mmdetection learns from a json: it filters by boxes, whatever the mask is.
+"""What mmdetection learns from a json: it filters by boxes, not by masks.
 
 Source: mmdet/datasets/coco.py (``parse_data_info``, ``filter_data``) and ``LoadAnnotations`` with
 ``poly2mask=False``, as its SparseInst sets it.

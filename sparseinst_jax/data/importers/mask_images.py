@@ -43,7 +43,7 @@ LAYOUTS = ("objects", "indexed")
 MAX_VALUES = 2000
 _NUMBERED = re.compile(r"(.+?)[_-]\d+")
 _SEMANTIC = (
-    "In a semantic map all objects of a class have one value, so that touching ones cannot be told "
+    "In a semantic map all objects of a class have one value, so that touching ones cannot be "
     "apart. Export instances from the labelling tool instead: a value for each object "
     "(--layout indexed) or an image for each object (--layout objects)."
 )
@@ -108,7 +108,7 @@ def _images_by_place(images_dir: Path, source: Path, faults: ImportFaults) -> di
             continue
         first = found.setdefault(path.relative_to(images_dir).with_suffix(""), path)
         if first is not path:
-            faults.add(str(path), f"{first} has the same name but for the suffix; rename one")
+            faults.add(str(path), f"{first} has the same name except for the suffix; rename one")
     if not found:
         raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
     return found

@@ -62,7 +62,7 @@ class ImportFaults:
 
     @contextmanager
     def at(self, where: str) -> Iterator[None]:
-        """Note a `LabelFault` raised inside and go on after the block."""
+        """Record a `LabelFault` raised inside and continue after the block."""
         try:
             yield
         except LabelFault as fault:

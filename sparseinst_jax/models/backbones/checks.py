@@ -1,4 +1,4 @@
-"""What every backbone's options have to be; a fault is half a sentence that starts with its key."""
+"""Checks of options that every backbone has; a fault starts with the option's name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def width_faults(width: int) -> list[str]:
 
 
 def norm_faults(norm: Any) -> list[str]:
-    """Refuse norms that there are not."""
+    """Refuse unknown norms."""
     if norm in layers.NORMS:
         return []
     return [f"norm must be one of {', '.join(layers.NORMS)}, got {norm!r}"]
@@ -34,7 +34,7 @@ def first_stages(stages: Sequence[str], frozen_stages: int) -> tuple[str, ...]:
     """Return the names of the stages that are not trained.
 
     Raises:
-      ValueError: if there are not so many.
+      ValueError: if there are fewer.
     """
     if not 0 <= frozen_stages <= len(stages):
         raise ValueError(

@@ -175,7 +175,7 @@ class CSPDarkNet(nnx.Module):
 
     @staticmethod
     def faults(*, stage_depths, width, norm, **_: Any) -> list[str]:
-        """Tell what is wrong with the constructor's options."""
+        """List what is wrong with the constructor's options."""
         return [
             *checks.norm_faults(norm),
             *checks.width_faults(width),

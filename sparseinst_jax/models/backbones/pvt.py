@@ -249,7 +249,7 @@ class PyramidVisionTransformer(nnx.Module):
 
     @staticmethod
     def faults(*, stage_depths, embed_dims, drop_path, **_: Any) -> list[str]:
-        """Tell what is wrong with the constructor's options."""
+        """List what is wrong with the constructor's options."""
         faults = checks.depth_faults(stage_depths, (2, 2, 2, 2))
         fits = [n > 0 and n % heads == 0 for n, heads in zip(embed_dims, HEADS, strict=False)]
         if len(embed_dims) != len(HEADS) or not all(fits):

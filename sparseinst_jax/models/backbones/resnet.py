@@ -193,7 +193,7 @@ class ResNet(nnx.Module):
     def faults(
         *, stage_depths, width, norm, variant, deformable_stages, modulated, **_: Any
     ) -> list[str]:
-        """Tell what is wrong with the constructor's options."""
+        """List what is wrong with the constructor's options."""
         return [
             *_variant_faults(variant),
             *_deformable_faults(deformable_stages, modulated),

@@ -6,7 +6,7 @@ Two by two results come from four by four inputs. With input d, kernel g and res
 
 where * multiplies pixel by pixel (and sums over the input channels: 16 matrix products over all
 tiles), and A, B, G hold only 0, 1, -1 and 1/2, so that no precision is lost: on normal numbers the
-results differ from those of `lax.conv_general_dilated` by some 3e-6 of their deviation. Larger
+results differ from those of `lax.conv_general_dilated` by about 3e-6 of their deviation. Larger
 tiles take fewer products still, and lose a digit.
 
 The gradient of the kernel, with cotangents e of y, is G' [ sum of (B' d B) * (A e A') ] G.

@@ -26,7 +26,7 @@ SIZES = {
 
 
 def faults(*, normalizer: Any, **options: Any) -> list[str]:
-    """Tell what is wrong with the options of the network."""
+    """List what is wrong with the options of the network."""
     found, known = [], get_args(Normalizer)
     if normalizer not in known:
         found.append(f"normalizer must be one of {', '.join(known)}, got {normalizer!r}")

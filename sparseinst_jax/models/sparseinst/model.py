@@ -340,7 +340,7 @@ class SparseInst(nnx.Module):
 
     @property
     def undecayed(self) -> tuple[str, ...]:
-        """Words: a parameter whose path holds one has no weight decay.
+        """Words in paths of parameters that have no weight decay.
 
         The original exempts a parameter by such a word, and nothing else: biases of convolutions
         and linear layers do decay.

@@ -1,6 +1,6 @@
-"""Weight files of every ecosystem, read by what they are and not by what they are called.
+"""Weight files of every ecosystem, recognised by content and not by name.
 
-Neither torch nor paddle is needed, and nothing that a file asks for is run: pickles are read by
+Neither torch nor paddle is needed, and nothing in a file is run: pickles are read by
 `pickles`, which knows no way to call anything. Sizes are compared with the file before memory is
 allocated, so what is refused is refused at once.
 """

@@ -62,7 +62,7 @@ class Name:
 
 @dataclasses.dataclass(frozen=True, eq=False, slots=True)
 class Foreign:
-    """An object whose class this package does not know: empty but for the name."""
+    """An object whose class this package does not know: empty except for the name."""
 
     path: str
 

@@ -10,7 +10,7 @@ of its own for the same operations, which has no way to import or call anything:
   text of the name. It holds the few names that arrays are made of, and gives inert stand-ins.
 * Every other call gives a `Foreign`: an object without content that remembers the name of its
   class. Checkpoints carry such things beside the weights (loggers, configurations, paths);
-  whoever finds one among the weights refuses it by that name.
+  one found among the weights is refused by that name.
 
 Long runs of bytes are not read but remembered as a place in the file, and their sizes compared
 with it; operations, short texts and integers are counted. A file can therefore neither take much
@@ -106,13 +106,13 @@ class _PickleBytes:
         self._short_bytes += short_bytes
         if self._operations > MAX_OPERATIONS:
             raise WeightsFileError(
-                f"the pickle takes more than {MAX_OPERATIONS} operations, expected some 50,000: it "
-                "holds something else than weights"
+                f"the pickle takes more than {MAX_OPERATIONS} operations, expected about 50,000: "
+                "it is not a weights file"
             )
         if self._short_bytes > MAX_SHORT_BYTES:
             raise WeightsFileError(
-                f"the pickle holds more than {MAX_SHORT_BYTES} bytes of names and short texts: it "
-                "holds something else than weights"
+                f"the pickle holds more than {MAX_SHORT_BYTES} bytes of names and short strings: "
+                "it is not a weights file"
             )
 
     def fixed(self, format: str) -> Any:
@@ -152,7 +152,7 @@ class _PickleBytes:
         return Piece(self.file, start, size)
 
     def frame(self) -> None:
-        """A frame says how many bytes follow; it is believed no more than any size."""
+        """A frame says how many bytes follow; it is checked like any other size."""
         size, left = self.fixed("<Q"), self.end - self.file.tell()
         if size > left:
             raise DamagedFileError(f"the pickle claims a frame of {size} bytes of {left} left")
@@ -369,7 +369,7 @@ class Unpickler:
 
 
 def _is_of_programs(path: str) -> bool:
-    """Whether a name belongs to programs and not to data; see `_PLAIN_MODULES`."""
+    """Whether a name belongs to code and not to data; see `_PLAIN_MODULES`."""
     module, _, name = path.partition(".")
     if module == "builtins":
         return name not in _PLAIN_BUILTINS

@@ -29,7 +29,7 @@ from sparseinst_jax.weights.reading.stored_arrays import (
     short,
 )
 
-# A directory of 2 MB has room for some 20,000 entries; a checkpoint has a few thousand.
+# A directory of 2 MB has room for about 20,000 entries; a checkpoint has a few thousand.
 MAX_DIRECTORY_BYTES = 2 << 20
 # What compressed entries may grow to: weights shrink by a tenth, runs of zeros more.
 INFLATED_BYTES, INFLATED_RATIO = 64 << 20, 8
