@@ -22,8 +22,8 @@ import numpy as np
 from sparseinst_jax import losses
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.trees import Tree
 
 TARGET_LEVELS = 4.0  # target masks are integers 0..4
 
@@ -45,7 +45,7 @@ class SparseInstObjective:
     """The objective of one model.
 
     Attributes:
-      apply: the model as a pure function, from `models.functional`.
+      apply: the model as a pure function, from `models.trees.functional`.
       num_masks: N of that model.
       class_weight, mask_weight, dice_weight, objectness_weight: factors of the four losses.
     """
