@@ -31,9 +31,9 @@ from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones import deformable
 from sparseinst_jax.models.complexity import count_macs, trace_macs
 from sparseinst_jax.models.family import Selection
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup.builders import build_model, build_objective
 from sparseinst_jax.setup.config import load_config

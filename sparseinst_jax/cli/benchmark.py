@@ -24,7 +24,7 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.setup import builders, datasets

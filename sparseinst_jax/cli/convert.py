@@ -14,7 +14,7 @@ from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime.files import check_writable, read_json
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config

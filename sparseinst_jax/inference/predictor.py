@@ -21,8 +21,8 @@ from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.models.family import Family, Selection
-from sparseinst_jax.models.functional import PureModel, Tree
 from sparseinst_jax.models.ops import normalize_images
+from sparseinst_jax.models.trees import PureModel, Tree
 from sparseinst_jax.runtime.messages import brief
 
 Size = tuple[int, int]

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.functional import DEVICE_AXIS
+from sparseinst_jax.models.trees import DEVICE_AXIS
 
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
 Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]

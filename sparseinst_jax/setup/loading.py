@@ -13,7 +13,7 @@ import numpy as np
 
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config

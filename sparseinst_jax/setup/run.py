@@ -17,7 +17,7 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs

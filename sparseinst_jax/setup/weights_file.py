@@ -8,7 +8,7 @@ from typing import Any
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.datasets import load_val, name_of
 from sparseinst_jax.setup.loading import build_predictor

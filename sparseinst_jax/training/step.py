@@ -24,7 +24,7 @@ import optax
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.functional import DEVICE_AXIS, Tree
+from sparseinst_jax.models.trees import DEVICE_AXIS, Tree
 from sparseinst_jax.training.optimizer import moving_average
 
 STOP = "stop"  # the one of the metrics that says whether a host was asked to stop

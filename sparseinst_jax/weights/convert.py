@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import (
     WeightNames,
     find_leaf,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.convert import original_to_ours, ours_to_original, rename_to_original

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.convert import (

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.functional import DEVICE_AXIS, functional
+from sparseinst_jax.models.trees import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.setup.run import make_plan, make_step
@@ -114,7 +114,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     # The results are float32 in every compute type: matching and losses are.
     assert {x.dtype.name for x in (*seen["outputs"], seen["score"])} == {"float32"}
     assert seen["outputs"].class_logits.shape == (2, config.model.num_masks, NUM_CLASSES)
-    assert seen["outputs"].mask_logits.shape == (2, config.model.num_masks, 16, 24)
+    assert seen["outputs"].mask_logits.shape == (2, config.model.num_masks, 8, 12)
 
 
 @by_variant

@@ -14,7 +14,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.training.progress import read_metrics
@@ -134,8 +134,8 @@ import optax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.functional import functional
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.training.step import TrainStep
 from tests import outside_family

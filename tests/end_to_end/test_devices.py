@@ -15,7 +15,7 @@ import optax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.models.sparseinst.model import SparseInst
 from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
 from sparseinst_jax.training.step import TrainStep

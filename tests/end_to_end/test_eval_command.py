@@ -20,8 +20,8 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders, loading
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import ours_to_original

@@ -18,8 +18,8 @@ import numpy as np
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import original_to_ours

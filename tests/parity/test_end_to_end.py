@@ -18,10 +18,10 @@ from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.images import as_rgb
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.weights.convert import original_to_ours
 from tests.parity import cases, golden_weights

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparseinst_jax.models.functional import Tree, functional
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_optimizer, rules_of

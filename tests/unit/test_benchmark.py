@@ -27,8 +27,8 @@ from sparseinst_jax.cli.measuring import (
 )
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.weights.convert import ours_to_original
 

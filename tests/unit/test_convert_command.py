@@ -20,8 +20,8 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.cli import convert
 from sparseinst_jax.cli.arguments import add_model_arguments, open_model
 from sparseinst_jax.data.classes import COCO_CLASS_NAMES
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import original_shapes, original_to_ours, ours_to_original

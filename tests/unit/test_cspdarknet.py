@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.models.backbones.cspdarknet import STAGES, CSPDarkNet
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.models import layers
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import (

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from sparseinst_jax.models.backbones.resnet import STAGES, ResNet
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -11,8 +11,8 @@ from flax import nnx
 
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, SparseInst
+from sparseinst_jax.models.trees import functional
 
 
 def plain_conv(x, kernel, stride, groups):

@@ -13,7 +13,7 @@ from sparseinst_jax import losses
 from sparseinst_jax.data.coco import load_coco, read_image
 from sparseinst_jax.data.transforms import resized_size
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import make_schedule

@@ -10,9 +10,9 @@ from sparseinst_jax import losses, matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.model import Outputs, SparseInst
 from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.training.step import TrainStep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -17,9 +17,9 @@ from sparseinst_jax.data.transforms import padded_size, resize_image, resized_si
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import load_run

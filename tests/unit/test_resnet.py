@@ -7,7 +7,7 @@ import pytest
 
 from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

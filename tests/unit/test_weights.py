@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sparseinst_jax.models.functional import functional
 from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import (

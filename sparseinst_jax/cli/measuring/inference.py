@@ -15,10 +15,10 @@ from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.predictor import Predictor, Prepared
-from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import MASK_STRIDE, Outputs
+from sparseinst_jax.models.trees import Tree
 
 Size = tuple[int, int]
 USUAL_SIZE = (640, 864)  # padded
@@ -30,7 +30,7 @@ class Subject:
     """What inference is measured on.
 
     Attributes:
-      apply, params, statistics: of the network, see `models.functional`.
+      apply, params, statistics: of the network, see `models.trees.functional`.
       make_predictor: takes the number of images that go through the network together.
       num_masks, num_classes: N and K.
       size: (height, width) of the padded image.

@@ -11,7 +11,7 @@ from flax import nnx
 
 from sparseinst_jax.cli.measuring import machine
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
-from sparseinst_jax.models.functional import functional
+from sparseinst_jax.models.trees import functional
 
 
 def describe(model: nnx.Module, size: tuple[int, int], batch: int) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def activations(apply: Any, params: Any, statistics: Any, images: Any) -> list[d
     """List the named tensors of a forward pass in its order, then its outputs, with their sizes.
 
     Args:
-      apply: the network's pure function, from `models.functional`.
+      apply: the network's pure function, from `models.trees.functional`.
       params: its parameters, or their shapes.
       statistics: the same.
       images: shape and type of the normalised images [B, H, W, 3].

@@ -12,7 +12,7 @@ import optax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring.timing import Workload
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.functional import Tree
+from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.training.step import Objective, TrainStep
 
 LEVELS = 4  # of a target mask, see `Batch`

@@ -17,8 +17,8 @@ from flax import nnx
 
 from sparseinst_jax.models import layers, ops
 from sparseinst_jax.models.backbones import checks
-from sparseinst_jax.models.functional import device_index
 from sparseinst_jax.models.layers import Conv, LayerNorm, Linear
+from sparseinst_jax.models.trees import device_index
 
 STAGES = ("p1", "p2", "p3", "p4")  # strides 4, 8, 16, 32
 HEADS = (1, 2, 5, 8)

@@ -32,7 +32,8 @@ class Outputs(NamedTuple):
 
     Attributes:
       class_logits: float32 [B, N, K].
-      mask_logits: float32 [B, N, H/4, W/4].
+      mask_logits: float32 [B, N, H/4, W/4]; in training [B, N, H/8, W/8], which the objective
+        doubles where it needs them: for the gradient, only those that are matched.
       objectness_logits: float32 [B, N], logit of the predicted IoU.
     """
 
@@ -262,7 +263,7 @@ class IAMDecoder(nnx.Module):
         self.inst_branch = InstanceBranch(in_channels + 2, **shared, **instance_options)
         self.mask_branch = MaskBranch(in_channels + 2, **shared)
 
-    def __call__(self, features: jax.Array, intermediates: dict) -> Outputs:
+    def __call__(self, features: jax.Array, train: bool, intermediates: dict) -> Outputs:
         """Map the encoder's [B, H/8, W/8, C] to the predictions."""
         height, width = features.shape[1:3]
         grid = jnp.asarray(ops.coordinates(height, width), features.dtype)[None]
@@ -274,7 +275,8 @@ class IAMDecoder(nnx.Module):
         mask_logits = jnp.einsum(
             "bnd,bhwd->bnhw", mask_kernels, mask_features, preferred_element_type=jnp.float32
         )
-        mask_logits = ops.resize_bilinear(mask_logits, (2 * height, 2 * width), axes=(2, 3))
+        if not train:
+            mask_logits = ops.resize_bilinear(mask_logits, (2 * height, 2 * width), axes=(2, 3))
         return Outputs(
             class_logits.astype(jnp.float32), mask_logits, objectness_logits.astype(jnp.float32)
         )
@@ -369,4 +371,4 @@ class SparseInst(nnx.Module):
             )
         named = {} if intermediates is None else intermediates
         res3, res4, res5 = self.backbone(images, train, named)
-        return self.decoder(self.encoder(res3, res4, res5, named), named)
+        return self.decoder(self.encoder(res3, res4, res5, named), train, named)

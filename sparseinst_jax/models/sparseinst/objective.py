@@ -22,8 +22,8 @@ import numpy as np
 from sparseinst_jax import losses
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.functional import Tree
 from sparseinst_jax.models.sparseinst.model import Outputs
+from sparseinst_jax.models.trees import Tree
 
 TARGET_LEVELS = 4.0  # target masks are integers 0..4
 
@@ -45,7 +45,7 @@ class SparseInstObjective:
     """The objective of one model.
 
     Attributes:
-      apply: the model as a pure function, from `models.functional`.
+      apply: the model as a pure function, from `models.trees.functional`.
       num_masks: N of that model.
       class_weight, mask_weight, dice_weight, objectness_weight: factors of the four losses.
     """
@@ -82,7 +82,8 @@ class SparseInstObjective:
         self, outputs: Outputs, batch: Batch, keys: jax.Array | None = None
     ) -> dict[str, jax.Array]:
         """Return dice^0.8 * p_class^0.2 of every prediction with every target, [B, N, M]."""
-        dice = losses.dice_matrix(outputs.mask_logits, _target_masks(batch), _counted(batch))
+        mask_logits = _at_target_size(outputs.mask_logits, batch)
+        dice = losses.dice_matrix(mask_logits, _target_masks(batch), _counted(batch))
         probs = jax.nn.sigmoid(outputs.class_logits)  # [B, N, K]
         p_class = jnp.take_along_axis(probs, batch.labels[:, None, :], axis=2)  # [B, N, M]
         return {"masks": dice**self.dice_power * p_class**self.class_power}
@@ -120,12 +121,14 @@ class SparseInstObjective:
         class_losses = losses.focal_loss(class_logits, one_hot)
         if batch.is_ignored is not None:
             has_class = one_hot.any(-1, keepdims=True)
-            is_judged = has_class | ~self._lies_in_ignored(mask_logits, batch.is_ignored)
+            masks = _at_target_size(mask_logits, batch)
+            is_judged = has_class | ~self._lies_in_ignored(masks, batch.is_ignored)
             class_losses = jnp.where(is_judged, class_losses, 0.0)
         class_loss = class_losses.sum()
 
         targets, counted = _target_masks(batch), _counted(batch)
-        logits = jnp.take_along_axis(mask_logits, index[:, :, None, None], axis=1)  # [B, M, h, w]
+        logits = jnp.take_along_axis(mask_logits, index[:, :, None, None], axis=1)
+        logits = _at_target_size(logits, batch)  # [B, M, h, w]
         dice = jnp.where(is_matched, losses.dice_loss(logits, targets, counted), 0.0).sum()
         per_mask = losses.mask_cross_entropy(logits, targets, counted)
         mask = jnp.where(is_matched, per_mask, 0.0).sum()
@@ -152,6 +155,11 @@ class SparseInstObjective:
         predicted = jax.nn.sigmoid(mask_logits) >= self.objectness_iou_threshold  # [B, N, h, w]
         inside = (predicted & is_ignored[:, None]).sum((-2, -1))
         return (inside > self.ignored_share * predicted.sum((-2, -1)))[..., None]
+
+
+def _at_target_size(mask_logits: jax.Array, batch: Batch) -> jax.Array:
+    """Resize [B, N, h, w] to the size of the targets, a quarter of the padded image."""
+    return ops.resize_bilinear(mask_logits, batch.masks.shape[-2:], axes=(2, 3))
 
 
 def _counted(batch: Batch) -> jax.Array | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparseinst_jax.models.functional import DEVICE_AXIS, functional
+from sparseinst_jax.models.trees import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 
