@@ -64,7 +64,9 @@ class PureModel:
 
         def fold(params: Tree, statistics: Tree) -> nnx.Module:
             module = self._restore(params, statistics)
-            nodes = [node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)]
+            nodes: list[Any] = [
+                node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.Module)
+            ]
             for node in nodes:
                 if hasattr(node, "fold_norm"):
                     node.fold_norm()
