@@ -224,3 +224,41 @@ def test_the_windows_are_read_by_one_gather_and_never_held_for_the_gradient(rng)
     kept = [leaf for leaf in jax.tree.leaves(vjp) if hasattr(leaf, "size")]
     # The columns alone, nine times as many numbers as x, would be 1890; weights are 4 a sample.
     assert max(leaf.size for leaf in kept) <= 4 * given[1].size // 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_all_taps_at_once_are_those_of_one_tap_after_the_other(rng, dtype):
+    x, offsets, kernel, _ = arguments(rng)
+    corner, weights = deformable._bilinear(offsets, x.shape[1:3], 1)
+    corner, weights = corner.reshape(2, -1, 2), weights.reshape(2, -1, 4)
+    of_y = rng.standard_normal((2, HEIGHT * WIDTH, OUT)).astype(np.float32)
+    x, kernel, of_y = (jnp.asarray(array, dtype) for array in (x, kernel, of_y))
+    given = of_y, x, corner, weights, kernel
+    found = jax.jit(deformable._gradients_at_once)(*given)
+    expected = jax.jit(deformable._gradients_by_tap)(*given)
+    tolerance = 3e-6 if dtype == jnp.float32 else 0.01
+    for ours, theirs in zip(found, expected, strict=True):
+        if theirs is None:
+            assert ours is None
+            continue
+        assert ours.dtype == theirs.dtype
+        ours, theirs = np.float32(ours), np.float32(theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+def test_a_gpu_adds_the_gradients_of_all_taps_at_once(rng):
+    given = arguments(rng)
+
+    def gradients(x, offsets, kernel):
+        return jax.grad(lambda *given: deformable.convolve(*given).sum(), (0, 1, 2))(
+            x, offsets, kernel
+        )
+
+    def lowered(platform):
+        traced = jax.jit(gradients).trace(*given[:3])
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert "stablehlo.while" in lowered("cpu")
+    text = lowered("cuda")
+    assert "stablehlo.while" not in text
+    assert text.count('"stablehlo.scatter"') == 1

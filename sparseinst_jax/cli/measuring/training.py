@@ -76,7 +76,7 @@ def step(
 ) -> Workload:
     """Whole steps on one batch, from the host's arrays to the new parameters, on one device."""
     trained = PartedStep(objective, optimizer, devices=jax.local_devices()[:1])
-    opt_state = jax.tree.map(np.asarray, optimizer.init(params))
+    opt_state = jax.tree.map(np.asarray, jax.jit(optimizer.init)(params))
     # A list: the state is consumed by every step.
     states = [trained.place(TrainState(np.int32(0), params, statistics, opt_state))]
     losses = []

@@ -163,12 +163,16 @@ def _forward(x, corner, weights, kernel):
 
 
 def _backward(residuals, of_y):
+    forms = {"cuda": _gradients_at_once, "default": _gradients_by_tap}
+    return lax.platform_dependent(of_y, *residuals, **forms)
+
+
+def _gradients_by_tap(of_y, x, corner, weights, kernel):
     """Go through the taps one after the other: a ninth of the columns at a time.
 
     All taps at once take almost twice as long and ten times the memory on a CPU: the sums over
     channels keep the gather from being fused, and its result, 36 times x, is written out.
     """
-    x, corner, weights, kernel = residuals
     batch, height, width, channels = x.shape
     ringed = _with_ring(x)
     ring_width = width + 2
@@ -197,6 +201,29 @@ def _backward(residuals, of_y):
     of_x = of_pixels.reshape(ringed.shape)[:, 1:-1, 1:-1].astype(x.dtype)
     of_weights = jnp.moveaxis(of_weights, 0, 2).reshape(weights.shape)
     return of_x, None, of_weights, of_kernel.reshape(kernel.shape)
+
+
+def _gradients_at_once(of_y, x, corner, weights, kernel):
+    """All taps together, for a GPU: a tenth of the launches, and memory enough for the columns."""
+    batch, height, width, channels = x.shape
+    ringed, ring_width = _with_ring(x), width + 2
+    windows = _windows(ringed, corner)  # [B, P*9, 2, 2, C]
+    columns = _blend(windows, weights, x.dtype).reshape(batch, -1, TAPS * channels)
+    of_kernel = jnp.einsum("bpc,bpo->co", columns, of_y)
+    of_columns = jnp.einsum("bpo,co->bpc", of_y, kernel.reshape(TAPS * channels, -1))
+    of_columns = of_columns.reshape(batch, -1, channels).astype(jnp.float32)
+    of_weights = jnp.einsum("bsc,bsijc->bsij", of_columns, windows.astype(jnp.float32))
+
+    image_start = jnp.arange(batch)[:, None] * ((height + 2) * ring_width)
+    pixel = image_start + corner[..., 0] * ring_width + corner[..., 1]
+    place = pixel[..., None] + np.array([i * ring_width + j for i, j in CORNERS])
+    rows = of_columns[:, :, None] * weights[..., None]  # [B, P*9, 4, C]
+    of_pixels = jnp.zeros((batch * (height + 2) * ring_width, channels), jnp.float32)
+    of_pixels = of_pixels.at[place.reshape(-1)].add(
+        rows.reshape(-1, channels), mode="promise_in_bounds"
+    )
+    of_x = of_pixels.reshape(ringed.shape)[:, 1:-1, 1:-1].astype(x.dtype)
+    return of_x, None, of_weights.reshape(weights.shape), of_kernel.reshape(kernel.shape)
 
 
 _sample_and_multiply.defvjp(_forward, _backward)
