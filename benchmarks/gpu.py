@@ -95,7 +95,6 @@ PARTS = (
     Part(_torch("compiled/training/8", "compiled/network/1"), 30),
     Part(_torch("graphs/network/1", "bf16/network/1"), 30),
     Part(("network/1",)),
-    Part(("network/1/command_buffer",), flags=GRAPHS),
     Part(("with_masks/1", "with_masks/1/20")),
     Part(("training/32",), 40),
     Part(_torch("compiled/training/32"), 30),
@@ -106,6 +105,7 @@ PARTS = (
     Part(_both("deformable_res5/dense deformable_res5/deformable")),
     Part(_torch("eager/network/1", "eager/training/8", "eager/training/32")),
     Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
+    Part(("network/1/command_buffer",), flags=GRAPHS),
     Part(("training/8/command_buffer",), 40, flags=GRAPHS),
     FORMS,
     Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever

@@ -18,6 +18,7 @@ import signal
 import statistics
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,9 @@ def run(given: argparse.Namespace, make: Callable[[str], Row]) -> None:
         try:
             row = make(name)
         except Exception as error:  # of a backend: whatever it raises
-            row = {"fault": f"{type(error).__name__}: {error}".replace("\n", " ")[:600]}
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error}".replace("\n", " ")[:600]
+            row = {"fault": f"{text} ({Path(place.filename).name}:{place.lineno})"}
         row = {"name": name, **given.stamp, **row, "clocks": query(CLOCKS)}
         row["xla_flags"] = os.environ.get("XLA_FLAGS", "")
         append(given.output, row)

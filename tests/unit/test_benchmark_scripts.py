@@ -198,7 +198,7 @@ def call(monkeypatch, tmp_path):
 def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, tmp_path):
     part = gpu.Part(("a", "bad", "dead", "b"))
     code, rows = call(part)
-    expected = [("a", ""), ("bad", "ValueError: no memory"), ("dead", "exit code 7"), ("b", "")]
+    expected = [("a", ""), ("bad", "ValueError: no memory (gpu_jax.py:7)"), ("dead", "exit code 7"), ("b", "")]
     assert (code, rows) == (1, expected)
     _, rows = call(part)
     assert rows[4:] == expected[1:3], "what is there is not measured again"
@@ -209,7 +209,7 @@ def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, 
 def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(call):
     assert call(gpu.Part(("picker", "a"))) == (
         0,
-        [("picker", "ValueError: cuDNN"), ("a", ""), ("picker", "")],
+        [("picker", "ValueError: cuDNN (gpu_jax.py:8)"), ("a", ""), ("picker", "")],
     )
 
 
