@@ -121,7 +121,8 @@ class Conv(nnx.Module):
         if train and self.has_norm and isinstance(self.norm, FrozenBatchNorm) and not self.has_bias:
             # Its factor goes into the kernel: the gradients of results need no pass of their own.
             _, shift = self.norm.factors()
-            return self._convolve_scaled(x, kernel, shared) + shift.astype(self.dtype)
+            y = self._convolve_scaled(x, kernel, self.norm, shared)
+            return y + shift.astype(self.dtype)
         y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups, shared)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
@@ -145,10 +146,10 @@ class Conv(nnx.Module):
         self.has_bias = True
 
     def _convolve_scaled(
-        self, x: jax.Array, kernel: jax.Array, shared: jax.Array | None
+        self, x: jax.Array, kernel: jax.Array, norm: FrozenBatchNorm, shared: jax.Array | None
     ) -> jax.Array:
         def convolve(x, kernel):
-            scale, _ = self.norm.factors()
+            scale, _ = norm.factors()
             kernel = (kernel * scale).astype(self.dtype)
             return ops.convolve(x, kernel, self.stride, self.groups, shared)
 
