@@ -4,7 +4,8 @@ The way back of a mask has three steps: bilinear from the mask grid to the padde
 to the valid part, and a bilinear resize to the original size. Each is linear and works on rows and
 columns separately, so the chain is one small operator for each axis: a few taps per output pixel,
 composed here on the host in float64. The device applies the two operators to the masks that are
-kept, a chunk at a time, so that no more than a chunk of full-size float masks ever exists.
+kept, a chunk at a time, so that no more than a chunk of full-size float masks ever exists. From an
+accelerator they come as bits, all chunks on their way at once: fetching takes longer than making.
 
 Source: the original's `SparseInst.inference_single` (two `interpolate` calls on probabilities,
 `align_corners=False`, no antialias).

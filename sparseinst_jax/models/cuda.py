@@ -8,7 +8,8 @@ groups. Measured on an H200 in bfloat16, 8 images of 640 x 864, milliseconds for
     stem, 7x7 of stride 2, 3 to 64                0.65 + 0.44   blocks of 2x2 pixels:  0.32 + 0.27
     1x1, 1024 to 256 at 40 x 54                   0.08 + 0.10   a product:             0.04 + 0.07
 
-All are linear in image and kernel, so that their gradients are transposes.
+The blocks were measured with 12 channels; here they have 16, a multiple of 8.
+All forms are linear in image and kernel, so that their gradients are transposes.
 """
 
 from __future__ import annotations

@@ -198,7 +198,8 @@ def call(monkeypatch, tmp_path):
 def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, tmp_path):
     part = gpu.Part(("a", "bad", "dead", "b"))
     code, rows = call(part)
-    expected = [("a", ""), ("bad", "ValueError: no memory (gpu_jax.py:7)"), ("dead", "exit code 7"), ("b", "")]
+    fault = "ValueError: no memory (gpu_jax.py:7)"
+    expected = [("a", ""), ("bad", fault), ("dead", "exit code 7"), ("b", "")]
     assert (code, rows) == (1, expected)
     _, rows = call(part)
     assert rows[4:] == expected[1:3], "what is there is not measured again"
