@@ -24,7 +24,7 @@ MAX_OBJECTS = 20_000
 MIN_LEVELS = 24
 
 
-class Split(NamedTuple):
+class SplitReport(NamedTuple):
     """What is known of one json.
 
     Attributes:
@@ -54,7 +54,7 @@ class DataReport(NamedTuple):
         overlap: images that both have.
     """
 
-    splits: list[Split]
+    splits: list[SplitReport]
     warnings: list[str]
     num_masks: int
     overlap: list[check_dataset.Overlap]
@@ -111,7 +111,7 @@ def make_report(
         lines = [*check_dataset.describe(dataset), *_size_lines(dataset)]
         lines.append("files: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
         lines += [_lost_line(entry) for entry in lost if entry.num_checked]
-        splits.append(Split(title, dataset, lines, warnings, found, readable))
+        splits.append(SplitReport(title, dataset, lines, warnings, found, readable))
     overlap, warnings = [], []
     if len(splits) == 2:
         train, val = splits[0].dataset, splits[1].dataset

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sparseinst_jax.data import check_dataset
-from sparseinst_jax.data.check_report import DataReport, Split, sheet_records
+from sparseinst_jax.data.check_report import DataReport, SplitReport, sheet_records
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.faults import grouped
 from sparseinst_jax.data.transforms import Transform, move_mask, transform_image
@@ -124,7 +124,7 @@ def page_of(report: DataReport, sheet: Image.Image | None) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _split(split: Split, num_masks: int) -> str:
+def _split(split: SplitReport, num_masks: int) -> str:
     dataset = split.dataset
     parts = [
         f"<h2>{_text(split.title)}: {_text(split.lines[0])}</h2>",
@@ -142,7 +142,7 @@ def _split(split: Split, num_masks: int) -> str:
     return "\n".join(parts)
 
 
-def _faults(split: Split) -> str:
+def _faults(split: SplitReport) -> str:
     parts = []
     for kind, found in grouped(split.faults).items():
         name = "fault" if found[0].is_fatal else "warning"
