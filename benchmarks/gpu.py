@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
     rows: tuple[str, ...]
     least: int = 15
-    seconds: int = 120
+    seconds: int = 600
     limit: int = 220
     flags: str = ""
 

@@ -207,7 +207,8 @@ def make(name: str, yardstick: Any, is_dry: bool) -> gpu_rows.Row:
         peaks["peak_mib"] = torch.cuda.max_memory_allocated() / gpu_rows.MIB
         torch.cuda.reset_peak_memory_stats()
     row = gpu_rows.measure(launch, wait, warmups=warmups, iterations=iterations)
-    queued = gpu_rows.measure(launch, wait, warmups=0, iterations=3, queue=10)
+    several = {"iterations": 1, "queue": 2} if is_dry else {"iterations": 3, "queue": 10}
+    queued = gpu_rows.measure(launch, wait, warmups=0, **several)
     row |= {"first_s": first, "queued_ms": queued["p50_ms"], **peaks}
     if is_gpu:
         row["steady_peak_mib"] = torch.cuda.max_memory_allocated() / gpu_rows.MIB
