@@ -1,4 +1,4 @@
-"""PyTorch's rows for gpu.py: torch/MODE/WORK/BATCH of a yardstick's network, channels last.
+"""PyTorch's rows for gpu.py: torch/<mode>/<work>/<batch> of a yardstick, channels last.
 
 The yardstick is a Python file with `SparseInst(groups)`, `postprocess(logits, masks, objectness,
 valid, original)` for one image, and `dice_matrix`; tensors are NCHW, of the published sizes.

@@ -318,25 +318,3 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
     names = [name for part in gpu.PARTS for name in part.rows]
     assert len(names) == len(set(names))
     assert set(gpu_figures.STAGES) >= {before for _, before in gpu_figures.STAGES.values()} - {""}
-
-
-def test_what_a_model_returns_as_it_was_given_does_not_leave_the_first_half():
-    class Frozen(_Brightness):
-        def forward(self, params, statistics, batch):
-            outputs, changed = super().forward(params, statistics, batch)
-            return outputs, {**statistics, **changed}
-
-    image = np.full((1, 1, 1, 1), 10, np.uint8)
-    one = np.ones((1, 1), bool)
-    batch = Batch(image, np.zeros((1, 2)), np.zeros((1, 1)), np.zeros(1), one, None)
-    sgd, params = optax.sgd(1e-4), {"w": np.float32(1)}
-    step = TrainStep(Frozen(), sgd, devices=jax.local_devices()[:1])
-    statistics = {"mean": np.float32(0), "scale": np.float32(7)}
-    state = step.place(TrainState(np.int32(0), params, statistics, sgd.init(params)))
-    (part,) = step.split(batch)
-    _, _, changed, _ = step._forward(
-        state.params, state.statistics, state.step, *step.places([part]), part
-    )
-    assert changed["scale"] is None and float(changed["mean"][()]) == 5
-    state, _ = step(state, batch)
-    assert step.fetch(state).statistics == {"mean": 5, "scale": 7}

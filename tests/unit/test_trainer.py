@@ -71,6 +71,22 @@ def run_steps(state: TrainState, ema_decay: float, number: int) -> TrainState:
     return step.fetch(placed)
 
 
+def plain_trainer(objective, checkpoints: Checkpoints, num_steps: int) -> Trainer:
+    """A trainer that neither evaluates nor writes."""
+    return Trainer(
+        step=TrainStep(objective, OPTIMIZER),
+        checkpoints=checkpoints,
+        meta=META,
+        learning_rate=lambda step: 0.125,
+        steps_per_epoch=1,
+        intervals=Intervals(num_steps=num_steps, log_every=1, checkpoint_every=0, eval_every=0),
+        evaluate=lambda *_: {},
+        early_stopping=EarlyStopping(0, ()),
+        writers=[],
+        progress=Progress(num_steps, 1, 1, 0, io.StringIO()),
+    )
+
+
 def test_averages_follow_weights_and_statistics_as_computed_by_hand():
     # Momentum 0.5 of the gradients 10, 20, 30: velocities 10, 25, 42.5; rate 1/8.
     weights = [1 - 1.25, 1 - 1.25 - 3.125, 1 - 1.25 - 3.125 - 5.3125]
@@ -238,18 +254,7 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
 
     monkeypatch.setattr(TrainStep, "__call__", one_of_two_hosts)
     with Checkpoints(tmp_path) as checkpoints:
-        trainer = Trainer(
-            step=TrainStep(OneNumber(), OPTIMIZER),
-            checkpoints=checkpoints,
-            meta=META,
-            learning_rate=lambda step: 0.125,
-            steps_per_epoch=1,
-            intervals=Intervals(num_steps=4, log_every=1, checkpoint_every=0, eval_every=0),
-            evaluate=lambda *_: {},
-            early_stopping=EarlyStopping(0, ()),
-            writers=[],
-            progress=Progress(4, 1, 1, 0, io.StringIO()),
-        )
+        trainer = plain_trainer(OneNumber(), checkpoints, 4)
         trainer._num_hosts = 2
         assert trainer.run(first_state(False), batches()) == 143
         assert checkpoints.steps == (3,)
@@ -269,17 +274,6 @@ def test_from_the_loop_to_the_loss_there_are_four_functions(tmp_path):
             return super().loss(*arguments)
 
     with Checkpoints(tmp_path) as checkpoints:
-        trainer = Trainer(
-            step=TrainStep(Looks(), OPTIMIZER),
-            checkpoints=checkpoints,
-            meta=META,
-            learning_rate=lambda step: 0.125,
-            steps_per_epoch=1,
-            intervals=Intervals(num_steps=1, log_every=1, checkpoint_every=0, eval_every=0),
-            evaluate=lambda *_: {},
-            early_stopping=EarlyStopping(0, ()),
-            writers=[],
-            progress=Progress(1, 1, 1, 0, io.StringIO()),
-        )
+        trainer = plain_trainer(Looks(), checkpoints, 1)
         trainer.run(first_state(False), batches())
     assert seen == [["run", "__call__", "_second_half"]]
