@@ -36,7 +36,7 @@ class Prediction:
     scores: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | None, ...]
 
     def __len__(self) -> int:
         return len(self.rles)
