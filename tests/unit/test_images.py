@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparseinst_jax.data.coco import load_coco, read_record
 from sparseinst_jax.data import images
+from sparseinst_jax.data.coco import load_coco, read_record
 from sparseinst_jax.data.images import as_rgb, read_header, read_image, read_size, read_values
 
 # Four colours far apart, so that no exchange of channels, rows or columns goes unnoticed.
