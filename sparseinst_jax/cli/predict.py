@@ -22,6 +22,7 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     workdir_of,
 )
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes, refuse_address
 from sparseinst_jax.inference.prediction import SHOWN_SCORE, Prediction
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
@@ -39,7 +40,7 @@ pixel at the size of the photo, which `sparseinst eval` writes for COCO's rules,
 """
 
 
-def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
+def list_images(inputs: Sequence[str | Path], excluded: Path) -> tuple[list[Path], list[str]]:
     """Replace folders by the images in and below them, sorted by name, and patterns by files.
 
     Args:
@@ -47,12 +48,15 @@ def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
             suffix.
         excluded: a folder that is left out, the output's.
 
+    Returns:
+        The files, each once, and lines on what of the folders was left out.
+
     Raises:
         FileNotFoundError: there is no such file; names all.
         ValueError: there is no image at all.
     """
+    search = FileSearch(follows_links=True, excluded=excluded)
     suffixes = image_suffixes()
-    excluded = excluded.resolve()
     found: list[Path] = []
     missing = []
     for given in inputs:
@@ -60,18 +64,9 @@ def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
         is_pattern = not os.path.lexists(given) and glob.has_magic(str(given))
         paths = sorted(glob.glob(str(given), recursive=True)) if is_pattern else [given]
         missing += [f"{given} (no file matches)"] * (not paths)
+        missing += [str(path) for path in paths if not os.path.exists(path)]
         for path in map(Path, paths):
-            if not path.is_dir():
-                found.append(path)
-                missing += [str(path)] * (not path.exists())
-                continue
-            found += [
-                child
-                for child in sorted(path.rglob("*"))
-                if child.suffix.lower() in suffixes
-                and child.is_file()
-                and not child.resolve().is_relative_to(excluded)
-            ]
+            found += search.find(path, suffixes) if path.is_dir() else [path]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the images do not exist, so nothing was predicted:\n  "
@@ -79,8 +74,9 @@ def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
             + "\nGive files, folders, or a pattern such as 'photos/*.jpg'."
         )
     if not found:
-        raise ValueError(f"no image in {', '.join(map(str, inputs))}: give image files or folders")
-    return list(dict.fromkeys(found))
+        names = ", ".join(map(str, inputs))
+        raise search.nothing(f"no image in {names}: give image files or folders")
+    return list(dict.fromkeys(found)), search.left_out()
 
 
 class PredictedFile(NamedTuple):
@@ -184,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
     check_writable(output, "--output")
-    paths = list_images(arguments.inputs, output)
+    paths, left_out = list_images(arguments.inputs, output)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     if jax.default_backend() != "cpu":  # a CPU is as fast with one image as with several
         arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
     source = open_model(arguments)

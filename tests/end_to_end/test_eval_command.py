@@ -272,7 +272,7 @@ def test_predict_takes_patterns_and_says_where_nothing_was_found(run, tmp_path, 
     assert "no object above 1 in 4: " in out and "(best 0." in out
     literal = tmp_path / "a[1].png"
     shutil.copy(run.data / "images" / "val" / names[0], literal)
-    assert predict_command.list_images([literal], tmp_path / "out") == [literal]
+    assert predict_command.list_images([literal], tmp_path / "out") == ([literal], [])
 
 
 def test_pictures_do_not_depend_on_how_many_are_predicted_together(run, tmp_path):
