@@ -49,9 +49,11 @@ def test_a_stored_run_predicts_and_scores_as_it_did(run):
     assert predictor.class_names == ("striped disc", "dotted square", "plain triangle")
     for number in SCORES:
         found = predictor(f"data/images/train/{number:06}.png")
-        np.testing.assert_allclose(found.scores, SCORES[number], rtol=1e-4, atol=1e-6)
-        assert tuple(found.labels) == LABELS[number]
-        np.testing.assert_allclose(found.masks.sum((1, 2)), PIXELS[number], atol=1)
+        scores, labels, pixels = (np.array(of[number]) for of in (SCORES, LABELS, PIXELS))
+        kept = pixels > 0  # masks without a pixel are no part of a prediction
+        np.testing.assert_allclose(found.scores, scores[kept], rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(found.labels, labels[kept])
+        np.testing.assert_allclose(found.masks.sum((1, 2)), pixels[kept], atol=1)
     assert cli.main(["eval", "--workdir", str(run), "--pictures", "0"]) == 0
     metrics = json.loads((run / "eval" / "metrics.json").read_text())
     assert {name: metrics[name] for name in METRICS} == pytest.approx(METRICS, rel=1e-6)
