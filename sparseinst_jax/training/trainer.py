@@ -128,27 +128,27 @@ class Trainer:
                     # hosts cannot save: the others are in their next step, and are asked to stop.
                     if done == first or self._num_hosts > 1:
                         raise
-                    if done != self._checkpoints.latest_step:
-                        try:
+                    try:
+                        if done != self._checkpoints.latest_step:
                             self._after(done, placed, stopping=True)
-                        except SaveError as lost:
-                            self._progress.print_line(f"WARNING: after an error {lost}")
-                            raise error from None
-                    if stop.received is not None:
-                        return self._stopped(done, stop.received)
-                    self._print_stopped(done, "an error")
+                        if stop.received is not None:
+                            return self._stopped(done, stop.received)
+                        self._print_stopped(done, "an error")
+                    except SaveError as lost:  # of the two, what came first is the cause
+                        self._progress.print_line(f"WARNING: {lost}")
+                        raise error from None
                     raise
                 waited = time.monotonic() - started
                 hosts.report(f"training, step {done + 1}")
-                placed, metrics = self._step(placed, batch, self._flag(stop.received))
-                if self._must_block:
-                    jax.block_until_ready((placed, metrics))
+                with self._progress.stepping(batch, waited):
+                    placed, metrics = self._step(placed, batch, self._flag(stop.received))
+                    if self._must_block:
+                        jax.block_until_ready((placed, metrics))
                 done += 1
                 before, agreed = agreed, metrics.pop(STOP, 0)
                 self._pending.steps.append(done)
                 self._pending.metrics.append(metrics)
                 self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
-                self._progress.stepped(done, waited)
                 flag = self._flag(stop.received) if self._num_hosts == 1 else int(_to_float(before))
                 received = signal.Signals(flag >> 1) if flag > 1 else None
                 self._after(done, placed, received is not None, is_late=bool(flag & 1))
@@ -181,6 +181,7 @@ class Trainer:
         rows = self._collect()
         if rows:
             rows[-1].update(self._progress.rates())
+            self._progress.add(rows)
         state = self._step.fetch(placed) if wants_save else None
         scores, fault = None, None
         if wants_eval and state is not None:
@@ -201,7 +202,7 @@ class Trainer:
             self._saved_step, self._saved_at = done, time.monotonic()
             self._progress.paused(time.monotonic() - started)
         if rows and wants_log:
-            self._progress.report(rows[-1])
+            self._progress.report()
         if fault is not None:
             self._print_stopped(done, "an error in the evaluation")
             raise fault
@@ -268,7 +269,7 @@ class Trainer:
         scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        shown = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items())
         self._progress.print_line(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 
