@@ -128,15 +128,10 @@ class Trainer:
                     # hosts cannot save: the others are in their next step, and are asked to stop.
                     if done == first or self._num_hosts > 1:
                         raise
-                    try:
-                        if done != self._checkpoints.latest_step:
-                            self._after(done, placed, stopping=True)
-                        if stop.received is not None:
-                            return self._stopped(done, stop.received)
-                        self._print_stopped(done, "an error")
-                    except SaveError as lost:  # of the two, what came first is the cause
-                        self._progress.print_line(f"WARNING: {lost}")
-                        raise error from None
+                    self._save_after(error, done, placed)
+                    if stop.received is not None:
+                        return self._stopped(done, stop.received)
+                    self._print_stopped(done, "an error")
                     raise
                 waited = time.monotonic() - started
                 hosts.report(f"training, step {done + 1}")
@@ -161,6 +156,16 @@ class Trainer:
                     return 0
         self._checkpoints.wait()
         return 0
+
+    def _save_after(self, error: Exception, done: int, placed: TrainState) -> None:
+        """Save the steps done before an error; if that fails too, the first error is raised."""
+        try:
+            if done != self._checkpoints.latest_step:
+                self._after(done, placed, stopping=True)
+            self._checkpoints.wait()
+        except SaveError as lost:
+            self._progress.print_line(f"WARNING: {lost}")
+            raise error from None
 
     def _flag(self, received: signal.Signals | None) -> int:
         """A host's wishes as one number, of which the largest counts: a signal, or a save."""
