@@ -1,14 +1,18 @@
 """`sparseinst train|eval|predict|...`: every command, and what its errors and exit codes are.
 
+`python -m sparseinst_jax` is the same.
+
 Exit codes: 0 done, 1 an error with one message (or a loss that is not finite), 2 wrong usage, 75
 another host of the job was lost, 130 and 143 ended by SIGINT and SIGTERM (training saves first; a
 second signal ends it at once). See docs/faults.md.
 """
 
+import difflib
 import errno
 import importlib
 import logging
 import os
+import platform
 import re
 import sys
 import traceback
@@ -56,14 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     lines = "\n".join(f"  {name:13}{text}" for name, text in _COMMANDS.items())
     usage = f"usage: sparseinst COMMAND ...\n\n{lines}\n\nsparseinst COMMAND --help says more."
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    name, *rest = arguments or [""]
+    if name in _COMMANDS:
+        return run(name, rest)
+    if name in ("", "-h", "--help"):
         print(usage)
         return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in _COMMANDS:
-        print(f"error: unknown command {name!r}\n{usage}", file=sys.stderr)
-        return 2
-    return run(name, rest)
+    if name in ("-V", "--version", "version"):
+        python = platform.python_version()
+        print(f"sparseinst_jax {process.version()}, jax {process.version('jax')}, Python {python}")
+        return 0
+    close = difflib.get_close_matches(name, _COMMANDS, n=1)
+    more = f": did you mean {close[0]}? `sparseinst help` lists all" if close else f"\n{usage}"
+    print(f"error: unknown command {printable(repr(name))}{more}", file=sys.stderr)
+    return 2
 
 
 def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
+from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, read_json
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
@@ -33,7 +33,7 @@ Turn weights of the original release or another implementation into a checkpoint
   sparseinst convert model.pdparams --config configs/giam_r50.py --output giam.safetensors
   sparseinst convert RUN --to original --output model.safetensors
 
-eval.py --checkpoint, predict.py --checkpoint and train.py --init-from read the result.
+`sparseinst eval` and `predict` read the result by --checkpoint, `sparseinst train` by --init-from.
 """
 OURS, ORIGINAL = "ours", "original"
 # A folder may have a dot in its name, but who gives one of these means a file.
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if output.suffix == ".safetensors":
             use = f"weights under our names: {output} (use it with --weights and --config)"
         else:
-            use = f"checkpoint: {output}\n  predict.py --checkpoint {output} PHOTO.jpg --output out"
+            use = f"checkpoint: {output}"
         print(f"{len(meta['class_names'])} classes, {use}")
     return 0
 
@@ -164,7 +164,7 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> _Converted:
         "config": config.to_dict(),
         "class_names": classes[0],
         "category_ids": classes[1],
-        "code_version": _version(),
+        "code_version": process.version(),
         "converted_from": {**weights.facts, **_now()},
     }
     return _Converted(weights.params, weights.statistics, meta, weights.lines)
@@ -220,11 +220,4 @@ def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str
 
 def _now() -> dict[str, str]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "converted_by": f"sparseinst_jax {_version()}"}
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sparseinst_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a clone
+    return {"date": now, "converted_by": f"sparseinst_jax {process.version()}"}

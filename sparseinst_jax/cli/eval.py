@@ -33,13 +33,13 @@ NUM_PICTURES = 8
 DESCRIPTION = """\
 Score a model on config.data.val: COCO mask AP, a table for each class, predictions and pictures.
 
-  eval.py --workdir RUN                     the last checkpoint of a run
-  eval.py --checkpoint RUN/checkpoints/600  this checkpoint
-  eval.py --config FILE --weights FILE      published weights: .pth, .pkl, .pdparams, .npz, ...
-  eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
-  ... --plots                               also what went wrong, in <output>/plots: tables of
-                                            classes and images, precision-recall curves, the
-                                            confusion matrix, pictures of the worst images
+  sparseinst eval --workdir RUN                     the last checkpoint of a run
+  sparseinst eval --checkpoint RUN/checkpoints/600  this checkpoint
+  sparseinst eval --config NAME --weights FILE      published weights: .pth, .pkl, .pdparams, ...
+  sparseinst eval --workdir RUN --predictions FILE  a COCO results file; opens no model, no image
+  ... --plots                                       also what went wrong, in <output>/plots: tables
+                                                    of classes and images, precision-recall
+                                                    curves, confusion matrix, the worst images
 
 All local devices work, and with --distributed all hosts; the results do not depend on how many.
 Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
@@ -49,7 +49,7 @@ Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="eval.py",
+        prog="sparseinst eval",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

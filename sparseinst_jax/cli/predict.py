@@ -25,8 +25,8 @@ from sparseinst_jax.runtime.progress import ImageProgress
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json.
 
-  predict.py --workdir RUN photo.jpg folder --output out
-  predict.py --config FILE --weights FILE photo.jpg --output out
+  sparseinst predict --workdir RUN photo.jpg folder --output out
+  sparseinst predict --config FILE --weights FILE photo.jpg --output out
 """
 
 
@@ -99,7 +99,7 @@ def predict_files(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where an image could not be read."""
     parser = argparse.ArgumentParser(
-        prog="predict.py",
+        prog="sparseinst predict",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

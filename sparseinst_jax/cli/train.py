@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code, see `_DESCRIPTION`.
     """
-    parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser("sparseinst train", description=_DESCRIPTION)
     add_config_arguments(parser)
     parser.add_argument(
         "--init-from",

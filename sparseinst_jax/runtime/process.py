@@ -7,6 +7,7 @@ it: a server or notebook calls `prepare_process`, or leaves everything as it is.
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import sys
 
@@ -21,6 +22,14 @@ _MMAP_THRESHOLD = -3  # `M_MMAP_THRESHOLD` of glibc's malloc.h
 _TRIM_THRESHOLD = -1  # `M_TRIM_THRESHOLD` of glibc's malloc.h
 _LARGE = 2**20  # bytes; most activations are larger
 COMPILED = "/jax/core/compile/backend_compile_duration"  # how JAX names the event
+
+
+def version(package: str = "sparseinst_jax") -> str:
+    """Return the version of an installed package, `not installed` where it runs from a clone."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def prepare_process(*, for_training: bool = False) -> None:

@@ -46,7 +46,7 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         raise ValueError(
             f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
             "the json (--config.data.val.annotations) of the classes that the weights were trained "
-            "with; to start training from them with other classes use train.py --init-from."
+            "with; to start training from them with other classes use sparseinst train --init-from."
         )
     apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))

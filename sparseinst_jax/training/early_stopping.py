@@ -36,7 +36,7 @@ class EarlyStopping:
         """Explain why the run stops after `step`, and how to use it."""
         return (
             f"stopped early after step {step}: no better AP in the last {self.waited} evaluations."
-            f" The best checkpoint is of step {best_step}, AP {self.best:.4f}: add --step best to"
-            " eval.py or predict.py to use it. To train on, raise --config.train.early_stopping"
-            " or set it to 0."
+            f" The best checkpoint is of step {best_step}, AP {100 * self.best:.1f} %:"
+            " add --step best to `sparseinst eval` or `predict` to use it. To train on, raise"
+            " --config.train.early_stopping or set it to 0."
         )

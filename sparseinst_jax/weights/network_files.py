@@ -114,7 +114,7 @@ def _no_whole_network(path: str | Path, found: RenamedWeights, names: WeightName
     if found.is_backbone:
         return (
             f"{path} holds a backbone alone ({found.ecosystem}: {found.evidence}), not a whole "
-            f"network: start training from it with train.py --init-from {path}."
+            f"network: start training from it with sparseinst train --init-from {path}."
         )
     return (
         f"{path} has no {names.class_layer}.bias, so it is no {names.title} network: "

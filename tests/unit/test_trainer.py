@@ -176,7 +176,7 @@ def test_a_run_ends_when_so_many_evaluations_were_no_better(tmp_path):
     code, text, steps, seen = run_trainer(tmp_path, [0.5, 0.4, 0.5, 0.9], patience=2)
     assert code == 0 and len(seen) == 3 and steps[-1] == 3
     assert "stopped early after step 3: no better AP in the last 2 evaluations" in text
-    assert "AP 0.5000: add --step best to eval.py" in text
+    assert "AP 50.0 %: add --step best to `sparseinst eval`" in text
     assert "--config.train.early_stopping" in text
 
 
