@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--attribute", metavar="NAME", help="via: region attribute that holds the class")
     add("--layout", choices=mask_images.LAYOUTS, help="masks: an image an object, or a map of all")
     add("--class", metavar="NAME", dest="class_name", help="via, masks: class of every object")
+    add(
+        "--ignore-value",
+        metavar="N",
+        nargs="+",
+        type=mask_images.parse_value,
+        help="masks: values of maps that are no objects, such as 255 or the colour 224,224,192",
+    )
     add("--skip-faulty", action="store_true", help="leave out and list what cannot be read")
     return parser
 
@@ -91,6 +98,7 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         ("--attribute", arguments.attribute, ("via",)),
         ("--layout", arguments.layout, ("masks",)),
         ("--class", arguments.class_name, ("via", "masks")),
+        ("--ignore-value", arguments.ignore_value, ("masks",)),
     ):
         if value is not None and arguments.format not in formats:
             parser.error(f"{option} is for {' and '.join(formats)}, not for {arguments.format}")
@@ -99,6 +107,8 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
             "masks need --layout objects (a folder for each image, an image for each object) or "
             "--layout indexed (one image whose values number the objects)"
         )
+    if arguments.ignore_value and arguments.layout != "indexed":
+        parser.error("--ignore-value is for --layout indexed")
     share = arguments.val_share
     if share is not None and arguments.val_output is None:
         parser.error("--val-share needs --val-output JSON")
@@ -130,7 +140,12 @@ def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
             class_name=arguments.class_name,
         )
     return mask_images.read_masks(
-        source, images_dir, names, layout=arguments.layout, class_name=arguments.class_name
+        source,
+        images_dir,
+        names,
+        layout=arguments.layout,
+        class_name=arguments.class_name,
+        ignored=arguments.ignore_value or (),
     )
 
 

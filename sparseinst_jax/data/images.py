@@ -128,6 +128,7 @@ MAX_BYTES = 1 << 30  # of a file: more than that many pixels need uncompressed
 # hundred bytes. Encoders write about ten.
 MAX_SCANS = 64
 _CHUNK = 1 << 20
+_LOSSY = frozenset(("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF"))
 
 
 class _Refused(ValueError):
@@ -335,6 +336,29 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
         return image.height, image.width
 
 
+def _why_values_change(image: Image.Image) -> str | None:
+    """What keeps the pixel values of an opened image from being read as they were meant."""
+    fp: Any = image.fp  # type: ignore[attr-defined]
+    place = fp.tell()
+    fp.seek(0)
+    head = fp.read(64)
+    fp.seek(place)
+    if image.format in _LOSSY or (image.format == "WEBP" and b"VP8L" not in head):
+        return f"is a {image.format} file, a format that changes values; save the values as PNG"
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        return f"has {pages} pages, of which one can be read; save each as a file of its own"
+    # Pillow reads these as 8 bits, without a word: 257 and 258 become one value.
+    parameters = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    kind = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
+    is_deep = ";16" in kind if isinstance(kind, str) else isinstance(kind, int) and kind > 255
+    if is_deep and len(image.getbands()) > 1:
+        return (
+            "has several channels of 16 bits, of which only 8 can be read; save the values as one "
+            "channel of 16 bits, or as colours of 8"
+        )
+    return None
+
+
 def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
     """Read pixel values as they are stored: palette indices, 16 bit, no conversion of colours.
 
@@ -346,9 +370,13 @@ def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
         integers [h, w], or [h, w, c] where the image has several channels; upright.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_image`.
+        FileNotFoundError, ValueError: as `read_image`; also where the values that are read would
+            not be those that were meant.
     """
-    with _upright(file, name) as image:
+    with _opened(file, name) as image:
+        if (reason := _why_values_change(image)) is not None:
+            raise _Refused(f"image {name} {reason}")
+        ImageOps.exif_transpose(image, in_place=True)
         values = np.array(image)
     if values.dtype == bool:
         return values.astype(np.uint8)

@@ -57,7 +57,7 @@ def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
         bound += len(polygon) * (largest - smallest)
         most = max(most, largest)
         usable.append(coordinates)
-    wrong = _other_form(polygons) or _vast(usable, bound, MAX_BORDER)
+    wrong = other_form(polygons) or _vast(usable, bound, MAX_BORDER)
     if wrong is not None:
         return [], Fault("segmentation", wrong)
     if usable and most <= 1 and are_shares(polygons):
@@ -142,7 +142,7 @@ def are_shares(polygons: Sequence[Sequence[float]]) -> bool:
     )
 
 
-def _other_form(polygons: Sequence[Sequence[float]]) -> str | None:
+def other_form(polygons: Sequence[Sequence[float]]) -> str | None:
     """What lists of numbers are where they are no polygons: they would be drawn as nonsense."""
     num, length = len(polygons), len(polygons[0]) if len(polygons) else 0
     found = None
@@ -283,7 +283,7 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     """
     if isinstance(segmentation, list):
         _refuse_polygons(segmentation)
-        if (wrong := _other_form(segmentation)) is not None:
+        if (wrong := other_form(segmentation)) is not None:
             raise ValueError(wrong)
         return rle.merge(rle.frPyObjects(segmentation, height, width))
     counts = segmentation.get("counts")

@@ -12,6 +12,7 @@ Two layouts, the place of an image without its suffix being ``a/b``:
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,11 @@ from sparseinst_jax.runtime.messages import listed
 LAYOUTS = ("objects", "indexed")
 # More different values are a photo, or a mask that was smoothed or saved as JPEG.
 MAX_VALUES = 2000
+MAX_DIRECT = 0.1  # share of an object's border that a smoothed map leaves unsmoothed
+MAX_SPECK = 0.1  # of a value's largest part
+MIN_OUTLINE = 0.9  # share of the other objects' borders along which a void border lies
+MIN_OUTLINED = 3  # maps that are enough where the value is not a usual one
+VOID = (255, 65535, 224 + 256 * 224 + 256**2 * 192)  # in grey, and Pascal VOC's colour
 _NUMBERED = re.compile(r"(.+?)[_-]\d+")
 _SEMANTIC = (
     "In a semantic map all objects of a class have one value, so that touching ones cannot be "
@@ -56,6 +62,7 @@ def read_masks(
     *,
     layout: str,
     class_name: str | None = None,
+    ignored: Sequence[int] = (),
 ) -> Imported:
     """Read a folder of mask images; see the module for the two layouts.
 
@@ -65,10 +72,12 @@ def read_masks(
         names: the classes in their order; by default those found, by the alphabet.
         layout: one of `LAYOUTS`.
         class_name: class of every object, in place of file names or values.json.
+        ignored: values of maps that are no objects, beside 0.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: there are no images or no masks, or the maps are semantic.
+        ValueError: there are no images or no masks, the maps are semantic, or the names of the
+            masks are those of their images.
     """
     require_folder(source, "the folder of the masks")
     if images_dir is None:
@@ -87,9 +96,11 @@ def read_masks(
         raise ValueError(f"no mask image in or below {source}; expected PNG files")
     faults = ImportFaults()
     images = _images_by_place(images_dir, source, faults)
-    read = _read_objects if layout == "objects" else _read_indexed
     result = Imported([], (), images_dir, faults)
-    read(source, masks, images, names, class_name, result)
+    if layout == "objects":
+        _read_objects(source, masks, images, names, class_name, result)
+    else:
+        _read_indexed(source, masks, images, names, class_name, result, ignored)
     result.class_names = found_classes(result.images, names)
     without = len(images) - len(result.images)
     if without and not faults.lines:
@@ -139,7 +150,8 @@ def _read_objects(
             f"{count} masks lie in no folder with the name of an image; those of {example} are "
             f"expected in {source / place}{hint_at_place(folder.name, images.values())}",
         )
-    for place in with_progress(sorted(folders)):
+    places = sorted(folders)
+    for place in with_progress(places):
         with result.faults.at(str(images[place])):
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
@@ -149,6 +161,24 @@ def _read_objects(
                     found = make_object(checked_class(label, names), _read_binary(path, size), size)
                     image.objects.append(found)
             result.images.append(image)
+    named = [
+        (found.class_name, Path(image.file_name).stem)
+        for image in result.images
+        for found in image.objects
+    ]
+    if class_name is None and named and all(map(_begins_alike, named)):
+        label, stem = named[0]
+        raise ValueError(
+            f"{source}: the names of the masks begin with those of their images, such as {label!r} "
+            f"for an object of {stem}: they say no class. Give --class NAME if all objects are of "
+            f"one class, or name the masks by it: {stem}/apple_1.png or {stem}/apple/1.png"
+        )
+
+
+def _begins_alike(names: tuple[str, str]) -> bool:
+    """Whether the class of an object is the name of its image, or that and more words."""
+    label, stem = names
+    return re.match(rf"{re.escape(stem)}(?![^\W_])", label, re.IGNORECASE) is not None
 
 
 def _class_of_file(path: Path, folder: Path) -> str:
@@ -166,8 +196,21 @@ def _class_of_file(path: Path, folder: Path) -> str:
     return name
 
 
-def _read_numbers(path: Path) -> np.ndarray:
+def parse_value(text: str) -> int:
+    """Read a value of a map: a number, or a colour such as 224,224,192.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return sum(int(channel) * 256**place for place, channel in enumerate(text.split(",")))
+
+
+def _read_numbers(path: Path, ignored: Sequence[int] = ()) -> np.ndarray:
     """Values of a mask image as one integer a pixel, int64 [h, w]; colours as R + 256 G + 256² B.
+
+    Args:
+        path: of the file.
+        ignored: values that become 0.
 
     Raises:
         LabelFault: the file is broken, partly transparent, or no mask by its number of values.
@@ -183,13 +226,46 @@ def _read_numbers(path: Path) -> np.ndarray:
             values = values[..., :-1]
         is_grey = (values == values[..., :1]).all()
         values = values[..., 0] if is_grey else values @ (256 ** np.arange(values.shape[2]))
+    values = np.where(np.isin(values, ignored), 0, values) if len(ignored) else values
     num_values = len(np.unique(values))
     if num_values > MAX_VALUES:
         raise LabelFault(
             f"has {num_values} different values: a photo, or a mask that was smoothed or saved as "
             "JPEG; save masks unsmoothed as PNG"
         )
+    if thin := _values_of_edges(values):
+        which = " ".join(map(str, thin)) if len(thin) < 4 else "N"
+        raise LabelFault(
+            f"has {len(thin)} of {num_values} values ({listed(thin, 6)}) only in thin lines around "
+            "the others: a map that was smoothed, resized or saved as JPEG. Save it unsmoothed as "
+            "PNG; if they are borders that were drawn, as in Pascal VOC, leave them out: "
+            f"--ignore-value {which}"
+        )
     return values
+
+
+def _values_of_edges(values: np.ndarray) -> list[int]:
+    """The values that interpolation has put between the others; empty in a map of objects.
+
+    There, what fills squares of 3 x 3 pixels mostly touches other such places; in a smoothed map
+    thin lines lie in between.
+    """
+    places = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
+    is_middle = ndimage.minimum_filter(places, 3) == ndimage.maximum_filter(places, 3)
+    is_thick = ndimage.maximum_filter(is_middle, 3)
+    # Twice the value, and 1 where it is a part of something thick.
+    pairs = _neighbours(2 * values + is_thick)
+    pairs = pairs[pairs[:, 0] // 2 != pairs[:, 1] // 2]
+    pairs = pairs[((pairs % 2 == 1) & (pairs > 1)).any(axis=1)]
+    if not len(pairs) or (pairs % 2).all(axis=1).mean() > MAX_DIRECT:
+        return []
+    return np.unique(pairs[(pairs % 2 == 0) & (pairs > 0)] // 2).tolist()
+
+
+def _neighbours(values: np.ndarray) -> np.ndarray:
+    """The pairs of different values that touch, [pairs, 2], from every side of a pixel."""
+    beside = [(values[1:], values[:-1]), (values[:, 1:], values[:, :-1])]
+    return np.concatenate([np.stack([a[a != b], b[a != b]], axis=1) for a, b in beside])
 
 
 def _read_binary(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -211,10 +287,12 @@ def _read_indexed(
     names: Sequence[str] | None,
     class_name: str | None,
     result: Imported,
+    ignored: Sequence[int],
 ) -> None:
     """A map of object numbers for each image."""
     of_maps = {} if class_name is not None else _read_values_json(source)
-    numbers_of: list[tuple[set[int], int]] = []
+    is_split: list[dict[int, bool]] = []
+    outlining: list[int] = []
     for path in with_progress(masks):
         place = path.relative_to(source).with_suffix("")
         with result.faults.at(str(path)):
@@ -225,15 +303,25 @@ def _read_indexed(
                 )
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
-            numbers = _read_numbers(path)
+            of_map = of_maps.get(path.relative_to(source).as_posix(), {})
+            null = [int(value) for value in of_map if of_map[value] is None and value.isdecimal()]
+            numbers = _read_numbers(path, [*ignored, *null])
             check_size(size, numbers.shape, "the map")
-            key = path.relative_to(source).as_posix()
-            classes = class_name or of_maps.get(key, {})
+            classes = class_name or of_map
             image.objects = _objects_of_map(path, numbers, classes, names, result.faults)
-            numbers_of.append(_parts(numbers))
+            is_split.append(_which_are_split(numbers))
+            outlining += _outlining(numbers)
             result.images.append(image)
-    if class_name is not None:
-        _refuse_semantic(source, numbers_of)
+    if semantic := _looks_semantic(source, is_split):
+        if class_name is not None:
+            raise ValueError(semantic)
+        result.notes.append(f"WARNING: {semantic}")
+    result.notes += [
+        f"WARNING: the value {value} lies around all other objects in {count} maps, as the border "
+        f"in Pascal VOC's does; it was read as an object. If it is none: --ignore-value {value}"
+        for value, count in Counter(outlining).items()
+        if value in VOID or count >= MIN_OUTLINED
+    ]
 
 
 def _objects_of_map(
@@ -286,21 +374,47 @@ def _read_values_json(source: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _parts(numbers: np.ndarray) -> tuple[set[int], int]:
-    """The values of a map, and in how many separate parts they lie."""
-    values = set(np.unique(numbers[numbers != 0]).tolist())
-    labelled: Any = ndimage.label(numbers != 0, np.ones((3, 3)))
-    return values, labelled[1]
+def _which_are_split(numbers: np.ndarray) -> dict[int, bool]:
+    """Of each value of a map, whether it lies in several parts; specks are none."""
+    values, places = np.unique(numbers, return_inverse=True)
+    places = places.reshape(numbers.shape) + 1
+    is_split = {}
+    for place, (value, box) in enumerate(
+        zip(values.tolist(), ndimage.find_objects(places), strict=True), start=1
+    ):
+        if value == 0:
+            continue
+        labelled: Any = ndimage.label(places[box] == place, np.ones((3, 3)))[0]  # type: ignore
+        areas = np.sort(np.bincount(labelled.ravel())[1:])
+        is_split[value] = len(areas) > 1 and bool(areas[-2] > MAX_SPECK * areas[-1])
+    return is_split
 
 
-def _refuse_semantic(source: Path, maps: list[tuple[set[int], int]]) -> None:
-    """Refuse maps that have one and the same value everywhere, mostly in several parts."""
-    filled = [(values, parts) for values, parts in maps if values]
-    several = sum(parts > 1 for _, parts in filled)
-    all_values = set[int]().union(*(values for values, _ in filled))
-    if len(all_values) == 1 and 2 * several > len(filled):
-        raise ValueError(
-            f"{source}: all maps have one value besides 0 ({min(all_values)}), and in {several} "
-            f"of {len(filled)} it lies in several separate parts: they look semantic, not like a "
-            f"number for each object. {_SEMANTIC}"
-        )
+def _looks_semantic(source: Path, maps: list[dict[int, bool]]) -> str | None:
+    """Say so of maps whose values mostly lie in several parts each."""
+    values = {value for of_map in maps for value in of_map}
+    found = [is_split for of_map in maps for is_split in of_map.values()]
+    if 2 * sum(found) <= len(found):
+        return None
+    several = sum(any(of_map.values()) for of_map in maps)
+    if len(values) == 1:
+        have = f"all maps have one value besides 0 ({min(values)}), and in {several} of "
+        have += f"{len(maps)} it lies"
+    else:
+        have = f"of {len(found)} values in {len(maps)} maps {sum(found)} lie"
+    return (
+        f"{source}: {have} in several separate parts: they look semantic, not like a number for "
+        f"each object. {_SEMANTIC}"
+    )
+
+
+def _outlining(numbers: np.ndarray) -> list[int]:
+    """The value that lies around all other objects of a map, if there is one."""
+    pairs = _neighbours(numbers)
+    values = np.unique(numbers[numbers != 0])
+    touched = np.bincount(np.searchsorted(values, pairs[np.isin(pairs, values)]), minlength=1)
+    if len(values) < 2:
+        return []
+    value = values[touched.argmax()]
+    of_others = pairs[((pairs != value) & (pairs != 0)).any(axis=1)]
+    return [int(value)] if (of_others == value).any(axis=1).mean() >= MIN_OUTLINE else []
