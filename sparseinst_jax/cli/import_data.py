@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparseinst_jax.data.importers import coco_content, labelme, mask_images, via, yolo
+from sparseinst_jax.data.importers import coco_content, labelme, mask_images, mask_values, via, yolo
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.messages import listed
@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ignore-value",
         metavar="N",
         nargs="+",
-        type=mask_images.parse_value,
+        type=mask_values.parse_value,
         help="masks: values of maps that are no objects, such as 255 or the colour 224,224,192",
     )
     add("--skip-faulty", action="store_true", help="leave out and list what cannot be read")
