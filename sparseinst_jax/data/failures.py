@@ -5,8 +5,8 @@ An image that cannot be used is left out and listed; processes that died or hang
 
 import contextlib
 import csv
+import io
 import multiprocessing
-import os
 import queue
 import signal
 import sys
@@ -21,7 +21,8 @@ from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.records import ImageRecord
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.files import keep_beside, replace_file
+from sparseinst_jax.runtime.messages import brief, listed
 
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
@@ -160,10 +161,9 @@ class SkippedImages:
         self._rows += rows
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            _writer(file).writerows([self._COLUMNS, *self._rows])
-        os.replace(temporary, self.path)
+        text = io.StringIO()
+        _writer(text).writerows([self._COLUMNS, *self._rows])
+        replace_file(self.path, text.getvalue().encode())
 
 
 def _writer(file):
@@ -171,12 +171,21 @@ def _writer(file):
 
 
 def _read(path: Path) -> list[tuple[str, ...]]:
-    """The whole rows; a line that a crash cut off is dropped."""
+    """The whole rows; a line that a crash cut off is dropped, what others broke is kept beside."""
     if not path.exists():
         return []
-    text = path.read_text()
-    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))[1:]
-    return [tuple(row) for row in rows if len(row) == len(SkippedImages._COLUMNS)]
+    text = path.read_text(errors="replace")
+    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    columns = SkippedImages._COLUMNS
+    good = [tuple(row) for row in rows if len(row) == len(columns) and row[0].isdecimal()]
+    bad = [
+        f"line {number}: expected {','.join(columns)}, got {brief(','.join(row))}"
+        for number, row in enumerate(rows, start=1)
+        if tuple(row) not in (columns, *good)
+    ]
+    if bad:
+        keep_beside(path, bad)
+    return good
 
 
 Item = TypeVar("Item")

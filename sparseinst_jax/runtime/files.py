@@ -8,11 +8,14 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from sparseinst_jax.runtime.messages import listed
 
 _LOCK = "run.lock"
 
@@ -90,6 +93,19 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_beside(path: Path, faults: Sequence[str]) -> None:
+    """Copy a file that holds what cannot be read, before it is written anew, and say why."""
+    names = [path.with_name(f"{path.name}.unreadable{end}") for end in ("", *range(1, 1000))]
+    copy = next(name for name in names if not name.exists())
+    shutil.copy2(path, copy)
+    print(
+        f"WARNING: {path}: {listed(faults, 3, '; ')}. The other rows are kept; the file as it was"
+        f" is now {copy.name}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def sync(file: int | Path) -> None:
