@@ -244,8 +244,13 @@ def draw_pictures(
         picture = _prediction(image, found[record.image_id], dataset).plot()
         if dataset.has_annotations:
             targets = record.targets
-            captions = [dataset.class_names[target.label] for target in targets]
-            truth = _draw(image, [target.segmentation for target in targets], captions)
+            labels = [target.label for target in targets]
+            captions = [dataset.class_names[label] for label in labels]
+            if len(dataset.class_names) == 1:  # as `plot`: a colour of its own for each
+                labels, captions = None, [""] * len(targets)
+            truth = _draw(
+                image, [target.segmentation for target in targets], captions, labels=labels
+            )
             picture = pictures.beside([picture, truth], ["predicted", "annotated"])
         paths.append(output / f"{name}.png")
         pictures.save_png(picture, paths[-1])
@@ -271,10 +276,11 @@ def _draw(
     masks: Sequence[Any],
     captions: Sequence[str],
     colours: Sequence[pictures.Colour] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw segmentations over an image, of which one at a time is decoded."""
     decoded = LazyMasks(masks, lambda one: decode_mask(one, *image.shape[:2]))
-    return pictures.draw_instances(image, decoded, captions, colours)
+    return pictures.draw_instances(image, decoded, captions, colours, labels=labels)
 
 
 def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path) -> list[str]:
