@@ -7,6 +7,8 @@ its members; so the ids of results are ids of the json.
 """
 
 import difflib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,6 +124,30 @@ def choose_classes(
     return Classes(tuple(name for _, name in pairs), tuple(i for i, _ in pairs), kept_id)
 
 
+def warn_of_alike(names: Sequence[str]) -> list[str]:
+    """A line, with what merges them, for each group of classes that are probably one."""
+    lines = []
+    for what, plain in (
+        ("capitals or spaces", lambda name: "".join(name.casefold().split())),
+        ("the number at their end", lambda name: re.sub(r"[\s_-]*\d+$", "", name)),
+    ):
+        alike: dict[str, list[str]] = {}
+        for name in names:
+            alike.setdefault(plain(name), []).append(name)
+        for common, group in alike.items():
+            if len(group) < 2 or not common:
+                continue
+            target = common if what.startswith("the") else group[0]
+            merged = tuple(f"{name}={target}" for name in group if name != target)
+            is_plain = all(re.fullmatch(r"[\w.-]+( [\w.-]+)*", name) for name in group)
+            value = ",".join(merged) if is_plain else str(merged)
+            lines.append(
+                f"the classes {listed(map(repr, group))} differ only in {what}: if they are one, "
+                f"correct the labels, or give {shlex.quote(f'--config.data.class_map={value}')}"
+            )
+    return lines
+
+
 def map_categories(content: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
     """Apply chosen classes to the content of an annotation json, for scoring against it."""
     return {
@@ -153,7 +179,9 @@ def _read_map(
 ) -> dict[str, str]:
     renames: dict[str, str] = {}
     for entry in class_map:
-        old, equals, new = (part.strip() for part in str(entry).partition("="))
+        old, equals, new = str(entry).partition("=")
+        # A name of the json may end in a space: that is often what is to be mended.
+        old, new = old if old in old_names else old.strip(), new.strip()
         if not (old and equals and new):
             faults.append(f'config.data.class_map: expected "old=new", got {entry!r}')
         elif old in renames:

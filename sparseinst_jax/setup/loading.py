@@ -15,6 +15,7 @@ from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime.messages import printable
+from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
 
@@ -75,6 +76,7 @@ def load_run(
     """Load a predictor as `load` does; also returns its configuration and the step."""
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
+    refuse_forked()
     with Checkpoints(Path(path), read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)

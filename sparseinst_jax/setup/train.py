@@ -19,6 +19,7 @@ from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import write_json
+from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
 from sparseinst_jax.setup.config import default_workdir, diff, load_config
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
@@ -75,6 +76,7 @@ def train(
       NonFiniteLossError: a loss or gradient became NaN or infinite.
       ValueError: the configuration cannot be trained, or differs from the run's.
     """
+    refuse_forked()
     if workdir is None:
         if not isinstance(config, str | Path):
             raise ValueError("expected a workdir: only a configuration with a name has a default")

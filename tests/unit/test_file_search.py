@@ -48,7 +48,7 @@ def test_links_to_folders_are_left_out_and_told_or_followed_once(tmp_path):
     search = FileSearch()
     assert _found(search, photos) == ["a.jpg", "own/d.jpg"]
     (line,) = search.left_out()
-    assert line.startswith("left out, links to other folders: 3: ")
+    assert line.startswith("WARNING: left out, links to other folders: 3: ")
     assert f"{photos / 'linked'} -> {store}" in line and "copy their files into it" in line
     followed = FileSearch(follows_links=True)
     assert _found(followed, photos) == ["a.jpg", "again/b.jpg", "again/deep/c.jpg", "own/d.jpg"]
@@ -70,8 +70,8 @@ def test_links_that_lead_nowhere_and_folders_that_cannot_be_opened_are_told(tmp_
     search = FileSearch()
     assert _found(search, tmp_path) == ["a.jpg"]
     assert sorted(search.left_out()) == [
-        f"left out, cannot be opened: 1: {tmp_path / 'closed'} (Permission denied)",
-        f"left out, links that lead nowhere: 1: {tmp_path / 'c.jpg'}",
+        f"WARNING: left out, cannot be opened: 1: {tmp_path / 'closed'} (Permission denied)",
+        f"WARNING: left out, links that lead nowhere: 1: {tmp_path / 'c.jpg'}",
     ]
 
 
