@@ -47,6 +47,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """A share or an AP as a person reads it: in percent, one decimal; "-" where undefined, -1."""
+    return "-" if share < 0 else f"{100 * share:.1f}"
+
+
 def printable(text: str, most: int = MAX_MESSAGE) -> str:
     r"""A text for terminals and pages: line ends and tabs stay, other such characters are escaped.
 
