@@ -16,7 +16,7 @@ from PIL import ImageFont
 
 from sparseinst_jax.drawing import fonts
 from sparseinst_jax.runtime.files import replace_file
-from sparseinst_jax.runtime.messages import percent
+from sparseinst_jax.runtime.messages import in_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,11 +67,11 @@ def training_curves(rows: Sequence[Mapping[str, float | int]]) -> Figure:
         panel = axes.pop(0)
         panel.set_ylabel("mask AP, percent", fontsize=_TEXT)
         for (name, line), colour in zip(scores.items(), COLOURS, strict=False):
-            _plot(panel, line * (1, 100), f"{name} {percent(line[-1, 1])}", colour)
+            _plot(panel, line * (1, 100), f"{name} {in_percent(line[-1, 1])}", colour)
         if "AP" in scores:
             step, best = max(scores["AP"].tolist(), key=lambda point: point[1])
             panel.axvline(step, color="#999999", linewidth=0.8, linestyle=":")
-            title = f"best AP {percent(best)} at step {step:g}"
+            title = f"best AP {in_percent(best)} at step {step:g}"
             panel.set_title(title, loc="left", fontsize=_TEXT)
         _finish(panel, 100 * max(float(line[:, 1].max()) for line in scores.values()), most=100.0)
     if rates:

@@ -25,7 +25,7 @@ from sparseinst_jax.evaluation.errors import (
 from sparseinst_jax.inference.masks import LazyMasks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.runtime.files import replace_file, unique_names
-from sparseinst_jax.runtime.messages import percent
+from sparseinst_jax.runtime.messages import in_percent
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")
@@ -153,7 +153,7 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
     panels = []
     for name, labels in groups:
         curves = mean_precision(metrics.precision[:, :, labels])
-        title = f"{name}, AP {percent(float(curves['AP'].mean()))}"
+        title = f"{name}, AP {in_percent(float(curves['AP'].mean()))}"
         lines = ("IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95")
         panels.append((title, dict(zip(lines, curves.values(), strict=True))))
     note = "AP, in percent: the area below the mean"

@@ -47,9 +47,9 @@ def counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
-def percent(share: float) -> str:
-    """A share or an AP as a person reads it: in percent, one decimal; "-" where undefined, -1."""
-    return "-" if share < 0 else f"{100 * share:.1f}"
+def in_percent(fraction: float) -> str:
+    """An AP or a recall as papers print it: "39.4", and "-" where it is undefined (-1)."""
+    return "-" if fraction < 0 else f"{100 * fraction:.1f}"
 
 
 def printable(text: str, most: int = MAX_MESSAGE) -> str:
