@@ -39,6 +39,16 @@ def test_hidden_files_and_those_that_systems_make_are_left_out_and_told(tmp_path
     assert _found(FileSearch(), tmp_path / ".thumbnails") == ["a.jpg"]
 
 
+def test_pictures_that_are_not_read_are_told_where_pictures_are_looked_for(tmp_path):
+    _files(tmp_path, "a.jpg", "b.DNG", "c.mp4", ".d.mp4", "notes.txt")
+    search = FileSearch()
+    assert _found(search, tmp_path) == ["a.jpg"]
+    (line,) = search.left_out()
+    assert line.startswith("WARNING: left out, pictures and films of a kind that is not read: 2: ")
+    assert _found(labels := FileSearch(), tmp_path, {".txt"}) == ["notes.txt"]
+    assert labels.left_out() == []
+
+
 def test_links_to_folders_are_left_out_and_told_or_followed_once(tmp_path):
     store = _files(tmp_path / "store", "b.jpg", "deep/c.jpg")
     photos = _files(tmp_path / "photos", "a.jpg", "own/d.jpg")
