@@ -148,8 +148,8 @@ def warn_of_unusable(dataset: CocoDataset) -> list[str]:
     if not dataset.num_without_mask:
         return []
     return [
-        f"{dataset.num_without_mask} objects have no polygon of three corners or more and are left "
-        "out"
+        f"{dataset.num_without_mask} objects have no polygon of three corners or more, in pixels, "
+        "and are left out"
     ]
 
 

@@ -88,15 +88,22 @@ def read_yolo(
                 image.objects = _read_labels(labels[path][0], size, said.names, result.faults)
             result.images.append(image)
     _note_orphans(used, texts, paths, images_dir, result.faults)
+    result.notes += _remarks(labels, result.images)
+    return result
+
+
+def _remarks(labels: Mapping[Path, list[Path]], images: Sequence[LabelledImage]) -> list[str]:
+    """Lines on images without labels, and on labels that seem to be those of another task."""
+    lines = []
     without = sum(not found for found in labels.values())
     if without:
-        result.notes.append(f"{without} images have no label file: taken as without objects")
-    if _look_like_keypoints(result.images):
-        result.notes.append(
+        lines.append(f"{without} images have no label file: taken as without objects")
+    if _look_like_keypoints(images):
+        lines.append(
             "WARNING: all objects read as a box (x y width height) with points inside it, as pose "
             "labels do: are these keypoints instead of outlines?"
         )
-    return result
+    return lines
 
 
 def _note_orphans(
