@@ -15,6 +15,7 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     workdir_of,
 )
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
@@ -30,33 +31,28 @@ Find the objects of images: a picture for each, <name>.png, and predictions.json
 """
 
 
-def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
+def list_images(inputs: Sequence[str | Path], excluded: Path) -> tuple[list[Path], list[str]]:
     """Replace folders by the images in and below them, sorted by name.
 
     Args:
         inputs: files and folders; a file is taken whatever its suffix, and if it is missing.
         excluded: a folder that is left out, the output's.
 
+    Returns:
+        The files, each once, and lines on what of the folders was left out.
+
     Raises:
         ValueError: there is no image at all.
     """
+    search = FileSearch(follows_links=True, excluded=excluded)
     suffixes = image_suffixes()
-    excluded = excluded.resolve()
     found: list[Path] = []
     for path in map(Path, inputs):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        found += [
-            child
-            for child in sorted(path.rglob("*"))
-            if child.suffix.lower() in suffixes
-            and child.is_file()
-            and not child.resolve().is_relative_to(excluded)
-        ]
+        found += search.find(path, suffixes) if path.is_dir() else [path]
     if not found:
-        raise ValueError(f"no image in {', '.join(map(str, inputs))}: give image files or folders")
-    return list(dict.fromkeys(found))
+        names = ", ".join(map(str, inputs))
+        raise search.nothing(f"no image in {names}: give image files or folders")
+    return list(dict.fromkeys(found)), search.left_out()
 
 
 def predict_files(
@@ -116,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
     check_writable(output, "--output")
-    paths = list_images(arguments.inputs, output)
+    paths, left_out = list_images(arguments.inputs, output)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
     source = open_model(arguments)
     print(f"{source.title}, on {len(paths)} images")
     results, faults = predict_files(source.predictor, paths, output, arguments.score_threshold)

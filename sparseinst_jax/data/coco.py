@@ -18,6 +18,7 @@ from sparseinst_jax.data._index.reader import refuse_missing_files
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.ecosystems import DEFAULT_RULES, find_filter
 from sparseinst_jax.data.faults import MISSING_IMAGE, DatasetFaults
+from sparseinst_jax.data.file_search import FileNames
 from sparseinst_jax.data.images import FolderRule, read_header, read_image, read_picture
 from sparseinst_jax.data.records import (
     Annotation,
@@ -42,8 +43,6 @@ __all__ = [
     "read_record_picture",
     "size_fault",
 ]
-
-MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 
 
 class DatasetSelection(NamedTuple):
@@ -237,34 +236,31 @@ def _records(
 
 
 def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> None:
-    """Note every image file that does not exist, or that may not be opened."""
-    is_first = True
-    rule = FolderRule(str(root))
-    for place, (name, path) in enumerate(dataset.files):
-        if path is None:
-            continue
+    """Note every image file that does not exist, or that may not be opened.
+
+    Where none exists the folder is a wrong one: that is one fault, not thousands.
+    """
+    names, rule = FileNames(root), FolderRule(str(root))
+    missing = []
+    files = [(place, *file) for place, file in enumerate(dataset.files) if file[1] is not None]
+    for place, name, path in files:
         is_there, fault = rule.state(path)
         if not is_there:
-            hint = _where_else(root, name) if is_first else ""
-            is_first = False
-            image_id = dataset.records[place].image_id
-            faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
+            missing.append((dataset.records[place].image_id, name, path))
         elif fault is not None:
             faults.add("file_name", fault)
-
-
-def _where_else(root: Path, name: str) -> str:
-    """Where else below an image folder a missing file is: mostly the wrong folder was given."""
-    wanted = os.path.basename(name.replace("\\", "/"))
-    seen = 0
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        if wanted in files:
-            return f", but {os.path.join(folder, wanted)} does: was another folder meant?"
-        seen += len(files) + len(folders)
-        if seen > MAX_FILES_SEEN:
-            break
-    return ""
+    if len(missing) == len(files) > 1:
+        _, name, path = missing[0]
+        inside = len(names.paths)
+        faults.add(
+            MISSING_IMAGE,
+            f"none of the {len(files)} image files is in {root}, which holds {inside} file(s): "
+            f"{path} does not exist{names.hint(name)}",
+        )
+        return
+    for image_id, name, path in missing:
+        hint = names.hint(name)
+        faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
 
 
 def read_record(record: ImageRecord) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
@@ -75,11 +76,12 @@ def read_labelme(
     root = source if images_dir is None else images_dir
     require_folder(root, "the image folder")
     left_out = {path.resolve() for path in excluded}
-    paths = [path for path in sorted(source.rglob("*.json")) if path.resolve() not in left_out]
+    search = FileSearch()
+    paths = [path for path in search.find(source, {".json"}) if path.resolve() not in left_out]
     if not paths:
-        raise ValueError(f"no .json in or below {source}; LabelMe writes one for each image")
+        raise search.nothing(f"no .json in or below {source}; LabelMe writes one for each image")
     faults = ImportFaults()
-    listed = list_images(root)
+    listed = list_images(root, search)
     by_name = files_by_name(listed)
     images: list[LabelledImage] = []
     labelled_by: dict[str, Path] = {}
@@ -90,7 +92,7 @@ def read_labelme(
             if first is not path:
                 raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
             images.append(image)
-    result = Imported(images, found_classes(images, names), root, faults)
+    result = Imported(images, found_classes(images, names), root, faults, search.left_out())
     without = len({p.relative_to(root).as_posix() for p in listed} - labelled_by.keys())
     if without:
         result.notes.append(f"{without} images below {root} have no json: left out")

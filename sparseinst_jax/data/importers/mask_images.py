@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
@@ -79,38 +80,42 @@ def read_masks(
             )
         source, images_dir = source / "masks", source / "images"
     require_folder(images_dir, "the image folder")
-    masks = list_images(source)
+    search = FileSearch()
+    masks = list_images(source, search)
     if images_dir.resolve().is_relative_to(source.resolve()):
         inner = images_dir.resolve()
         masks = [path for path in masks if not path.resolve().is_relative_to(inner)]
     if not masks:
-        raise ValueError(f"no mask image in or below {source}; expected PNG files")
+        raise search.nothing(f"no mask image in or below {source}; expected PNG files")
     faults = ImportFaults()
-    images = _images_by_place(images_dir, source, faults)
+    images = _images_by_place(images_dir, source, faults, search)
     read = _read_objects if layout == "objects" else _read_indexed
     result = Imported([], (), images_dir, faults)
     read(source, masks, images, names, class_name, result)
     result.class_names = found_classes(result.images, names)
+    result.notes += search.left_out()
     without = len(images) - len(result.images)
     if without and not faults.lines:
         result.notes.append(f"{without} images below {images_dir} have no mask: left out")
     return result
 
 
-def _images_by_place(images_dir: Path, source: Path, faults: ImportFaults) -> dict[Path, Path]:
+def _images_by_place(
+    images_dir: Path, source: Path, faults: ImportFaults, search: FileSearch
+) -> dict[Path, Path]:
     """Images by their path below the folder without suffix."""
     found: dict[Path, Path] = {}
     masks_inside = source.resolve() != images_dir.resolve() and source.resolve().is_relative_to(
         images_dir.resolve()
     )
-    for path in list_images(images_dir):
+    for path in list_images(images_dir, search):
         if masks_inside and path.resolve().is_relative_to(source.resolve()):
             continue
         first = found.setdefault(path.relative_to(images_dir).with_suffix(""), path)
         if first is not path:
             faults.add(str(path), f"{first} has the same name except for the suffix; rename one")
     if not found:
-        raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
+        raise search.nothing(f"no image in or below {images_dir}; name its folder with --images")
     return found
 
 

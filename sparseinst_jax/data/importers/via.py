@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
     Imported,
@@ -67,7 +68,8 @@ def read_via(
     if class_name is None:
         attribute = _choose_attribute(entries, attribute, source)
     faults = ImportFaults()
-    by_name = files_by_name(list_images(root))
+    search = FileSearch()
+    by_name = files_by_name(list_images(root, search))
     images: list[LabelledImage] = []
     seen: set[str] = set()
     for key in with_progress(entries):
@@ -83,7 +85,7 @@ def read_via(
                     label = class_name or _label(region, attribute)
                     image.objects.append(_read_region(region, checked_class(label, names), size))
             images.append(image)
-    result = Imported(images, found_classes(images, names), root, faults)
+    result = Imported(images, found_classes(images, names), root, faults, search.left_out())
     if attribute is not None:
         result.notes.append(f"the class is the region attribute {attribute!r}")
     return result

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.importers.objects import (
     Imported,
     ImportFaults,
@@ -57,9 +58,10 @@ def read_yolo(
         images_dir = source / "images" if (source / "images").is_dir() else source
     require_folder(images_dir, "the image folder")
     number_to_name = dict(enumerate(names)) if names else _find_names(source, images_dir)
-    paths = list_images(images_dir)
+    search = FileSearch()
+    paths = list_images(images_dir, search)
     if not paths:
-        raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
+        raise search.nothing(f"no image in or below {images_dir}; name its folder with --images")
     labels = {path: _label_path(path, source, images_dir) for path in paths}
     if not any(labels.values()):
         example = source / "labels" / paths[0].relative_to(images_dir).with_suffix(".txt")
@@ -71,9 +73,8 @@ def read_yolo(
         )
     faults = ImportFaults()
     used = Counter(label for label in labels.values() if label is not None)
-    result = Imported(
-        [], tuple(number_to_name[i] for i in sorted(number_to_name)), images_dir, faults
-    )
+    class_names = tuple(number_to_name[i] for i in sorted(number_to_name))
+    result = Imported([], class_names, images_dir, faults, search.left_out())
     for path in with_progress(paths):
         label = labels[path]
         with faults.at(str(label or path)):
