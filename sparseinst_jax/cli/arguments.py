@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
+from sparseinst_jax.inference.prediction import score_fault
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
@@ -174,6 +175,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         faults.append(
             "no model named: give --workdir RUN, --checkpoint DIR or --config and --weights"
         )
+    if fault := score_fault(getattr(arguments, "score_threshold", 0.0)):
+        faults.append(f"--score-threshold: {fault}")
     if faults:
         raise ValueError("\n".join(faults))
 

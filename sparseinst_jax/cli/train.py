@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     # Faults are reported before the hosts wait for one another.
-    config = load_config(arguments.config, arguments.overrides)
+    load_config(arguments.config, arguments.overrides)
     process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or default_workdir(arguments.config)
     try:
-        return train(config, workdir, arguments.overrides).exit_code
+        return train(arguments.config, workdir, arguments.overrides).exit_code
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

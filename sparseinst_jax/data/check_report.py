@@ -245,6 +245,15 @@ def check_image(record: ImageRecord) -> ImageFindings:
                     "image of another size than the json's", f"image {record.image_id}: {message}"
                 )
             )
+        if header.has_damaged_metadata:
+            faults.append(
+                Fault(
+                    "image with damaged metadata",
+                    f"image {record.image_id}: {record.source}: its EXIF data or texts cannot be "
+                    "read; its pixels are used as they are stored, not turned",
+                    is_fatal=False,
+                )
+            )
         levels = int(np.ptp(image)) + 1 if image.size else 0
         if levels < MIN_LEVELS:
             faults.append(_few_levels(record, kind, levels))

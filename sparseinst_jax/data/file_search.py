@@ -14,6 +14,7 @@ from sparseinst_jax.runtime.messages import listed
 
 # Made by file systems, sharing tools and archives beside real data, mostly copies in small.
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle"})
+_HIDDEN = "hidden or made by the system"
 _LINKS = "links to other folders"
 MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 MAX_NAMES = 5  # of what is left out, in one line
@@ -70,7 +71,7 @@ class FileSearch:
                 path = os.path.join(parent, name)
                 if _is_hidden(name):
                     if _holds_any(path, suffixes):
-                        self._leave_out("hidden or made by the system", path)
+                        self._leave_out(_HIDDEN, path)
                 elif os.path.islink(path):
                     links.append(path)
                 elif os.path.realpath(path) not in seen:
@@ -82,7 +83,7 @@ class FileSearch:
                 if os.path.splitext(name)[1].lower() not in suffixes:
                     continue
                 if _is_hidden(name):
-                    self._leave_out("hidden or made by the system", path)
+                    self._leave_out(_HIDDEN, path)
                 elif os.path.isfile(path):
                     yield Path(path)
                 else:
@@ -104,7 +105,9 @@ class FileSearch:
         lines = []
         for why, paths in self._left_out.items():
             cure = "; copy their files into it, or give each by itself" if why == _LINKS else ""
-            lines.append(f"left out, {why}: {len(paths)}: {listed(paths, MAX_NAMES)}{cure}")
+            warning = "" if why == _HIDDEN else "WARNING: "
+            shown = listed(paths, MAX_NAMES)
+            lines.append(f"{warning}left out, {why}: {len(paths)}: {shown}{cure}")
         return lines
 
 

@@ -42,6 +42,11 @@ def listed(values: Iterable[object], most: int = 10, between: str = ", ") -> str
     return between.join(texts[:most]) + last
 
 
+def counted(number: int, noun: str) -> str:
+    """Write a number and what it counts: "no object", "1 object", "2 objects"."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str, most: int = MAX_MESSAGE) -> str:
     r"""A text for terminals and pages: line ends and tabs stay, other such characters are escaped.
 

@@ -134,6 +134,34 @@ def trim_after_compiling() -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
 
 
+def refuse_forked() -> None:
+    """Refuse to compute in a process that was forked after JAX had started: it would hang.
+
+    Raises:
+        ValueError: it was, while this module was imported.
+    """
+    if _forked:
+        raise ValueError(
+            f"process {os.getpid()} was forked from one in which JAX had started, and would hang: "
+            "JAX's threads do not survive a fork. Start processes by multiprocessing's \"spawn\" "
+            '(multiprocessing.get_context("spawn"), of PyTorch\'s loaders multiprocessing_context='
+            '"spawn"), or before anything is loaded, and load in each of them'
+        )
+
+
+_forked: list[bool] = []
+
+
+def _note_fork() -> None:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if getattr(bridge, "backends_are_initialized", lambda: False)():
+        _forked.append(True)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
+
+
 def _set_malloc(option: int, value: int, variable: str, tunable: str) -> None:
     """Call glibc's `mallopt` unless the user has set the same option."""
     if variable in os.environ or tunable in os.environ.get("GLIBC_TUNABLES", ""):

@@ -19,8 +19,9 @@ from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import write_json
+from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
-from sparseinst_jax.setup.config import default_workdir, describe, load_config
+from sparseinst_jax.setup.config import default_workdir, diff, load_config
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
@@ -75,17 +76,19 @@ def train(
       NonFiniteLossError: a loss or gradient became NaN or infinite.
       ValueError: the configuration cannot be trained, or differs from the run's.
     """
+    refuse_forked()
     if workdir is None:
         if not isinstance(config, str | Path):
             raise ValueError("expected a workdir: only a configuration with a name has a default")
         workdir = default_workdir(config)
-    config, workdir = load_config(config, overrides), Path(workdir)
+    name = Path(config).stem if isinstance(config, str | Path) else "given"
+    preset, workdir = load_config(config), Path(workdir)
+    config = load_config(preset, overrides)
     is_first_host = jax.process_index() == 0
     print_line = functools.partial(print, flush=True) if is_first_host else lambda *_: None
     hosts.refuse_differences("configuration or workdir", f"{workdir} {config.to_json()}")
     refusals.refuse_values(config)
     config, lines = resolve_schedule(config, overrides or ())
-    print_line("\n".join([f"configuration of {workdir}:\n{describe(config)}", *lines]))
     with Checkpoints(workdir) as checkpoints:
         stored = checkpoints.read_meta() if checkpoints.steps else None
         for line in refusals.refuse_changes(stored, config, workdir):
@@ -102,6 +105,11 @@ def train(
             print_line(line)
         if is_first_host:
             write_json(workdir / "config.json", config.to_dict(), indent=2)
+        print_line(f"configuration {name}, the whole of it in {workdir / 'config.json'}")
+        for key, (before, now) in diff(preset, config).items():
+            print_line(f"  {key} = {now!r} ({name}: {before!r})")
+        for line in lines:
+            print_line(line)
         state = run.first_state
         if stored is not None:
             state, _ = checkpoints.restore_state(state)

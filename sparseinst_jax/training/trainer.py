@@ -128,15 +128,15 @@ class Trainer:
                     raise
                 waited = time.monotonic() - started
                 hosts.report(f"training, step {done + 1}")
-                placed, metrics = self._step(placed, batch, int(stop.received or 0))
-                if self._must_block:
-                    jax.block_until_ready((placed, metrics))
+                with self._progress.stepping(batch, waited):
+                    placed, metrics = self._step(placed, batch, int(stop.received or 0))
+                    if self._must_block:
+                        jax.block_until_ready((placed, metrics))
                 done += 1
                 before, agreed = agreed, metrics.pop(STOP, 0)
                 self._pending.steps.append(done)
                 self._pending.metrics.append(metrics)
                 self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
-                self._progress.stepped(done, waited)
                 received = stop.received if self._num_hosts == 1 else _signal(before)
                 self._after(done, placed, received is not None)
                 if received is not None and done < self._intervals.num_steps:
@@ -161,8 +161,9 @@ class Trainer:
         rows = self._collect()
         if rows:
             rows[-1].update(self._progress.rates())
+            self._progress.add(rows)
         if rows and wants_log:
-            self._progress.report(rows[-1])
+            self._progress.report()
         state = self._step.fetch(placed) if wants_save else None
         scores, fault = None, None
         if wants_eval and state is not None:
@@ -247,7 +248,7 @@ class Trainer:
         scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        shown = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items())
         self._progress.print_line(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 

@@ -20,6 +20,7 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
+from sparseinst_jax.inference import masks
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders, loading
@@ -231,7 +232,8 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
     output = photos / "out"
     arguments = ["--workdir", str(run.workdir), str(photos), "--output", str(output)]
     assert predict_command.main(arguments) == 1
-    failed = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    out, err = capsys.readouterr()
+    failed = [line for line in err.splitlines() if "failed" in line]
     assert len(failed) == 1
     assert failed[0].startswith(f"failed: image {photos / 'broken.jpg'} cannot be read")
     assert failed[0].endswith("or leave it out")
@@ -244,19 +246,49 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
     def key(entry):
         return entry["image_id"], entry["score"], entry["segmentation"]["counts"]
 
-    expected = read(evaluated / "predictions.json")
+    # The evaluation's file has the empty masks too, as the original's.
+    expected = [e for e in read(evaluated / "predictions.json") if masks.areas_of([rle(e)])[0]]
     assert sorted(found, key=key) == sorted(expected, key=key)
+    assert f"{len(found)} objects of any score: {output / 'predictions.json'}" in out
+    shown = sum(entry["score"] >= 0.4 for entry in found)
+    assert f"{shown or 'no'} object{'s' * (shown != 1)} above 0.4 in 3 images: {output}" in out
     # Once more: the pictures of the first time are not predicted.
     (photos / "broken.jpg").unlink()
     assert predict_command.main(arguments) == 0
     assert len(list(output.glob("*.png"))) == 3
 
 
+def rle(entry):
+    return entry["segmentation"]
+
+
+def test_predict_takes_patterns_and_says_where_nothing_was_found(run, tmp_path, capsys):
+    names = sorted(path.name for path in (run.data / "images" / "val").glob("*.png"))
+    pattern = str(run.data / "images" / "**" / "*.png")
+    arguments = ["--workdir", str(run.workdir), pattern, "--output", str(tmp_path)]
+    assert predict_command.main([*arguments, "--score-threshold", "1"]) == 0
+    out = capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*.png")} >= set(names)
+    assert "no object above 1 in 4: " in out and "(best 0." in out
+    literal = tmp_path / "a[1].png"
+    shutil.copy(run.data / "images" / "val" / names[0], literal)
+    assert predict_command.list_images([literal], tmp_path / "out") == ([literal], [])
+
+
+def test_pictures_do_not_depend_on_how_many_are_predicted_together(run, tmp_path):
+    photos, texts = str(run.data / "images" / "val"), []
+    for size in ("1", "2"):
+        arguments = ["--workdir", str(run.workdir), photos, f"--config.eval.batch_size={size}"]
+        assert predict_command.main([*arguments, "--output", str(tmp_path / size)]) == 0
+        texts.append([rle(entry) for entry in read(tmp_path / size / "predictions.json")])
+    assert texts[0] == texts[1]
+
+
 def test_score_threshold_is_for_showing_only(run, tmp_path):
     record = read(run.data / "val.json")["images"][0]
     photo = run.data / "images" / "val" / record["file_name"]
     texts, pictures = [], []
-    for threshold in ("0", "1.1"):
+    for threshold in ("0", "1"):
         output = tmp_path / threshold
         arguments = ["--workdir", str(run.workdir), str(photo), "--output", str(output)]
         assert predict_command.main([*arguments, "--score-threshold", threshold]) == 0

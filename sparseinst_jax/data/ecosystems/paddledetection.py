@@ -1,10 +1,10 @@
 """The rules of PaddleDetection's SparseInst: what it learns, how it resizes, how it was tested.
 
-An object is left out by the json's box, area and `ignore`, whatever its mask. In training sizes are
-rounded down; pixels are OpenCV's, without antialias; with crops, masks are made at the original size
-and moved by nearest neighbour; a crop may be one pixel larger than the image and lies one pixel
-further at most, where it loses its last row or column; objects are kept by their box, whatever is
-left of their mask; a crop without any object is not made.
+An object is left out by the json's box, area and `ignore`, whatever its mask. In training sizes
+are rounded down; pixels are OpenCV's, without antialias; with crops, masks are made at the original
+size and moved by nearest neighbour; a crop may be one pixel larger than the image and lies one
+pixel further at most, where it loses its last row or column; objects are kept by their box,
+whatever is left of their mask; a crop without any object is not made.
 
 The published numbers were measured with another resize, without the images that have no object to
 learn, and with two slips: the cut of masks is not rounded as the image is, and the last kept query

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
-from sparseinst_jax.data.file_search import FileSearch
+from sparseinst_jax.data.file_search import FileNames, FileSearch
 from sparseinst_jax.data.images import image_suffixes, read_size, refuse_outside
 from sparseinst_jax.runtime.messages import brief
 
@@ -213,7 +213,10 @@ def checked_class(label: Any, names: Sequence[str] | None) -> str:
 
 
 def open_image(
-    path: Path, images_dir: Path, stated_size: tuple[Any, Any] | None = None
+    path: Path,
+    images_dir: Path,
+    stated_size: tuple[Any, Any] | None = None,
+    known: FileNames | None = None,
 ) -> LabelledImage:
     """An image without objects, its size read from the file with EXIF orientation applied.
 
@@ -221,6 +224,7 @@ def open_image(
         path: the image file, below the folder.
         images_dir: what ``file_name`` becomes relative to.
         stated_size: (height, width) in the label file; None where there is none.
+        known: of the folder; says which file a missing one may be.
 
     Raises:
         LabelFault: the image is missing, broken, outside of the folder, or of another size.
@@ -231,8 +235,10 @@ def open_image(
             "folder that holds all images"
         )
     if not path.is_file():
+        hint = "" if known is None else known.hint(os.path.relpath(path, images_dir))
         raise LabelFault(
-            f"the image {path} does not exist; put it there, or name the image folder with --images"
+            f"the image {path} does not exist{hint}; put it there, or name the image folder with "
+            "--images"
         )
     try:
         refuse_outside(str(images_dir), str(path))  # as training will
@@ -295,6 +301,11 @@ def require_folder(path: Path, what: str) -> None:
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{what} {path} {kind}; give a folder")
+
+
+def is_coco(content: Any) -> bool:
+    """Whether the content of a json has the lists of a COCO json."""
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def read_json(path: Path) -> Any:
