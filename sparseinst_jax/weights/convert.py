@@ -90,8 +90,8 @@ def original_to_ours(
       New `(params, statistics)` of NumPy arrays with the dtypes of the trees given.
 
     Raises:
-      ValueError: if names are left over on either side or shapes differ; counts them all and names
-        the first. A WeightsFileError if numbers are not floating-point or too large.
+      ValueError: if names are left over on either side or shapes differ (counts them all), or if
+        numbers are not floating-point or too large.
     """
     expected = {**_flat(params), **_flat(statistics)}
     places = {place.name: place for place in _places(expected, names)}
@@ -118,11 +118,11 @@ def original_to_ours(
         ),
         ("of another shape", misshapen),
     )
-    faults = [f"{len(rows)} {what}: {listed(rows, 8)}" for what, rows in kinds if rows]
+    faults = [f"{len(rows)} {what}: {listed(rows, 8)}\n  " for what, rows in kinds if rows]
     if faults:
         raise ValueError(
-            f"{source} does not fit the model:\n  " + "\n  ".join(faults) + "\nUse the config that "
-            f"the weights were trained with ({names.options}, backbone, number of classes)."
+            f"{source} does not fit the model:\n  {''.join(faults)[:-2]}Use the config that the "
+            f"weights were trained with ({names.options}, backbone, number of classes)."
         )
     if uncastable:
         raise WeightsFileError(

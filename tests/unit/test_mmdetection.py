@@ -165,7 +165,7 @@ def test_a_json_without_boxes_gets_them_from_the_masks_and_paddledetection_learn
     assert found == {1: [1, 2, 3, 4, 5, 6, 7, 8, 11], 2: [9], 3: [10]}
     assert dataset.boxes_xyxy[0].tolist()[0] == [10, 10, 15, 15]
     assert dataset.boxes_xyxy[2].tolist() == [[5, 5, 15, 15]]  # of run lengths
-    assert kept(annotations, "mmdetection")[0] == {1: [1, 2, 3, 7, 8, 11], 3: []}
+    assert kept(annotations, "mmdetection")[0] == {1: [1, 2, 3, 4, 7, 8, 11], 3: []}
     assert kept(annotations, "paddledetection")[0] == {1: [8], 2: [], 3: []}
     with pytest.raises(ValueError, match="nothing to learn"):
         kept(annotations, "paddledetection", keep_empty=False)
