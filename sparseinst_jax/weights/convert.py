@@ -33,6 +33,10 @@ from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError, short
 Shapes = Mapping[str, tuple[int, ...]]
 _BACKBONE = "backbone."
 _OURS = ("params/", "statistics/")
+_CURE_OF_NUMBERS = (
+    "They are quantised, too large, or the bits of another type: save them as float32, float16 or "
+    "bfloat16 where they were made."
+)
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -127,8 +131,7 @@ def original_to_ours(
     if uncastable:
         raise WeightsFileError(
             f"{source} has no floating-point weights in {len(uncastable)} of its arrays: "
-            f"{listed(uncastable, 8)}. They are quantised, too large, or the bits of another type: "
-            "save them as float32, float16 or bfloat16 where they were made."
+            f"{listed(uncastable, 8)}. {_CURE_OF_NUMBERS}"
         )
     return _filled(params, found), _filled(statistics, found)
 

@@ -302,7 +302,9 @@ def test_a_backbone_alone_and_other_networks_are_refused_with_what_to_do(tmp_pat
     state = random_state(3)
     backbone = {name: a for name, a in state.items() if name.startswith("backbone.")}
     np.savez(tmp_path / "imagenet.npz", **backbone)
-    with pytest.raises(ValueError, match=r"a backbone alone \(detectron2: .*train\.py --init-from"):
+    with pytest.raises(
+        ValueError, match=r"a backbone alone \(detectron2: .*sparseinst train --init-from"
+    ):
         run(tmp_path / "imagenet.npz", "--config", TINY, "--output", tmp_path / "out")
     np.savez(tmp_path / "other.npz", **{"encoder.layers.0.weight": np.zeros((2, 2))})
     with pytest.raises(ValueError, match=r"has no decoder\.inst_branch\.cls_score\.bias"):
