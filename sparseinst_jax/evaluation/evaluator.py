@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import jax
@@ -23,6 +24,7 @@ import numpy as np
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
+from sparseinst_jax.data.file_search import FileNames
 from sparseinst_jax.data.records import IndexedRecords
 from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
@@ -282,13 +284,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_files(dataset: CocoDataset) -> None:
     """Check that every image exists before the first is predicted."""
-    files = dataset.files
-    missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
+    files = [(name, path) for name, path in dataset.files if path is not None]
+    missing = [(name, path) for name, path in files if not os.path.isfile(path)]
     if missing:
-        shown = listed(missing, between="\n  ")
+        name, path = missing[0]
+        hint = FileNames(Path(path.removesuffix(name))).hint(name)
+        # In a wrong folder all are missing: one says it.
+        shown = [path for _, path in missing[: 1 if len(missing) == len(files) else None]]
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
-            f"missing; set config.data.val.images to their folder:\n  {shown}"
+            f"missing; set config.data.val.images to their folder:\n  "
+            + listed([shown[0] + hint, *shown[1:]], between="\n  ")
         )
 
 

@@ -48,6 +48,12 @@ class _Pending:
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
     image_ids: list[Sequence[int]] = field(default_factory=list)
 
+    def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
+        """Note a step."""
+        self.steps.append(step)
+        self.metrics.append(metrics)
+        self.image_ids.append(np.asarray(batch.image_id).tolist())
+
 
 class Trainer:
     """Runs a training step until the last step, a stop signal or a non-finite loss.
@@ -101,9 +107,8 @@ class Trainer:
           batches: this host's batches, the first one for step `state.step`.
 
         Returns:
-          The exit code: 0 when the last step is done or there is no progress any more, 129, 130 or
-          143 after SIGHUP, SIGINT or SIGTERM (the state is saved first; see `StopSignals` for a
-          second one).
+          The exit code: 0 when the last step is done or there is no progress any more, one of
+          `EXIT_CODES` after a signal (the state is saved first; see `StopSignals`).
 
         Raises:
           ValueError: an image cannot be read, or (SaveError) a checkpoint not be written.
@@ -111,9 +116,8 @@ class Trainer:
         """
         first = done = int(state.step)
         self._saved_step, self._saved_at = first, time.monotonic()
-        # On several hosts a signal to one of them stops all after the same step, and a save by
-        # time is due on all: each sends its flag with its step, and reads the flags of the step
-        # before, which is finished.
+        # On several hosts a signal to one stops all after the same step, and a save by time is due
+        # on all: each sends its flag with its step, and reads those of the step before.
         before = agreed = 0
         placed = self._step.place(state)
         with StopSignals() as stop, closing(self._progress):
@@ -141,9 +145,7 @@ class Trainer:
                         jax.block_until_ready((placed, metrics))
                 done += 1
                 before, agreed = agreed, metrics.pop(STOP, 0)
-                self._pending.steps.append(done)
-                self._pending.metrics.append(metrics)
-                self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
+                self._pending.add(done, metrics, batch)
                 flag = self._flag(stop.received) if self._num_hosts == 1 else int(_to_float(before))
                 received = signal.Signals(flag >> 1) if flag > 1 else None
                 self._after(done, placed, received is not None, is_late=bool(flag & 1))
