@@ -78,9 +78,9 @@ def test_links_that_lead_nowhere_and_folders_that_cannot_be_opened_are_told(tmp_
 def test_predict_takes_what_is_named_and_says_what_it_left_out(tmp_path):
     photos = _files(tmp_path / "photos", "a.jpg", "._a.jpg", ".thumbnails/a.jpg", "out/old.png")
     (photos / "linked").symlink_to(_files(tmp_path / "store", "b.PNG"))
-    found, left_out = list_images([photos, photos / "._a.jpg", "gone.jpg"], photos / "out")
+    found, left_out = list_images([photos, photos / "._a.jpg"], photos / "out")
     names = [str(path).removeprefix(f"{photos}/") for path in found]
-    assert names == ["a.jpg", "linked/b.PNG", "._a.jpg", "gone.jpg"]
+    assert names == ["a.jpg", "linked/b.PNG", "._a.jpg"]
     assert len(left_out) == 1 and "hidden or made by the system: 2" in left_out[0]
     with pytest.raises(ValueError, match=r"no image in .*give image files.*hidden or made.*1: "):
         list_images([_files(tmp_path / "empty", "._x.jpg")], tmp_path / "out")

@@ -162,7 +162,7 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     label, coordinates = values[0], values[1:]
     if label not in names:
         raise LabelFault(
-            f"class {label:g} has no name: the names are "
+            f"class {line.split()[0]} has no name: the names are "
             + ", ".join(f"{i} {names[i]}" for i in sorted(names))
             + "; correct the number or the names"
         )
