@@ -6,7 +6,7 @@ forge a message, marks that reorder the text around them, or ten million charact
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_MESSAGE = 20_000  # characters of a message: some screens, and more than twenty long faults
@@ -40,6 +40,18 @@ def listed(values: Iterable[object], most: int = 10, between: str = ", ") -> str
     rest = len(texts) - most
     last = f"{' ' if between == ', ' else between}and {rest} more" if rest > 0 else ""
     return between.join(texts[:most]) + last
+
+
+def columns(lines: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """Lay out cells below each other: the first columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < num_texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def counted(number: int, noun: str) -> str:
