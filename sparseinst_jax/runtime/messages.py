@@ -47,6 +47,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
+def in_percent(fraction: float) -> str:
+    """An AP or a recall as papers print it: "39.4", and "-" where it is undefined (-1)."""
+    return "-" if fraction < 0 else f"{100 * fraction:.1f}"
+
+
 def rounded(value: float) -> str:
     """A number in three digits and without an exponent: "0.0123", "12.8", "18,000"."""
     return f"{float(f'{value:.3g}'):,.15g}"

@@ -24,6 +24,8 @@ from sparseinst_jax.weights.convert import (
     rename_to_original,
 )
 from sparseinst_jax.weights.reading import WeightsFile, read_weights_file
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
+from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 _CLASS_HEAD = "class head"  # the layer that depends on the classes: a row of its own
 _OTHER = "other"
@@ -37,6 +39,7 @@ class ConvertedWeights(NamedTuple):
       params: nested dict of NumPy arrays.
       statistics: nested dict of NumPy arrays.
       num_classes: that the file was trained with.
+      classes: that the file names; None where it does not.
       facts: where they come from, to be stored with them.
       lines: what was read, loaded and ignored, for people.
     """
@@ -44,6 +47,7 @@ class ConvertedWeights(NamedTuple):
     params: Tree
     statistics: Tree
     num_classes: int
+    classes: FileClasses | None
     facts: dict[str, str]
     lines: list[str]
 
@@ -52,6 +56,25 @@ def count_classes(arrays: Mapping[str, Any], names: WeightNames) -> int | None:
     """The number of classes that a state dict under the original's names was trained with."""
     shape = np.shape(arrays.get(f"{names.class_layer}.bias", 0))
     return shape[0] if len(shape) == 1 else None
+
+
+def classes_that_fit(
+    named: FileClasses | None, num_classes: int | None, path: str | Path
+) -> FileClasses | None:
+    """The classes that a file names; None where it names none.
+
+    Raises:
+      ValueError: if its network finds another number of classes.
+    """
+    if named is None or num_classes in (None, len(named.names)):
+        return named
+    if len(named.names) == 1:
+        return None  # some text under the name, no list
+    raise ValueError(
+        f"{path} finds {num_classes} classes and names {len(named.names)} (under {named.place}: "
+        f"{listed(named.names, _MOST_NAMES)}): give the right names by sparseinst convert "
+        "--classes FILE.json."
+    )
 
 
 def convert_file(
@@ -84,6 +107,8 @@ def convert_file(
     own = make_trees(num_classes)
     try:
         params, statistics = original_to_ours(found.arrays, *own, names, source=str(path))
+    except WeightsFileError:
+        raise  # the network is the right one
     except ValueError as error:
         advice = suggest(found.arrays, num_classes) if suggest else ""
         message = f"{error}\n{found.ecosystem}: {found.evidence}\n{advice}"
@@ -91,7 +116,7 @@ def convert_file(
     facts = {"file": str(path), "kind": file.kind, "sha256": file.sha256}
     lines = _report(path, file, found, original_shapes(*own, names), names)
     facts["ecosystem"] = found.ecosystem
-    return ConvertedWeights(params, statistics, num_classes, facts, lines)
+    return ConvertedWeights(params, statistics, num_classes, file.classes, facts, lines)
 
 
 def _report(

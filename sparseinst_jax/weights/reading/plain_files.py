@@ -245,8 +245,11 @@ def _npy(name: str, piece: Piece) -> StoredArray:
     return StoredArray(data, dtype.name, shape, strides, 0, is_big_endian, exact_size=True)
 
 
-def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
+def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, StoredArray], dict[str, Any]]:
     """Finds the arrays of a `.safetensors` file: 8 bytes of header size, a json, the data.
+
+    Returns:
+      The arrays, and what the header says beside them; values that are a json are read as such.
 
     Raises:
       WeightsFileError: if the header is damaged, or an array lies outside of the file.
@@ -264,9 +267,18 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
         raise DamagedFileError(f"the safetensors header is not a json ({short(error)})") from error
     if not isinstance(header, dict):
         raise DamagedFileError(f"the safetensors header is a {type(header).__name__}, not a dict")
-    header.pop("__metadata__", None)
+    facts = header.pop("__metadata__", None)
+    facts = facts if isinstance(facts, dict) else {}
     data = Piece(file, 8 + header_bytes, size - 8 - header_bytes)
-    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
+    arrays = {name: _safetensor(name, entry, data) for name, entry in header.items()}
+    return arrays, {key: _json_or_text(value) for key, value in facts.items()}
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
