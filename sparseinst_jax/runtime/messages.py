@@ -43,6 +43,18 @@ def listed(values: Iterable[object], most: int = 10, between: str = ", ") -> str
     return between.join(texts[:most]) + last
 
 
+def columns(lines: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """Lay out cells below each other: the first columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < num_texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
 def counted(number: int, noun: str) -> str:
     """Write a number and what it counts: "no object", "1 object", "2 objects"."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
