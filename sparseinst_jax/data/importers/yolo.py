@@ -98,7 +98,7 @@ def read_yolo(
         fault = f"no image of this name below {images_dir}; add it, or delete this"
         result.faults.add(str(path), fault + hint_at_place(path.stem, paths))
     if is_whole:  # otherwise a part of it was chosen
-        result.notes += _unused(source, images_dir, {label.parent for label in used}, search)
+        result.notes += _unused(source, images_dir, {label.parent for label in used})
     result.notes += search.left_out()
     without = sum(not found for found in labels.values())
     if without:
@@ -111,12 +111,11 @@ def read_yolo(
     return result
 
 
-def _unused(
-    source: Path, images_dir: Path, label_folders: set[Path], search: FileSearch
-) -> list[str]:
+def _unused(source: Path, images_dir: Path, label_folders: set[Path]) -> list[str]:
     """Lines on images and label files of a data set that lie where none were looked for."""
-    images = [p for p in list_images(source, search) if not p.is_relative_to(images_dir)]
-    texts = [p for p in search.find(source, {".txt"}) if p.parent not in label_folders]
+    images = list_images(source, FileSearch(follows_links=True, excluded=images_dir))
+    texts = FileSearch(follows_links=True).find(source, {".txt"})
+    texts = [path for path in texts if path.parent not in label_folders]
     texts = [path for path in texts if _looks_like_labels(path)]
     found = (
         (images, "images", f"outside {images_dir}: --images {source} takes all"),
