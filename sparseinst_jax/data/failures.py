@@ -6,7 +6,6 @@ An image that cannot be used is left out and listed; processes that died or hang
 import contextlib
 import csv
 import errno
-import io
 import multiprocessing
 import queue
 import shutil
@@ -23,7 +22,7 @@ from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.records import ImageRecord
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.runtime.files import keep_beside, replace_file
+from sparseinst_jax.runtime.files import keep_beside, written_whole
 from sparseinst_jax.runtime.messages import brief, listed
 
 ON_ERROR = ("stop", "skip")
@@ -163,9 +162,8 @@ class SkippedImages:
         self._rows += rows
 
     def _rewrite(self) -> None:
-        text = io.StringIO()
-        _writer(text).writerows([self._COLUMNS, *self._rows])
-        replace_file(self.path, text.getvalue().encode())
+        with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
+            _writer(file).writerows([self._COLUMNS, *self._rows])
 
 
 def _writer(file):

@@ -249,7 +249,19 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
-        before = np.concatenate([[0], np.cumsum(self._is_target)])[self._columns["annotation_ends"]]
+        return self._per_image(self._is_target)
+
+    @property
+    def num_annotations(self) -> np.ndarray:
+        """Number of annotations, with crowd and those that do not count, int64 [images]."""
+        return self._per_image(self._label_of[self._columns["categories"]] >= 0)
+
+    def num_passing(self, keeps: Callable[[Columns], np.ndarray]) -> np.ndarray:
+        """Number of objects without crowd that a filter keeps, int64 [images]."""
+        return self._per_image(self._is_target & keeps(self._columns))
+
+    def _per_image(self, is_counted: np.ndarray) -> np.ndarray:
+        before = np.concatenate([[0], np.cumsum(is_counted)])[self._columns["annotation_ends"]]
         return np.diff(before)[self._places]
 
     @property
@@ -274,6 +286,25 @@ class IndexedRecords(Sequence[ImageRecord]):
     def target_boxes(self) -> Sequence[np.ndarray] | None:
         """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
         return _TargetBoxes(self) if self._has_boxes else None
+
+    @property
+    def crowd_labels(self) -> np.ndarray:
+        """Label of every crowd region."""
+        is_there = self._is_there & ~self._is_target & self._is_in_place
+        return self._label_of[self._columns["categories"][is_there]]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the annotations in the order of `_index.columns`; boxes are [n, 4]."""
+        column = self._columns[name]
+        is_there = self._is_there & self._is_in_place
+        return (column.reshape(-1, 4) if name == "boxes" else column)[is_there]
+
+    @property
+    def num_corners(self) -> np.ndarray:
+        """Corners of the annotations that are one polygon, 0 of the others, int64."""
+        is_one = (self.column("kinds") == stored.POLYGONS) & (self.column("num_parts") == 1)
+        lengths = np.append(np.diff(self._columns["polygon_ends"]), 0)
+        return np.where(is_one, lengths[self.column("first_parts") * is_one] // 2, 0)
 
     @property
     def _is_there(self) -> np.ndarray:
@@ -379,6 +410,16 @@ class CocoDataset:
         if isinstance(self.records, IndexedRecords):
             return self.records.num_crowd
         return sum(a.iscrowd for record in self.records for a in record.annotations)
+
+    @property
+    def crowd_per_class(self) -> np.ndarray:
+        """Number of crowd regions of each label, int64 [classes]."""
+        if isinstance(self.records, IndexedRecords):
+            labels = self.records.crowd_labels
+        else:
+            found = [a for record in self.records for a in record.annotations if a.iscrowd]
+            labels = np.array([annotation.label for annotation in found], np.int64)
+        return np.bincount(labels, minlength=len(self.class_names))
 
     @property
     def target_labels(self) -> np.ndarray:

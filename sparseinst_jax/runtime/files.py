@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,21 +78,32 @@ class FolderLock:
             self._file.close()
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file under a temporary name in its folder (made if missing), then rename it.
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside another, whose folder is made if missing.
 
-    What is renamed is on the disk: after a power cut the file is the old or the new one.
+    The file or folder that is written there takes the place of the other when the block ends well,
+    and is removed otherwise. A file is on the disk before: after a power cut it is the old or the
+    new one.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            sync(file.fileno())
+        yield temporary
+        if temporary.is_file():
+            sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if missing."""
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
 
 def keep_beside(path: Path, faults: Sequence[str]) -> None:
@@ -108,17 +119,16 @@ def keep_beside(path: Path, faults: Sequence[str]) -> None:
     )
 
 
-def sync(file: int | Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk, where the file system can say so."""
-    number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:  # some network drives cannot; others report here what they lost
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
-        if isinstance(file, Path):
-            os.close(number)
+        os.close(number)
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:

@@ -37,7 +37,7 @@ def load_train(config: Any) -> CocoDataset:
     )
     dataset, faults = _index(data, data.train, selection, check_files=True)
     faults.raise_if_fatal()
-    return dataset if data.keep_empty else without_empty(dataset)
+    return dataset if data.keep_empty else without_empty(dataset, data.annotation_filter)
 
 
 def load_val(config: Any, *, with_images: bool = True, check_files: bool = False) -> CocoDataset:
@@ -109,7 +109,7 @@ def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
     warnings = [
         *check_dataset.warn_of_unusable(dataset),
-        *check_dataset.warn(dataset, num_masks(config.model)),
+        *check_dataset.warn(dataset, num_masks(config.model), data.flip_label_pairs),
         *check_dataset.warn_of_lost(lost, data.train_max_size),
     ]
     hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import csv
-import io
 import os
 import resource
 import sys
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.runtime.files import keep_beside, replace_file
+from sparseinst_jax.runtime.files import keep_beside, written_whole
 from sparseinst_jax.runtime.messages import brief, listed, rounded
 
 Row = Mapping[str, float | int]
@@ -93,11 +92,10 @@ class MetricsFile:
     def _rewrite(self, rows: Sequence[Row]) -> None:
         """Replace the file at once, so that a crash leaves the old or the new one."""
         self._columns += dict.fromkeys(k for row in rows for k in row if k not in self._columns)
-        text = io.StringIO()
-        writer = self._writer(text)
-        writer.writeheader()
-        writer.writerows(_as_text(rows))
-        replace_file(self._path, text.getvalue().encode())
+        with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
+            writer = self._writer(file)
+            writer.writeheader()
+            writer.writerows(_as_text(rows))
 
 
 class TensorBoard:

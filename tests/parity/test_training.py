@@ -59,7 +59,7 @@ class Run:
     after: dict[int, dict[str, np.ndarray]]
 
 
-def _remember_gradients() -> optax.GradientTransformation:
+def keep_gradients() -> optax.GradientTransformation:
     """Pass gradients on and keep the last ones as the state, where a test can read them."""
     return optax.GradientTransformation(lambda params: params, lambda g, state, p=None: (g, g))
 
@@ -82,7 +82,7 @@ def _train(name: str) -> Run:
     case = cases.load(name)
     apply, params, statistics = case.model()
     optimizer = optax.chain(
-        _remember_gradients(),
+        keep_gradients(),
         make_optimizer(
             params,
             LEARNING_RATE,
@@ -223,7 +223,8 @@ def test_a_batch_without_objects_trains_the_class_loss_alone():
     outputs = Outputs(
         ours["pred_logits"], ours["pred_masks"], np.ascontiguousarray(ours["pred_scores"][..., 0])
     )
-    query_index = matching.match(np.zeros((2, 100, 1), np.float32), batch.is_target)
+    no_match = np.zeros((*outputs.class_logits.shape[:2], batch.is_target.shape[1]), np.float32)
+    query_index = matching.match(no_match, batch.is_target)
     assert (query_index == matching.UNMATCHED).all()
     counts = jax.tree.map(lambda n: np.maximum(n, np.float32(1)), objective.count(batch))
 

@@ -403,3 +403,13 @@ def test_a_border_value_can_be_left_out_and_is_recognised(tmp_path):
         ]
         (tmp_path / "masks/values.json").unlink()
     assert parse_value("224,224,192") == 224 + 256 * 224 + 256**2 * 192 and parse_value("7") == 7
+
+
+def test_two_maps_of_one_image_are_a_fault(tmp_path):
+    _photo(tmp_path)
+    for name in ("a.png", "a.tif"):
+        _save(tmp_path / "masks" / name, _box((1, 3), (2, 7), value=1) + _box((5, 7), (2, 7), 2))
+    found = _read(tmp_path, "indexed", class_name="apple")
+    (fault,) = found.faults.lines
+    assert "a.tif: is a map of" in fault and "a.png is; keep one of them" in fault
+    assert len(found.images) == 1

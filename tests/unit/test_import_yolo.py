@@ -152,6 +152,23 @@ def test_what_is_missing_altogether_is_said_with_the_cure(tmp_path):
         read_yolo(tmp_path, names=["pear"])
 
 
+def test_images_and_labels_that_lie_elsewhere_in_the_set_are_pointed_out(tmp_path):
+    _data_set(tmp_path)
+    _image(tmp_path / "more/images/b.png")
+    _label(tmp_path / "labels/val/c.txt", f"0 {SQUARE}")
+    _label(tmp_path / "notes/README.txt", "Labels of our orchard")
+    found = read_yolo(tmp_path)
+    assert [image.file_name for image in found.images] == ["a.png"]
+    images, labels = found.notes[1:]
+    assert images.startswith(
+        f"WARNING: 1 images are left out, such as {tmp_path / 'more/images/b.png'}"
+    )
+    assert labels.startswith(
+        f"WARNING: 1 label files are left out, such as {tmp_path / 'labels/val/c.txt'}"
+    )
+    assert len(read_yolo(tmp_path, tmp_path / "images").notes) == 1
+
+
 def test_a_label_file_in_capitals_is_found(tmp_path):
     _data_set(tmp_path)
     (tmp_path / "labels/a.txt").rename(tmp_path / "labels/a.TXT")
@@ -207,6 +224,8 @@ def test_numbers_before_names_are_their_numbers(tmp_path):
     path = tmp_path / "Classes.TXT"
     path.write_text("2: cat\n1 : dog\n")
     assert read_names(path) == {1: "dog", 2: "cat"}
+    path.write_text("0 cat\n1 dog\n")
+    assert read_names(path) == {0: "cat", 1: "dog"}
     path.write_text("1 euro\n2 euro\n")
     assert read_names(path) == {0: "1 euro", 1: "2 euro"}
 
@@ -238,6 +257,12 @@ def test_labels_of_another_task_are_refused(tmp_path, entry, names):
     (tmp_path / "data.yaml").write_text(f"names: [person]\n{entry}\n")
     with pytest.raises(ValueError, match=r"data.yaml has (kpt_shape|task).*another task.*polygons"):
         read_yolo(tmp_path, names=names)
+
+
+def test_labels_that_read_as_boxes_and_keypoints_are_pointed_out(tmp_path):
+    pose = "0 0.5 0.5 0.4 0.4 0.4 0.5 0.5 0.6 0 0 0.6 0.4"
+    assert "as pose labels do" in read_yolo(_data_set(tmp_path, pose)).notes[-1]
+    assert len(read_yolo(_data_set(tmp_path, f"{pose}\n0 {SQUARE}")).notes) == 1
 
 
 @pytest.mark.parametrize(

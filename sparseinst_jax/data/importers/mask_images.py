@@ -219,6 +219,7 @@ def _read_indexed(
 ) -> None:
     """A map of object numbers for each image."""
     of_maps = {} if class_name is not None else _read_values_json(source)
+    map_of: dict[Path, Path] = {}
     is_split: list[dict[int, bool]] = []
     outlining: list[int] = []
     for path in with_progress(masks):
@@ -229,6 +230,8 @@ def _read_indexed(
                     f"there is no image {place} below {result.images_dir}; add it, or delete this"
                     + hint_at_place(place.name, images.values())
                 )
+            if (first := map_of.setdefault(place, path)) is not path:
+                raise LabelFault(f"is a map of {images[place]}, as {first} is; keep one of them")
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
             of_map = of_maps.get(path.relative_to(source).as_posix(), {})
