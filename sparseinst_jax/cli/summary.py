@@ -17,10 +17,12 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     parse_size,
     size_fault,
+    words_of_overrides,
 )
 from sparseinst_jax.cli.measuring import machine, timing
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
 from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runtime.messages import columns, next_commands
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 
@@ -59,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         **describe(model, arguments.size, arguments.batch),
     }
     print(json.dumps(facts, indent=1) if arguments.json else text(facts))
+    if not arguments.json:
+        words = [f"--config={arguments.config}", *words_of_overrides(arguments)]
+        print(next_commands(["sparseinst", "benchmark", *words, "--only", "latency"]))
     return 0
 
 
@@ -94,14 +99,14 @@ def text(facts: Mapping[str, Any]) -> str:
         for tensor in facts["activations"]
     ]
     lines = [
-        timing.table([("part", "params M", "not trained", "GMAC", "%"), *rows]),
+        *columns([("part", "params M", "not trained", "GMAC", "%"), *rows]),
         "",
         f"GMAC: billions of multiply-accumulates of one image of {height} x {width}. Not trained: "
         "numbers of norms.",
         f"Batch {facts['batch']}: {flops:.3f} GFLOPs, two to each multiply-accumulate; XLA counts "
         f"{counted}.",
         "",
-        timing.table([("tensor", "shape", "MiB"), *tensors]),
+        *columns([("tensor", "shape", "MiB"), *tensors]),
         "",
         f"Forward pass ({facts['dtype']}), XLA's plan: "
         + ", ".join(f"{name.removesuffix('_mib')} {mib:.0f} MiB" for name, mib in _memory(xla)),

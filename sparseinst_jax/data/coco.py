@@ -246,7 +246,7 @@ def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> Non
     """
     names, rule = FileNames(root), FolderRule(str(root))
     missing = []
-    files = [(place, *file) for place, file in enumerate(dataset.files) if file[1] is not None]
+    files = [(i, name, path) for i, (name, path) in enumerate(dataset.files) if path is not None]
     for place, name, path in files:
         is_there, fault = rule.state(path)
         if not is_there:

@@ -25,6 +25,7 @@ from sparseinst_jax.evaluation.errors import (
 from sparseinst_jax.inference.masks import LazyMasks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.runtime.files import replace_file, unique_names
+from sparseinst_jax.runtime.messages import in_percent
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")
@@ -152,10 +153,10 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
     panels = []
     for name, labels in groups:
         curves = mean_precision(metrics.precision[:, :, labels])
-        title = f"{100 * float(curves['AP'].mean()):.1f}  {name}"
+        title = f"{name}, AP {in_percent(float(curves['AP'].mean()))}"
         lines = ("IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95")
         panels.append((title, dict(zip(lines, curves.values(), strict=True))))
-    note = "Above each panel the area below its mean: average precision in percent"
+    note = "AP, in percent: the area below the mean"
     if len(shown) < len(order):
         note += f"; {len(shown)} of {len(order)} classes, those with the most objects"
     is_small = len(panels) > MAX_LARGE
@@ -244,8 +245,13 @@ def draw_pictures(
         picture = _prediction(image, found[record.image_id], dataset).plot()
         if dataset.has_annotations:
             targets = record.targets
-            captions = [dataset.class_names[target.label] for target in targets]
-            truth = _draw(image, [target.segmentation for target in targets], captions)
+            labels = [target.label for target in targets]
+            captions = [dataset.class_names[label] for label in labels]
+            if len(dataset.class_names) == 1:  # as `plot`: a colour of its own for each
+                labels, captions = None, [""] * len(targets)
+            truth = _draw(
+                image, [target.segmentation for target in targets], captions, labels=labels
+            )
             picture = pictures.beside([picture, truth], ["predicted", "annotated"])
         paths.append(output / f"{name}.png")
         pictures.save_png(picture, paths[-1])
@@ -271,10 +277,11 @@ def _draw(
     masks: Sequence[Any],
     captions: Sequence[str],
     colours: Sequence[pictures.Colour] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw segmentations over an image, of which one at a time is decoded."""
     decoded = LazyMasks(masks, lambda one: decode_mask(one, *image.shape[:2]))
-    return pictures.draw_instances(image, decoded, captions, colours)
+    return pictures.draw_instances(image, decoded, captions, colours, labels=labels)
 
 
 def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path) -> list[str]:
@@ -310,8 +317,9 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[st
     found, confused = dict(errors.found), dict(errors.confused)
     kinds = {**dict.fromkeys(found, _FOUND), **dict.fromkeys(confused, _CONFUSED)}
     predicted = []
-    for place, kind in sorted({**kinds, **dict.fromkeys(errors.false, _FALSE)}.items()):
-        detection = errors.detections[place]
+    kinds |= dict.fromkeys(errors.false, _FALSE)
+    for place in sorted(kinds, key=lambda place: -errors.detections[place]["score"]):
+        detection, kind = errors.detections[place], kinds[place]
         text = f"{names[errors.labels[place]]} {detection['score']:.2f}"
         if place in confused:
             text += f", is {names[targets[confused[place]].label]}"
@@ -322,7 +330,7 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[st
         for place, target in enumerate(targets)
     ]
     drawn = []
-    for entries in (predicted, annotated):  # errors on top
+    for entries in (predicted, annotated):  # errors on top, the surest first
         entries.sort(key=lambda entry: entry[2] == _FOUND)
         drawn.append(_draw(image, *(zip(*entries, strict=True) if entries else ((), (), ()))))
     pair = pictures.beside(drawn, ["predicted", "annotated"])

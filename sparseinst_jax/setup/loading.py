@@ -116,7 +116,8 @@ def choose_known_classes(
     found = choose_classes(known, *chosen, all_known=False, path="the model")
     name_of = dict(zip(found.category_ids, found.names, strict=True))
     kept = [found.kept_id[i] for i in ids]
-    return [name_of.get(i, name) for i, name in zip(kept, names, strict=True)], kept
+    new_names = [n if i is None else name_of[i] for i, n in zip(kept, names, strict=True)]
+    return new_names, kept
 
 
 @contextmanager

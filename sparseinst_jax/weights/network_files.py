@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.files import written_whole
+from sparseinst_jax.runtime.messages import columns, listed
 from sparseinst_jax.weights.convert import (
     RenamedWeights,
     Shapes,
@@ -124,7 +123,7 @@ def convert_file(
 def _report(
     path: str | Path, file: WeightsFile, found: RenamedWeights, own: Shapes, names: WeightNames
 ) -> list[str]:
-    columns = {
+    arrays = {
         "loaded": {name: np.broadcast_to(np.float32(0), shape) for name, shape in own.items()},
         "ignored": {name: file.arrays[name] for name in found.ignored},
     }
@@ -132,7 +131,7 @@ def _report(
         f"weights of {path} ({file.kind}, sha256 {file.sha256}):",
         f"  names of {found.ecosystem}: {found.evidence}",
         *(f"  {note}" for note in file.notes),
-        *part_table(columns, own, names),
+        *part_table(arrays, own, names),
         *by_reason("ignored", found.ignored),
     ]
 
@@ -190,12 +189,12 @@ def part_of(name: str, names: WeightNames) -> str:
 
 
 def part_table(
-    columns: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
+    arrays: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
 ) -> list[str]:
     """Count arrays and their numbers for each part of the model.
 
     Args:
-      columns: heading -> original name -> array.
+      arrays: heading -> original name -> array.
       own: original names of the model's arrays, whose parts come first.
       names: of the model family.
 
@@ -204,19 +203,17 @@ def part_table(
     """
     own_parts = dict.fromkeys(part_of(name, names) for name in own)
     own_parts = sorted(own_parts, key=lambda part: part == _CLASS_HEAD)
-    named = (part_of(name, names) for column in columns.values() for name in column)
+    named = (part_of(name, names) for column in arrays.values() for name in column)
     strange = dict.fromkeys(part for part in named if part not in own_parts)
-    rows = [["part", *columns]]
+    rows = [["part", *arrays]]
     for part in (*own_parts, *strange):
         sizes = [
             [np.size(array) for name, array in column.items() if part_of(name, names) == part]
-            for column in columns.values()
+            for column in arrays.values()
         ]
         rows.append([part, *(f"{len(s)} ({sum(s):,})" if s else "-" for s in sizes)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = [f"  {'  '.join(row).rstrip()}" for row in padded]
-    return [f"{lines[0]}   in arrays (and numbers)", *lines[1:]]
+    first, *lines = (f"  {line}" for line in columns(rows, len(rows[0])))
+    return [f"{first}   in arrays (and numbers)", *lines]
 
 
 def by_reason(what: str, reasons: Mapping[str, str]) -> list[str]:
@@ -241,14 +238,12 @@ def write_arrays(
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     texts = {key: json.dumps(value) for key, value in (facts or {}).items()}
 
-    def write(temporary: Path) -> None:
+    with written_whole(output) as temporary:
         if output.suffix == ".npz":
             with temporary.open("wb") as file:
                 np.savez(file, **plain)  # type: ignore[arg-type]
         else:
             save_file(plain, temporary, metadata=texts)
-
-    _write_whole(output, write)
 
 
 def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[str, Any]) -> None:
@@ -268,22 +263,5 @@ def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[st
         return write_arrays(output, arrays, meta)
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
-    def write(temporary: Path) -> None:
-        with Checkpoints(temporary) as checkpoints:
-            checkpoints.save(TrainState(np.int32(0), params, statistics, None), meta)
-
-    _write_whole(output, write)
-
-
-def _write_whole(output: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name beside the output, then rename."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.rename(temporary, output)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    with written_whole(output) as temporary, Checkpoints(temporary) as checkpoints:
+        checkpoints.save(TrainState(np.int32(0), params, statistics, None), meta)

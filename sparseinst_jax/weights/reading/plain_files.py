@@ -20,6 +20,7 @@ import numpy as np
 
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.stored_arrays import (
+    ITEM_SIZES,
     DamagedFileError,
     Piece,
     StoredArray,
@@ -50,20 +51,13 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# F64, I32, ..., BF16 and BOOL.
+_SAFETENSORS_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "BOOL": "bool"}
 _SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
+    kind + bits: f"{name}{bits}"
+    for kind, name in _SAFETENSORS_KINDS.items()
+    for bits in ("", "8", "16", "32", "64")
+    if f"{name}{bits}" in ITEM_SIZES
 }
 
 
