@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -193,6 +194,7 @@ Item = TypeVar("Item")
 STUCK_SECONDS = 300.0  # without a batch
 MAX_FAILURES = 2  # in a row at one batch; then it is no accident
 _CLOSE_SECONDS = 15.0
+_LOOK_SECONDS = 0.2
 
 
 class _LostError(Exception):
@@ -272,18 +274,13 @@ class _Reader:
         self._items: queue.Queue[tuple[str, Any]] = queue.Queue(1)
         self._is_over, self._is_lost = threading.Event(), False
         self._processes: set[Any] = set()
+        self._has_begun = False
         self._thread = threading.Thread(target=self._run, args=(start, first), daemon=True)
         self._thread.start()
 
     def get(self) -> Any:
-        try:
-            kind, value = self._items.get(timeout=STUCK_SECONDS)
-        except queue.Empty:
-            self._is_lost = True
-            raise _LostError(f"no batch for {STUCK_SECONDS:g} s, the readers hang") from None
+        kind, value = self._wait()
         if kind == "item":
-            if not self._processes:
-                self._look()
             return value
         # Grain's own words; the fault of an image is no RuntimeError.
         if isinstance(value, RuntimeError) and "terminated unexpectedly" in str(value):
@@ -296,6 +293,23 @@ class _Reader:
         if isinstance(value, OSError) and value.errno == errno.ENOSPC:  # images are only read
             raise _FullError(f"{_shared_memory()} for processes that read images")
         raise value
+
+    def _wait(self) -> tuple[str, Any]:
+        """Take what comes next; until the first item look for processes, to learn how they end."""
+        end = time.monotonic() + STUCK_SECONDS
+        while time.monotonic() < end:
+            try:
+                found = self._items.get(timeout=min(STUCK_SECONDS, _LOOK_SECONDS))
+            except queue.Empty:
+                if not self._has_begun:
+                    self._look()
+                continue
+            if not self._has_begun:
+                self._look()
+            self._has_begun = True
+            return found
+        self._is_lost = True
+        raise _LostError(f"no batch for {STUCK_SECONDS:g} s, the readers hang")
 
     def close(self) -> None:
         """End the thread; processes of a lost reader are killed."""
