@@ -140,13 +140,14 @@ class Bench:
         model = builders.build_model(self.config.model, number, seed, frozen)
         apply, *random = functional(model)
         # One copy for all of inference; on a CPU "the device" is the same memory.
-        return Network(apply, *jax.device_put(weights or tuple(random)), number, model)
+        params, statistics = jax.device_put(weights or tuple(random))
+        return Network(apply, params, statistics, number, model)
 
     _network = functools.cached_property(make_network)
 
     def predictor(self, batch: int) -> Predictor:
         """Make a predictor that sends so many images together."""
-        assert self.valid_size  # raises where photos do not fill the padded image
+        valid_size(self.photo_size, self.size)  # raises where photos do not fill it
         apply, params, statistics, number, _ = self._network
         given = {"data.eval_size": sorted(self.size), "eval.batch_size": batch}
         names = [f"class {i + 1}" for i in range(number)]
