@@ -94,15 +94,16 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
       The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C), 75 after
       the loss of another host.
     """
-    process.set_environment()
     function: Any = command
-    if isinstance(command, str):
-        module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-        function = module.main
-    if "jax" in sys.modules:  # a few commands do without
-        process.trim_after_compiling()
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     try:
+        process.set_environment()
+        process.shorten_plugin_errors()
+        if isinstance(command, str):
+            module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
+            function = module.main
+        if "jax" in sys.modules:  # a few commands do without
+            process.trim_after_compiling()
+        logging.basicConfig(format="%(levelname)s: %(message)s")  # as in our own lines
         code = function(argv) or 0
         hosts.report(DONE)
         return code
@@ -152,7 +153,9 @@ def _message(error: BaseException) -> str | None:
             return f"{error.strerror}{place}: free some space, or write to another disk"
         return f"{error.strerror}{place}: give another path, or change what is there"
     is_for_users = isinstance(error, (ValueError, FileNotFoundError))
-    return str(error) if is_for_users and _raised_here(error) else None
+    if is_for_users and _raised_here(error):
+        return str(error)
+    return process.explain_jax_error(error)
 
 
 def _raised_here(error: BaseException) -> bool:
