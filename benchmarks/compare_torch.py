@@ -2,8 +2,8 @@
 
     python benchmarks/compare_torch.py --torch-python PYTHON --yardstick FILE --output FILE.json
 
-Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
-same network), each in its own environment and process. Both are warmed up, then measured
+Runs `sparseinst benchmark --serve` and torch_side.py with the yardstick (a PyTorch version of
+the same network), each in its own environment and process. Both are warmed up, then measured
 alternately, A B A B, so that what else the machine does falls on both. Weights are random on each
 side (then all masks are kept), or both load --weights. A ratio is how many times as fast we are:
 the median of the rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what
@@ -22,21 +22,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.cli.measuring import inference, machine
-from sparseinst_jax.cli.measuring.timing import speed_ratio
-from sparseinst_jax.runtime.files import replace_file
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import rows as shared  # noqa: E402
 
-HERE = Path(__file__).parent
-CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
+from sparseinst_jax.cli.measuring import machine, workloads  # noqa: E402
+from sparseinst_jax.cli.measuring.timing import speed_ratio  # noqa: E402
+from sparseinst_jax.runtime.files import write_json  # noqa: E402
+
+TORCH_SIDE = str(HERE / "torch_side.py")
+CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 AGAINST = ("eager", "compiled")
-
-
-# What both sides do: the yardstick's name for it, and that of `sparseinst benchmark`.
+# What both sides do: that of `sparseinst benchmark`, and of torch_side.py.
 WORKS = {
-    "inference": "latency/with_masks",
-    "network": "latency/network",
-    "post-processing": "post/masks",
-    "training": "training/step",
+    "inference": ("latency/with_masks", "with_masks"),
+    "network": ("latency/network", "network"),
+    "post-processing": ("post/masks", "post"),
+    "training": ("training/step", "training"),
 }
 
 
@@ -79,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line(rows[-1]), file=sys.stderr, flush=True)
             report = make_report(rows, arguments)
             if arguments.output:  # after each row: the measurements take long
-                text = json.dumps(report, indent=1) + "\n"
-                replace_file(arguments.output, text.encode())
+                write_json(arguments.output, report, indent=1)
     report = make_report(rows, arguments)
     print("\n".join(map(line, report["rows"])))
     missed = [t for t in report["targets"] if t["is_met"] is not True]
@@ -120,10 +121,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one work of both sides alternately; plain values."""
     load = list(os.getloadavg())
-    commands = {
-        "ours": our_command(name, arguments),
-        "theirs": their_command(name, against, arguments),
-    }
+    makers = {"ours": our_command, "theirs": their_command}
+    commands = {side: command(name, against, arguments) for side, command in makers.items()}
     sides: dict[str, Side] = {}
     samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     try:
@@ -152,15 +151,16 @@ def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str,
     }
 
 
-def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
+def our_command(name: str, _: str, arguments: argparse.Namespace) -> list[str]:
     """`sparseinst benchmark` for one work, by this interpreter."""
-    only = WORKS[name]
+    only = WORKS[name][0]
     if only.startswith("latency/") and arguments.batch > 1:
         only = f"throughput/{only.partition('/')[2]}/{arguments.batch}"
+    size, train_size = ("x".join(map(str, s)) for s in (arguments.size, arguments.train_size))
     return [
-        *(sys.executable, "-c", CLI, "benchmark", "--config", arguments.config, "--serve"),
-        *("--only", only, "--warmup", str(arguments.warmup), "--batch", str(arguments.batch)),
-        *("--size", _by(arguments.size), "--train-size", _by(arguments.train_size)),
+        *shared.command(sys.executable, CLI, "benchmark", "--config", arguments.config),
+        *("--serve", "--only", only, "--warmup", str(arguments.warmup)),
+        *("--batch", str(arguments.batch), "--size", size, "--train-size", train_size),
         *("--train-batch", str(arguments.train_batch), "--objects", str(arguments.objects)),
         f"--config.model.dtype={arguments.dtype}",
         *(["--weights", arguments.weights] if arguments.weights else []),
@@ -171,23 +171,18 @@ def their_command(name: str, against: str, arguments: argparse.Namespace) -> lis
     """torch_side.py for one work, by the other interpreter."""
     trains = name == "training"
     size = tuple(arguments.train_size if trains else arguments.size)
-    photo = inference.usual_photo(size)
+    photo = workloads.usual_photo(size)
     batch = arguments.train_batch if trains else arguments.batch
     return [
-        *(arguments.torch_python, str(HERE / "torch_side.py"), "--yardstick", arguments.yardstick),
-        *("--work", name, "--size", *map(str, size), "--batch", str(batch)),
-        *("--valid-size", *map(str, inference.valid_size(photo, size))),
+        *shared.command(arguments.torch_python, TORCH_SIDE, "--yardstick", arguments.yardstick),
+        *("--serve", "--rows", f"torch/{against}/{WORKS[name][1]}/{batch}"),
+        *("--size", *map(str, size), "--valid-size", *map(str, workloads.valid_size(photo, size))),
         *("--photo-size", *map(str, photo), "--objects", str(arguments.objects)),
         *("--device", arguments.device, "--dtype", arguments.dtype),
         *("--threads", str(arguments.threads), "--warmup", str(arguments.warmup)),
         *(["--weights", arguments.weights] if arguments.weights else []),
-        *(["--channels-last"] * arguments.channels_last),
-        *(["--compile"] * (against == "compiled")),
+        *(["--contiguous"] * (not arguments.channels_last)),
     ]
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
 
 
 def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str:
@@ -196,12 +191,13 @@ def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str
         sys.executable: "python",
         arguments.torch_python: "TORCH_PYTHON",
         arguments.yardstick: "YARDSTICK",
-        str(HERE / "torch_side.py"): "benchmarks/torch_side.py",
+        TORCH_SIDE: "benchmarks/torch_side.py",
         CLI: "sparseinst.cli",
         arguments.weights: "WEIGHTS",
         arguments.config: Path(arguments.config).name,
     }
-    return " ".join(names.get(part, part) for part in command)
+    words = [command[0], *command[3:]]  # without what starts it
+    return " ".join(names.get(part, part) for part in words)
 
 
 class Side:
@@ -215,7 +211,7 @@ class Side:
     def __init__(self, name: str, command: Sequence[str]):
         self._name = name
         # Two processes share a GPU: neither may take all of its memory beforehand.
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment = shared.environment(XLA_PYTHON_CLIENT_PREALLOCATE="false")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -18,16 +18,15 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.runtime.files import replace_file
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import gpu_figures  # noqa: E402
-import gpu_rows  # noqa: E402
+import rows  # noqa: E402
+
+from sparseinst_jax.runtime.files import replace_file  # noqa: E402
 
 MARK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 Report = Mapping[str, Any]
@@ -94,7 +93,7 @@ def filled(document: str, results: Path) -> str:
 
 def _read(path: Path) -> Report:
     if path.suffix == ".jsonl":
-        return {"accelerator": gpu_rows.read(path, {})}
+        return {"accelerator": rows.read(path, {})}
     return json.loads(path.read_text())
 
 
@@ -106,40 +105,18 @@ def rendered(report: Report) -> str:
     raise ValueError(f"expected one of {', '.join(KINDS)} in the file, got {', '.join(report)}")
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = "|".join(["---"] * len(heading))
-    lines = [" | ".join(cells) for cells in (heading, *rows)]
-    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
-
-
-def _number(row: Report, key: str, digits: int) -> str:
-    value = row.get(key)
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _origin(report: Report, facts: Report | None, *more: str) -> str:
-    """Command, machine, versions and load, so that a reader can judge and repeat it."""
-    words = [f"`{report['command']}`"]
-    if facts:
-        versions = facts["versions"]
-        words.append(f"{facts['device']}, {facts['processor']}, {facts['usable_cores']} cores")
-        words.append(f"jax {versions['jax']}")
-        if facts["load_1_5_15"]:
-            words.append(f"load before {facts['load_1_5_15'][0]:.1f}")
-    return "; ".join([*words, *filter(None, more)]) + "."
-
-
 def _comparison(report: Report) -> str:
     """A file of compare_torch.py."""
-    rows, settings = report["rows"], report["settings"]
+    first, settings = report["rows"][0], report["settings"]
+    facts, theirs = first["ours"]["machine"], first["theirs"]
     targets = {(t["work"], t["against"], t["measure"]): t for t in report["targets"]}
-    first = rows[0]
-    origin = _origin(
-        report,
-        first["ours"]["machine"],
-        f"torch {first['theirs']['torch']}, {first['theirs']['threads']} threads",
-        f"{settings['dtype']}, weights {report['weights']}",
-    )
+    words = [f"`{report['command']}`"]
+    words.append(f"{facts['device']}, {facts['processor']}, {facts['usable_cores']} cores")
+    words.append(f"jax {facts['versions']['jax']}")
+    if facts["load_1_5_15"]:
+        words.append(f"load before {facts['load_1_5_15'][0]:.1f}")
+    words.append(f"torch {theirs['torch']}, {theirs['threads']} threads")
+    words.append(f"{settings['dtype']}, weights {report['weights']}")
 
     def aim(row: Report, measure: str, sign: str) -> str:
         target = targets.get((row["work"], row["against"], measure))
@@ -148,52 +125,27 @@ def _comparison(report: Report) -> str:
         return f"{sign} {target['limit']:g}, {'met' if target['is_met'] else '**missed**'}"
 
     def cells(row: Report) -> list[str]:
-        speed, memory = row["speed"], row["memory"]
-        spread = f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})"
+        speed, memory = row["speed"], row["memory"] or {}
         return [
             *(row["work"], row["against"]),
-            *(_number(row[side], "p50_ms", 1) for side in ("theirs", "ours")),
-            *(spread, aim(row, "speed", "≥")),
-            *(_number(memory or {}, f"{side}_mib", 0) for side in ("theirs", "ours")),
-            *(_number(memory or {}, "ratio", 2), aim(row, "memory", "≤")),
+            *(rows.number(row[side], "p50_ms", 1) for side in ("theirs", "ours")),
+            f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})",
+            aim(row, "speed", "≥"),
+            *(rows.number(memory, f"{side}_mib", 0) for side in ("theirs", "ours")),
+            *(rows.number(memory, "ratio", 2), aim(row, "memory", "≤")),
         ]
 
     heading = ["work", "against", "PyTorch ms", "ours ms", "times as fast (rounds)", "aim"]
     heading += ["PyTorch MiB", "ours MiB", "times the memory", "aim"]
-    return f"{origin}\n\n{_table(heading, map(cells, rows))}"
+    return f"{'; '.join(words)}.\n\n{rows.table(heading, map(cells, report['rows']))}"
 
 
 def _accelerator(report: Report) -> str:
     """A file of gpu.py: the rows of the device and the versions of its last row."""
-    last = report["accelerator"][-1]
-    stamp = {key: last[key] for key in ("device", "versions")}
-    rows = [r for r in report["accelerator"] if all(r[key] == stamp[key] for key in stamp)]
+    stamp = {key: report["accelerator"][-1][key] for key in ("device", "versions")}
+    found = [r for r in report["accelerator"] if all(r[key] == stamp[key] for key in stamp)]
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    origin = f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}."
-    best = gpu_rows.best(rows).values()
-    keys = {"p50_ms": 3, "queued_ms": 3, "resident_ms": 3, "images_per_s": 1, "tflops": 1}
-    keys |= {"peak_mib": 0, "first_s": 1}
-    heading = ["", "p50 ms", "queued ms", "resident ms", "images/s", "TFLOP/s", "MiB", "first s"]
-    cells = [
-        [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
-        if "fault" not in row
-        else [row["name"], "failed", *[""] * 6]
-        for row in best
-    ]
-    found = gpu_figures.figures(rows)
-    words = {True: "met", False: "**missed**", None: "not measured"}
-    aims = [
-        [
-            figure,
-            f"{found[figure]:.3g}" if figure in found else "",
-            f"{'≥' if is_least else '≤'} {limit:g}",
-            words[gpu_figures.is_met(found.get(figure), is_least, limit)],
-        ]
-        for figure, is_least, limit in gpu_figures.AIMS
-    ]
-    return "\n\n".join(
-        [origin, _table(["aim", "value", "limit", ""], aims), _table(heading, cells)]
-    )
+    return f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}.\n\n{rows.tables(found)}"
 
 
 # What a file holds that no other kind before it does.

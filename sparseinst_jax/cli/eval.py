@@ -21,8 +21,8 @@ from sparseinst_jax.cli.arguments import (
 )
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.failures import Skip, SkippedImages
-from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
-from sparseinst_jax.evaluation.evaluator import evaluate_dataset
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, load_json, read_truth, score
+from sparseinst_jax.evaluation.evaluator import predict_dataset, truth_of
 from sparseinst_jax.evaluation.report import draw_pictures, write_report
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
@@ -106,7 +106,7 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     # Names every fault of the json. Only --plots looks at images, and does without them too.
     dataset = load_val(config, with_images=os.path.isdir(images))
     results = load_json(arguments.predictions)
-    metrics = evaluate(dataset.truth, results, dataset.classes)
+    metrics = score(read_truth(dataset.truth, dataset.classes), results, arguments.predictions)
     print(f"{arguments.predictions} against {dataset.annotations_path}\n")
     _report(arguments, dataset, results, metrics, output)
 
@@ -120,28 +120,30 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     hosts.refuse_differences("checkpoint or configuration", source.title + config.to_json())
     if is_first_host:
         print(f"{source.title}, on {dataset.annotations_path} ({len(dataset.records)} images)")
+    truth = truth_of(dataset)  # its faults are reported before the first prediction
     skips: list[Skip] | None = [] if config.data.on_error == "skip" else None
-    results, metrics = evaluate_dataset(
+    results = predict_dataset(
         source.predictor,
         dataset,
         num_workers=max(1, config.data.num_workers),
         progress=sys.stderr if is_first_host else None,
         skips=skips,
     )
+    if is_first_host:
+        write_json(output / "predictions.json", results)
+        print(f"{len(results)} detections: {output / 'predictions.json'}")
     _list_skipped(skips, dataset, output)
     if not is_first_host:
         return
-    write_json(output / "predictions.json", results)
-    print(f"{len(results)} detections: {output / 'predictions.json'}")
     if drawn := draw_pictures(dataset, results, output, arguments.pictures):
         print(f"{len(drawn)} pictures: {output / '*.png'}")
-    if metrics is None:
+    if truth is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
         print(f"{dataset.annotations_path} has no object: predicted, not scored")
     else:
         print()
-        _report(arguments, dataset, results, metrics, output)
+        _report(arguments, dataset, results, score(truth, results), output)
 
 
 def _list_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:

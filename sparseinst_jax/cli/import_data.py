@@ -10,7 +10,7 @@ from pathlib import Path
 from sparseinst_jax.data.classes import warn_of_alike
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes
-from sparseinst_jax.data.importers import coco_content, labelme, mask_images, via, yolo
+from sparseinst_jax.data.importers import coco_content, labelme, mask_images, mask_values, via, yolo
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.messages import listed
@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--attribute", metavar="NAME", help="via: region attribute that holds the class")
     add("--layout", choices=mask_images.LAYOUTS, help="masks: an image an object, or a map of all")
     add("--class", metavar="NAME", dest="class_name", help="via, masks: class of every object")
+    add(
+        "--ignore-value",
+        metavar="N",
+        nargs="+",
+        type=mask_values.parse_value,
+        help="masks: values of maps that are no objects, such as 255 or the colour 224,224,192",
+    )
     add("--skip-faulty", action="store_true", help="leave out and list what cannot be read")
     return parser
 
@@ -114,6 +121,7 @@ def _checked_outputs(
         ("--attribute", arguments.attribute, ("via",)),
         ("--layout", arguments.layout, ("masks",)),
         ("--class", arguments.class_name, ("via", "masks")),
+        ("--ignore-value", arguments.ignore_value, ("masks",)),
     ):
         if value is not None and arguments.format not in formats:
             parser.error(f"{option} is for {' and '.join(formats)}, not for {arguments.format}")
@@ -122,6 +130,8 @@ def _checked_outputs(
             "masks need --layout objects (a folder for each image, an image for each object) or "
             "--layout indexed (one image whose values number the objects)"
         )
+    if arguments.ignore_value and arguments.layout != "indexed":
+        parser.error("--ignore-value is for --layout indexed")
     share = arguments.val_share
     if share is not None and arguments.val_output is None:
         parser.error("--val-share needs --val-output JSON")
@@ -193,7 +203,12 @@ def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
             class_name=arguments.class_name,
         )
     return mask_images.read_masks(
-        source, images_dir, names, layout=arguments.layout, class_name=arguments.class_name
+        source,
+        images_dir,
+        names,
+        layout=arguments.layout,
+        class_name=arguments.class_name,
+        ignored=arguments.ignore_value or (),
     )
 
 

@@ -53,6 +53,7 @@ class DatasetSelection(NamedTuple):
     all_classes_known: bool = True
     annotation_filter: str = DEFAULT_RULES
     keeps_boxes: bool = False
+    exclude_classes: Sequence[str] = ()
 
 
 EVERYTHING = DatasetSelection()
@@ -166,6 +167,7 @@ def make_dataset(
         index.categories,
         selection.classes,
         selection.class_map,
+        selection.exclude_classes,
         all_known=selection.all_classes_known,
         path=name,
     )
@@ -182,7 +184,7 @@ def make_dataset(
         index.has_annotations,
         name,
         int(np.array(index.num_without_mask, np.int64)[label_of >= 0].sum()),
-        chosen if selection.classes or selection.class_map else None,
+        chosen if any(selection[:2]) or selection.exclude_classes else None,
         int(np.array(index.num_objects, np.int64)[label_of < 0].sum()),
         records.num_filtered,
     ), faults

@@ -26,6 +26,7 @@ from sparseinst_jax.runtime.messages import listed
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
 NUM_LATELY = 1000  # images
+MIN_FAULTY = 8  # skipped images that are enough to judge the first ones by
 _SHOWN = 5
 # What reading an image raises for the image's own fault or the disk's.
 ERRORS = (ValueError, OSError)
@@ -111,7 +112,10 @@ class SkippedImages:
         self._note("train", skips)
         first = step - max(NUM_LATELY // self._num_images, 1)
         self._lately = [s for s in (*self._lately, *[step] * len(skips)) if s > first]
-        self._refuse_too_many(len(self._lately), NUM_LATELY, "images lately", skips)
+        # A run that begins with nothing but faulty images would learn from black ones.
+        seen = step * self._num_images
+        of = seen if len(self._lately) >= max(MIN_FAULTY, seen / 2) else NUM_LATELY
+        self._refuse_too_many(len(self._lately), of, "images lately", skips)
 
     def add_evaluated(self, skips: Sequence[Skip], num_images: int) -> list[str]:
         """Note the images that an evaluation skipped; gives lines for the user.

@@ -16,6 +16,12 @@ from sparseinst_jax.runtime.messages import listed
 _SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle"})
 _HIDDEN = "hidden or made by the system"
 _LINKS = "links to other folders"
+_UNREAD = "pictures and films of a kind that is not read"
+# What people keep among photos; where they can be read they are among the suffixes looked for.
+_OTHER_SUFFIXES = frozenset(
+    ".heic .heif .avif .jxl .svg .psd .pdf .eps .exr .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 "
+    ".mp4 .mov .avi .mkv .webm".split()
+)
 MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 MAX_NAMES = 5  # of what is left out, in one line
 
@@ -80,7 +86,10 @@ class FileSearch:
             folders[:] = visible
             for name in files:
                 path = os.path.join(parent, name)
-                if os.path.splitext(name)[1].lower() not in suffixes:
+                ending = os.path.splitext(name)[1].lower()
+                if ending not in suffixes:
+                    if ending in _OTHER_SUFFIXES and ".jpg" in suffixes and not _is_hidden(name):
+                        self._leave_out(_UNREAD, path)
                     continue
                 if _is_hidden(name):
                     self._leave_out(_HIDDEN, path)

@@ -145,6 +145,7 @@ MAX_BYTES = 1 << 30  # of a file: more than that many pixels need uncompressed
 # hundred bytes. Encoders write about ten.
 MAX_SCANS = 64
 _CHUNK = 1 << 20
+_LOSSY = frozenset(("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF"))
 Value = TypeVar("Value")
 _warned: list[object] = []  # the image that this process warned of
 
@@ -260,6 +261,7 @@ def _read(
     file: str | os.PathLike | BinaryIO,
     name: object,
     use: Callable[[Image.Image, int | None], Value],
+    refuse: Callable[[Image.Image, object], None] | None = None,
 ) -> Value:
     """Open an image as it is stored and make something of it; errors, also of decoding, name it.
 
@@ -269,21 +271,23 @@ def _read(
         file: path, or an open file.
         name: what a message calls it; None: the path.
         use: takes the image and its EXIF orientation, None where the metadata are damaged.
+        refuse: looks at the opened image and its name; `_refuse_bomb` by default.
     """
+    refuse = refuse or _refuse_bomb
     name = file if name is None else name
     with _naming(name):
         if isinstance(file, str | os.PathLike):
             refuse_no_regular_file(file, name)
         try:
             with Image.open(file, formats=_formats()) as image:
-                _refuse_bomb(image, name)
+                refuse(image, name)
                 return use(image, _orientation(image))
         except Exception as error:
             if isinstance(error, _Refused | MemoryError) or getattr(error, "errno", None):
                 raise
             try:
                 with Image.open(_without_metadata(file), formats=_formats()) as image:
-                    _refuse_bomb(image, name)
+                    refuse(image, name)
                     value = use(image, None)
             except Exception:
                 raise error from None
@@ -454,6 +458,35 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
     return height, width
 
 
+def _refuse_changed(image: Image.Image, name: object) -> None:
+    """Refuse an opened image whose pixel values are not read as they were meant."""
+    _refuse_bomb(image, name)
+    if (reason := _why_values_change(image)) is not None:
+        raise _Refused(f"image {name} {reason}")
+
+
+def _why_values_change(image: Image.Image) -> str | None:
+    fp: Any = image.fp  # type: ignore[attr-defined]
+    place = fp.tell()
+    fp.seek(0)
+    head = fp.read(64)
+    fp.seek(place)
+    if image.format in _LOSSY or (image.format == "WEBP" and b"VP8L" not in head):
+        return f"is a {image.format} file, a format that changes values; save the values as PNG"
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        return f"has {pages} pages, of which one can be read; save each as a file of its own"
+    # Pillow reads these as 8 bits, without a word: 257 and 258 become one value.
+    parameters = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    kind = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
+    is_deep = ";16" in kind if isinstance(kind, str) else isinstance(kind, int) and kind > 255
+    if is_deep and len(image.getbands()) > 1:
+        return (
+            "has several channels of 16 bits, of which only 8 can be read; save the values as one "
+            "channel of 16 bits, or as colours of 8"
+        )
+    return None
+
+
 def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
     """Read pixel values as they are stored: palette indices, 16 bit, no conversion of colours.
 
@@ -465,9 +498,10 @@ def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
         integers [h, w], or [h, w, c] where the image has several channels; upright.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_image`.
+        FileNotFoundError, ValueError: as `read_image`; also where the values that are read would
+            not be those that were meant.
     """
-    values = _read(file, name, lambda *opened: np.array(_upright(*opened)))
+    values = _read(file, name, lambda *opened: np.array(_upright(*opened)), _refuse_changed)
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind == "f":

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import jax
@@ -23,8 +24,9 @@ import numpy as np
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
+from sparseinst_jax.data.file_search import FileNames
 from sparseinst_jax.data.transforms import padded_size, resized_size
-from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
@@ -62,6 +64,7 @@ def evaluate_dataset(
     num_workers: int = 2,
     progress: TextIO | None = None,
     skips: list[Skip] | None = None,
+    truth: Truth | None = None,
 ) -> tuple[list[dict[str, Any]], CocoMetrics | None]:
     """Predict every image of a data set and score the result.
 
@@ -75,6 +78,7 @@ def evaluate_dataset(
         progress: where progress is written; None writes nothing.
         skips: takes the images that cannot be used, which count as images without detections; of
             several hosts each gets its own. None raises for the first of them.
+        truth: of the data set, where `truth_of` has read it before.
 
     Returns:
         The detections in COCO results format, in the order of the images, and the metrics; None
@@ -86,12 +90,20 @@ def evaluate_dataset(
         ValueError: an image cannot be read or is not of the size that the json says, or no class
             of the predictor is in the data set.
     """
+    truth = truth or truth_of(dataset)  # its faults are reported before the first prediction
     results = predict_dataset(
         predictor, dataset, num_workers=num_workers, progress=progress, skips=skips
     )
-    if jax.process_index() or not dataset.num_targets.any():
-        return results, None
-    return results, evaluate(dataset.truth, results, dataset.classes)
+    return results, None if truth is None or jax.process_index() else score(truth, results)
+
+
+def truth_of(dataset: CocoDataset) -> Truth | None:
+    """Read what a data set is scored against; None where it has no object.
+
+    Raises:
+        ValueError: it cannot be scored against.
+    """
+    return read_truth(dataset.truth, dataset.classes) if dataset.num_targets.any() else None
 
 
 def predict_dataset(
@@ -247,13 +259,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_files(dataset: CocoDataset) -> None:
     """Check that every image exists before the first is predicted."""
-    files = dataset.files
-    missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
+    files = [(name, path) for name, path in dataset.files if path is not None]
+    missing = [(name, path) for name, path in files if not os.path.isfile(path)]
     if missing:
-        shown = listed(missing, between="\n  ")
+        name, path = missing[0]
+        hint = FileNames(Path(path.removesuffix(name))).hint(name)
+        # In a wrong folder all are missing: one says it.
+        shown = [path for _, path in missing[: 1 if len(missing) == len(files) else None]]
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
-            f"missing; set config.data.val.images to their folder:\n  {shown}"
+            f"missing; set config.data.val.images to their folder:\n  "
+            + listed([shown[0] + hint, *shown[1:]], between="\n  ")
         )
 
 

@@ -72,7 +72,7 @@ class Prediction:
     scores: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | None, ...]
     query_index: np.ndarray | None = None
 
     def __len__(self) -> int:

@@ -91,7 +91,7 @@ class Predictor:
         params: nested dict of arrays.
         statistics: nested dict of arrays.
         class_names: names of the K classes.
-        category_ids: the data set's id of each class.
+        category_ids: the data set's id of each class; None for one that is left out.
         eval_size: (shortest, longest): the short side images are resized to, and the most that the
             long side may have, in pixels.
         family: of the network: how its outputs are scored, and its masks brought back and cut.
@@ -106,7 +106,7 @@ class Predictor:
         params: Tree,
         statistics: Tree,
         class_names: Sequence[str],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | None],
         eval_size: tuple[int, int],
         *,
         family: Family,
@@ -120,7 +120,8 @@ class Predictor:
                 f"{len(category_ids)} category ids"
             )
         self.class_names = tuple(class_names)
-        self.category_ids = tuple(map(int, category_ids))
+        self.category_ids = tuple(None if i is None else int(i) for i in category_ids)
+        self._is_wanted = np.array([i is not None for i in category_ids], bool)
         options = dict(options or {})
         self.eval_size = checked_settings(eval_size, batch_size, options)
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
@@ -305,6 +306,7 @@ class Predictor:
                 (kept,) = np.nonzero(is_kept[row])
                 if self._protocol.drops_last:
                     kept = kept[:-1]
+                kept = kept[self._is_wanted[labels[row, kept]]]
                 chunks = masks.upsample_masks(
                     by_device[row // self.batch_size],
                     row % self.batch_size,

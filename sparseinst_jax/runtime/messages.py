@@ -47,6 +47,21 @@ def counted(number: int, noun: str) -> str:
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
 
 
+def rounded(value: float) -> str:
+    """A number in three digits and without an exponent: "0.0123", "12.8", "18,000"."""
+    return f"{float(f'{value:.3g}'):,.15g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share, "12 %"; only nothing is 0 % and only the whole 100 %."""
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "below 0.1 %"
+    if 99.9 < share < 100:
+        return "above 99.9 %"
+    return f"{share:.{int(share < 10 or 99 < share) if 0 < share < 100 else 0}f} %"
+
+
 def printable(text: str, most: int = MAX_MESSAGE) -> str:
     r"""A text for terminals and pages: line ends and tabs stay, other such characters are escaped.
 

@@ -98,7 +98,8 @@ def _index(
 
 
 def _selection(data: Any, **others: Any) -> DatasetSelection:
-    return DatasetSelection(data.classes, data.class_map, **others)
+    chosen = dict(classes=data.classes, class_map=data.class_map)
+    return DatasetSelection(**chosen, exclude_classes=data.exclude_classes, **others)
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:

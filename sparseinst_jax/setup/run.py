@@ -230,13 +230,14 @@ def make_evaluation(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
     predictor.use_devices(jax.local_devices())
+    truth = evaluator.truth_of(dataset)  # its faults are reported before the first step
 
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
         predictor.set_weights(params, statistics)
         workers = max(config.data.num_workers, 1)
         skips: list[Skip] | None = None if skipped is None else []
         _, metrics = evaluator.evaluate_dataset(
-            predictor, dataset, num_workers=workers, skips=skips
+            predictor, dataset, num_workers=workers, skips=skips, truth=truth
         )
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):

@@ -11,7 +11,7 @@ from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.datasets import load_val, name_of
-from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.loading import NO_CHOICE, build_predictor, choose_known_classes
 from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
 from sparseinst_jax.weights.network_files import count_classes
 from sparseinst_jax.weights.reading import read_weights_file
@@ -34,14 +34,19 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     weight_names = FAMILIES[config.model.family].weights
     state = rename_to_original(read_weights_file(weights).arrays, weight_names).arrays
     annotations = name_of(config.data.val)
-    is_there = config.data.val.tfds or Path(annotations).is_file()
-    if is_there or config.data.classes:
-        dataset, origin = load_val(config, with_images=False), annotations
-        names, ids = dataset.class_names, dataset.category_ids
-    else:
-        names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
-        origin = f"COCO (there is no {annotations})"
     found = count_classes(state, weight_names)
+    names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
+    origin = f"COCO (there is no {annotations})"
+    trained = NO_CHOICE
+    if config.data.val.tfds or Path(annotations).is_file():
+        dataset, origin = load_val(config, with_images=False), annotations
+        if found in (None, len(dataset.class_names)):
+            trained = config.data
+        else:
+            everything = config.copy_and_resolve_references()
+            everything.data.update(NO_CHOICE)
+            dataset = load_val(everything, with_images=False)
+        names, ids = dataset.class_names, dataset.category_ids
     if found not in (None, len(names)):
         raise ValueError(
             f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
@@ -50,4 +55,5 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         )
     apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
-    return build_predictor(config, apply, *loaded, names, ids)
+    chosen = choose_known_classes(names, ids, config.data, trained)
+    return build_predictor(config, apply, *loaded, *chosen)

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.runtime.messages import rounded
 
 Row = Mapping[str, float | int]
 _REDRAW_SECONDS = 0.1
@@ -263,7 +264,7 @@ class Progress:
             seconds = max(sum(self._recent) / len(self._recent), 1e-9)
             parts += [
                 f"ETA {format_seconds((self._num_steps - self._step) * seconds)}",
-                f"{self._batch_size / seconds:.3g} images/s",
+                f"{rounded(self._batch_size / seconds)} images/s",
             ]
         parts += [f"{name} {text}" for name, text in self._shown.items()]
         rates = self.rates()

@@ -332,3 +332,15 @@ def test_faults_of_the_command_line_are_all_named(run):
         eval_command.main(["--workdir", str(run.workdir), "--config.data.val.nonsense=1"])
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         eval_command.main(["--workdir", str(run.data)])
+
+
+def test_predictions_are_kept_whatever_happens_while_they_are_scored(
+    run, evaluated, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise ValueError("no score")
+
+    monkeypatch.setattr(eval_command, "score", fail)
+    with pytest.raises(ValueError, match="no score"):
+        eval_command.main(["--workdir", str(run.workdir), "--output", str(tmp_path)])
+    assert read(tmp_path / "predictions.json") == read(evaluated / "predictions.json")

@@ -1,12 +1,16 @@
 """The walk through folders, and names that almost fit."""
 
+import json
 import os
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 
 from sparseinst_jax.cli.predict import list_images
+from sparseinst_jax.data.coco import index_coco
 from sparseinst_jax.data.file_search import FileNames, FileSearch
+from sparseinst_jax.evaluation.evaluator import predict_dataset
 
 
 def _files(folder, *names):
@@ -37,6 +41,16 @@ def test_hidden_files_and_those_that_systems_make_are_left_out_and_told(tmp_path
     assert f"{tmp_path / '.thumbnails'}" in line and "git" not in line and "notes" not in line
     # A folder that is named is meant, hidden or not.
     assert _found(FileSearch(), tmp_path / ".thumbnails") == ["a.jpg"]
+
+
+def test_pictures_that_are_not_read_are_told_where_pictures_are_looked_for(tmp_path):
+    _files(tmp_path, "a.jpg", "b.DNG", "c.mp4", ".d.mp4", "notes.txt")
+    search = FileSearch()
+    assert _found(search, tmp_path) == ["a.jpg"]
+    (line,) = search.left_out()
+    assert line.startswith("WARNING: left out, pictures and films of a kind that is not read: 2: ")
+    assert _found(labels := FileSearch(), tmp_path, {".txt"}) == ["notes.txt"]
+    assert labels.left_out() == []
 
 
 def test_links_to_folders_are_left_out_and_told_or_followed_once(tmp_path):
@@ -78,9 +92,9 @@ def test_links_that_lead_nowhere_and_folders_that_cannot_be_opened_are_told(tmp_
 def test_predict_takes_what_is_named_and_says_what_it_left_out(tmp_path):
     photos = _files(tmp_path / "photos", "a.jpg", "._a.jpg", ".thumbnails/a.jpg", "out/old.png")
     (photos / "linked").symlink_to(_files(tmp_path / "store", "b.PNG"))
-    found, left_out = list_images([photos, photos / "._a.jpg", "gone.jpg"], photos / "out")
+    found, left_out = list_images([photos, photos / "._a.jpg"], photos / "out")
     names = [str(path).removeprefix(f"{photos}/") for path in found]
-    assert names == ["a.jpg", "linked/b.PNG", "._a.jpg", "gone.jpg"]
+    assert names == ["a.jpg", "linked/b.PNG", "._a.jpg"]
     assert len(left_out) == 1 and "hidden or made by the system: 2" in left_out[0]
     with pytest.raises(ValueError, match=r"no image in .*give image files.*hidden or made.*1: "):
         list_images([_files(tmp_path / "empty", "._x.jpg")], tmp_path / "out")
@@ -105,3 +119,31 @@ def test_what_a_missing_file_may_be_called_is_said_with_what_differs(tmp_path, t
     found = FileNames(tmp_path).hint(wanted)
     assert hint in found
     assert found == "" if not hint else found.startswith(f"; there is {tmp_path / there}: ")
+
+
+def _json(folder, *names):
+    images = [{"id": i, "file_name": n, "height": 9, "width": 9} for i, n in enumerate(names)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (folder / "a.json").write_text(json.dumps(content))
+    return folder / "a.json"
+
+
+def test_a_wholly_wrong_image_folder_is_one_line_with_the_right_one(tmp_path):
+    photos = _files(tmp_path / "photos", "train/1.jpg", "train/2.jpg")
+    path = _json(tmp_path, "1.jpg", "2.jpg")
+    dataset, faults = index_coco(path, photos, check_files=True)
+    (fault,) = faults
+    assert fault.message == (
+        f"none of the 2 image files is in {photos}, which holds 2 file(s): {photos / '1.jpg'} does "
+        f"not exist; there is {photos / 'train/1.jpg'}: was another folder meant?"
+    )
+    predictor = SimpleNamespace(class_names=("cat",))
+    with pytest.raises(FileNotFoundError, match=r"(?s)2 of 2 .*train/1.jpg: was") as error:
+        predict_dataset(predictor, dataset)
+    assert "2.jpg" not in str(error.value)
+    dataset, faults = index_coco(path, _files(photos / "train", "1.jpg"), check_files=True)
+    assert list(faults) == []
+    (photos / "train/1.jpg").rename(photos / "train/1.JPG")
+    _, faults = index_coco(path, photos / "train", check_files=True)
+    (fault,) = faults
+    assert fault.message.startswith("image 0: the file") and "capital letters" in fault.message

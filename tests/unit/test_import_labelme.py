@@ -306,3 +306,17 @@ def test_an_image_of_another_spelling_is_named_and_a_coco_json_is_recognised(tmp
         f"there is {tmp_path / 'a b.png'}: it differs in codes such as %20 and capital" in spelling
     )
     assert "is not a LabelMe file: a COCO json, which needs no import" in coco
+
+
+def test_a_json_that_names_another_image_than_its_own_is_pointed_out(tmp_path):
+    _write(tmp_path, [_shape()], "a")
+    _write(tmp_path, [_shape()], "b")
+    _write(tmp_path, [_shape()], "a", imagePath="c.png")
+    (fault,) = read_labelme(tmp_path).faults.lines
+    assert f"there is {tmp_path / 'a.png'}, called as the json is" in fault
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    (tmp_path / "b.json").unlink()
+    found = read_labelme(tmp_path)
+    assert [image.file_name for image in found.images] == ["c.png"]
+    assert found.notes[0].startswith("WARNING: 1 jsons name another image")
+    assert f"{tmp_path / 'a.json'} labels c.png" in found.notes[0]

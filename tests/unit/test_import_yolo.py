@@ -207,6 +207,8 @@ def test_numbers_before_names_are_their_numbers(tmp_path):
     path = tmp_path / "Classes.TXT"
     path.write_text("2: cat\n1 : dog\n")
     assert read_names(path) == {1: "dog", 2: "cat"}
+    path.write_text("0 cat\n1 dog\n")
+    assert read_names(path) == {0: "cat", 1: "dog"}
     path.write_text("1 euro\n2 euro\n")
     assert read_names(path) == {0: "1 euro", 1: "2 euro"}
 
@@ -238,6 +240,12 @@ def test_labels_of_another_task_are_refused(tmp_path, entry, names):
     (tmp_path / "data.yaml").write_text(f"names: [person]\n{entry}\n")
     with pytest.raises(ValueError, match=r"data.yaml has (kpt_shape|task).*another task.*polygons"):
         read_yolo(tmp_path, names=names)
+
+
+def test_labels_that_read_as_boxes_and_keypoints_are_pointed_out(tmp_path):
+    pose = "0 0.5 0.5 0.4 0.4 0.4 0.5 0.5 0.6 0 0 0.6 0.4"
+    assert "as pose labels do" in read_yolo(_data_set(tmp_path, pose)).notes[-1]
+    assert len(read_yolo(_data_set(tmp_path, f"{pose}\n0 {SQUARE}")).notes) == 1
 
 
 @pytest.mark.parametrize(

@@ -426,3 +426,25 @@ def test_overrides_that_ask_for_another_network_are_refused_with_every_differenc
     overrides = {"data.eval_size": "(32, 64)", "model.dtype": "bfloat16", "eval.batch_size": "2"}
     predictor, _, step = load_run(tmp_path, overrides=overrides)
     assert (predictor.eval_size, predictor.batch_size, step) == ((32, 64), 2, 1)
+
+
+def test_truth_that_cannot_be_scored_is_found_before_the_first_image_is_predicted(
+    tmp_path, predictor, monkeypatch
+):
+    images = [{"id": 1, "file_name": "a.png", "height": 5, "width": 5}]
+    entry = {"id": 4, "image_id": 1, "category_id": 1, "iscrowd": 0}
+    content = {
+        "images": images,
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [entry | {"segmentation": [[0, 0, 4, 0, 4, 4]]}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    dataset = load_coco(tmp_path / "val.json", tmp_path)
+    content["annotations"][0]["segmentation"] = [[0, 0, 9e9, 0, 4, 4]]  # changed since
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    monkeypatch.setattr(Predictor, "start", lambda *_: pytest.fail("an image was predicted"))
+    with pytest.raises(
+        ValueError, match=r"val\.json: 1 of 1 annotations.*\n +annotation 4 \(a\.png"
+    ):
+        evaluate_dataset(predictor, dataset)

@@ -133,6 +133,16 @@ def test_more_than_a_twentieth_of_the_last_thousand_images_stops_the_run(tmp_pat
     listed.add_evaluated([SKIP, SKIP], 40)
 
 
+def test_a_run_that_reads_nothing_but_faulty_images_stops_at_once(tmp_path):
+    listed = SkippedImages(tmp_path / "skipped.csv", 0, 4)
+    listed.add(1, [SKIP] * 4)
+    with pytest.raises(ValueError, match="8 of 8 images lately cannot be used"):
+        listed.add(2, [SKIP] * 4)
+    luckier = SkippedImages(tmp_path / "other.csv", 0, 4)
+    for step in range(1, 13):
+        luckier.add(step, [SKIP])  # a quarter of them: few images, of which some are broken
+
+
 class FindsOneSquare:
     """A predictor that finds the left upper corner of every image."""
 

@@ -249,7 +249,7 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
         if len(told) == 1 and own_signal is not None:
             os.kill(os.getpid(), own_signal)
         if len(told) == 2 and own_signal is None:  # the other host's
-            metrics[STOP] = np.int32(signal.SIGTERM)
+            metrics[STOP] = np.int32(2 * signal.SIGTERM)
         return state, metrics
 
     monkeypatch.setattr(TrainStep, "__call__", one_of_two_hosts)
@@ -258,7 +258,7 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
         trainer._num_hosts = 2
         assert trainer.run(first_state(False), batches()) == 143
         assert checkpoints.steps == (3,)
-    assert told == [0, *[int(own_signal or 0)] * 2]
+    assert told == [0, *[2 * int(own_signal or 0)] * 2]
 
 
 def test_from_the_loop_to_the_loss_there_are_four_functions(tmp_path):

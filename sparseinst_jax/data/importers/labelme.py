@@ -39,6 +39,7 @@ from sparseinst_jax.data.importers.objects import (
     require_folder,
     with_progress,
 )
+from sparseinst_jax.runtime.messages import listed
 
 # LabelMe's own labels of what is no object.
 _NO_OBJECTS = ("__ignore__", "_background_")
@@ -51,6 +52,16 @@ class _ShapePart(NamedTuple):
     class_name: str
     shape: list[float] | np.ndarray
     where: str
+
+
+class _ImageFolder(NamedTuple):
+    """Where the images of jsons are looked for."""
+
+    source: Path
+    root: Path
+    by_name: Mapping[str, Path]
+    by_stem: Mapping[str, Path]
+    known: FileNames
 
 
 def read_labelme(
@@ -85,8 +96,10 @@ def read_labelme(
     if not paths:
         raise search.nothing(f"no .json in or below {source}; LabelMe writes one for each image")
     faults = ImportFaults()
-    listed = list_images(root, search)
-    folder = _ImageFolder(source, root, files_by_name(listed), FileNames(root))
+    paths_of_images = list_images(root, search)
+    by_stem = {path.stem: path for path in paths_of_images}
+    by_name = files_by_name(paths_of_images)
+    folder = _ImageFolder(source, root, by_name, by_stem, FileNames(root))
     images: list[LabelledImage] = []
     labelled_by: dict[str, Path] = {}
     ignored: Counter[str] = Counter()
@@ -97,23 +110,32 @@ def read_labelme(
             if first is not path:
                 raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
             images.append(image)
-    result = Imported(images, found_classes(images, names), root, faults, search.left_out())
-    without = len({p.relative_to(root).as_posix() for p in listed} - labelled_by.keys())
+    notes = [*search.left_out(), *_remarks(labelled_by, folder, ignored)]
+    without = len({p.relative_to(root).as_posix() for p in paths_of_images} - labelled_by.keys())
     if without:
-        result.notes.append(f"{without} images below {root} have no json: left out")
-    for label, count in ignored.items():
-        note = f"{count} shapes labelled {label} are no objects: left out, trained as background"
-        result.notes.append(note)
-    return result
+        notes.append(f"{without} images below {root} have no json: left out")
+    return Imported(images, found_classes(images, names), root, faults, notes)
 
 
-class _ImageFolder(NamedTuple):
-    """Where the images of jsons are looked for."""
-
-    source: Path
-    root: Path
-    by_name: Mapping[str, Path]
-    known: FileNames
+def _remarks(
+    labelled_by: Mapping[str, Path], folder: _ImageFolder, ignored: Counter[str]
+) -> list[str]:
+    """Lines on jsons that name another image than their own, and on what is no object."""
+    renamed = [
+        f"{path} labels {name}"
+        for name, path in labelled_by.items()
+        if path.stem != Path(name).stem and path.stem in folder.by_stem
+    ]
+    lines = [
+        f"{count} shapes labelled {label} are no objects: left out, trained as background"
+        for label, count in ignored.items()
+    ]
+    if renamed:
+        lines.append(
+            f"WARNING: {len(renamed)} jsons name another image than the one that is called as they "
+            f"are: {listed(renamed, 5)}; what imagePath says counts"
+        )
+    return lines
 
 
 def _read_file(
@@ -162,10 +184,12 @@ def _find_image(path: Path, stated: Any, folder: _ImageFolder) -> Path:
         candidates.append(folder.by_name[relative.name])
     existing = [p for p in candidates if p.is_file()]
     if not existing:
+        own = folder.by_stem.get(path.stem)
+        namesake = f"; there is {own}, called as the json is: is imagePath wrong?" if own else ""
         raise LabelFault(
             f"the image {relative.as_posix()} is neither beside the json nor below {root}, or "
             "several there have its name; put it there, or name the image folder with --images"
-            + folder.known.hint(relative.as_posix())
+            + (folder.known.hint(relative.as_posix()) or namesake)
         )
     return next((p for p in existing if is_below(p, root)), existing[0])
 

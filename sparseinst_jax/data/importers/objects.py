@@ -93,14 +93,17 @@ def make_object(
         size: (height, width) of the image.
 
     Raises:
-        LabelFault: it covers no pixel.
+        LabelFault: it covers no pixel, or its polygons cannot be drawn.
     """
     if isinstance(shape, np.ndarray):
         runs = rle.encode(np.asfortranarray(shape.astype(np.uint8)))
         segmentation: Segmentation = {"size": list(size), "counts": runs["counts"].decode()}
     else:
         segmentation = shape
-        runs = encode_segmentation(shape, *size)
+        try:
+            runs = encode_segmentation(shape, *size)
+        except ValueError as error:
+            raise LabelFault(error) from error
     area = int(rle.area(runs))
     if area == 0:
         raise LabelFault(

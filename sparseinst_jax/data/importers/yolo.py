@@ -7,8 +7,10 @@ Source: the format of Ultralytics' segmentation data sets, docs.ultralytics.com/
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.importers.objects import (
@@ -85,14 +87,37 @@ def read_yolo(
                 size = image.height, image.width
                 image.objects = _read_labels(labels[path][0], size, said.names, result.faults)
             result.images.append(image)
+    _note_orphans(used, texts, paths, images_dir, result.faults)
+    result.notes += _remarks(labels, result.images)
+    return result
+
+
+def _remarks(labels: Mapping[Path, list[Path]], images: Sequence[LabelledImage]) -> list[str]:
+    """Lines on images without labels, and on labels that seem to be those of another task."""
+    lines = []
+    without = sum(not found for found in labels.values())
+    if without:
+        lines.append(f"{without} images have no label file: taken as without objects")
+    if _look_like_keypoints(images):
+        lines.append(
+            "WARNING: all objects read as a box (x y width height) with points inside it, as pose "
+            "labels do: are these keypoints instead of outlines?"
+        )
+    return lines
+
+
+def _note_orphans(
+    used: Mapping[Path, int],
+    texts: Callable[[Path], dict[str, list[Path]]],
+    images: Sequence[Path],
+    images_dir: Path,
+    faults: ImportFaults,
+) -> None:
+    """Note the text files beside label files that look like labels and belong to no image."""
     beside = {path for label in used for found in texts(label.parent).values() for path in found}
     for path in filter(_looks_like_labels, sorted(beside - used.keys())):
         fault = f"no image of this name below {images_dir}; add it, or delete this"
-        result.faults.add(str(path), fault + hint_at_place(path.stem, paths))
-    without = sum(not found for found in labels.values())
-    if without:
-        result.notes.append(f"{without} images have no label file: taken as without objects")
-    return result
+        faults.add(str(path), fault + hint_at_place(path.stem, images))
 
 
 def _read_image(
@@ -162,7 +187,7 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     label, coordinates = values[0], values[1:]
     if label not in names:
         raise LabelFault(
-            f"class {label:g} has no name: the names are "
+            f"class {line.split()[0]} has no name: the names are "
             + ", ".join(f"{i} {names[i]}" for i in sorted(names))
             + "; correct the number or the names"
         )
@@ -180,13 +205,25 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     if abs(furthest - 0.5) > 0.5 + OUTSIDE_TOLERANCE:
         raise LabelFault(
             f"coordinates are shares of width and height, 0 ... 1, got {furthest:g}; divide x by "
-            "the image's width and y by its height"
+            "the image's width and y by its height (or are these keypoints, not outlines?)"
         )
     height, width = size
     # Rounded so that a tenth of 30 pixels is 3, not 3.0000000000000004.
     xs = [round(x * width, 4) for x in coordinates[::2]]
     ys = [round(y * height, 4) for y in coordinates[1::2]]
     return make_object(names[int(label)], [make_polygon(xs, ys, size)], size)
+
+
+def _look_like_keypoints(images: Sequence[LabelledImage]) -> bool:
+    """Whether the first two corners of all outlines would be boxes around their other points."""
+    found = [(image, object_) for image in images for object_ in image.objects]
+    for image, labelled in found:
+        corners = np.reshape(labelled.segmentation, (-1, 2)) / (image.width, image.height)
+        center, size, points = corners[0], corners[1], corners[2:]
+        points = points[points.any(axis=1)]  # (0, 0) is a point that is not seen
+        if (np.abs(points - center) > size / 2 + 0.01).any():
+            return False
+    return bool(found)
 
 
 def _looks_like_labels(path: Path) -> bool:

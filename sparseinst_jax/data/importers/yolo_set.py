@@ -148,7 +148,7 @@ def _read_text(path: Path) -> str:
 
 
 def _line_names(path: Path) -> dict[int, str]:
-    """The names of a text file; lines that all begin with a number and a colon have that number."""
+    """The names of a text file, by their lines, or by the numbers that all lines begin with."""
     lines = [line.strip() for line in _read_text(path).rstrip().splitlines()]
     for number, line in enumerate(lines, 1):
         if not line or line.startswith("#"):
@@ -157,10 +157,14 @@ def _line_names(path: Path) -> dict[int, str]:
                 "classes are numbered by their lines: write the name there, or take the line out "
                 "if the labels were numbered without it; or give --names"
             )
-    numbered = [re.fullmatch(r"(\d{1,9})\s*:\s*(\S.*)", line) for line in lines]
-    if not all(numbered):
+    found = [re.fullmatch(r"(\d{1,9})(\s*:|\s)\s*(\S.*)", line) for line in lines]
+    numbered = [match for match in found if match]
+    has_colons = all(match[2].endswith(":") for match in numbered)
+    in_order = [int(match[1]) for match in numbered] == list(range(len(lines)))
+    # Coins may be called "1 euro" and "2 euro".
+    if len(numbered) < len(lines) or not (has_colons or in_order):
         return dict(enumerate(lines))
-    names = {int(match[1]): match[2] for match in numbered if match}
+    names = {int(match[1]): match[3] for match in numbered}
     if len(names) < len(lines):
         raise ValueError(f"{path} gives a number to several names; correct it, or give --names")
     return names
