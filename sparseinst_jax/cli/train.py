@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.runtime import hosts, process
@@ -18,6 +19,8 @@ stopped by a signal."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse `--config NAME [--workdir DIR] [--init-from PATH] [--config.KEY=VALUE ...]` and train.
 
+    Or `--workdir RUN` alone, to continue it.
+
     Returns:
       The exit code, see `_DESCRIPTION`.
     """
@@ -31,19 +34,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)
-    if arguments.config is None:
-        parser.error("--config NAME is needed, such as --config shapes")
+    source = arguments.config
+    if source is None:  # a run has its own
+        source = Path(arguments.workdir or "") / "config.json"
+        if not arguments.workdir or not source.is_file():
+            parser.error(
+                "--config NAME is needed, such as --config finetune; or the --workdir of a run to "
+                f"continue{f': {source} does not exist' if arguments.workdir else ''}"
+            )
     if arguments.init_from is not None:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     # Faults are reported before the hosts wait for one another.
-    load_config(arguments.config, arguments.overrides)
+    load_config(source, arguments.overrides)
     process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
-    workdir = arguments.workdir or default_workdir(arguments.config)
+    workdir = arguments.workdir or default_workdir(source)
     try:
-        return train(arguments.config, workdir, arguments.overrides).exit_code
+        return train(source, workdir, arguments.overrides).exit_code
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
