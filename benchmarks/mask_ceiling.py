@@ -17,6 +17,7 @@ from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import ops
+from sparseinst_jax.runtime.messages import in_percent
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "AR100")
 CUT = masks.MaskCut(0.45, stride=4)
@@ -69,5 +70,5 @@ if __name__ == "__main__":
         options = dataset.category_ids, (size, given.max_size), number, stride
         found = [entry for each in dataset.records for entry in through_grid(each, *options)]
         scores = coco_metrics.evaluate(given.annotations, found)
-        row = " | ".join(f"{scores[name]:.3f}" for name in NAMES)
+        row = " | ".join(in_percent(scores[name]) for name in NAMES)
         print(f"| {size} | {number} | {stride} | {row} |", flush=True)

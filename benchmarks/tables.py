@@ -18,7 +18,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +29,28 @@ import rows  # noqa: E402
 from sparseinst_jax.runtime.files import replace_file  # noqa: E402
 
 MARK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+END = "<!-- end -->"
 Report = Mapping[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the document; returns 1 where it is stale."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description=__doc__)
+    add, document = parser.add_argument, HERE.parent / "docs" / "performance.md"
     add("--results", metavar="FOLDER", type=Path, default=HERE / "results")
-    add("--document", metavar="FILE", type=Path, default=HERE.parent / "docs" / "performance.md")
+    add("--document", metavar="FILE", type=Path, default=document)
     add("--check", action="store_true", help="write nothing")
-    arguments = parser.parse_args(argv)
-    before = arguments.document.read_text()
-    after = filled(before, arguments.results)
-    if arguments.check and after != before:
-        stale = [
-            old[1]
-            for old, new in zip(*map(MARK.finditer, (before, after)), strict=True)
-            if old[2] != new[2]
-        ]
-        print(
-            f"{arguments.document.name} is not what these say: {', '.join(stale)}. "
-            "Run python benchmarks/tables.py",
-            file=sys.stderr,
-        )
+    given = parser.parse_args(argv)
+    before = given.document.read_text()
+    after = filled(before, given.results)
+    if not given.check:
+        replace_file(given.document, after.encode())
+    elif after != before:
+        marks = zip(MARK.finditer(before), MARK.finditer(after), strict=True)
+        stale = ", ".join(old[1] for old, new in marks if old[2] != new[2])
+        cure = "Run python benchmarks/tables.py"
+        print(f"{given.document.name} is not what these say: {stale}. {cure}", file=sys.stderr)
         return 1
-    if not arguments.check:
-        replace_file(arguments.document, after.encode())
     return 0
 
 
@@ -68,41 +61,33 @@ def filled(document: str, results: Path) -> str:
       FileNotFoundError: a mark names a file that is not there.
       ValueError: a file has no mark or is of no known kind.
     """
-    marked = [mark[1] for mark in MARK.finditer(document)]
+    marked = {mark[1] for mark in MARK.finditer(document)}
     there = {path.name for path in results.glob("*.json*")}
-    if absent := sorted(set(marked) - there):
+    if absent := sorted(marked - there):
         raise FileNotFoundError(
             f"the document names {', '.join(absent)}, expected in {results.name}/: measure, or "
             "take the mark out"
         )
-    if unused := sorted(there - set(marked)):
+    if unused := sorted(there - marked):
         raise ValueError(
             f"no mark in the document for {', '.join(unused)}: write <!-- table: {unused[0]} --> "
             "and <!-- end --> where the table shall stand, or remove the file"
         )
-
-    def fill(mark: re.Match[str]) -> str:
-        try:
-            text = rendered(_read(results / mark[1]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{mark[1]}: not as our scripts write it: {error!r}") from error
-        return f"<!-- table: {mark[1]} -->\n{text}\n<!-- end -->"
-
-    return MARK.sub(fill, document)
+    return MARK.sub(lambda m: f"<!-- table: {m[1]} -->\n{table(results / m[1])}\n{END}", document)
 
 
-def _read(path: Path) -> Report:
-    if path.suffix == ".jsonl":
-        return {"accelerator": rows.read(path, {})}
-    return json.loads(path.read_text())
+def table(path: Path) -> str:
+    """Return the lines for one file: how it was measured, and the table.
 
-
-def rendered(report: Report) -> str:
-    """Return the lines for one file: how it was measured, and the table."""
-    for key, render in KINDS.items():
-        if key in report:
-            return render(report)
-    raise ValueError(f"expected one of {', '.join(KINDS)} in the file, got {', '.join(report)}")
+    Raises:
+      ValueError: it is of no known kind.
+    """
+    try:
+        if path.suffix == ".jsonl":
+            return _accelerator(rows.read(path, {}))
+        return _comparison(json.loads(path.read_text()))
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name}: not as our scripts write it: {error!r}") from error
 
 
 def _comparison(report: Report) -> str:
@@ -140,19 +125,12 @@ def _comparison(report: Report) -> str:
     return f"{'; '.join(words)}.\n\n{rows.table(heading, map(cells, report['rows']))}"
 
 
-def _accelerator(report: Report) -> str:
+def _accelerator(found: Sequence[Report]) -> str:
     """A file of gpu.py: the rows of the device and the versions of its last row."""
-    stamp = {key: report["accelerator"][-1][key] for key in ("device", "versions")}
-    found = [r for r in report["accelerator"] if all(r[key] == stamp[key] for key in stamp)]
+    stamp = {key: found[-1][key] for key in ("device", "versions")}
+    own = [row for row in found if all(row[key] == stamp[key] for key in stamp)]
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    return f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}.\n\n{rows.tables(found)}"
-
-
-# What a file holds that no other kind before it does.
-KINDS: dict[str, Callable[[Report], str]] = {
-    "accelerator": _accelerator,
-    "targets": _comparison,
-}
+    return f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}.\n\n{rows.tables(own)}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.measuring import host_work, machine, timing
 from sparseinst_jax.cli.measuring.workloads import USUAL_PHOTO, Bench
 from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.runtime.messages import columns
 
 DESCRIPTION = """\
 Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are random: what
@@ -227,7 +228,7 @@ def text(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("jax", "jaxlib", "numpy"))
     return "\n".join(
         [
-            timing.table([heading, *map(_cells, report["results"])]),
+            *columns([heading, *map(_cells, report["results"])]),
             "",
             f"{facts['device']} ({facts['platform']}), {report['dtype']}, {report['weights']} "
             f"weights, {versions}",

@@ -15,7 +15,7 @@ from sparseinst_jax.data.plan import ImagePlan, StepPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import columns, listed
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history, datasets
 from sparseinst_jax.setup.run import make_plan
@@ -125,10 +125,7 @@ def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDa
                 _files(image, dataset.records),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]))
+    lines += columns(rows, len(header))
     for image, result in zip(plan.images, loaded, strict=True):
         lines += _losses(dataset.records[image.position], result, dataset.class_names)
     return lines

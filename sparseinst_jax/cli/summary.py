@@ -23,6 +23,7 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.measuring import machine, timing
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
 from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runtime.messages import columns
 from sparseinst_jax.setup import builders
 
 NUM_CLASSES = 80
@@ -108,14 +109,14 @@ def text(facts: Mapping[str, Any]) -> str:
         for tensor in facts["activations"]
     ]
     lines = [
-        timing.table([("part", "params M", "not trained", "GMAC", "%"), *rows]),
+        *columns([("part", "params M", "not trained", "GMAC", "%"), *rows]),
         "",
         f"GMAC: billions of multiply-accumulates of one image of {height} x {width}. Not trained: "
         "numbers of norms.",
         f"Batch {facts['batch']}: {flops:.3f} GFLOPs, two to each multiply-accumulate; XLA counts "
         f"{counted}.",
         "",
-        timing.table([("tensor", "shape", "MiB"), *tensors]),
+        *columns([("tensor", "shape", "MiB"), *tensors]),
         "",
         f"Forward pass ({facts['dtype']}), XLA's plan: "
         + ", ".join(f"{name.removesuffix('_mib')} {mib:.0f} MiB" for name, mib in _memory(xla)),

@@ -96,11 +96,11 @@ def load_coco(
     )
     dataset, faults = index_coco(annotations_path, images_dir, selection, check_files=check_files)
     faults.raise_if_fatal()
-    return dataset if keep_empty else without_empty(dataset)
+    return dataset if keep_empty else without_empty(dataset, annotation_filter)
 
 
-def without_empty(dataset: CocoDataset) -> CocoDataset:
-    """Leave out the images without objects, where the json has annotations.
+def without_empty(dataset: CocoDataset, annotation_filter: str = DEFAULT_RULES) -> CocoDataset:
+    """Leave out the images without objects, where the json has annotations, as a filter does.
 
     Raises:
         ValueError: no image is left.
@@ -116,6 +116,8 @@ def without_empty(dataset: CocoDataset) -> CocoDataset:
             "--config.data.train.annotations."
         )
     assert isinstance(dataset.records, IndexedRecords), "made from an index"
+    if find_filter(annotation_filter).keeps_annotated:
+        has_targets = dataset.records.num_annotations > 0
     dataset.records.choose(has_targets)
     return dataset
 
@@ -244,7 +246,7 @@ def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> Non
     """
     names, rule = FileNames(root), FolderRule(str(root))
     missing = []
-    files = [(place, *file) for place, file in enumerate(dataset.files) if file[1] is not None]
+    files = [(i, name, path) for i, (name, path) in enumerate(dataset.files) if path is not None]
     for place, name, path in files:
         is_there, fault = rule.state(path)
         if not is_there:

@@ -6,7 +6,6 @@ An image that cannot be used is left out and listed; processes that died or hang
 import contextlib
 import csv
 import multiprocessing
-import os
 import queue
 import signal
 import sys
@@ -21,6 +20,7 @@ from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.records import ImageRecord
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.messages import listed
 
 ON_ERROR = ("stop", "skip")
@@ -160,10 +160,8 @@ class SkippedImages:
         self._rows += rows
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
             _writer(file).writerows([self._COLUMNS, *self._rows])
-        os.replace(temporary, self.path)
 
 
 def _writer(file):

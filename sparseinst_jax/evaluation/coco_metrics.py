@@ -21,7 +21,7 @@ from sparseinst_jax.data.classes import Classes, map_categories, map_category_id
 from sparseinst_jax.evaluation.average_precision import UNDEFINED, Columns, Curves, curves
 from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
 from sparseinst_jax.runtime.files import read_json
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import in_percent, listed
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -76,20 +76,17 @@ class CocoMetrics:
         """Write the 12 numbers and the per-class table as text, in percent."""
         lines = [f"{'mask metric':<12}{'value':>7}"]
         lines += [
-            f"{name:<12}{_percent(self.values[name]):>7}  {MEANINGS[name]}" for name in METRIC_NAMES
+            f"{name:<12}{in_percent(self.values[name]):>7}  {MEANINGS[name]}"
+            for name in METRIC_NAMES
         ]
         width = max([len("class"), *map(len, self.per_class)]) + 2
         heads = "".join(f"{name:>7}" for name in CLASS_METRIC_NAMES)
         lines += ["", f"{'class':<{width}}{'objects':>8}{heads}"]
         for name, entry in self.per_class.items():
-            cells = "".join(f"{_percent(entry[column]):>7}" for column in CLASS_METRIC_NAMES)
+            cells = "".join(f"{in_percent(entry[column]):>7}" for column in CLASS_METRIC_NAMES)
             lines.append(f"{name:<{width}}{entry['instances']:>8}{cells}")
         lines += ["", SIZES]
         return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.2f}"
 
 
 def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:

@@ -25,6 +25,8 @@ import numpy as np
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
 from sparseinst_jax.data.file_search import FileNames
+from sparseinst_jax.data.records import IndexedRecords
+from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
 from sparseinst_jax.inference.prediction import coco_results
@@ -38,6 +40,7 @@ class ImagePredictor(Protocol):
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]
+    protocol: EvalProtocol
 
     @property
     def num_together(self) -> int:
@@ -123,7 +126,12 @@ def predict_dataset(
         category_ids = match_categories(predictor.class_names, dataset)
         if skips is None:
             _check_files(dataset)
-        batches = _batches(dataset.image_sizes, predictor.eval_size, predictor.num_together)
+        places = _tested(dataset, predictor.protocol)
+        sizes = dataset.image_sizes[places]
+        batches = [
+            places[batch].tolist()
+            for batch in _batches(sizes, predictor.eval_size, predictor.num_together)
+        ]
         mine = batches[jax.process_index() :: jax.process_count()]
         return _predict_batches(
             predictor, dataset.records, mine, category_ids, num_workers, progress, skips
@@ -132,7 +140,8 @@ def predict_dataset(
     found = predict() if jax.process_count() == 1 else _gather(predict)
     if jax.process_index():
         return []
-    return [entry for image_id in dataset.image_ids.tolist() for entry in found[image_id]]
+    image_ids = dataset.image_ids[_tested(dataset, predictor.protocol)].tolist()
+    return [entry for image_id in image_ids for entry in found[image_id]]
 
 
 def _predict_batches(
@@ -225,6 +234,22 @@ def _gather(
     found = dict(pairs)
     assert len(found) == len(pairs), "an image was predicted twice"
     return found
+
+
+def _tested(dataset: CocoDataset, protocol: EvalProtocol) -> np.ndarray:
+    """Places of the images that are predicted, int64."""
+    records = dataset.records
+    if protocol.keeps is None or not dataset.has_annotations:
+        return np.arange(len(records))
+    assert isinstance(records, IndexedRecords), "made from an index"
+    places = np.flatnonzero(records.num_passing(protocol.keeps))
+    if not len(places):
+        raise ValueError(
+            f"eval.protocol leaves out all {len(records)} images of {dataset.annotations_path}: it "
+            "predicts those with an object that has a box and is no crowd region. Give the json's "
+            "objects boxes, or set --config.eval.protocol=original."
+        )
+    return places
 
 
 def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:

@@ -132,16 +132,21 @@ class Prediction:
         return self[self.scores >= score_threshold]
 
     def plot(self, score_threshold: float = SHOWN_SCORE) -> Image.Image:
-        """Draw the instances that score at least `score_threshold`, the surest on top."""
+        """Draw the instances that score at least `score_threshold`, the surest on top.
+
+        Each has the colour of its class; with a single class one of its own, and its score alone.
+        """
         shown = self.above(score_threshold)
         order = np.argsort(-shown.scores, kind="stable")
         names = shown.class_names
+        labels = [int(shown.labels[index]) for index in order] if len(self.names) > 1 else None
         captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
+        captions = captions if labels else [caption.rpartition(" ")[2] for caption in captions]
         size = self.image.shape[:2]
         drawn = masks.LazyMasks(
             [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
         )
-        return pictures.draw_instances(self.image, drawn, captions)
+        return pictures.draw_instances(self.image, drawn, captions, labels=labels)
 
     def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
         """Write the picture of `plot`; the suffix of the path names the format."""

@@ -126,7 +126,7 @@ class Predictor:
         self.eval_size = checked_settings(eval_size, batch_size, options)
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
         self.batch_size = batch_size
-        self._protocol = find_protocol(protocol)
+        self.protocol = find_protocol(protocol)
         self._cut = masks.MaskCut(
             self.mask_threshold,
             family.mask_stride,
@@ -259,7 +259,7 @@ class Predictor:
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
-        resized, mask_size = self._protocol.resize(image, self.eval_size)
+        resized, mask_size = self.protocol.resize(image, self.eval_size)
         return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
 
     def run(self, items: Sequence[Prepared]) -> list[FoundInstances]:
@@ -304,7 +304,7 @@ class Predictor:
             by_device = self._masks_by_device(selection.masks)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
                 (kept,) = np.nonzero(is_kept[row])
-                if self._protocol.drops_last:
+                if self.protocol.drops_last:
                     kept = kept[:-1]
                 kept = kept[self._is_wanted[labels[row, kept]]]
                 chunks = masks.upsample_masks(

@@ -8,9 +8,10 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,21 +76,32 @@ class FolderLock:
             self._file.close()
 
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file under a temporary name in its folder (made if missing), then rename it.
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside another, whose folder is made if missing.
 
-    What is renamed is on the disk: after a power cut the file is the old or the new one.
+    The file or folder that is written there takes the place of the other when the block ends well,
+    and is removed otherwise. A file is on the disk before: after a power cut it is the old or the
+    new one.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            sync(file.fileno())
+        yield temporary
+        if temporary.is_file():
+            sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if missing."""
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(content)
 
 
 def sync(file: int | Path) -> None:

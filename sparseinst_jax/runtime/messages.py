@@ -6,7 +6,7 @@ forge a message, marks that reorder the text around them, or ten million charact
 
 import re
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_MESSAGE = 20_000  # characters of a message: some screens, and more than twenty long faults
@@ -42,9 +42,26 @@ def listed(values: Iterable[object], most: int = 10, between: str = ", ") -> str
     return between.join(texts[:most]) + last
 
 
+def columns(lines: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """Lay out cells below each other: the first columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < num_texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
 def counted(number: int, noun: str) -> str:
     """Write a number and what it counts: "no object", "1 object", "2 objects"."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def in_percent(fraction: float) -> str:
+    """An AP or a recall as papers print it: "39.4", and "-" where it is undefined (-1)."""
+    return "-" if fraction < 0 else f"{100 * fraction:.1f}"
 
 
 def rounded(value: float) -> str:

@@ -49,7 +49,7 @@ def load_train(config: Any) -> CocoDataset:
     )
     dataset, faults = _index(data, data.train, selection, check_files=True)
     faults.raise_if_fatal()
-    return dataset if data.keep_empty else without_empty(dataset)
+    return dataset if data.keep_empty else without_empty(dataset, data.annotation_filter)
 
 
 def load_val(config: Any, *, with_images: bool = True, check_files: bool = False) -> CocoDataset:

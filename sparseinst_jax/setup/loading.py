@@ -21,8 +21,9 @@ from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.datasets import load_val, name_of
 from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
-from sparseinst_jax.weights.network_files import count_classes
+from sparseinst_jax.weights.network_files import classes_that_fit, count_classes
 from sparseinst_jax.weights.reading import read_weights_file
+from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 NO_CHOICE = {"classes": (), "class_map": (), "exclude_classes": ()}  # of `config.data`
 
@@ -95,7 +96,7 @@ def load(
 def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     """Load a predictor from a weights file of any kind and implementation.
 
-    Such a file does not say its classes: they are those of `config.data.val` or, where these
+    Where the file does not name its classes, they are those of `config.data.val` or, where these
     annotations are missing, of COCO.
 
     Args:
@@ -107,13 +108,16 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
         ValueError: the file does not fit the network or the classes; says how.
     """
     weight_names = FAMILIES[config.model.family].weights
-    state = rename_to_original(read_weights_file(weights).arrays, weight_names).arrays
+    file = read_weights_file(weights)
+    state = rename_to_original(file.arrays, weight_names).arrays
     annotations = name_of(config.data.val)
     found = count_classes(state, weight_names)
     names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
     origin = f"COCO (there is no {annotations})"
     trained = NO_CHOICE
-    if config.data.val.tfds or Path(annotations).is_file():
+    if named := classes_that_fit(file.classes, found, weights):
+        (names, ids), origin = names_and_ids(named), str(weights)
+    elif config.data.val.tfds or Path(annotations).is_file():
         dataset, origin = load_val(config, with_images=False), annotations
         if found in (None, len(dataset.class_names)):
             trained = config.data
@@ -132,6 +136,15 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
     chosen = choose_known_classes(names, ids, config.data, trained)
     return build_predictor(config, apply, *loaded, *chosen)
+
+
+def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of classes that a file gives, with its ids, those of COCO or else 1, 2, ..."""
+    names = tuple(classes.names)
+    if classes.category_ids is not None:
+        return names, tuple(classes.category_ids)
+    is_coco = names == COCO_CLASS_NAMES
+    return names, COCO_CATEGORY_IDS if is_coco else tuple(range(1, len(names) + 1))
 
 
 def load_run(
@@ -179,7 +192,8 @@ def choose_known_classes(
     found = choose_classes(known, *chosen, all_known=False, path="the model")
     name_of = dict(zip(found.category_ids, found.names, strict=True))
     kept = [found.kept_id[i] for i in ids]
-    return [name_of.get(i, name) for i, name in zip(kept, names, strict=True)], kept
+    new_names = [n if i is None else name_of[i] for i, n in zip(kept, names, strict=True)]
+    return new_names, kept
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.messages import rounded
 
 Row = Mapping[str, float | int]
@@ -70,12 +71,10 @@ class MetricsFile:
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
         """Replace the file at once, so that a crash leaves the old or the new one."""
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = self._writer(file)
             writer.writeheader()
             writer.writerows(_as_text(rows))
-        os.replace(temporary, self._path)
 
 
 class TensorBoard:

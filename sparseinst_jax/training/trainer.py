@@ -14,6 +14,7 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints, SaveError
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.messages import in_percent
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
@@ -276,7 +277,7 @@ class Trainer:
         scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
-        shown = "  ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items())
+        shown = "  ".join(f"{name} {in_percent(value)} %" for name, value in scores.items())
         self._progress.print_line(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 

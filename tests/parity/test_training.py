@@ -59,7 +59,7 @@ class Run:
     after: dict[int, dict[str, np.ndarray]]
 
 
-def _remember_gradients() -> optax.GradientTransformation:
+def keep_gradients() -> optax.GradientTransformation:
     """Pass gradients on and keep the last ones as the state, where a test can read them."""
     return optax.GradientTransformation(lambda params: params, lambda g, state, p=None: (g, g))
 
@@ -82,7 +82,7 @@ def _train(name: str) -> Run:
     case = cases.load(name)
     apply, params, statistics = case.model()
     optimizer = optax.chain(
-        _remember_gradients(),
+        keep_gradients(),
         make_optimizer(
             params,
             LEARNING_RATE,

@@ -9,6 +9,7 @@ from PIL import Image
 from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.classes import choose_classes, map_categories
 from sparseinst_jax.data.coco import decode_mask, load_coco
+from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference.predictor import FoundInstances
@@ -155,6 +156,7 @@ class Oracle:
     """Predicts the annotations of a data set."""
 
     eval_size, batch_size, num_together = (40, 48), 1, 1
+    protocol = ORIGINAL_PROTOCOL
 
     def __init__(self, dataset):
         self.class_names = dataset.class_names

@@ -301,8 +301,8 @@ def test_a_data_set_that_is_divided_already_stays_so(tmp_path, capsys):
     assert _run("yolo", source, "--output", train) == 0
     assert _names(train) == [f"train/images/{i}.png" for i in range(3)]
     out = capsys.readouterr().out
-    assert "stays so: train 3 image(s), val 2 image(s), test 1 image(s)" in out
-    assert "WARNING: val 2 image(s), test 1 image(s) are in no json; --val-output JSON" in out
+    assert "stays so: train 3 images, val 2 images, test 1 image" in out
+    assert "WARNING: val 2 images, test 1 image are in no json; --val-output JSON" in out
     outputs = ("--output", train, "--val-output", val, "--test-output", test)
     assert _run("yolo", source, *outputs) == 0
     assert _names(val) == [f"valid/images/{i}.png" for i in range(2)]

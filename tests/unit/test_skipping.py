@@ -7,6 +7,7 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.failures import Skip, SkippedImages, load_or_skip
 from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan, TrainPlan
+from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS
 from sparseinst_jax.data.train_image import load_train_image
@@ -147,6 +148,7 @@ class FindsOneSquare:
     """A predictor that finds the left upper corner of every image."""
 
     num_together, eval_size = 2, (64, 64)
+    protocol = ORIGINAL_PROTOCOL
 
     def __init__(self, dataset):
         self.class_names, self.given = dataset.class_names, []

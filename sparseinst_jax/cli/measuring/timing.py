@@ -166,15 +166,3 @@ def peak_process_mib() -> float | None:
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return most / (MIB if platform.system() == "Darwin" else 1024)
     return None
-
-
-def table(lines: Sequence[Sequence[str]]) -> str:
-    """Lay out cells in columns under a heading; all but the first stand to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.data.importers.objects import LabelledImage
+from sparseinst_jax.runtime.messages import counted
 
 DEFAULT_VAL_SHARE = 0.2
 # Names of the folders of a data set that is divided already, without a number at their end.
@@ -129,7 +130,9 @@ def _own_parts(images: Sequence[LabelledImage]) -> dict[str, list[LabelledImage]
 
 def _counts(parts: Mapping[str, Sequence[LabelledImage]]) -> str:
     order = [part for part in ("train", "val", "test", "") if part in parts]
-    return ", ".join(f"{part or 'in no part'} {len(parts[part])} image(s)" for part in order)
+    return ", ".join(
+        f"{part or 'in no part'} {counted(len(parts[part]), 'image')}" for part in order
+    )
 
 
 def split_images(

@@ -216,12 +216,12 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
 
 def _look_like_keypoints(images: Sequence[LabelledImage]) -> bool:
     """Whether the first two corners of all outlines would be boxes around their other points."""
-    found = [(image, object_) for image in images for object_ in image.objects]
+    found = [(image, labelled) for image in images for labelled in image.objects]
     for image, labelled in found:
-        corners = np.reshape(labelled.segmentation, (-1, 2)) / (image.width, image.height)
-        center, size, points = corners[0], corners[1], corners[2:]
-        points = points[points.any(axis=1)]  # (0, 0) is a point that is not seen
-        if (np.abs(points - center) > size / 2 + 0.01).any():
+        size = image.width, image.height
+        center, side, *points = np.array(labelled.segmentation, float).reshape(-1, 2) / size
+        # (0, 0) is a point that is not seen.
+        if any((np.abs(p - center) > side / 2 + 0.01).any() for p in points if p.any()):
             return False
     return bool(found)
 
