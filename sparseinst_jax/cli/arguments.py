@@ -180,6 +180,19 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         raise ValueError("\n".join(faults))
 
 
+def words_of_model(arguments: argparse.Namespace) -> list[str]:
+    """The arguments that name the model, for another command about the same one."""
+    names = ("config", "workdir", "checkpoint", "weights", "step")
+    given = {name: getattr(arguments, name) for name in names}
+    words = [f"--{name}={value}" for name, value in given.items() if value]
+    return words + words_of_overrides(arguments)
+
+
+def words_of_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The changed keys of the configuration as arguments."""
+    return [f"{_PREFIX}{key}={value}" for key, value in arguments.overrides.items()]
+
+
 def workdir_of(arguments: argparse.Namespace) -> Path:
     """Return the run folder that the arguments mean, where outputs go by default."""
     if arguments.workdir:
@@ -201,8 +214,9 @@ def open_model(arguments: argparse.Namespace) -> NamedModel:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        predictor = load_weights_file(config, arguments.weights)
-        return NamedModel(predictor, config, workdir, f"weights {arguments.weights}")
+        predictor, origin = load_weights_file(config, arguments.weights)
+        title = f"weights {arguments.weights}, class names from {origin}"
+        return NamedModel(predictor, config, workdir, title)
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)

@@ -16,11 +16,12 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     parse_size,
     size_fault,
+    words_of_overrides,
 )
 from sparseinst_jax.cli.measuring import host_work, machine, timing
 from sparseinst_jax.cli.measuring.workloads import USUAL_PHOTO, Bench
 from sparseinst_jax.runtime.files import check_writable, write_json
-from sparseinst_jax.runtime.messages import columns
+from sparseinst_jax.runtime.messages import columns, next_commands
 
 DESCRIPTION = """\
 Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are random: what
@@ -66,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{text(report)}")
     if arguments.output:
         print(f"\n{arguments.output}")
+    if arguments.config:
+        words = [f"--config={arguments.config}", *words_of_overrides(arguments)]
+        print("", next_commands(["sparseinst", "summary", *words]), sep="\n")
     return 0
 
 

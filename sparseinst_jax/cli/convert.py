@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli.arguments import parse_command_line
+from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, read_json
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import listed, next_commands
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
 from sparseinst_jax.setup.loading import names_and_ids
@@ -72,13 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         arrays = ours_to_original(converted.params, converted.statistics, names)
         write_arrays(output, arrays, {"converted_from": meta["converted_from"]})
         print(f"{len(arrays)} arrays under the original's names: {output}")
+        use = [f"--config={arguments.config or source / 'config.json'}", f"--weights={output}"]
     else:
         write_weights(output, converted.params, converted.statistics, meta)
+        use, kind = [f"--checkpoint={output}"], "checkpoint"
         if output.suffix == ".safetensors":
-            use = f"weights under our names: {output} (use it with --weights and --config)"
-        else:
-            use = f"checkpoint: {output}"
-        print(f"{len(meta['class_names'])} classes, {use}")
+            use = [f"--config={arguments.config or source / 'config.json'}", f"--weights={output}"]
+            kind = "weights under our names"
+        print(f"{len(meta['class_names'])} classes, {kind}: {output}")
+    predict = ["sparseinst", "predict", *use, *words_of_overrides(arguments), "PHOTO.jpg"]
+    train = ["sparseinst", "train", "--config=finetune", f"--init-from={output}"]
+    print(next_commands(predict, train))
     return 0
 
 

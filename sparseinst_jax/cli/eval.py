@@ -17,6 +17,7 @@ from sparseinst_jax.cli.arguments import (
     open_model,
     parse_command_line,
     stored_config,
+    words_of_model,
     workdir_of,
 )
 from sparseinst_jax.data.coco import CocoDataset
@@ -27,6 +28,7 @@ from sparseinst_jax.evaluation.report import draw_pictures, write_report
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.runtime.messages import next_commands
 from sparseinst_jax.setup.datasets import draw_missing_data, load_val
 
 NUM_PICTURES = 8
@@ -109,6 +111,9 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     metrics = score(read_truth(dataset.truth, dataset.classes), results, arguments.predictions)
     print(f"{arguments.predictions} against {dataset.annotations_path}\n")
     _report(arguments, dataset, results, metrics, output)
+    if not arguments.plots:
+        words = [*words_of_model(arguments), f"--predictions={arguments.predictions}", "--plots"]
+        print(next_commands(["sparseinst", "eval", *words]))
 
 
 def _score_model(arguments: argparse.Namespace, output: Path) -> None:
@@ -144,6 +149,10 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     else:
         print()
         _report(arguments, dataset, results, score(truth, results), output)
+    photos = config.data.val.images or "PHOTOS"
+    predict = ["sparseinst", "predict", *words_of_model(arguments), photos]
+    plots = [["sparseinst", "eval", *words_of_model(arguments), "--plots"]]
+    print(next_commands(*plots * (truth is not None and not arguments.plots), predict))
 
 
 def _list_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:

@@ -10,17 +10,23 @@ _DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vf
 
 
 def train_command(keys: Sequence[str]) -> str:
-    """The command that trains on the data that `keys` name, such as this machine can run it."""
+    """The command that trains on the data that `keys` name, one on each line, and a remark."""
+    words, remark = train_words()
+    return " \\\n    ".join([f"  {' '.join(words)}", *keys]) + f"\n  {remark}"
+
+
+def train_words() -> tuple[list[str], str]:
+    """The beginning of a command that this machine can run, and a remark for a shell to ignore."""
     if may_have_accelerator():
-        start = "  sparseinst train --config finetune --init-from WEIGHTS"
-        note = "# WEIGHTS: a published file, `sparseinst zoo` says where they are"
-    else:
-        start = "  sparseinst train --config finetune_small"
-        note = (
-            "# a small network from random weights, as there is no accelerator; with one: "
-            "--config finetune --init-from WEIGHTS (see `sparseinst zoo`)"
+        return (
+            ["sparseinst", "train", "--config=finetune", "--init-from=WEIGHTS"],
+            "# WEIGHTS: a published file, `sparseinst zoo` says where they are",
         )
-    return " \\\n    ".join([start, *keys]) + f"\n  {note}"
+    return (
+        ["sparseinst", "train", "--config=finetune_small"],
+        "# a small network from random weights, as there is no accelerator; with one: "
+        "--config=finetune --init-from=WEIGHTS (see `sparseinst zoo`)",
+    )
 
 
 def may_have_accelerator() -> bool:

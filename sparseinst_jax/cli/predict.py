@@ -20,6 +20,7 @@ from sparseinst_jax.cli.arguments import (
     check_arguments,
     open_model,
     parse_command_line,
+    words_of_model,
     workdir_of,
 )
 from sparseinst_jax.data.file_search import FileSearch
@@ -27,7 +28,7 @@ from sparseinst_jax.data.images import image_suffixes, refuse_address
 from sparseinst_jax.inference.prediction import SHOWN_SCORE, Prediction
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
-from sparseinst_jax.runtime.messages import counted, listed, printable
+from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 BATCH_SIZE = 8  # images that an accelerator gets together
@@ -179,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
     check_writable(output, "--output")
     paths, left_out = list_images(arguments.inputs, output)
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
@@ -192,4 +194,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     faults = [file.fault for file in files if file.fault]
     for fault in faults:
         print(f"failed: {printable(fault)}", file=sys.stderr)
+    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
+    print(next_commands(["sparseinst", "predict", *same, lower]))
     return 1 if faults else 0

@@ -19,11 +19,12 @@ from sparseinst_jax.cli.arguments import (
     parse_size,
     size_fault,
     stored_config,
+    words_of_overrides,
 )
 from sparseinst_jax.cli.measuring import machine, timing
 from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
 from sparseinst_jax.models.trees import functional
-from sparseinst_jax.runtime.messages import columns
+from sparseinst_jax.runtime.messages import columns, next_commands
 from sparseinst_jax.setup import builders
 
 NUM_CLASSES = 80
@@ -63,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         **describe(model, arguments.size, arguments.batch),
     }
     print(json.dumps(facts, indent=1) if arguments.json else text(facts))
+    if not arguments.json:
+        source = "config" if arguments.config else "workdir"
+        words = [f"--{source}={getattr(arguments, source)}", *words_of_overrides(arguments)]
+        print(next_commands(["sparseinst", "benchmark", *words, "--only", "latency"]))
     return 0
 
 

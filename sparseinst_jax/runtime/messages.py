@@ -6,6 +6,7 @@ forge a message, marks that reorder the text around them, or ten million charact
 
 import re
 import reprlib
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -57,6 +58,11 @@ def columns(lines: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
 def counted(number: int, noun: str) -> str:
     """Write a number and what it counts: "no object", "1 object", "2 objects"."""
     return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def next_commands(*commands: Sequence[object]) -> str:
+    """Write the commands to run next, each a list of its words, ready to paste."""
+    return "\n".join(["Next:", *(f"  {shlex.join(map(str, words))}" for words in commands)])
 
 
 def in_percent(fraction: float) -> str:

@@ -84,7 +84,7 @@ def load(
                 "them), or give a run folder"
             )
         refuse_forked()
-        return load_weights_file(load_config(config, overrides), path)
+        return load_weights_file(load_config(config, overrides), path)[0]
     if config is not None and path.is_dir():
         raise ValueError(
             f"{path} is no weights file, and a run has its own configuration: leave out config, or "
@@ -93,7 +93,7 @@ def load(
     return load_run(path, step, overrides)[0]
 
 
-def load_weights_file(config: Any, weights: str | Path) -> Predictor:
+def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]:
     """Load a predictor from a weights file of any kind and implementation.
 
     Where the file does not name its classes, they are those of `config.data.val` or, where these
@@ -102,6 +102,9 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     Args:
         config: the whole configuration; it must describe the network of the file.
         weights: the file.
+
+    Returns:
+        The predictor, and where the names of its classes are from.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -135,7 +138,7 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
     chosen = choose_known_classes(names, ids, config.data, trained)
-    return build_predictor(config, apply, *loaded, *chosen)
+    return build_predictor(config, apply, *loaded, *chosen), origin
 
 
 def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -24,6 +24,12 @@ def square(x, y, side):
     return [[x, y, x + side, y, x + side, y + side, x, y + side]]
 
 
+def cut_square(x, y, side):
+    """A square without a corner: no box."""
+    end = x + side, y + side
+    return [[x, y, end[0], y, end[0], end[1] - 2, end[0] - 2, end[1], x, end[1]]]
+
+
 def annotation(number, image, segmentation, category=1):
     return {
         "id": number,
@@ -53,7 +59,9 @@ def folder(tmp_path, monkeypatch):
     for i in range(4):
         Image.fromarray(np.roll(NOISE, i, 1)).save(tmp_path / f"photos/{i}.png")
     objects = [
-        annotation(2 * i + k, i, square(9 + 20 * k, 9, 15), k + 1) for i in range(4) for k in (0, 1)
+        annotation(2 * i + k, i, outline(9 + 20 * k, 9, 15), k + 1)
+        for i in range(4)
+        for k, outline in enumerate((square, cut_square))
     ]
     write(tmp_path / "train.json", content_of([f"{i}.png" for i in range(4)], objects))
     return tmp_path
@@ -103,6 +111,11 @@ def test_good_data_pass_and_are_counted(folder, capsys):
     ):
         assert line in out.splitlines()
     assert "checked 4/4 images" in err
+    assert out.splitlines()[-2:] == [
+        "Next:",
+        "  sparseinst train --config=finetune --config.data.train.annotations=train.json "
+        "--config.data.train.images=photos --config.train.eval_every=0",
+    ]
     sheet = Image.open(folder / "runs/check/train" / data_page.SHEET)
     assert sheet.width == 4 * 480 + 3 * 6
     page = Page(folder / "runs/check/train" / data_page.PAGE)
@@ -174,6 +187,7 @@ def test_warnings_alone_leave_the_exit_code_0(folder, capsys):
     assert "4 images have more objects than the model has masks (1)" in out
     assert "1 of 3 classes have no object and cannot be learned: owl" in out
     assert "training can start; 3 warning(s)" in out
+    assert out.endswith(" --config.model.num_masks=1\n")
 
 
 def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
@@ -251,6 +265,7 @@ def test_a_configuration_names_the_data_and_the_sizes(folder, capsys):
     assert code == 0
     assert "objects at train size 64: median 16 x 16 pixels" in out  # 15 at 60, and rounding
     assert "4 of 4 validation images are training images, too" in out
+    assert out.endswith("Next:\n  sparseinst train --config=mine.json\n")
 
 
 @pytest.mark.parametrize(

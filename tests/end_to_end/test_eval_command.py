@@ -3,6 +3,7 @@
 import collections
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -137,7 +138,7 @@ def test_a_results_file_is_scored_without_model_and_images(run, tmp_path, capsys
     metrics = read(bare / "eval" / "results" / "metrics.json")
     assert metrics["AP"] == pytest.approx(1.0)
     assert not (bare / "eval" / "results" / "predictions.json").exists()
-    assert "100.00" in capsys.readouterr().out
+    assert "  100.0" in capsys.readouterr().out
     annotations = f"--config.data.val.annotations={run.data / 'val.json'}"
     output = ["--output", str(tmp_path / "out")]
     assert eval_command.main(["--config", str(TINY), *arguments, annotations, *output]) == 0
@@ -192,7 +193,7 @@ def test_missed_and_false_objects_are_drawn_in_their_colours():
     white = np.full((300, 512, 3), 255, np.uint8)
     pixels = np.asarray(report.draw_errors(white, errors, ("cat", "dog")))
     bar = pixels.shape[0] - 300 - 2 * (pixels.shape[0] - 300) // 3
-    row = pixels[150 + bar]
+    row = pixels[180 + bar]  # below the labels
 
     def tint(colour):
         return np.rint(0.55 * 255 + 0.45 * np.array(colour))
@@ -215,7 +216,11 @@ def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, 
     expected = read(evaluated / "predictions.json")
     assert read(tmp_path / "out" / "predictions.json") == expected
     assert not (tmp_path / "out" / "metrics.json").exists()
-    assert "not scored" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not scored" in out
+    *_, head, command = out.splitlines()
+    assert head == "Next:" and command.startswith("  sparseinst predict --workdir=")
+    assert predict_command.main([*shlex.split(command)[2:], "--output", str(tmp_path / "p")]) == 0
 
 
 def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
@@ -270,6 +275,12 @@ def test_predict_takes_patterns_and_says_where_nothing_was_found(run, tmp_path, 
     out = capsys.readouterr().out
     assert {path.name for path in tmp_path.glob("*.png")} >= set(names)
     assert "no object above 1 in 4: " in out and "(best 0." in out
+    assert shlex.split(out.splitlines()[-1])[2:] == [
+        f"--workdir={run.workdir}",
+        pattern,
+        f"--output={tmp_path}",
+        "--score-threshold=0.5",
+    ]
     literal = tmp_path / "a[1].png"
     shutil.copy(run.data / "images" / "val" / names[0], literal)
     assert predict_command.list_images([literal], tmp_path / "out") == ([literal], [])

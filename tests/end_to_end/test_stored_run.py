@@ -81,6 +81,9 @@ def test_classes_that_are_merged_at_evaluation_are_merged_in_a_model_that_knows_
     metrics = json.loads((run / "eval/metrics.json").read_text())
     assert metrics["per_class"].keys() == {"round", "plain triangle"}
     assert metrics["per_class"]["round"]["AP"] == pytest.approx(0.538120, rel=1e-5)
+    overrides, data = {"data.class_map": MERGED}, ("data/train.json", "data/images/train")
+    by_python = sparseinst_jax.evaluate(run, *data, overrides=overrides)
+    assert by_python is not None and by_python.as_dict() == metrics
     # As the detections of the classes apart, merged when they are scored.
     assert cli.main([*arguments, merge, "--predictions", "plain.json"]) == 0
     assert json.loads((run / "eval/plain/metrics.json").read_text()) == metrics
@@ -115,10 +118,11 @@ def test_a_weights_file_is_of_all_classes_or_of_those_that_are_chosen(run, tmp_p
     with Checkpoints(run, read_only=True) as checkpoints:
         params, statistics, _ = checkpoints.restore_model(None)
     np.savez(tmp_path / "w.npz", **ours_to_original(params, statistics, NAMES))
-    whole = load_weights_file(config, tmp_path / "w.npz")
+    whole, origin = load_weights_file(config, tmp_path / "w.npz")
+    assert origin == "data/train.json"
     assert len(set(whole.class_names)) == 3
     config.data.class_map = tuple(MERGED.split(","))
-    merged = load_weights_file(config, tmp_path / "w.npz")
+    merged, _ = load_weights_file(config, tmp_path / "w.npz")
     assert merged.class_names == ("round", "round", "plain triangle")
     config.data.exclude_classes = ("plain triangle",)
-    assert load_weights_file(config, tmp_path / "w.npz").category_ids[2] is None
+    assert load_weights_file(config, tmp_path / "w.npz")[0].category_ids[2] is None

@@ -102,6 +102,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     changed = [line for line in shown.splitlines() if " (tiny: " in line]
     assert shown.startswith(f"{tmp_path / 'config.json'}\n") and len(changed) == 5
     assert changed[-1] == "  train.log_every = 2 (tiny: 1)"
+    assert shown.endswith(f"Next:\n  sparseinst eval --workdir={tmp_path}\n")
     assert losses(tmp_path) == losses(uninterrupted)
     assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
 

@@ -222,10 +222,10 @@ def test_two_jsons_are_written_both_or_not_at_all(tmp_path):
 @pytest.mark.parametrize(
     "variables, devices, offered",
     [
-        ({"JAX_PLATFORMS": "cpu"}, True, "--config finetune_small"),
-        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config finetune --init-from WEIGHTS"),
-        ({}, True, "--config finetune --init-from WEIGHTS"),
-        ({}, False, "--config finetune_small"),
+        ({"JAX_PLATFORMS": "cpu"}, True, "--config=finetune_small"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config=finetune --init-from=WEIGHTS"),
+        ({}, True, "--config=finetune --init-from=WEIGHTS"),
+        ({}, False, "--config=finetune_small"),
     ],
 )
 def test_a_network_that_the_machine_can_train_is_offered(
@@ -239,7 +239,7 @@ def test_a_network_that_the_machine_can_train_is_offered(
     monkeypatch.setattr(next_command.importlib.util, "find_spec", lambda name: name)
     command = next_command.train_command(["--config.data.train.annotations=a.json"])
     assert command.startswith(f"  sparseinst train {offered} \\\n    --config.data.train")
-    assert "--init-from WEIGHTS" in command and "sparseinst zoo" in command
+    assert "--init-from=WEIGHTS" in command and "sparseinst zoo" in command
 
 
 def test_the_next_commands_are_ones_that_work(tmp_path, capsys, monkeypatch):
@@ -257,8 +257,8 @@ def test_the_next_commands_are_ones_that_work(tmp_path, capsys, monkeypatch):
     assert "val.json: 2 images, 4 objects, 2 classes" in capsys.readouterr().out
     assert train[:2] == ["sparseinst", "train"]
     rest, overrides = split_overrides(train[2:])
-    assert rest == ["--config", "finetune_small"]  # what a CPU trains in minutes
-    data = config.load_config(rest[1], overrides).data
+    assert rest == ["--config=finetune_small"]  # what a CPU trains in minutes
+    data = config.load_config(rest[0].removeprefix("--config="), overrides).data
     assert (data.train.annotations, data.val.annotations) == (str(outputs[1]), str(outputs[3]))
     assert data.train.images == data.val.images == str(source / "images")
 
@@ -269,7 +269,7 @@ def test_without_validation_data_the_next_command_does_not_evaluate(tmp_path, ca
     text = capsys.readouterr().out.split("Next:\n")[1].replace("\\\n", "").splitlines()
     train = shlex.split(text[-2], comments=True)
     rest, overrides = split_overrides(train[2:])
-    assert config.load_config(rest[1], overrides).train.eval_every == 0
+    assert config.load_config(rest[0].removeprefix("--config="), overrides).train.eval_every == 0
     assert "--val-output" in text[-2]
 
 
