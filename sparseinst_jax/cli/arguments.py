@@ -215,8 +215,9 @@ def open_model(arguments: argparse.Namespace) -> NamedModel:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        predictor = load_weights_file(config, arguments.weights)
-        return NamedModel(predictor, config, workdir, f"weights {arguments.weights}")
+        predictor, origin = load_weights_file(config, arguments.weights)
+        title = f"weights {arguments.weights}, class names from {origin}"
+        return NamedModel(predictor, config, workdir, title)
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)

@@ -176,7 +176,7 @@ def warn(
     if unseen:
         lines.append(
             f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
-            f"learned: {listed(unseen)}; leave them out by config.data.classes, or annotate some"
+            f"learned: {listed(unseen)}; leave them out by config.data.exclude_classes, or annotate"
         )
     counts = dataset.num_targets
     crowded = np.flatnonzero(counts > num_masks)

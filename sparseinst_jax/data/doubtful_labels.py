@@ -15,7 +15,7 @@ from pycocotools import mask as rle
 from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord, IndexedRecords
 from sparseinst_jax.data.segmentations import encode_segmentation
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import listed, percent
 
 SAME_IOU = 0.95  # of two masks of one image, from which on they are one object
 MAX_COMPARED = 2000  # objects of an image
@@ -293,7 +293,7 @@ def warn_of_empty(dataset: CocoDataset) -> list[str]:
     lines = []
     if number > EMPTY_SHARE * len(is_empty):
         lines.append(
-            f"{number} of {len(is_empty)} images ({100 * number / len(is_empty):.0f} %) have no "
+            f"{number} of {len(is_empty)} images ({percent(number, len(is_empty))}) have no "
             "object: if their labels are missing, objects are learned as background; "
             "--config.data.keep_empty=False leaves these images out"
         )

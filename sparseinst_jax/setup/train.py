@@ -179,9 +179,9 @@ def _open_trainer(
     config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
 ) -> Iterator[Trainer]:
     """Make the trainer; afterwards close its files and draw the curves."""
-    settings, rows = config.train, _rows(workdir, done)
-    is_first_host = jax.process_index() == 0
+    settings, is_first_host = config.train, jax.process_index() == 0
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
+    rows = _rows(workdir, done)
     with open(os.devnull, "w") as nowhere:
         shown_progress = progress.Progress(
             settings.num_steps,
@@ -234,8 +234,8 @@ def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.
 
 
 def _rows(workdir: Path, done: int | float = float("inf")) -> list[dict[str, float | int]]:
-    """Read the metrics of the steps done so far."""
-    rows = progress.read_metrics(workdir / _METRICS_FILE)
+    """Read the metrics of the steps done so far; `MetricsFile` reports what cannot be read."""
+    rows = progress.read_metrics(workdir / _METRICS_FILE, [])
     return [row for row in rows if row["step"] <= done]
 
 

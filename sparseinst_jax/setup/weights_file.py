@@ -18,7 +18,7 @@ from sparseinst_jax.weights.reading import read_weights_file
 from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 
-def load_weights_file(config: Any, weights: str | Path) -> Predictor:
+def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]:
     """Load a predictor from a weights file of any kind and implementation.
 
     Where the file does not name its classes, they are those of `config.data.val` or, where these
@@ -27,6 +27,9 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     Args:
         config: the whole configuration; it must describe the network of the file.
         weights: the file.
+
+    Returns:
+        The predictor, and where the names of its classes are from.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -60,7 +63,7 @@ def load_weights_file(config: Any, weights: str | Path) -> Predictor:
     apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
     chosen = choose_known_classes(names, ids, config.data, trained)
-    return build_predictor(config, apply, *loaded, *chosen)
+    return build_predictor(config, apply, *loaded, *chosen), origin
 
 
 def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:
