@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look_at(result: TrainResult) -> list[str]:
     """The command that shows what a finished run has learned."""
-    data: Any = load_config(result.workdir / "config.json").data
-    run = f"--workdir={result.workdir}"
-    if not (data.val.annotations or data.val.tfds):
+    run, stored = f"--workdir={result.workdir}", result.workdir / "config.json"
+    data: Any = load_config(stored).data if stored.is_file() else None
+    if data is not None and not (data.val.annotations or data.val.tfds):
         return ["sparseinst", "predict", run, data.train.images or "PHOTOS"]
     scores = [row["AP"] for row in result.rows if "AP" in row]
     is_best = not scores or scores[-1] == max(scores)
