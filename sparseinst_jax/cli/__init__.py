@@ -127,15 +127,16 @@ def run(
     """
     if argv is None:
         return _be_the_process(functools.partial(run, command))
-    process.set_environment()
     function: Any = command
-    if isinstance(command, str):
-        module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-        function = module.main
-    if "jax" in sys.modules:  # a few commands do without
-        process.trim_after_compiling()
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     try:
+        process.set_environment()
+        process.shorten_plugin_errors()
+        if isinstance(command, str):
+            module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
+            function = module.main
+        if "jax" in sys.modules:  # a few commands do without
+            process.trim_after_compiling()
+        logging.basicConfig(format="%(levelname)s: %(message)s")  # as in our own lines
         code = function([_at_home(word) for word in argv]) or 0
         hosts.report(DONE)
         return code
@@ -192,7 +193,9 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "the working directory was removed: change to one that exists, and start again"
     is_for_users = isinstance(error, (ValueError, FileNotFoundError))
-    return str(error) if is_for_users and _raised_here(error) else None
+    if is_for_users and _raised_here(error):
+        return str(error)
+    return process.explain_jax_error(error)
 
 
 def _has_working_directory() -> bool:
