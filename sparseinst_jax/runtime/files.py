@@ -198,14 +198,19 @@ def broken_json(
     return f"{what} {path} is not a whole json: {reason}; {cure}"
 
 
-def cache_folder(name: str) -> Path:
+def cache_folder(name: str) -> Path | None:
     """The folder for files that can be made again, `~/.cache/sparseinst_jax/NAME`; may not exist.
 
-    Raises:
-        RuntimeError: the user has no home.
+    None where nothing can be kept: the user has no home (in a container, nor an entry among the
+    system's users), or it may not be written.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "sparseinst_jax" / name
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "sparseinst_jax" / name
+        check_writable(folder, "XDG_CACHE_HOME")
+    except (RuntimeError, ValueError):
+        return None
+    return folder
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

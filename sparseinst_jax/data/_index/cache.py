@@ -75,10 +75,7 @@ def _root() -> Path | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in ("off", "0"):
         return None
-    try:
-        return Path(chosen) if chosen else cache_folder("index")
-    except RuntimeError:  # the user has no home folder
-        return None
+    return Path(chosen) if chosen else cache_folder("index")
 
 
 def _key(digest: str) -> str:
