@@ -8,11 +8,11 @@ import csv
 import errno
 import multiprocessing
 import queue
+import re
 import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -194,7 +194,6 @@ Item = TypeVar("Item")
 STUCK_SECONDS = 300.0  # without a batch
 MAX_FAILURES = 2  # in a row at one batch; then it is no accident
 _CLOSE_SECONDS = 15.0
-_LOOK_SECONDS = 0.2
 
 
 class _LostError(Exception):
@@ -274,42 +273,30 @@ class _Reader:
         self._items: queue.Queue[tuple[str, Any]] = queue.Queue(1)
         self._is_over, self._is_lost = threading.Event(), False
         self._processes: set[Any] = set()
-        self._has_begun = False
         self._thread = threading.Thread(target=self._run, args=(start, first), daemon=True)
         self._thread.start()
 
     def get(self) -> Any:
-        kind, value = self._wait()
+        try:
+            kind, value = self._items.get(timeout=STUCK_SECONDS)
+        except queue.Empty:
+            self._is_lost = True
+            raise _LostError(f"no batch for {STUCK_SECONDS:g} s, the readers hang") from None
         if kind == "item":
+            if not self._processes:
+                self._look()
             return value
         # Grain's own words; the fault of an image is no RuntimeError.
         if isinstance(value, RuntimeError) and "terminated unexpectedly" in str(value):
             self._is_lost = True
-            code = [p.exitcode for p in self._processes if p.exitcode]
-            number = f" (exit code {code[0]})" if code else ""
-            if -signal.SIGBUS in code:
+            found = re.search(r"exit code (-?\d+)", str(value))
+            if found and int(found[1]) == -signal.SIGBUS:
                 raise _FullError(f"{_shared_memory()} for a process that reads images")
+            number = f" ({found[0]})" if found else ""
             raise _LostError(f"a process that reads images has died{number}")
         if isinstance(value, OSError) and value.errno == errno.ENOSPC:  # images are only read
             raise _FullError(f"{_shared_memory()} for processes that read images")
         raise value
-
-    def _wait(self) -> tuple[str, Any]:
-        """Take what comes next; until the first item look for processes, to learn how they end."""
-        end = time.monotonic() + STUCK_SECONDS
-        while time.monotonic() < end:
-            try:
-                found = self._items.get(timeout=min(STUCK_SECONDS, _LOOK_SECONDS))
-            except queue.Empty:
-                if not self._has_begun:
-                    self._look()
-                continue
-            if not self._has_begun:
-                self._look()
-            self._has_begun = True
-            return found
-        self._is_lost = True
-        raise _LostError(f"no batch for {STUCK_SECONDS:g} s, the readers hang")
 
     def close(self) -> None:
         """End the thread; processes of a lost reader are killed."""
