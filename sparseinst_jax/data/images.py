@@ -202,7 +202,7 @@ def as_rgb(image: ImageLike) -> np.ndarray:
     if isinstance(image, Image.Image):
         return _of_pillow(image)
     try:
-        array = np.asarray(image)
+        array: Any = np.asarray(image)
     except ValueError:  # a list of rows of several lengths
         array = np.empty(0, object)
     shape = list(array.shape)
