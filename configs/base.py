@@ -105,7 +105,7 @@ def _train() -> ConfigDict:
     train.milestones = (210_000, 250_000)  # steps at which the learning rate falls
     train.lr_decay = 0.1  # factor at each milestone
     train.log_every = 50  # steps
-    train.checkpoint_every = 5000  # steps
+    train.checkpoint_every = 5000  # steps; and three minutes after the last save
     train.eval_every = 10_000  # steps; 0 is never
     train.early_stopping = 0  # stop after this many evaluations without a better AP; 0 is off
     train.skip_nonfinite = 0  # NaN or infinite steps in a row to skip before stopping
