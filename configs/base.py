@@ -57,7 +57,7 @@ def _objective() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.train = ConfigDict()
-    data.train.images = "datasets/coco/train2017"  # folder, relative to where the command runs
+    data.train.images = "datasets/coco/train2017"  # folder
     data.train.annotations = "datasets/coco/annotations/instances_train2017.json"
     data.val = ConfigDict()
     data.val.images = "datasets/coco/val2017"
@@ -65,6 +65,7 @@ def _data() -> ConfigDict:
     data.train.tfds = ""  # in place of both: "coco_instances/train", see `sparseinst build-tfds`
     data.val.tfds = ""
     data.tfds_dir = ""  # where that was built; "" is TFDS's default, ~/tensorflow_datasets
+    data.root = ""  # where relative paths lead from; "" is where the command runs, and is stored
     data.classes = ()  # names of the classes to keep; () keeps all that the json has
     data.exclude_classes = ()  # names of the classes to leave out
     data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")
@@ -104,7 +105,7 @@ def _train() -> ConfigDict:
     train.milestones = (210_000, 250_000)  # steps at which the learning rate falls
     train.lr_decay = 0.1  # factor at each milestone
     train.log_every = 50  # steps
-    train.checkpoint_every = 5000  # steps
+    train.checkpoint_every = 5000  # steps; and three minutes after the last save
     train.eval_every = 10_000  # steps; 0 is never
     train.early_stopping = 0  # stop after this many evaluations without a better AP; 0 is off
     train.skip_nonfinite = 0  # NaN or infinite steps in a row to skip before stopping

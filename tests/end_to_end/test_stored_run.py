@@ -12,7 +12,7 @@ from sparseinst_jax import cli
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.weights_file import load_weights_file
+from sparseinst_jax.setup.loading import load_weights_file
 from sparseinst_jax.training.progress import read_metrics
 from sparseinst_jax.weights.convert import ours_to_original
 
