@@ -78,7 +78,7 @@ def _data() -> ConfigDict:
     data.crowd = "drop"  # crowd regions train as background; "ignore": neither right nor wrong
     data.train_sizes = tuple(range(416, 641, 32))  # short side in pixels, one is drawn per image
     data.train_max_size = 853  # long side in pixels, at most
-    data.resize_rule = "detectron2"  # sizes, crops, filters of training; or "paddledetection"
+    data.resize_rule = "detectron2"  # of training; or "paddledetection", "mmdetection"
     data.annotation_filter = "detectron2"  # objects to learn; or "paddledetection", "mmdetection"
     data.eval_size = (640, 853)  # short side, and the most that the long side may have
     data.on_error = "stop"  # if an image cannot be read; or "skip": use an empty one instead

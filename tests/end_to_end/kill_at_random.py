@@ -191,6 +191,9 @@ def main() -> int:
     if arguments.by == "full" and "DISK" not in os.environ:  # once more, where mounts are ours
         environment = {**os.environ, "DISK": "1"}
         return subprocess.call(["unshare", "-rm", sys.executable, *sys.argv], env=environment)
+    for number in (signal.SIGHUP, signal.SIGTERM):  # a run inherits what `nohup` ignores
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder, disk = Path(name), Path(name) / "disk"
