@@ -18,6 +18,7 @@ from sparseinst_jax.runtime.output import LOST_OUTPUT
 from tests.end_to_end import kill_at_random
 from tests.end_to_end.test_faults import CACHE, arguments
 
+WAIT = 240  # seconds; on a machine that is busy a start takes a minute, and a hang took twenty
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A mount of our own, of a user with or without rights; where the system forbids both, the tests of
 # full disks by a limit on files (`small_files`) remain, and the reports of SIGBUS in test_skipping.
@@ -65,7 +66,7 @@ def test_a_save_without_room_ends_the_run_at_once_with_one_message(data, tmp_pat
     mount = f"mount -t tmpfs -o {options} disk {run.parent} && (TRAIN); code=$?"
     look = f"; ls {run}/* >&2; exit $code"  # what is on the mount is gone with it
     process = start(f"unshare -rm bash -c {shlex.quote(mount + look)}", data, run, *MANY)
-    assert process.wait(100) == 1
+    assert process.wait(WAIT) == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said and "loop is closed" not in said and "awaited" not in said
     assert said.count("could not be saved") == said.count("error: ") == 1
@@ -88,7 +89,7 @@ def test_output_that_is_gone_costs_no_step(data, tmp_path, shell, sent, code, is
     process = start(shell, data, run, *MANY, "--config.train.checkpoint_every=0")
     wait_for_steps(process, run, 3)
     os.killpg(process.pid, sent)
-    assert process.wait(60) == code
+    assert process.wait(WAIT) == code
     (saved,) = whole_steps(run / "checkpoints")
     assert len(kill_at_random.rows(run)) == saved >= 3
     assert (run / LOST_OUTPUT).exists() == is_noted
@@ -102,7 +103,7 @@ def test_under_nohup_a_terminal_that_closes_ends_nothing(data, tmp_path):
     wait_for_steps(process, run, 8)
     assert process.poll() is None
     process.terminate()
-    assert process.wait(60) == 143
+    assert process.wait(WAIT) == 143
 
 
 def test_a_second_start_says_who_trains_there_and_ends_with_a_code_of_its_own(
@@ -129,7 +130,7 @@ def test_shared_memory_that_is_too_small_is_done_without(data, tmp_path, capfd, 
     words = ("--config.data.num_workers=2", "--config.train.num_steps=12")
     shell = f"mount -t tmpfs -o size={size} t /dev/shm && TRAIN"
     process = start(f"unshare -rm bash -c {shlex.quote(shell)}", data, run, *words)
-    assert process.wait(100) == 0
+    assert process.wait(WAIT) == 0
     said = capfd.readouterr().err
     assert said.count("/dev/shm (0 MiB, 0 free) is too small") == 1 and "--shm-size" in said
     assert cli.run("train", arguments(data, whole, *words[1:])) == 0
