@@ -7,12 +7,12 @@ Expected AP: 37.9 on val2017, 38.6 on test-dev; 35.5 FPS on a V100, input 640; 3
 Table: FastInst model zoo, "FastInst-D3, R50".
 """
 
-from sparseinst_jax.configs import fastinst_r50_x1
+from sparseinst_jax.configs import fastinst_base
 
 
 def get_config():
     """Return the recipe with three layers, evaluated at a larger size."""
-    config = fastinst_r50_x1.get_config()
+    config = fastinst_base.get_config()
     config.model.num_layers = 3
     config.data.eval_size = (640, 853)
     return config

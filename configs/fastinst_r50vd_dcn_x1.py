@@ -7,12 +7,12 @@ Expected AP: 37.4 on val2017, 38.0 on test-dev; 47.8 FPS on a V100, input 576; 3
 Table: FastInst model zoo, "FastInst-D1, R50-d-DCN".
 """
 
-from sparseinst_jax.configs import fastinst_r50_x1
+from sparseinst_jax.configs import fastinst_base
 
 
 def get_config():
     """Return the recipe with the deep stem and deformable convolutions."""
-    config = fastinst_r50_x1.get_config()
+    config = fastinst_base.get_config()
     config.model.backbone.variant = "d"
     config.model.backbone.deformable_stages = ("res4", "res5")
     return config

@@ -99,6 +99,11 @@ class Case:
         return load_config(self.config_path)
 
     @property
+    def num_classes(self) -> int:
+        """K; the recordings are of COCO's classes where they do not say."""
+        return self.manifest.get("num_classes", 80)
+
+    @property
     def family(self) -> Family:
         """The family of the network."""
         return FAMILIES[self.config.model.family]
@@ -112,7 +117,7 @@ class Case:
 
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
-        module = build_model(self.config.model, self.manifest["num_classes"], None)
+        module = build_model(self.config.model, self.num_classes, None)
         apply, params, statistics = functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
@@ -134,7 +139,7 @@ class Case:
             n = entry.get("num_gt", 0)
             if n:
                 labels[i, :n], masks[i, :n, :h, :w] = golden_weights.instances(
-                    h, w, n, self.manifest["num_classes"], entry["gt_seed"]
+                    h, w, n, self.num_classes, entry["gt_seed"]
                 )
                 masks[i, entry.get("empty_masks", [])] = False
                 is_target[i, :n] = True

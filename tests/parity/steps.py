@@ -52,7 +52,7 @@ def take(
     `watch` is called in every step once its matches are known, before the losses.
     """
     _, params, statistics = case.model()
-    names, weight_decay = case.family.weights, case.manifest["optimizer"]["weight_decay"]
+    names, weight_decay = case.family.weights, case.config.train.weight_decay
     optimizer = optax.chain(
         _remember_gradients(), make_optimizer(params, learning_rate, weight_decay, rules=rules)
     )

@@ -82,7 +82,9 @@ def _named(outputs, ours):
     tokens = {
         key: value.transpose(1, 0, 2)
         for key, value in ours.items()
-        if key.split("_")[0] in ("pixel", "query", "guided") and value.ndim == 3
+        if key.startswith(("pixel_", "query_", "guided_"))
+        and value.dtype != bool
+        and value.ndim == 3
     }
     masks_of_heads = {
         f"head_masks_{i}": np.asarray(head.mask_logits) for i, head in enumerate(outputs.heads)

@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sparseinst_jax.data.target_masks import FULL_BITS
-from sparseinst_jax.models.family import Family
+from sparseinst_jax.models.family import MAX_SIZE, Family, size_faults
 from sparseinst_jax.models.fastinst import inference
 from sparseinst_jax.models.fastinst.model import MASK_STRIDE, PROPOSAL_STRIDE, FastInst
 from sparseinst_jax.models.fastinst.objective import FastInstObjective
 from sparseinst_jax.models.fastinst.weights import MAX_LAYERS, NAMES
-from sparseinst_jax.runtime.messages import brief
 
-# Nobody needs more; a configuration that came with a checkpoint may hold any number.
-MAX_SIZE = 1 << 16
 SIZES = {
     "channels": MAX_SIZE,
     "num_layers": MAX_LAYERS,
@@ -27,14 +24,7 @@ SIZES = {
 
 def faults(**options: Any) -> list[str]:
     """List what is wrong with the options of the network."""
-    found = []
-    for key, most in SIZES.items():
-        value = options[key]
-        if type(value) is not int:
-            found.append(f"{key} must be an integer, got {brief(value)}")
-        elif not 1 <= value <= most:
-            limit = "at least 1" if value < 1 else f"at most {most}"
-            found.append(f"{key} must be {limit}, got {brief(value)}")
+    found = size_faults(options, SIZES)
     if not found and options["channels"] % options["num_heads"]:
         found.append(
             f"channels must be a multiple of num_heads, got {options['channels']} and "
