@@ -5,4 +5,4 @@ import sys
 from sparseinst_jax import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.run("eval", sys.argv[1:]))
+    sys.exit(cli.run("eval"))

@@ -6,4 +6,4 @@ from sparseinst_jax import cli
 
 # The guard matters: processes that read images import this file again.
 if __name__ == "__main__":
-    sys.exit(cli.run("train", sys.argv[1:]))
+    sys.exit(cli.run("train"))

@@ -2,8 +2,8 @@
 
     python benchmarks/compare_torch.py --torch-python PYTHON --yardstick FILE --output FILE.json
 
-Runs `sparseinst benchmark` and torch_side.py with the yardstick (a PyTorch implementation of the
-same network), each in its own environment and process. Both are warmed up, then measured
+Runs `sparseinst benchmark --serve` and torch_side.py with the yardstick (a PyTorch version of
+the same network), each in its own environment and process. Both are warmed up, then measured
 alternately, A B A B, so that what else the machine does falls on both. Weights are random on each
 side (then all masks are kept), or both load --weights. A ratio is how many times as fast we are:
 the median of the rounds' ratios, with the extremes. Exit code with --check: 1 if a target of what
@@ -20,36 +20,31 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sparseinst_jax.cli.measuring import inference, machine
-from sparseinst_jax.cli.measuring.timing import speed_ratio
-from sparseinst_jax.runtime.files import replace_file
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+import rows as shared  # noqa: E402
 
-HERE = Path(__file__).parent
-CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main())"
+from sparseinst_jax.cli.measuring import machine, workloads  # noqa: E402
+from sparseinst_jax.cli.measuring.timing import speed_ratio  # noqa: E402
+from sparseinst_jax.runtime.files import write_json  # noqa: E402
+
+TORCH_SIDE = str(HERE / "torch_side.py")
+CLI = "import sys; from sparseinst_jax.cli import main; sys.exit(main(sys.argv[1:]))"
 AGAINST = ("eager", "compiled")
-
-
-# What both sides do: the yardstick's name for it, and that of `sparseinst benchmark`.
+# What both sides do: that of `sparseinst benchmark`, and of torch_side.py.
 WORKS = {
-    "inference": "latency/with_masks",
-    "network": "latency/network",
-    "post-processing": "post/masks",
-    "training": "training/step",
+    "inference": ("latency/with_masks", "with_masks"),
+    "network": ("latency/network", "network"),
+    "post-processing": ("post/masks", "post"),
+    "training": ("training/step", "training"),
 }
 
 
-class Target(NamedTuple):
-    """What is aimed at: `speed` is at least, `memory` (ours over theirs) at most `limit`."""
-
-    work: str
-    against: str
-    measure: str
-    limit: float
-
-
-LIMITS = {  # in eager mode, compiled
+# What is aimed at, in eager mode and compiled: at least this speed, at most this memory (ours over
+# theirs).
+LIMITS = {
     ("inference", "speed"): (1.5, 1.1),
     ("network", "speed"): (1.25, 0.95),
     ("post-processing", "speed"): (5.0, 3.0),
@@ -57,11 +52,6 @@ LIMITS = {  # in eager mode, compiled
     ("inference", "memory"): (1.0, 1.0),
     ("training", "memory"): (1.3, 1.3),
 }
-TARGETS = tuple(
-    Target(work, against, measure, limit)
-    for (work, measure), limits in LIMITS.items()
-    for against, limit in zip(AGAINST, limits, strict=True)
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(line(rows[-1]), file=sys.stderr, flush=True)
             report = make_report(rows, arguments)
             if arguments.output:  # after each row: the measurements take long
-                text = json.dumps(report, indent=1) + "\n"
-                replace_file(arguments.output, text.encode())
+                write_json(arguments.output, report, indent=1)
     report = make_report(rows, arguments)
     print("\n".join(map(line, report["rows"])))
-    missed = [t for t in report["targets"] if t["is_met"] is not True]
+    missed = [target for target in report["targets"] if target["is_met"] is not True]
     for target in missed:
-        print(f"MISSED: {describe_target(target)}")
+        print(f"MISSED: {target}")
     return 1 if missed and arguments.check else 0
 
 
@@ -119,17 +108,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure one work of both sides alternately; plain values."""
-    load = list(os.getloadavg())
-    commands = {
-        "ours": our_command(name, arguments),
-        "theirs": their_command(name, against, arguments),
-    }
-    sides: dict[str, Side] = {}
+    load, sides = list(os.getloadavg()), {}
     samples: dict[str, list[list[float]]] = {"ours": [], "theirs": []}
     try:
         # One after the other: what one compiles must not slow the other's warm-up.
-        for side, command in commands.items():
-            sides[side] = Side(f"{name}, {side} ({against})", command)
+        for side, command in {"ours": our_command, "theirs": their_command}.items():
+            sides[side] = Side(f"{name}, {side} ({against})", command(name, against, arguments))
             sides[side].read("ready")
         for _ in range(arguments.rounds):
             for side in ("theirs", "ours"):
@@ -138,29 +122,28 @@ def compare(name: str, against: str, arguments: argparse.Namespace) -> dict[str,
     finally:
         for process in sides.values():
             process.kill()
-    ratio = speed_ratio(samples["theirs"], samples["ours"])
     return {
         "work": name,
         "against": against,
-        "speed": ratio._asdict(),
+        "speed": speed_ratio(samples["theirs"], samples["ours"])._asdict(),
         "memory": memory_ratio(results["ours"], results["theirs"]),
         "load_before": load,
         "load_after": list(os.getloadavg()),
         **results,
         "samples_ms": samples,
-        "commands": {k: _without_paths(command, arguments) for k, command in commands.items()},
     }
 
 
-def our_command(name: str, arguments: argparse.Namespace) -> list[str]:
+def our_command(name: str, _: str, arguments: argparse.Namespace) -> list[str]:
     """`sparseinst benchmark` for one work, by this interpreter."""
-    only = WORKS[name]
+    only = WORKS[name][0]
     if only.startswith("latency/") and arguments.batch > 1:
         only = f"throughput/{only.partition('/')[2]}/{arguments.batch}"
+    size, train_size = ("x".join(map(str, s)) for s in (arguments.size, arguments.train_size))
     return [
-        *(sys.executable, "-c", CLI, "benchmark", "--config", arguments.config, "--serve"),
-        *("--only", only, "--warmup", str(arguments.warmup), "--batch", str(arguments.batch)),
-        *("--size", _by(arguments.size), "--train-size", _by(arguments.train_size)),
+        *shared.command(sys.executable, CLI, "benchmark", "--config", arguments.config),
+        *("--serve", "--only", only, "--warmup", str(arguments.warmup)),
+        *("--batch", str(arguments.batch), "--size", size, "--train-size", train_size),
         *("--train-batch", str(arguments.train_batch), "--objects", str(arguments.objects)),
         f"--config.model.dtype={arguments.dtype}",
         *(["--weights", arguments.weights] if arguments.weights else []),
@@ -171,54 +154,28 @@ def their_command(name: str, against: str, arguments: argparse.Namespace) -> lis
     """torch_side.py for one work, by the other interpreter."""
     trains = name == "training"
     size = tuple(arguments.train_size if trains else arguments.size)
-    photo = inference.usual_photo(size)
+    photo = workloads.usual_photo(size)
     batch = arguments.train_batch if trains else arguments.batch
     return [
-        *(arguments.torch_python, str(HERE / "torch_side.py"), "--yardstick", arguments.yardstick),
-        *("--work", name, "--size", *map(str, size), "--batch", str(batch)),
-        *("--valid-size", *map(str, inference.valid_size(photo, size))),
+        *shared.command(arguments.torch_python, TORCH_SIDE, "--yardstick", arguments.yardstick),
+        *("--serve", "--rows", f"torch/{against}/{WORKS[name][1]}/{batch}"),
+        *("--size", *map(str, size), "--valid-size", *map(str, workloads.valid_size(photo, size))),
         *("--photo-size", *map(str, photo), "--objects", str(arguments.objects)),
         *("--device", arguments.device, "--dtype", arguments.dtype),
         *("--threads", str(arguments.threads), "--warmup", str(arguments.warmup)),
         *(["--weights", arguments.weights] if arguments.weights else []),
-        *(["--channels-last"] * arguments.channels_last),
-        *(["--compile"] * (against == "compiled")),
+        *(["--contiguous"] * (not arguments.channels_last)),
     ]
 
 
-def _by(size: Sequence[int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _without_paths(command: Sequence[str], arguments: argparse.Namespace) -> str:
-    """The command for a reader; where things lie on this machine says nothing."""
-    names = {
-        sys.executable: "python",
-        arguments.torch_python: "TORCH_PYTHON",
-        arguments.yardstick: "YARDSTICK",
-        str(HERE / "torch_side.py"): "benchmarks/torch_side.py",
-        CLI: "sparseinst.cli",
-        arguments.weights: "WEIGHTS",
-        arguments.config: Path(arguments.config).name,
-    }
-    return " ".join(names.get(part, part) for part in command)
-
-
 class Side:
-    """A process that measures when it is asked to.
-
-    Args:
-      name: for messages.
-      command: answers in lines of JSON, see `measuring.timing.serve`.
-    """
+    """A process that measures when it is asked to, see `timing.serve`; its name is for messages."""
 
     def __init__(self, name: str, command: Sequence[str]):
-        self._name = name
+        self._name, pipe = name, subprocess.PIPE
         # Two processes share a GPU: neither may take all of its memory beforehand.
-        environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        env = shared.environment(XLA_PYTHON_CLIENT_PREALLOCATE="false")
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
 
     def read(self, key: str) -> Any:
         """Read on until an answer with a key.
@@ -226,12 +183,10 @@ class Side:
         Raises:
           ValueError: the process ended before; says how.
         """
-        assert self._process.stdout is not None
-        for text in self._process.stdout:
-            if text.startswith("{"):
-                answer = json.loads(text)
-                if key in answer:
-                    return answer
+        answers: Any = self._process.stdout
+        for text in answers:
+            if text.startswith("{") and key in (answer := json.loads(text)):
+                return answer
         raise ValueError(
             f"{self._name}: ended with code {self._process.wait()} before it answered; its own "
             "message is above"
@@ -239,24 +194,21 @@ class Side:
 
     def ask(self, runs: int) -> list[float]:
         """Make it run this many times; returns milliseconds."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{runs}\n")
-        self._process.stdin.flush()
+        print(runs, file=self._process.stdin, flush=True)
         return self.read("ms")["ms"]
 
     def end(self) -> dict[str, Any]:
         """Ask it to finish; returns its result."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        orders: Any = self._process.stdin
+        orders.close()
         result = self.read("p50_ms")
         self._process.wait()
         return result
 
     def kill(self) -> None:
         """End the process if it still runs."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        self._process.kill()
+        self._process.wait()
 
 
 def memory_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float] | None:
@@ -264,64 +216,45 @@ def memory_ratio(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str
 
     On a GPU of the device; on a CPU of the whole process from its start, compilation included.
     """
-    device = ours["peak_device_mib"], theirs["peak_device_mib"]
-    pair = device
-    if None in device:
-        pair = tuple(
-            max(side["peak_process_mib"] or 0, side["peak_with_compilation_mib"] or 0)
-            for side in (ours, theirs)
-        )
+    sides, steady = (ours, theirs), (ours["peak_process_mib"], theirs["peak_process_mib"])
+    pair = tuple(side["peak_device_mib"] for side in sides)
+    is_process = None in pair
+    if is_process:
+        keys = "peak_process_mib", "peak_with_compilation_mib"
+        pair = tuple(max(side[key] or 0 for key in keys) for side in sides)
     if not all(pair):
         return None
-    steady = ours["peak_process_mib"], theirs["peak_process_mib"]
     found = {"ratio": pair[0] / pair[1], "ours_mib": pair[0], "theirs_mib": pair[1]}
-    if None in device and all(steady):
-        found["ratio_after_warmup"] = steady[0] / steady[1]
-    return found
+    after = {"ratio_after_warmup": steady[0] / steady[1]} if is_process and all(steady) else {}
+    return found | after
 
 
 def judge(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Say of each target what was reached; None where it was not measured."""
-    found = {(row["work"], row["against"]): row for row in rows}
-    verdicts = []
-    for target in TARGETS:
-        row = found.get((target.work, target.against))
-        value, is_met = None, None
-        if row is not None and target.measure == "speed":
-            value = row["speed"]["median"]
-            is_met = value >= target.limit
-        elif row is not None and row["memory"] is not None:
-            value = row["memory"]["ratio"]
-            is_met = value <= target.limit
-        verdicts.append({**target._asdict(), "value": value, "is_met": is_met})
+    found, verdicts = {(row["work"], row["against"]): row for row in rows}, []
+    for (work, measure), limits in LIMITS.items():
+        for against, limit in zip(AGAINST, limits, strict=True):
+            row, value, is_met = found.get((work, against)), None, None
+            if row is not None and row[measure] is not None:
+                value = row[measure]["median" if measure == "speed" else "ratio"]
+                is_met = value >= limit if measure == "speed" else value <= limit
+            target = {"work": work, "against": against, "measure": measure, "limit": limit}
+            verdicts.append({**target, "value": value, "is_met": is_met})
     return verdicts
-
-
-def describe_target(target: Mapping[str, Any]) -> str:
-    """One line on a target."""
-    sign = ">=" if target["measure"] == "speed" else "<="
-    got = "not measured" if target["value"] is None else f"{target['value']:.2f}"
-    name = f"{target['work']}, {target['measure']} against {target['against']}"
-    return f"{name}: {got}, expected {sign} {target['limit']:g}"
 
 
 def make_report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> dict[str, Any]:
     """Collect the rows, the settings and the verdicts on the targets."""
     hidden = ("torch_python", "yardstick", "weights", "output", "check", "config")
-    settings = {key: value for key, value in vars(arguments).items() if key not in hidden}
+    asked = arguments.only, arguments.against
+    random = "random on each side; all masks kept"
     return {
         "command": machine.command(),
         "config": Path(arguments.config).name,
-        "weights": Path(arguments.weights).name
-        if arguments.weights
-        else "random on each side; all masks kept",
-        "settings": settings,
+        "weights": Path(arguments.weights).name if arguments.weights else random,
+        "settings": {key: value for key, value in vars(arguments).items() if key not in hidden},
         "rows": list(rows),
-        "targets": [
-            target
-            for target in judge(rows)
-            if target["work"] in arguments.only and target["against"] in arguments.against
-        ],
+        "targets": [t for t in judge(rows) if t["work"] in asked[0] and t["against"] in asked[1]],
     }
 
 

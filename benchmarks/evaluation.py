@@ -3,11 +3,8 @@
     python benchmarks/evaluation.py --images 5000
 
 Prints how many times as fast ours is (median of the rounds, with the extremes) and the largest
-difference of the numbers, which should be 0. What a whole evaluation of photos takes is measured by
-`sparseinst benchmark --only scoring/predict`.
+difference of the numbers, which should be 0.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -21,23 +18,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sparseinst_jax.cli.measuring import machine
-from sparseinst_jax.cli.measuring.scoring import drawn_results
+from sparseinst_jax.cli.measuring import host_work, machine
 from sparseinst_jax.cli.measuring.timing import speed_ratio
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES, evaluate
-
-
-def main() -> None:
-    """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--size", type=int, nargs=2, default=(480, 640), help="height, width")
-    parser.add_argument("--objects", type=int, default=8, help="of each image")
-    parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    drawn = drawn_results(tuple(given.size), given.images, given.objects)
-    found = compare(*drawn, given.rounds)
-    print(json.dumps({"command": machine.command(), **found, "machine": machine.describe()}))
 
 
 def compare(
@@ -55,12 +38,9 @@ def compare(
         theirs.append([1e3 * (between - start)])
         own = np.array([metrics[name] for name in METRIC_NAMES])
         difference = max(difference, float(np.abs(own - numbers).max()))
-    return {
-        "ours_ms": float(np.median(ours)),
-        "pycocotools_ms": float(np.median(theirs)),
-        "ratio": speed_ratio(theirs, ours)._asdict(),
-        "largest_difference": difference,
-    }
+    medians = {"ours_ms": float(np.median(ours)), "pycocotools_ms": float(np.median(theirs))}
+    ratio = speed_ratio(theirs, ours)._asdict()
+    return {**medians, "ratio": ratio, "largest_difference": difference}
 
 
 def with_pycocotools(content: Mapping[str, Any], results: list[dict[str, Any]]) -> Any:
@@ -84,4 +64,9 @@ def with_pycocotools(content: Mapping[str, Any], results: list[dict[str, Any]]) 
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    found = compare(*host_work.drawn_results((480, 640), given.images, 8), given.rounds)
+    print(json.dumps({"command": machine.command(), **found, "machine": machine.describe()}))

@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +28,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import gpu_figures  # noqa: E402
-import gpu_rows  # noqa: E402
+import rows  # noqa: E402
 
 # XLA does not compare the results of the convolutions that it tries: it compiles sooner.
 FLAGS = "--xla_gpu_autotune_level=2"
@@ -36,6 +36,7 @@ LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
 GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
 PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
 SMOKE_SECONDS = 165
+PATIENCE = 10  # times the limits of parts on a CPU
 
 
 class Part(NamedTuple):
@@ -71,23 +72,16 @@ RATES = Part(
     (*_PRODUCTS, "rates/copy/1024", *_TO_DEVICE, "rates/to_host/4", "rates/to_host/37"),
     seconds=25,
 )
-OPERATIONS = (
-    *_both("first/plain first/padded first/split"),
-    *_both("maps/grouped maps/grouped_104 maps/split maps/split_104 maps/dense"),
-    *_both("stem/plain stem/padded_4 stem/padded_8 stem/blocks stem/blocks_16 3x3/plain"),
-    *_both("1x1_res2/conv 1x1_res2/package 1x1_res2/einsum"),
-    *("op/upsampling/package/grad", "op/upsampling/float32_default/grad"),
-    "op/upsampling/bfloat16/grad",
-    *_both("deformable_8/dense deformable_8/deformable"),
-    *_both("1x1_res4/conv 1x1_res4/package 1x1_res4/einsum"),
+OPERATIONS = _both(
+    "first/plain first/padded first/split maps/grouped maps/split_104 maps/dense "
+    "stem/plain stem/padded_8 stem/blocks_16 3x3/plain 1x1_res2/conv 1x1_res2/product "
+    "deformable_8/dense deformable_8/deformable 1x1_res4/conv 1x1_res4/product"
 )
-FORMS = Part(("network/1/folded", "network/1/bf16_weights"))
 SMOKE = (
     RATES,
     Part(OPERATIONS, seconds=70, limit=100),
     Part(("network/1",)),
     Part(OPERATIONS, least=5),
-    FORMS,
 )
 PARTS = (
     RATES,
@@ -107,14 +101,13 @@ PARTS = (
     Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
     Part(("network/1/command_buffer",), flags=GRAPHS),
     Part(("training/8/command_buffer",), 40, flags=GRAPHS),
-    FORMS,
     Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever
     Part(("matching/device/8",), 40),
     Part(("matching/overlapped/8", "matching/parts/8"), 40),
     # Of programs in the cache: a step's memory without XLA's search, and how soon it starts.
     Part(("training/8/cached",)),
     Part(("training/32/cached",)),
-    Part(_both(" ".join(gpu_figures.STAGES), "stage/32/"), 30, seconds=300, limit=400),
+    Part(_both(" ".join(rows.STAGES), "stage/32/"), 30, seconds=300, limit=400),
     Part(_torch("graphs/training/8", "eager/network/64"), 40),
     Part(OPERATIONS),
 )
@@ -129,9 +122,9 @@ class Run:
         self.without: set[str] = set()  # scripts that find no device
         self.child: subprocess.Popen[bytes] | None = None
 
-    def rows(self) -> list[gpu_rows.Row]:
+    def found(self) -> list[rows.Row]:
         """The rows of this device that are there."""
-        return gpu_rows.read(self.arguments.output, self.stamp)
+        return rows.read(self.arguments.output, self.stamp)
 
     def wanted(self, part: Part) -> list[str]:
         """The rows of a part, PyTorch's only where there is a yardstick."""
@@ -141,21 +134,22 @@ class Run:
         """Run processes until the part's rows are there, or have failed, or its time is up."""
         flags, end, fruitless = part.flags, min(self.end, time.monotonic() + part.seconds), 0
         while fruitless < 2:
-            before = self.rows()
+            before = self.found()
             names = [name for name in self.wanted(part) if name not in self.failed]
-            todo = gpu_rows.lacking(names, before)
+            todo = rows.lacking(names, before)
             left = end - time.monotonic()
-            script = "gpu_torch.py" if todo and todo[0].startswith("torch/") else "gpu_jax.py"
+            script = "torch_side.py" if todo and todo[0].startswith("torch/") else "gpu_jax.py"
             if not todo or script in self.without or left < part.least:
                 return
-            fault = self.run(script, todo, part.limit, left, flags)
-            found = self.rows()[len(before) :]
-            if fault and len(found) < len(todo):
-                fruitless = 0 if found else fruitless + 1
-                found.append({"name": todo[len(found)], **self.stamp, "fault": fault})
-                gpu_rows.append(self.arguments.output, found[-1])
-                print(gpu_rows.line(found[-1]), flush=True)
-            bad = {row["name"]: row["fault"] for row in found if "fault" in row}
+            limit = part.limit * (PATIENCE if self.arguments.dry_run else 1)
+            fault = self.run(script, todo, limit, left, flags)
+            new = self.found()[len(before) :]
+            if fault and len(new) < len(todo):
+                fruitless = 0 if new else fruitless + 1
+                new.append({"name": todo[len(new)], **self.stamp, "fault": fault})
+                rows.append(self.arguments.output, new[-1])
+                print(rows.line(new[-1]), flush=True)
+            bad = {row["name"]: row["fault"] for row in new if "fault" in row}
             is_picker = script == "gpu_jax.py" and any(map(PICKER.search, bad.values()))
             if is_picker and LENIENT not in flags:
                 flags = f"{flags} {LENIENT}"  # once more, at once
@@ -168,31 +162,33 @@ class Run:
         self, script: str, todo: Sequence[str], limit: float, left: float, flags: str
     ) -> str | None:
         """Run one process; returns what went wrong, None where it ended well or at the deadline."""
-        arguments = self.arguments
-        python = arguments.torch_python if script == "gpu_torch.py" else sys.executable
-        command = [python, str(HERE / script), "--output", str(arguments.output)]
-        command += ["--stamp", json.dumps(self.stamp), "--seconds", f"{left:.0f}", "--rows", *todo]
-        command += ["--dry-run"] if arguments.dry_run else []
-        command += ["--yardstick", arguments.yardstick] if arguments.yardstick else []
-        caches = arguments.cache.resolve()
+        given, is_torch = self.arguments, script == "torch_side.py"
+        words = ["--output", str(given.output), "--stamp", json.dumps(self.stamp)]
+        words += ["--seconds", f"{left:.0f}", *["--dry-run"] * given.dry_run]
+        words += ["--yardstick", given.yardstick] if is_torch else []
+        caches = given.cache.resolve()
+        caches.mkdir(parents=True, exist_ok=True)
+        # A process that is killed can leave a library in PyTorch's that is not whole.
+        own = tempfile.mkdtemp(prefix="torch-", dir=caches)
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
-            "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
-            "TRITON_CACHE_DIR": str(caches / "triton"),
+            **dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), own),
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",  # one process has the device at a time
             **os.environ,
-            gpu_rows.PARENT: str(os.getpid()),
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS} {flags}".strip(),
         }
         seconds = self.end - time.monotonic()
-        self.child = subprocess.Popen(command, env=environment, start_new_session=True)
+        python = given.torch_python if is_torch else sys.executable
+        command = rows.command(python, str(HERE / script), *words, "--rows", *todo)
+        options: dict[str, Any] = {"env": rows.environment(**environment)}
+        self.child = subprocess.Popen(command, start_new_session=True, **options)
         try:
             code = self.child.wait(timeout=max(0, min(limit, seconds)))
         except subprocess.TimeoutExpired:
             return None if seconds < limit else f"more than {limit} s"
         finally:
             self.kill()
-        if code == gpu_rows.NO_DEVICE:
+        if code == rows.NO_DEVICE:
             self.without.add(script)
             return None
         return f"exit code {code}" if code else None
@@ -210,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     arguments = _parse(argv)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    stamp = {"device": device(arguments.dry_run), "versions": gpu_rows.versions()}
+    stamp = {"device": device(arguments.dry_run), "versions": rows.versions()}
     only = arguments.only
     parts = [
         part
@@ -222,28 +218,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = {name for part in parts for name in run.wanted(part)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        print(json.dumps(stamp), gpu_rows.query(f"driver_version,{gpu_rows.CLOCKS}"), flush=True)
+        print(json.dumps(stamp), rows.query(f"driver_version,{rows.CLOCKS}"), flush=True)
         for part in parts:
             run.measure(part)
     finally:
         run.kill()
-        print(gpu_figures.text(run.rows(), names), flush=True)
+        found = run.found()
+        for name, value in rows.figures(found).items():
+            print(f"{name}: {value:.4g}")
+        print(rows.tables(found), flush=True)
         if arguments.copy_to:
             arguments.copy_to.mkdir(parents=True, exist_ok=True)
             shutil.copy(arguments.output, arguments.copy_to)
-    good = {row["name"] for row in run.rows() if "fault" not in row}
+    good = {row["name"] for row in found if "fault" not in row}
     print(f"{len(names & good)} of {len(names)} rows; the same command goes on from here")
     return 0 if names <= good else 1
 
 
 def device(is_dry: bool) -> str:
     """Name the first GPU as the driver does; a dry run is on the CPU."""
-    name = "cpu" if is_dry else gpu_rows.query("name")
+    name = "cpu" if is_dry else rows.query("name")
     if not name:  # no nvidia-smi
-        code = (
-            "import jax; d = jax.devices()[0]; print(d.device_kind if d.platform != 'cpu' else '')"
-        )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        code = "import jax; d = jax.devices()[0]; print(d.device_kind * (d.platform != 'cpu'))"
+        command = rows.command(sys.executable, code)
+        done = subprocess.run(command, env=rows.environment(), capture_output=True, text=True)
         name = done.stdout.strip()
     if not name:
         raise SystemExit("there is no GPU here; --dry-run tries everything on a CPU")
@@ -258,7 +256,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", metavar="FILE", type=Path, required=True, help="rows, one JSON a line")
     add("--smoke", action="store_true", help=f"rates and single operations, {SMOKE_SECONDS} s")
     add("--for", dest="seconds", type=float, metavar="SECONDS", help="end after so many")
-    add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see gpu_torch.py")
+    add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see torch_side.py")
     add("--torch-python", metavar="PYTHON", default=sys.executable, help="that has torch")
     add("--only", metavar="ROW", nargs="+", help="parts with a row whose name begins so")
     add("--copy-to", metavar="FOLDER", type=Path, help="copy the rows there at the end")

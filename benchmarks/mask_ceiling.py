@@ -9,6 +9,7 @@ of stride 8; the targets that it learns from have stride 4.
 """
 
 import argparse
+import itertools
 
 import numpy as np
 
@@ -16,73 +17,34 @@ from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import ops
+from sparseinst_jax.runtime.messages import in_percent
 
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "AR100")
 CUT = masks.MaskCut(0.45, stride=4)
 
 
-def main() -> None:
-    """Print one row for each size and number of masks."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("annotations", help="COCO json; no image is opened")
-    parser.add_argument("--sizes", type=int, nargs="+", default=(640,), help="shortest sides")
-    parser.add_argument("--max-size", type=int, default=1333, help="longest side at most")
-    parser.add_argument("--num-masks", type=int, nargs="+", default=(100,))
-    arguments = parser.parse_args()
-    dataset = coco.load_coco(arguments.annotations, None)
-    print("| shortest side | num_masks | stride | AP | AP50 | AP75 | small | medium | recall |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for size in arguments.sizes:
-        for num_masks in arguments.num_masks:
-            for stride in (4, 8):
-                found = [
-                    entry
-                    for record in dataset.records
-                    for entry in through_grid(
-                        record, dataset.category_ids, (size, arguments.max_size), num_masks, stride
-                    )
-                ]
-                scores = coco_metrics.evaluate(arguments.annotations, found)
-                names = ("AP", "AP50", "AP75", "APs", "APm", "AR100")
-                row = " | ".join(f"{scores[name]:.3f}" for name in names)
-                print(f"| {size} | {num_masks} | {stride} | {row} |", flush=True)
-
-
-def through_grid(
-    record: coco.ImageRecord,
-    category_ids: tuple[int, ...],
-    size: tuple[int, int],
-    num_masks: int,
-    stride: int,
-) -> list[dict]:
+def through_grid(record, category_ids, size, num_masks, stride) -> list[dict]:
     """Turn the largest `num_masks` objects of an image into the best predictions of a grid."""
     original = (record.height, record.width)
     resized = transforms.resized_size(original, *size)
-    padded = transforms.padded_size(resized)
-    kept = sorted(record.targets, key=lambda annotation: -annotation.area)[:num_masks]
+    shape = [side // 4 for side in transforms.padded_size(resized)]
+    transform = transforms.Transform(False, None, None, resized)
     grids, labels = [], []
-    for annotation in kept:
-        levels = transforms.mask_levels(
-            annotation.segmentation, original, transforms.Transform(False, None, None, resized)
-        )
-        if levels is None:
-            continue
-        grid = np.zeros((padded[0] // 4, padded[1] // 4), np.float32)
-        grid[: levels.shape[0], : levels.shape[1]] = levels / 4
-        grids.append(grid if stride == 4 else _at_stride_8(grid))
-        labels.append(annotation.label)
+    for target in sorted(record.targets, key=lambda target: -target.area)[:num_masks]:
+        levels = transforms.mask_levels(target.segmentation, original, transform)
+        if levels is not None:
+            grid = np.zeros(shape, np.float32)
+            grid[: levels.shape[0], : levels.shape[1]] = levels / 4
+            grids.append(grid if stride == 4 else _at_stride_8(grid))
+            labels.append(target.label)
     if not grids:
         return []
-    chunks = masks.upsample_masks(
-        np.stack(grids)[None], 0, np.arange(len(grids)), resized, original, CUT
-    )
+    kept = np.arange(len(grids))
+    chunks = masks.upsample_masks(np.stack(grids)[None], 0, kept, resized, original, CUT)
     rles = [rle for chunk, _ in chunks for rle in masks.encode_transposed(chunk)]
     return [
-        {
-            "image_id": record.image_id,
-            "category_id": category_ids[label],
-            "segmentation": rle,
-            "score": 1.0,
-        }
+        {"image_id": record.image_id, "category_id": category_ids[label], "score": 1.0}
+        | {"segmentation": rle}
         for label, rle in zip(labels, rles, strict=True)
     ]
 
@@ -95,4 +57,18 @@ def _at_stride_8(grid: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("annotations", help="COCO json; no image is opened")
+    parser.add_argument("--sizes", type=int, nargs="+", default=(640,), help="shortest sides")
+    parser.add_argument("--max-size", type=int, default=1333, help="longest side at most")
+    parser.add_argument("--num-masks", type=int, nargs="+", default=(100,))
+    given = parser.parse_args()
+    dataset = coco.load_coco(given.annotations, None)
+    print("| shortest side | num_masks | stride | AP | AP50 | AP75 | small | medium | recall |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for size, number, stride in itertools.product(given.sizes, given.num_masks, (4, 8)):
+        options = dataset.category_ids, (size, given.max_size), number, stride
+        found = [entry for each in dataset.records for entry in through_grid(each, *options)]
+        scores = coco_metrics.evaluate(given.annotations, found)
+        row = " | ".join(in_percent(scores[name]) for name in NAMES)
+        print(f"| {size} | {number} | {stride} | {row} |", flush=True)

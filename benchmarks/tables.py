@@ -18,47 +18,39 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.runtime.files import replace_file
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import gpu_figures  # noqa: E402
-import gpu_rows  # noqa: E402
+import rows  # noqa: E402
+
+from sparseinst_jax.runtime.files import replace_file  # noqa: E402
 
 MARK = re.compile(r"^<!-- table: (\S+) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+END = "<!-- end -->"
 Report = Mapping[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write or check the document; returns 1 where it is stale."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description=__doc__)
+    add, document = parser.add_argument, HERE.parent / "docs" / "performance.md"
     add("--results", metavar="FOLDER", type=Path, default=HERE / "results")
-    add("--document", metavar="FILE", type=Path, default=HERE.parent / "docs" / "performance.md")
+    add("--document", metavar="FILE", type=Path, default=document)
     add("--check", action="store_true", help="write nothing")
-    arguments = parser.parse_args(argv)
-    before = arguments.document.read_text()
-    after = filled(before, arguments.results)
-    if arguments.check and after != before:
-        stale = [
-            old[1]
-            for old, new in zip(*map(MARK.finditer, (before, after)), strict=True)
-            if old[2] != new[2]
-        ]
-        print(
-            f"{arguments.document.name} is not what these say: {', '.join(stale)}. "
-            "Run python benchmarks/tables.py",
-            file=sys.stderr,
-        )
+    given = parser.parse_args(argv)
+    before = given.document.read_text()
+    after = filled(before, given.results)
+    if not given.check:
+        replace_file(given.document, after.encode())
+    elif after != before:
+        marks = zip(MARK.finditer(before), MARK.finditer(after), strict=True)
+        stale = ", ".join(old[1] for old, new in marks if old[2] != new[2])
+        cure = "Run python benchmarks/tables.py"
+        print(f"{given.document.name} is not what these say: {stale}. {cure}", file=sys.stderr)
         return 1
-    if not arguments.check:
-        replace_file(arguments.document, after.encode())
     return 0
 
 
@@ -69,77 +61,47 @@ def filled(document: str, results: Path) -> str:
       FileNotFoundError: a mark names a file that is not there.
       ValueError: a file has no mark or is of no known kind.
     """
-    marked = [mark[1] for mark in MARK.finditer(document)]
+    marked = {mark[1] for mark in MARK.finditer(document)}
     there = {path.name for path in results.glob("*.json*")}
-    if absent := sorted(set(marked) - there):
+    if absent := sorted(marked - there):
         raise FileNotFoundError(
             f"the document names {', '.join(absent)}, expected in {results.name}/: measure, or "
             "take the mark out"
         )
-    if unused := sorted(there - set(marked)):
+    if unused := sorted(there - marked):
         raise ValueError(
             f"no mark in the document for {', '.join(unused)}: write <!-- table: {unused[0]} --> "
             "and <!-- end --> where the table shall stand, or remove the file"
         )
-
-    def fill(mark: re.Match[str]) -> str:
-        try:
-            text = rendered(_read(results / mark[1]))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{mark[1]}: not as our scripts write it: {error!r}") from error
-        return f"<!-- table: {mark[1]} -->\n{text}\n<!-- end -->"
-
-    return MARK.sub(fill, document)
+    return MARK.sub(lambda m: f"<!-- table: {m[1]} -->\n{table(results / m[1])}\n{END}", document)
 
 
-def _read(path: Path) -> Report:
-    if path.suffix == ".jsonl":
-        return {"accelerator": gpu_rows.read(path, {})}
-    return json.loads(path.read_text())
+def table(path: Path) -> str:
+    """Return the lines for one file: how it was measured, and the table.
 
-
-def rendered(report: Report) -> str:
-    """Return the lines for one file: how it was measured, and the table."""
-    for key, render in KINDS.items():
-        if key in report:
-            return render(report)
-    raise ValueError(f"expected one of {', '.join(KINDS)} in the file, got {', '.join(report)}")
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = "|".join(["---"] * len(heading))
-    lines = [" | ".join(cells) for cells in (heading, *rows)]
-    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
-
-
-def _number(row: Report, key: str, digits: int) -> str:
-    value = row.get(key)
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _origin(report: Report, facts: Report | None, *more: str) -> str:
-    """Command, machine, versions and load, so that a reader can judge and repeat it."""
-    words = [f"`{report['command']}`"]
-    if facts:
-        versions = facts["versions"]
-        words.append(f"{facts['device']}, {facts['processor']}, {facts['usable_cores']} cores")
-        words.append(f"jax {versions['jax']}")
-        if facts["load_1_5_15"]:
-            words.append(f"load before {facts['load_1_5_15'][0]:.1f}")
-    return "; ".join([*words, *filter(None, more)]) + "."
+    Raises:
+      ValueError: it is of no known kind.
+    """
+    try:
+        if path.suffix == ".jsonl":
+            return _accelerator(rows.read(path, {}))
+        return _comparison(json.loads(path.read_text()))
+    except (LookupError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.name}: not as our scripts write it: {error!r}") from error
 
 
 def _comparison(report: Report) -> str:
     """A file of compare_torch.py."""
-    rows, settings = report["rows"], report["settings"]
+    first, settings = report["rows"][0], report["settings"]
+    facts, theirs = first["ours"]["machine"], first["theirs"]
     targets = {(t["work"], t["against"], t["measure"]): t for t in report["targets"]}
-    first = rows[0]
-    origin = _origin(
-        report,
-        first["ours"]["machine"],
-        f"torch {first['theirs']['torch']}, {first['theirs']['threads']} threads",
-        f"{settings['dtype']}, weights {report['weights']}",
-    )
+    words = [f"`{report['command']}`"]
+    words.append(f"{facts['device']}, {facts['processor']}, {facts['usable_cores']} cores")
+    words.append(f"jax {facts['versions']['jax']}")
+    if facts["load_1_5_15"]:
+        words.append(f"load before {facts['load_1_5_15'][0]:.1f}")
+    words.append(f"torch {theirs['torch']}, {theirs['threads']} threads")
+    words.append(f"{settings['dtype']}, weights {report['weights']}")
 
     def aim(row: Report, measure: str, sign: str) -> str:
         target = targets.get((row["work"], row["against"], measure))
@@ -148,59 +110,27 @@ def _comparison(report: Report) -> str:
         return f"{sign} {target['limit']:g}, {'met' if target['is_met'] else '**missed**'}"
 
     def cells(row: Report) -> list[str]:
-        speed, memory = row["speed"], row["memory"]
-        spread = f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})"
+        speed, memory = row["speed"], row["memory"] or {}
         return [
             *(row["work"], row["against"]),
-            *(_number(row[side], "p50_ms", 1) for side in ("theirs", "ours")),
-            *(spread, aim(row, "speed", "≥")),
-            *(_number(memory or {}, f"{side}_mib", 0) for side in ("theirs", "ours")),
-            *(_number(memory or {}, "ratio", 2), aim(row, "memory", "≤")),
+            *(rows.number(row[side], "p50_ms", 1) for side in ("theirs", "ours")),
+            f"{speed['median']:.2f} ({speed['least']:.2f} to {speed['most']:.2f})",
+            aim(row, "speed", "≥"),
+            *(rows.number(memory, f"{side}_mib", 0) for side in ("theirs", "ours")),
+            *(rows.number(memory, "ratio", 2), aim(row, "memory", "≤")),
         ]
 
     heading = ["work", "against", "PyTorch ms", "ours ms", "times as fast (rounds)", "aim"]
     heading += ["PyTorch MiB", "ours MiB", "times the memory", "aim"]
-    return f"{origin}\n\n{_table(heading, map(cells, rows))}"
+    return f"{'; '.join(words)}.\n\n{rows.table(heading, map(cells, report['rows']))}"
 
 
-def _accelerator(report: Report) -> str:
+def _accelerator(found: Sequence[Report]) -> str:
     """A file of gpu.py: the rows of the device and the versions of its last row."""
-    last = report["accelerator"][-1]
-    stamp = {key: last[key] for key in ("device", "versions")}
-    rows = [r for r in report["accelerator"] if all(r[key] == stamp[key] for key in stamp)]
+    stamp = {key: found[-1][key] for key in ("device", "versions")}
+    own = [row for row in found if all(row[key] == stamp[key] for key in stamp)]
     versions = ", ".join(f"{name} {version}" for name, version in stamp["versions"].items())
-    origin = f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}."
-    best = gpu_rows.best(rows).values()
-    keys = {"p50_ms": 3, "queued_ms": 3, "resident_ms": 3, "images_per_s": 1, "tflops": 1}
-    keys |= {"peak_mib": 0, "first_s": 1}
-    heading = ["", "p50 ms", "queued ms", "resident ms", "images/s", "TFLOP/s", "MiB", "first s"]
-    cells = [
-        [row["name"], *(_number(row, key, digits) for key, digits in keys.items())]
-        if "fault" not in row
-        else [row["name"], "failed", *[""] * 6]
-        for row in best
-    ]
-    found = gpu_figures.figures(rows)
-    words = {True: "met", False: "**missed**", None: "not measured"}
-    aims = [
-        [
-            figure,
-            f"{found[figure]:.3g}" if figure in found else "",
-            f"{'≥' if is_least else '≤'} {limit:g}",
-            words[gpu_figures.is_met(found.get(figure), is_least, limit)],
-        ]
-        for figure, is_least, limit in gpu_figures.AIMS
-    ]
-    return "\n\n".join(
-        [origin, _table(["aim", "value", "limit", ""], aims), _table(heading, cells)]
-    )
-
-
-# What a file holds that no other kind before it does.
-KINDS: dict[str, Callable[[Report], str]] = {
-    "accelerator": _accelerator,
-    "targets": _comparison,
-}
+    return f"`python benchmarks/gpu.py`; {stamp['device']}; {versions}.\n\n{rows.tables(own)}"
 
 
 if __name__ == "__main__":

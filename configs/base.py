@@ -66,6 +66,7 @@ def _data() -> ConfigDict:
     data.val.tfds = ""
     data.tfds_dir = ""  # where that was built; "" is TFDS's default, ~/tensorflow_datasets
     data.classes = ()  # names of the classes to keep; () keeps all that the json has
+    data.exclude_classes = ()  # names of the classes to leave out
     data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")
     data.generator = ""  # "shapes" draws the demo's data when it is missing
     data.keep_empty = False  # train on images without objects too

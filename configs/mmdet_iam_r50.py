@@ -11,8 +11,8 @@ from sparseinst_jax.configs import iam_r50
 
 
 def get_config():
-    """Return the recipe without warm-up, with a frozen stem and mmdetection's choice of objects."""
+    """Return the recipe without warm-up, with a frozen stem, and with mmdetection's data."""
     config = iam_r50.get_config()
-    config.data.annotation_filter = "mmdetection"
+    config.data.update(dict(annotation_filter="mmdetection", resize_rule="mmdetection"))
     config.train.update(dict(warmup_steps=0, frozen_stages=1))
     return config

@@ -1,7 +1,7 @@
 """The demo: drawn shapes and a small network from random weights; minutes on two CPU cores.
 
 Command: python train.py --config shapes   (draws its data if missing)
-Hardware: 2 CPU cores; docs/performance.md has the time and the limits. Expected AP: 0.59.
+Hardware: 2 CPU cores; docs/performance.md has the time and the limits. Expected AP: 58.6.
 Table: none, there is no published counterpart.
 Classes are learned last, so their loss counts double. Gradients are clipped, because with random
 weights and a small batch the first ones are very long.

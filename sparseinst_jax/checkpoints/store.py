@@ -7,10 +7,13 @@ trained weights in `trained`. All arrays are stored from the host's memory, so t
 on any number of devices.
 """
 
+import contextlib
 import errno
 import logging
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +34,15 @@ from sparseinst_jax.checkpoints.folders import (
     whole_steps,
 )
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.runtime.files import make_folder, remove_empty
+from sparseinst_jax.runtime.files import FolderLock, make_folder, remove_empty
 
+_HALF = ".orbax-checkpoint-tmp"  # how Orbax calls a save that is not complete
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
 # Why a checkpoint cannot be written; TensorStore and Orbax wrap it in a page of their own words.
-_CAUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_CAUSES = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
 
 
 class SaveError(ValueError):
@@ -46,7 +53,9 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Keeps the last two and the best (by `AP`, among those saved with metrics). Saving happens in
-    the background; `close`, or leaving the `with` block, waits for it.
+    the background; `close`, or leaving the `with` block, waits for it. Who may save holds the
+    folder's lock (of several hosts the first one), so that what is left of a broken save can be
+    removed: no living process is writing it.
 
     Args:
       path: a run folder, its `checkpoints` folder, or the folder of one step.
@@ -54,17 +63,27 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: `read_only`, and there is no checkpoint.
+      FolderInUseError: not `read_only`, and another process writes there.
     """
 
     def __init__(self, path: str | Path, read_only: bool = False):
         self._made: list[Path] = []
         self._saving: int | None = None
+        self._lock: FolderLock | None = None
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._let_go)
+            self._open(path, read_only)
+            undo.pop_all()
+
+    def _open(self, path: str | Path, read_only: bool) -> None:
         if read_only:
             self.directory, self._only_step = locate(path)
         else:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
-            _silence_orbax()
+            _silence_failed_saves()
             self._made = make_folder(self.directory, "--workdir")
+            if jax.process_index() == 0:
+                self._lock = FolderLock(self.directory.parent, "--workdir")
             broken = [p for p in self.directory.iterdir() if is_step(p) and has_bad_metrics(p)]
             set_aside(broken)  # Orbax would refuse to open the whole folder
         with _quiet():
@@ -88,7 +107,8 @@ class Checkpoints:
         except SaveError as error:
             if kind is None:
                 raise
-            print(error, file=sys.stderr)  # in addition to the error being raised
+            if kind is not SaveError:  # the first one says it all
+                print(error, file=sys.stderr)  # in addition to the error being raised
 
     def close(self) -> None:
         """Wait for the save in progress, release the folder, and remove it if it stayed empty.
@@ -97,10 +117,18 @@ class Checkpoints:
           SaveError: that save failed.
         """
         try:
-            self.wait()
+            try:
+                self.wait()
+            finally:
+                with self._save_errors():
+                    self._manager.close()
         finally:
-            self._manager.close()
-            remove_empty(self._made)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        remove_empty(self._made)
 
     def wait(self) -> None:
         """Wait for the save in progress; raises SaveError if it failed."""
@@ -170,7 +198,12 @@ class Checkpoints:
             yield
         # Disk faults appear as OSError, ValueError of TensorStore, or Orbax errors around them.
         except Exception as error:
+            if self._saving is None:
+                raise
             steps = [s for s in whole_steps(self.directory) if s != self._saving]
+            if jax.process_count() == 1:  # what there is of it would only fill the disk
+                half = self.directory / f"{self._saving}{_HALF}"
+                shutil.rmtree(half, ignore_errors=True)
             last = f"{self.directory / str(max(steps))} is complete" if steps else "there is none"
             raise SaveError(
                 f"the checkpoint of step {self._saving} could not be saved:"
@@ -318,15 +351,37 @@ def _cause(error: Exception) -> str:
     return next((cause for cause in known if cause in text), _first_line(error))
 
 
-def _silence_orbax() -> None:
-    """Keep Orbax from printing tracebacks of errors that we raise as SaveError."""
-    logger = absl.logging.get_absl_logger()
-    if _is_not_of_orbax not in logger.filters:
-        logger.addFilter(_is_not_of_orbax)
+def _silence_failed_saves() -> None:
+    """Keep what a failed save leaves behind from burying the SaveError, which says it all.
+
+    Orbax logs tracebacks. It closes its event loop while TensorStore still writes: each of those
+    writes ends in an exception on a thread of C++, which goes to `sys.unraisablehook`, and what
+    waited for them is never awaited or looked at.
+    """
+    for logger, keep in (
+        (absl.logging.get_absl_logger(), _is_not_of_orbax),
+        (logging.getLogger("asyncio"), _is_not_of_orbax),
+    ):
+        if keep not in logger.filters:
+            logger.addFilter(keep)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
+        sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
 
 
 def _is_not_of_orbax(record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
+    return f"{os.sep}orbax{os.sep}" not in f"{record.pathname} {record.getMessage()}"
+
+
+class _WithoutClosedLoops:
+    """A `sys.unraisablehook` that passes everything on but what TensorStore's threads raise."""
+
+    def __init__(self, before: Callable[[Any], Any]):
+        self._before = before
+
+    def __call__(self, found: Any) -> None:
+        if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+            self._before(found)
 
 
 @contextmanager
@@ -360,6 +415,9 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
         lightweight_initialize=read_only,
         cleanup_tmp_directories=not read_only,  # of a save in which the process was killed
         enable_async_checkpointing=not read_only,
+        # Made in the background, a folder that cannot be made leaves threads waiting for twenty
+        # minutes for a signal that never comes, and the process with them.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
 
 

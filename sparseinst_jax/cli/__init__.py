@@ -1,14 +1,20 @@
 """`sparseinst train|eval|predict|...`: every command, and what its errors and exit codes are.
 
-Exit codes: 0 done, 1 an error with one message (or a loss that is not finite), 2 wrong usage, 75
-another host of the job was lost, 130 and 143 ended by SIGINT and SIGTERM (training saves first; a
-second signal ends it at once). See docs/faults.md.
+`python -m sparseinst_jax` is the same.
+
+Exit codes: 0 done, 1 an error with one message (or a loss that is not finite), 2 wrong usage, 73
+another process trains in the folder, 75 another host of the job was lost, 129, 130 and 143 ended by
+SIGHUP, SIGINT and SIGTERM (training saves first; a second signal ends it at once). See
+docs/faults.md.
 """
 
+import difflib
 import errno
+import functools
 import importlib
 import logging
 import os
+import platform
 import re
 import sys
 import traceback
@@ -19,6 +25,7 @@ from typing import Any
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST
 from sparseinst_jax.runtime.messages import printable
+from sparseinst_jax.runtime.output import guard_output
 
 _COMMANDS = {
     "train": "train on COCO-format data, or continue a run",
@@ -33,14 +40,20 @@ _COMMANDS = {
     "benchmark": "speed and memory: inference, training, input, scoring",
     "summary": "parameters, operations and memory of a network, part by part",
 }
-# What the machine refuses, wherever it is met: permissions, a file in place of a folder, a full or
-# read-only disk.
-_REFUSALS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-    *(errno.ENOSPC, errno.EDQUOT),
+# What the machine refuses, wherever it is met, and what to do about it.
+_CURES = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        "give another path, or change what is there",
+    ),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or write to another disk"),
+    errno.EFBIG: "raise the limit of the size of files (`ulimit -f`), or write to another disk",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`)",
+    errno.ENFILE: "close other programs, or raise the system's limit of open files",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "look after the disk or the network drive"),
 }
 _INTERRUPTED = 130
+_SECONDS_TO_END = 5.0  # after a failure: threads of libraries may wait for twenty minutes
 _XLA_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED): ")
 
 
@@ -48,25 +61,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand with the arguments after its name.
 
     Args:
-      argv: arguments without the program's name; those of the process by default.
+      argv: arguments without the program's name. None takes those of the process, which is the
+        command's from then on: its output is guarded, and after a failure it ends soon.
 
     Returns:
       The exit code.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        return _be_the_process(main)
+    arguments = list(argv)
     lines = "\n".join(f"  {name:13}{text}" for name, text in _COMMANDS.items())
     usage = f"usage: sparseinst COMMAND ...\n\n{lines}\n\nsparseinst COMMAND --help says more."
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    name, *rest = arguments or [""]
+    if name in _COMMANDS:
+        return run(name, rest)
+    if name in ("", "-h", "--help"):
         print(usage)
         return 0 if arguments else 2
-    name, *rest = arguments
-    if name not in _COMMANDS:
-        print(f"error: unknown command {name!r}\n{usage}", file=sys.stderr)
-        return 2
-    return run(name, rest)
+    if name in ("-V", "--version", "version"):
+        python = platform.python_version()
+        print(f"sparseinst_jax {process.version()}, jax {process.version('jax')}, Python {python}")
+        return 0
+    close = difflib.get_close_matches(name, _COMMANDS, n=1)
+    more = f": did you mean {close[0]}? `sparseinst help` lists all" if close else f"\n{usage}"
+    print(f"error: unknown command {printable(repr(name))}{more}", file=sys.stderr)
+    return 2
 
 
-def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
+def _be_the_process(function: Callable[[Sequence[str]], int]) -> int:
+    """Call a function with the arguments of the process, whose only purpose it is."""
+    guard_output()
+    code: Any = 1
+    try:
+        code = function(sys.argv[1:])
+        return code
+    except SystemExit as error:
+        code = error.code
+        raise
+    finally:
+        if code:
+            # What libraries leave unfinished says the same once more, in tracebacks.
+            sys.unraisablehook = lambda _: None
+            hosts.end_within(_SECONDS_TO_END, code if isinstance(code, int) else 1)
+
+
+def run(
+    command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
+) -> int:
     """Prepare the process, run a command and report its errors.
 
     A ValueError or FileNotFoundError raised by this package is a message to the user and is
@@ -76,12 +119,14 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
 
     Args:
       command: its name, or a function that takes the arguments and returns the exit code or None.
-      argv: arguments after the name.
+      argv: arguments after the name; None as in `main`. In each, `~` stands for the home folder.
 
     Returns:
-      The exit code; 1 after a message to the user, 130 after an interruption (Ctrl-C), 75 after
-      the loss of another host.
+      The exit code; 1 after a message to the user (or what the error asks for, such as 73), 130
+      after an interruption (Ctrl-C), 75 after the loss of another host.
     """
+    if argv is None:
+        return _be_the_process(functools.partial(run, command))
     process.set_environment()
     function: Any = command
     if isinstance(command, str):
@@ -91,7 +136,7 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
         process.trim_after_compiling()
     logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
     try:
-        code = function(argv) or 0
+        code = function([_at_home(word) for word in argv]) or 0
         hosts.report(DONE)
         return code
     except BaseException as error:
@@ -99,6 +144,13 @@ def run(command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str
         if exit_code is None:
             raise
         return exit_code
+
+
+def _at_home(word: str) -> str:
+    """Expand `~/` where a shell does not: in `--workdir=~/runs`."""
+    name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    is_path = value == "~" or value.startswith("~/")
+    return f"{name}{equals}{os.path.expanduser(value)}" if is_path else word
 
 
 def _report_error(error: BaseException) -> int | None:
@@ -111,7 +163,7 @@ def _report_error(error: BaseException) -> int | None:
         return None
     is_interruption = isinstance(error, KeyboardInterrupt)
     print(message if is_interruption else f"error: {printable(message)}", file=sys.stderr)
-    code = _INTERRUPTED if is_interruption else 1
+    code = _INTERRUPTED if is_interruption else getattr(error, "exit_code", 1)
     hosts.leave(message, code)
     return code
 
@@ -134,13 +186,20 @@ def _message(error: BaseException) -> str | None:
     """The message for the user; None where the error is a bug of the program."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, OSError) and error.errno in _REFUSALS:
+    if isinstance(error, OSError) and error.errno in _CURES:
         place = f" at {error.filename}" if error.filename else ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"{error.strerror}{place}: free some space, or write to another disk"
-        return f"{error.strerror}{place}: give another path, or change what is there"
+        return f"{error.strerror}{place}: {_CURES[error.errno]}"
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
+        return "the working directory was removed: change to one that exists, and start again"
     is_for_users = isinstance(error, (ValueError, FileNotFoundError))
     return str(error) if is_for_users and _raised_here(error) else None
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
+from sparseinst_jax.inference.prediction import score_fault
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.setup.config import default_workdir, load_config
+from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import load_run
 from sparseinst_jax.setup.weights_file import load_weights_file
@@ -49,8 +52,10 @@ def parse_command_line(
 ) -> argparse.Namespace:
     """Parse a command line that may hold `--config.KEY=VALUE` arguments anywhere.
 
+    What is not known is answered with what was probably meant.
+
     Args:
-      parser: from the command, after `add_config_arguments`.
+      parser: of the command.
       argv: arguments without the program's name; those of the process by default.
 
     Returns:
@@ -58,9 +63,29 @@ def parse_command_line(
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
     parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
-    namespace = parser.parse_intermixed_args(rest)  # images may stand between the options
+    # Images may stand between the options.
+    namespace, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        keys = list(flatten(load_config("base")))
+        meant = [_probably_meant(argument, options, keys) for argument in unknown]
+        hint = "".join(f"\n  did you mean {each}?" for each in dict.fromkeys(filter(None, meant)))
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     namespace.overrides = overrides
     return namespace
+
+
+def _probably_meant(argument: str, options: Sequence[str], keys: Sequence[str]) -> str:
+    """The option, or the key of the configuration, that an unknown argument is close to; or ""."""
+    name, equals, value = argument.partition("=")
+    if "." in name:  # train.batch_size=8, without the dashes
+        named = [key for key in keys if key == name]
+    else:
+        last = name.strip("-").replace("-", "_")
+        named = [key for key in keys if name.startswith("-") and key.split(".")[-1] == last]
+    close = difflib.get_close_matches(name, options, 1, 0.7) if name.startswith("-") else []
+    found = [f"{_PREFIX}{key}" for key in named] or close
+    return " or ".join(f"{each}{equals}{value}" for each in found)
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -70,7 +95,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
       The other arguments in order, and dotted key to text; the last of a repeated key counts.
 
     Raises:
-      ValueError: an override without a value.
+      ValueError: an override without a value, or without `config.`: `--train.batch_size=8`.
     """
     rest: list[str] = []
     overrides: dict[str, str] = {}
@@ -78,6 +103,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     for argument in arguments:
         if argument == "--":
             rest += [argument, *arguments]
+        elif re.match(r"--(model|objective|data|train|eval)\.", argument):
+            raise ValueError(f"{argument}: did you mean {_PREFIX}{argument.removeprefix('--')}?")
         elif argument.startswith(_PREFIX):
             key, equals, text = argument[len(_PREFIX) :].partition("=")
             value = text if equals else next(arguments, None)
@@ -148,8 +175,23 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         faults.append(
             "no model named: give --workdir RUN, --checkpoint DIR or --config and --weights"
         )
+    if fault := score_fault(getattr(arguments, "score_threshold", 0.0)):
+        faults.append(f"--score-threshold: {fault}")
     if faults:
         raise ValueError("\n".join(faults))
+
+
+def words_of_model(arguments: argparse.Namespace) -> list[str]:
+    """The arguments that name the model, for another command about the same one."""
+    names = ("config", "workdir", "checkpoint", "weights", "step")
+    given = {name: getattr(arguments, name) for name in names}
+    words = [f"--{name}={value}" for name, value in given.items() if value]
+    return words + words_of_overrides(arguments)
+
+
+def words_of_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The changed keys of the configuration as arguments."""
+    return [f"{_PREFIX}{key}={value}" for key, value in arguments.overrides.items()]
 
 
 def workdir_of(arguments: argparse.Namespace) -> Path:

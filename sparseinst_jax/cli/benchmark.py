@@ -10,32 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
-    open_model,
     parse_command_line,
     parse_size,
     size_fault,
-    stored_config,
+    words_of_overrides,
 )
-from sparseinst_jax.cli.measuring import inference, machine, reading, scoring, timing, training
-from sparseinst_jax.data.coco import CocoDataset
-from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.models.trees import Tree, functional
-from sparseinst_jax.runtime import process
+from sparseinst_jax.cli.measuring import host_work, machine, timing
+from sparseinst_jax.cli.measuring.workloads import USUAL_PHOTO, Bench
 from sparseinst_jax.runtime.files import check_writable, write_json
-from sparseinst_jax.setup import builders, datasets
-from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.run import make_plan
-from sparseinst_jax.training import optimizer
+from sparseinst_jax.runtime.messages import columns, next_commands
 
-Size = tuple[int, int]
-Makers = dict[str, Callable[[], timing.Workload]]
-NUM_PHOTOS = 32  # drawn for the input pipeline and for whole predictions
 DESCRIPTION = """\
 Measure speed and memory. Without --weights, --checkpoint or --workdir the weights are random: what
 is measured does not depend on them, except for how many masks are kept (all of them then).
@@ -67,7 +54,7 @@ PROTOCOL_NOTE = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    arguments = parse_command_line(_parser(), argv)
+    arguments = parse_command_line(parser(), argv)
     check_arguments(arguments)
     _check(arguments)
     if arguments.output:
@@ -80,16 +67,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{text(report)}")
     if arguments.output:
         print(f"\n{arguments.output}")
+    if arguments.config:
+        words = [f"--config={arguments.config}", *words_of_overrides(arguments)]
+        print("", next_commands(["sparseinst", "summary", *words]), sep="\n")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("sparseinst benchmark", None, DESCRIPTION, formatter_class=raw)
-    add_model_arguments(parser)
+    made = argparse.ArgumentParser("sparseinst benchmark", None, DESCRIPTION, formatter_class=raw)
+    add_model_arguments(made)
 
     def add(name: str, metavar: str, more: str, **options: Any) -> None:
-        parser.add_argument(name, metavar=metavar, help=more, **options)
+        made.add_argument(name, metavar=metavar, help=more, **options)
 
     add("--only", "PART", "parts, or names such as post/masks", nargs="+", default=[])
     add("--size", "HxW", "padded image of inference, default 640x864", type=parse_size)
@@ -108,10 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         "--skip-compile-times": "compile once, with the usual compilation cache",
         "--serve": "for comparisons: each line N on standard input makes N runs, answered as JSON",
     }.items():
-        parser.add_argument(name, action="store_true", help=more)
+        made.add_argument(name, action="store_true", help=more)
     protocol = "latency as the original's release measures it"
-    parser.add_argument("--protocol", choices=("original",), help=protocol)
-    return parser
+    made.add_argument("--protocol", choices=("original",), help=protocol)
+    return made
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -141,162 +132,62 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError("\n".join(filter(None, faults)))
 
 
-class Bench:
-    """The model and the data of a command line, each made when it is first needed.
+def workloads(bench: Bench) -> dict[str, Callable[[], timing.Workload]]:
+    """What can be measured: the name of each workload and what makes it."""
+    given = bench.arguments
+    photo = given.photo_size or USUAL_PHOTO
+    found: dict[str, Callable[[], timing.Workload]] = {
+        "latency/network": lambda: bench.network(1),
+        "latency/with_masks": lambda: bench.with_masks(1),
+        "latency/end_to_end": bench.end_to_end,
+    }
+    for n in given.batch:
+        found[f"throughput/network/{n}"] = lambda n=n: bench.network(n)
+        found[f"throughput/with_masks/{n}"] = lambda n=n: bench.with_masks(n)
+    found |= {
+        "training/step": bench.train_step,
+        "input/decode_and_resize": lambda: host_work.decode_and_resize(*bench.train_input),
+        "input/batches": lambda: host_work.batches(*bench.train_input),
+    }
+    for n in given.workers:
+        found[f"input/workers/{n}"] = lambda n=n: host_work.with_workers(*bench.train_input, n)
+    return found | {
+        "post/masks": bench.post_processing,
+        "scoring/predict": bench.whole_dataset,
+        "scoring/encode": lambda: host_work.encoding(photo),
+        "scoring/evaluate": lambda: host_work.scores(photo, given.scoring_images, given.objects),
+    }
 
-    Args:
-      arguments: of `sparseinst benchmark`.
-      folder: for photos that are drawn.
+
+def chosen(bench: Bench) -> dict[str, Callable[[], timing.Workload]]:
+    """Find the workloads of --only: parts ("latency"), groups ("input/workers") and names.
+
+    Raises:
+      ValueError: there is no such part; lists what there is.
     """
-
-    def __init__(self, arguments: argparse.Namespace, folder: Path):
-        self.arguments, self._folder = arguments, folder
-        self._photos: dict[Size, CocoDataset] = {}
-
-    @functools.cached_property
-    def config(self) -> Any:
-        """The configuration; images are resized to fill the padded image that was asked for."""
-        config, size = stored_config(self.arguments), self.arguments.size
-        return config if size is None else _changed(config, {"data.eval_size": sorted(size)})
-
-    @property
-    def has_weights(self) -> bool:
-        """Whether weights are named; otherwise they are random."""
-        arguments = self.arguments
-        return bool(arguments.weights or arguments.checkpoint or arguments.workdir)
-
-    def _network(self) -> tuple[Callable[..., Any], Tree, Tree, int, Any]:
-        """Build the pure function, parameters, statistics; the number of classes; the module.
-
-        Built each time: training has its own parameters, and these would be kept beside them.
-        """
-        number, seed, weights = scoring.NUM_CLASSES, self.config.seed, None
-        if self.has_weights:
-            predictor = open_model(self.arguments).predictor
-            number, seed, weights = len(predictor.class_names), None, predictor.weights
-        frozen = self.config.train.frozen_stages
-        model = builders.build_model(self.config.model, number, seed, frozen)
-        apply, *random = functional(model)
-        # One copy for all of inference; on a CPU "the device" is the same memory.
-        params, statistics = jax.device_put(weights or tuple(random))
-        return apply, params, statistics, number, model
-
-    @functools.cached_property
-    def subject(self) -> inference.Subject:
-        """What inference is measured on."""
-        apply, params, statistics, number, _ = self._network()
-        size = self.arguments.size or inference.USUAL_SIZE
-        photo_size = self.arguments.photo_size or inference.usual_photo(size)
-        inference.valid_size(photo_size, size)
-
-        def make_predictor(batch: int) -> Predictor:
-            given = {"data.eval_size": sorted(size), "eval.batch_size": batch}
-            names = [f"class {i + 1}" for i in range(number)]
-            ids, weights = list(range(1, number + 1)), (params, statistics)
-            return build_predictor(_changed(self.config, given), apply, *weights, names, ids)
-
-        counts = builders.num_masks(self.config.model), number
-        return inference.Subject(
-            apply, params, statistics, make_predictor, *counts, size, photo_size
+    known, only = workloads(bench), bench.arguments.only
+    wrong = [part for part in only if not any(f"{n}/".startswith(f"{part}/") for n in known)]
+    if wrong:
+        parts = dict.fromkeys(name.partition("/")[0] for name in known)
+        raise ValueError(
+            f"--only: there is nothing named {', '.join(wrong)}; expected some of "
+            f"{', '.join(parts)}, or one of {', '.join(known)}"
         )
-
-    def photos(self, size: Size) -> CocoDataset:
-        """Photos of a size, drawn once."""
-        if size not in self._photos:
-            folder = self._folder / f"{size[0]}x{size[1]}"
-            self._photos[size] = reading.draw_photos(folder, NUM_PHOTOS, size)
-        return self._photos[size]
-
-    @functools.cached_property
-    def train_input(self) -> tuple[CocoDataset, Any]:
-        """`config.data.train` with --own-data, else drawn photos; and the plan of their batches."""
-        if self.arguments.own_data:
-            datasets.draw_missing_data(self.config)
-            dataset = datasets.load_train(self.config)
-        else:
-            dataset = self.photos(self.arguments.photo_size or inference.USUAL_PHOTO)
-        size = {"train.batch_size": self.arguments.train_batch}
-        return dataset, make_plan(_changed(self.config, size), dataset)
-
-    def train_step(self) -> timing.Workload:
-        """Build the workload of training."""
-        process.unmap_freed_blocks()  # as `train` does
-        given, settings = self.arguments, self.config.train
-        apply, params, statistics, number, model = self._network()
-        adamw = optimizer.make_optimizer(
-            params,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.gradient_clip_norm,
-            optimizer.rules_of(model),
-        )
-        batch = training.random_batch(given.train_batch, given.train_size, given.objects, number)
-        objective = builders.build_objective(self.config, apply)
-        return training.step(objective, adamw, params, statistics, batch)
-
-    def makers(self) -> Makers:
-        """What can be measured: the name of each workload and what makes it."""
-        given, subject = self.arguments, lambda: self.subject
-        photo = given.photo_size or inference.USUAL_PHOTO
-        drawn = photo, given.scoring_images, given.objects
-        photos = lambda: self.photos(self.subject.photo_size)  # noqa: E731
-        found: Makers = {
-            "latency/network": lambda: inference.network(subject(), 1),
-            "latency/with_masks": lambda: inference.with_masks(subject(), 1),
-            "latency/end_to_end": lambda: inference.end_to_end(subject(), photos()),
-        }
-        for n in given.batch:
-            found[f"throughput/network/{n}"] = lambda n=n: inference.network(subject(), n)
-            found[f"throughput/with_masks/{n}"] = lambda n=n: inference.with_masks(subject(), n)
-        found |= {
-            "training/step": self.train_step,
-            "input/decode_and_resize": lambda: reading.decode_and_resize(*self.train_input),
-            "input/batches": lambda: reading.batches(*self.train_input),
-        }
-        for n in given.workers:
-            found[f"input/workers/{n}"] = lambda n=n: reading.with_workers(*self.train_input, n)
-        return found | {
-            "post/masks": lambda: inference.post_processing(subject()),
-            "scoring/predict": lambda: inference.whole_dataset(subject(), photos()),
-            "scoring/encode": lambda: scoring.encoding(photo),
-            "scoring/evaluate": lambda: scoring.scores(*drawn),
-        }
-
-    def chosen(self) -> Makers:
-        """Find the workloads of --only: parts ("latency"), groups ("input/workers") and names.
-
-        Raises:
-          ValueError: there is no such part; lists what there is.
-        """
-        known, only = self.makers(), self.arguments.only
-        wrong = [part for part in only if not any(f"{n}/".startswith(f"{part}/") for n in known)]
-        if wrong:
-            parts = dict.fromkeys(name.partition("/")[0] for name in known)
-            raise ValueError(
-                f"--only: there is nothing named {', '.join(wrong)}; expected some of "
-                f"{', '.join(parts)}, or one of {', '.join(known)}"
-            )
-        meant = tuple(f"{part}/" for part in only) or ("",)
-        return {name: make for name, make in known.items() if f"{name}/".startswith(meant)}
-
-
-def _changed(config: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of a configuration with other values, checked as those of a command line are."""
-    texts = {k: str(tuple(v) if isinstance(v, list) else v) for k, v in values.items()}
-    return load_config(config.to_dict(), texts)
+    meant = tuple(f"{part}/" for part in only) or ("",)
+    return {name: make for name, make in known.items() if f"{name}/".startswith(meant)}
 
 
 def _repeats(arguments: argparse.Namespace) -> timing.Repeats:
     usual = PROTOCOL_REPEATS if arguments.protocol else USUAL_REPEATS
-    given = arguments.warmup, arguments.iterations
-    return timing.Repeats(*(u if g is None else g for u, g in zip(usual, given, strict=True)))
+    given = {"warmup": arguments.warmup, "iterations": arguments.iterations}
+    return usual._replace(**{name: n for name, n in given.items() if n is not None})
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Measure what the command line asks for; returns plain values."""
     arguments, repeats = bench.arguments, _repeats(bench.arguments)
-    wanted = {"protocol/original": lambda: inference.with_masks(bench.subject, 1)}
-    wanted = wanted if arguments.protocol else bench.chosen()
+    wanted = {"protocol/original": lambda: bench.with_masks(1)}
+    wanted = wanted if arguments.protocol else chosen(bench)
     report: dict[str, Any] = {
         "command": machine.command(),
         "config": arguments.config,
@@ -307,7 +198,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     }
     note = functools.partial(print, file=sys.stderr, flush=True)
     for name, make in wanted.items():
-        row = timing.measure(
+        row = machine.measure(
             name, make(), repeats, note, with_compile_times=not arguments.skip_compile_times
         )
         if arguments.protocol:
@@ -321,11 +212,16 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _serve(bench: Bench) -> int:
-    wanted = bench.chosen()
+    wanted = chosen(bench)
     if len(wanted) != 1:
         raise ValueError(f"--serve measures one thing: give --only with one of {', '.join(wanted)}")
     ((name, make),) = wanted.items()
-    timing.serve(name, make(), _repeats(bench.arguments), sys.stdin, sys.stdout)
+    workload, warmup = make(), _repeats(bench.arguments).warmup
+
+    def result(samples: list[float]) -> dict[str, Any]:
+        return {**machine.result(name, workload, samples), "machine": machine.describe()}
+
+    timing.serve(workload, warmup, sys.stdin, sys.stdout, result)
     return 0
 
 
@@ -336,7 +232,7 @@ def text(report: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("jax", "jaxlib", "numpy"))
     return "\n".join(
         [
-            timing.table([heading, *map(_cells, report["results"])]),
+            *columns([heading, *map(_cells, report["results"])]),
             "",
             f"{facts['device']} ({facts['platform']}), {report['dtype']}, {report['weights']} "
             f"weights, {versions}",

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from sparseinst_jax.cli.arguments import parse_command_line
+from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
 from sparseinst_jax.data.check_report import DataReport, make_report
 from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.drawing import data_page
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.runtime.files import check_writable
+from sparseinst_jax.runtime.messages import next_commands
 from sparseinst_jax.setup.builders import num_masks
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.datasets import draw_missing_data, index_both, name_of
@@ -67,7 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(map(_printable, lines_of(report))))
     print(f"\n{_verdict(report)}")
     print(f"page: {output / data_page.PAGE}, sheet: {output / data_page.SHEET}")
-    return 1 if report.fatal else 0
+    if report.fatal:
+        return 1
+    words = ["sparseinst", "train", f"--config={arguments.config or 'finetune'}"]
+    if arguments.json:
+        parts = ("train", "val") if arguments.val_json else ("train",)
+        words += [
+            f"--config.data.{part}.{key}={config.data[part][key]}"
+            for part in parts
+            for key in ("annotations", "images")
+        ]
+        words += ["--config.train.eval_every=0"] * (not arguments.val_json)
+    print(next_commands(words + words_of_overrides(arguments)))
+    return 0
 
 
 def check(config: Any, progress: TextIO | None = None) -> DataReport:

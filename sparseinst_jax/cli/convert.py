@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli.arguments import parse_command_line
+from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
+from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, read_json
+from sparseinst_jax.runtime.messages import listed, next_commands
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
+from sparseinst_jax.setup.weights_file import names_and_ids
 from sparseinst_jax.weights.convert import Shapes, original_shapes, ours_to_original
 from sparseinst_jax.weights.network_files import (
+    ConvertedWeights,
+    classes_that_fit,
     closest_network,
     convert_file,
     write_arrays,
@@ -33,7 +37,7 @@ Turn weights of the original release or another implementation into a checkpoint
   sparseinst convert model.pdparams --config configs/giam_r50.py --output giam.safetensors
   sparseinst convert RUN --to original --output model.safetensors
 
-eval.py --checkpoint, predict.py --checkpoint and train.py --init-from read the result.
+`sparseinst eval` and `predict` read the result by --checkpoint, `sparseinst train` by --init-from.
 """
 OURS, ORIGINAL = "ours", "original"
 # A folder may have a dot in its name, but who gives one of these means a file.
@@ -68,13 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         arrays = ours_to_original(converted.params, converted.statistics, names)
         write_arrays(output, arrays, {"converted_from": meta["converted_from"]})
         print(f"{len(arrays)} arrays under the original's names: {output}")
+        use = [f"--config={arguments.config or source / 'config.json'}", f"--weights={output}"]
     else:
         write_weights(output, converted.params, converted.statistics, meta)
+        use, kind = [f"--checkpoint={output}"], "checkpoint"
         if output.suffix == ".safetensors":
-            use = f"weights under our names: {output} (use it with --weights and --config)"
-        else:
-            use = f"checkpoint: {output}\n  predict.py --checkpoint {output} PHOTO.jpg --output out"
-        print(f"{len(meta['class_names'])} classes, {use}")
+            use = [f"--config={arguments.config or source / 'config.json'}", f"--weights={output}"]
+            kind = "weights under our names"
+        print(f"{len(meta['class_names'])} classes, {kind}: {output}")
+    predict = ["sparseinst", "predict", *use, *words_of_overrides(arguments), "PHOTO.jpg"]
+    train = ["sparseinst", "train", "--config=finetune", f"--init-from={output}"]
+    print(next_commands(predict, train))
     return 0
 
 
@@ -106,7 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--classes",
         metavar="JSON",
-        help="list of class names, or annotations with them; default for 80 classes: COCO's",
+        help="list of class names, or annotations with them; default: what the file "
+        "names, else for 80 classes COCO's",
     )
     parser.add_argument(
         "--ema", action="store_true", help="take the moving average where a file holds both"
@@ -147,11 +156,8 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> _Converted:
     if not arguments.config:
         raise ValueError("--config FILE must describe the network of the file, see sparseinst zoo.")
     config = load_config(arguments.config, arguments.overrides)
-    classes: tuple[list[str], list[int]] = [], []
 
     def make_trees(num_classes: int) -> tuple[Tree, Tree]:
-        nonlocal classes
-        classes = _classes(arguments.classes, num_classes, source)
         return _empty_trees(config.model, num_classes)
 
     def suggest(arrays: Mapping[str, Any], num_classes: int) -> str:
@@ -160,14 +166,16 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> _Converted:
 
     names = FAMILIES[config.model.family].weights
     weights = convert_file(source, names, make_trees, arguments.ema, suggest)
+    class_names, category_ids, origin = _classes(arguments.classes, weights, source)
     meta = {
         "config": config.to_dict(),
-        "class_names": classes[0],
-        "category_ids": classes[1],
-        "code_version": _version(),
+        "class_names": list(class_names),
+        "category_ids": list(category_ids),
+        "code_version": process.version(),
         "converted_from": {**weights.facts, **_now()},
     }
-    return _Converted(weights.params, weights.statistics, meta, weights.lines)
+    lines = [*weights.lines, f"  classes of {origin}: {listed(class_names, 8)}"]
+    return _Converted(weights.params, weights.statistics, meta, lines)
 
 
 def _empty_trees(model_config: Any, num_classes: int) -> tuple[Tree, Tree]:
@@ -192,11 +200,16 @@ def _networks(folder: Path, num_classes: int) -> Iterator[tuple[list[str], Shape
     yield from networks.values()
 
 
-def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str], list[int]]:
-    """Names and ids of the classes: those of COCO, or those in a json."""
+def _classes(
+    path: str | None, weights: ConvertedWeights, source: Path
+) -> tuple[Sequence[str], Sequence[int], str]:
+    """Names and ids of the classes, and where they are from: a json, the file itself, or COCO."""
+    num_classes = weights.num_classes
     if path is None:
+        if named := classes_that_fit(weights.classes, num_classes, source):
+            return *names_and_ids(named), f"the file, {named.place}"
         if num_classes == len(COCO_CLASS_NAMES):
-            return list(COCO_CLASS_NAMES), list(COCO_CATEGORY_IDS)
+            return COCO_CLASS_NAMES, COCO_CATEGORY_IDS, "COCO, as the file names none"
         raise ValueError(
             f"{source} finds {num_classes} classes and does not say which: give their names by "
             "--classes FILE.json, a list of names or the annotations that it was trained with."
@@ -215,16 +228,12 @@ def _classes(path: str | None, num_classes: int, source: Path) -> tuple[list[str
         names, ids = list(dataset.class_names), list(dataset.category_ids)
     if len(names) != num_classes:
         raise ValueError(f"{source} has {num_classes} classes, {path} has {len(names)}.")
-    return names, ids
+    named = weights.classes
+    is_other = named is not None and named.names != list(names)
+    instead = f", not the {listed(named.names, 8)} of the file" if named and is_other else ""
+    return names, ids, f"{path}{instead}"
 
 
 def _now() -> dict[str, str]:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "converted_by": f"sparseinst_jax {_version()}"}
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("sparseinst_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a clone
+    return {"date": now, "converted_by": f"sparseinst_jax {process.version()}"}

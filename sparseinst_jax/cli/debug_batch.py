@@ -7,7 +7,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
+from sparseinst_jax.cli.arguments import (
+    add_config_arguments,
+    parse_command_line,
+    words_of_overrides,
+)
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.failures import Skip, load_or_skip
 from sparseinst_jax.data.loader import pad_batch
@@ -15,7 +19,7 @@ from sparseinst_jax.data.plan import ImagePlan, StepPlan
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import columns, listed, next_commands
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history, datasets
 from sparseinst_jax.setup.run import make_plan
@@ -55,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir = configs.default_workdir(arguments.config)
         config = configs.load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.output) if arguments.output else workdir / "batches"
-    return debug_batch(config, arguments.step, folder)
+    code = debug_batch(config, arguments.step, folder)
+    run = f"--config={arguments.config}" if arguments.config else f"--workdir={arguments.workdir}"
+    words = ["sparseinst", "debug-batch", run, *words_of_overrides(arguments)]
+    print(next_commands([*words, f"--step={arguments.step + 1}"]))
+    return code
 
 
 def _stored_config(workdir: Path) -> Path:
@@ -125,10 +133,7 @@ def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDa
                 _files(image, dataset.records),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]))
+    lines += columns(rows, len(header))
     for image, result in zip(plan.images, loaded, strict=True):
         lines += _losses(dataset.records[image.position], result, dataset.class_names)
     return lines

@@ -17,29 +17,31 @@ from sparseinst_jax.cli.arguments import (
     open_model,
     parse_command_line,
     stored_config,
+    words_of_model,
     workdir_of,
 )
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.failures import Skip, SkippedImages
-from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate, load_json
-from sparseinst_jax.evaluation.evaluator import evaluate_dataset
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, load_json, read_truth, score
+from sparseinst_jax.evaluation.evaluator import predict_dataset, truth_of
 from sparseinst_jax.evaluation.report import draw_pictures, write_report
 from sparseinst_jax.inference.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import check_writable, write_json
+from sparseinst_jax.runtime.messages import next_commands
 from sparseinst_jax.setup.datasets import draw_missing_data, load_val
 
 NUM_PICTURES = 8
 DESCRIPTION = """\
 Score a model on config.data.val: COCO mask AP, a table for each class, predictions and pictures.
 
-  eval.py --workdir RUN                     the last checkpoint of a run
-  eval.py --checkpoint RUN/checkpoints/600  this checkpoint
-  eval.py --config FILE --weights FILE      published weights: .pth, .pkl, .pdparams, .npz, ...
-  eval.py --workdir RUN --predictions FILE  a COCO results file: no model, no image is opened
-  ... --plots                               also what went wrong, in <output>/plots: tables of
-                                            classes and images, precision-recall curves, the
-                                            confusion matrix, pictures of the worst images
+  sparseinst eval --workdir RUN                     the last checkpoint of a run
+  sparseinst eval --checkpoint RUN/checkpoints/600  this checkpoint
+  sparseinst eval --config NAME --weights FILE      published weights: .pth, .pkl, .pdparams, ...
+  sparseinst eval --workdir RUN --predictions FILE  a COCO results file; opens no model, no image
+  ... --plots                                       also what went wrong, in <output>/plots: tables
+                                                    of classes and images, precision-recall
+                                                    curves, confusion matrix, the worst images
 
 All local devices work, and with --distributed all hosts; the results do not depend on how many.
 Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
@@ -49,7 +51,7 @@ Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="eval.py",
+        prog="sparseinst eval",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -106,9 +108,12 @@ def _score_file(arguments: argparse.Namespace, output: Path) -> None:
     # Names every fault of the json. Only --plots looks at images, and does without them too.
     dataset = load_val(config, with_images=os.path.isdir(images))
     results = load_json(arguments.predictions)
-    metrics = evaluate(dataset.truth, results, dataset.classes)
+    metrics = score(read_truth(dataset.truth, dataset.classes), results, arguments.predictions)
     print(f"{arguments.predictions} against {dataset.annotations_path}\n")
     _report(arguments, dataset, results, metrics, output)
+    if not arguments.plots:
+        words = [*words_of_model(arguments), f"--predictions={arguments.predictions}", "--plots"]
+        print(next_commands(["sparseinst", "eval", *words]))
 
 
 def _score_model(arguments: argparse.Namespace, output: Path) -> None:
@@ -120,28 +125,34 @@ def _score_model(arguments: argparse.Namespace, output: Path) -> None:
     hosts.refuse_differences("checkpoint or configuration", source.title + config.to_json())
     if is_first_host:
         print(f"{source.title}, on {dataset.annotations_path} ({len(dataset.records)} images)")
+    truth = truth_of(dataset)  # its faults are reported before the first prediction
     skips: list[Skip] | None = [] if config.data.on_error == "skip" else None
-    results, metrics = evaluate_dataset(
+    results = predict_dataset(
         source.predictor,
         dataset,
         num_workers=max(1, config.data.num_workers),
         progress=sys.stderr if is_first_host else None,
         skips=skips,
     )
+    if is_first_host:
+        write_json(output / "predictions.json", results)
+        print(f"{len(results)} detections: {output / 'predictions.json'}")
     _list_skipped(skips, dataset, output)
     if not is_first_host:
         return
-    write_json(output / "predictions.json", results)
-    print(f"{len(results)} detections: {output / 'predictions.json'}")
     if drawn := draw_pictures(dataset, results, output, arguments.pictures):
         print(f"{len(drawn)} pictures: {output / '*.png'}")
-    if metrics is None:
+    if truth is None:
         # Of an earlier evaluation into this folder; it would seem to belong to these predictions.
         (output / "metrics.json").unlink(missing_ok=True)
         print(f"{dataset.annotations_path} has no object: predicted, not scored")
     else:
         print()
-        _report(arguments, dataset, results, metrics, output)
+        _report(arguments, dataset, results, score(truth, results), output)
+    photos = config.data.val.images or "PHOTOS"
+    predict = ["sparseinst", "predict", *words_of_model(arguments), photos]
+    plots = [["sparseinst", "eval", *words_of_model(arguments), "--plots"]]
+    print(next_commands(*plots * (truth is not None and not arguments.plots), predict))
 
 
 def _list_skipped(skips: Sequence[Skip] | None, dataset: CocoDataset, output: Path) -> None:

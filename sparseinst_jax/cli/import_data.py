@@ -4,17 +4,21 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparseinst_jax.data.importers import coco_content, labelme, mask_images, via, yolo
+from sparseinst_jax.data.classes import warn_of_alike
+from sparseinst_jax.data.file_search import FileSearch
+from sparseinst_jax.data.images import image_suffixes
+from sparseinst_jax.data.importers import coco_content, labelme, mask_images, mask_values, via, yolo
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.messages import listed
 
 FORMATS = ("yolo", "labelme", "via", "masks")
-DEFAULT_VAL_SHARE = 0.2
 MAX_FAULTS_SHOWN = 20
+MANY_OBJECTS = 10  # that cannot all have one number of corners by chance
+_OUTPUTS = {"train": "--output", "val": "--val-output", "test": "--test-output"}
 _DESCRIPTION = """\
 Make a COCO json of labels in another format.
 
@@ -23,6 +27,8 @@ Make a COCO json of labels in another format.
   sparseinst import-data via project.json --images photos --output train.json
   sparseinst import-data masks MASKS --layout objects --images photos --output train.json
 
+A data set that is divided into train, valid and test stays so: --output, --val-output and
+--test-output write one part each. A COCO json needs no import.
 docs/import_data.md says what each format must look like.
 """
 
@@ -36,28 +42,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     arguments = parser.parse_args(argv)
-    _check_arguments(parser, arguments)
-    outputs = [Path(p) for p in (arguments.output, arguments.val_output) if p is not None]
-    for path, option in zip(outputs, ("--output", "--val-output"), strict=False):
-        check_writable(path.parent, option)
+    if arguments.format == "coco":
+        print(_answer_coco(Path(arguments.source)), file=sys.stderr)
+        return 2
+    outputs = _checked_outputs(parser, arguments)
+    for part, path in outputs.items():
+        check_writable(path.parent, _OUTPUTS[part])
         coco_content.refuse_foreign_file(path)
-    imported = _read(arguments, outputs)
+    imported = _read(arguments, list(outputs.values()))
+    if arguments.format != "yolo":  # which says it itself
+        origin = "--names" if arguments.names else "the labels, in the order of the alphabet"
+        imported.notes.append(f"class names from {origin}")
+    _exclude(imported, arguments.exclude)
     _report_faults(imported, arguments.source, arguments.skip_faulty)
-    parts = [imported.images]
-    if arguments.val_output is not None:
-        share = DEFAULT_VAL_SHARE if arguments.val_share is None else arguments.val_share
-        parts = list(coco_content.split_images(imported.images, share, arguments.seed))
+    parts, lines = coco_content.divide(
+        imported.images,
+        outputs,
+        arguments.val_share,
+        arguments.seed,
+        keeps_parts=not arguments.ignore_parts,
+    )
     contents = {
-        path: coco_content.make_content(images, imported.class_names)
-        for path, images in zip(outputs, parts, strict=True)
+        path: coco_content.make_content(parts[part], imported.class_names)
+        for part, path in outputs.items()
     }
     coco_content.write_jsons(contents)
-    for line in imported.notes:
-        print(line)
-    for path, images in zip(outputs, parts, strict=True):
-        print("\n".join(_summary(path, images, imported.class_names)))
-    for line in _warnings(imported.class_names):
-        print(line)
+    lines = [*imported.notes, *lines]
+    for part, path in outputs.items():
+        lines += _summary(path, parts[part], imported.class_names)
+    print("\n".join(lines))
+    for line in [*warn_of_alike(imported.class_names), *_warn_of_corners(imported.images)]:
+        print(f"WARNING: {line}")
     print("\n".join(_next_commands(outputs, imported.images_dir)))
     return 0
 
@@ -70,27 +85,43 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("format", metavar="FORMAT", choices=FORMATS, help=", ".join(FORMATS))
+    add("format", metavar="FORMAT", choices=(*FORMATS, "coco"), help=", ".join(FORMATS))
     add("source", metavar="SOURCE", help="folder of the labels; of via the json file")
     add("--images", metavar="DIR", help="folder that file_name is relative to; default: by format")
-    add("--output", metavar="JSON", required=True, help="the COCO json to write")
-    add("--val-output", metavar="JSON", help="a second json, of images held out for validation")
-    add("--val-share", type=float, help=f"their share of the images, default {DEFAULT_VAL_SHARE}")
+    add("--output", metavar="JSON", help="the COCO json to write")
+    add("--val-output", metavar="JSON", help="a second json, of the validation part or held out")
+    add("--test-output", metavar="JSON", help="a json of the test part, where there is one")
+    share = coco_content.DEFAULT_VAL_SHARE
+    add("--val-share", type=float, help=f"share of the images held out, default {share}")
     add("--seed", type=int, default=0, help="another number holds out other images, default 0")
+    add("--ignore-parts", action="store_true", help="divide anew what is divided already")
     add("--names", metavar="NAME", nargs="+", help="the classes in their order; others are faults")
+    add("--exclude", metavar="NAME", nargs="+", default=(), help="classes that are left out")
     add("--attribute", metavar="NAME", help="via: region attribute that holds the class")
     add("--layout", choices=mask_images.LAYOUTS, help="masks: an image an object, or a map of all")
     add("--class", metavar="NAME", dest="class_name", help="via, masks: class of every object")
+    add(
+        "--ignore-value",
+        metavar="N",
+        nargs="+",
+        type=mask_values.parse_value,
+        help="masks: values of maps that are no objects, such as 255 or the colour 224,224,192",
+    )
     add("--skip-faulty", action="store_true", help="leave out and list what cannot be read")
     return parser
 
 
-def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    """Stop with a message and exit code 2 where options do not go together."""
+def _checked_outputs(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> dict[str, Path]:
+    """The file of each part; stops with a message and exit code 2 where options do not agree."""
+    if arguments.output is None:
+        parser.error("the following arguments are required: --output")
     for option, value, formats in (
         ("--attribute", arguments.attribute, ("via",)),
         ("--layout", arguments.layout, ("masks",)),
         ("--class", arguments.class_name, ("via", "masks")),
+        ("--ignore-value", arguments.ignore_value, ("masks",)),
     ):
         if value is not None and arguments.format not in formats:
             parser.error(f"{option} is for {' and '.join(formats)}, not for {arguments.format}")
@@ -99,18 +130,60 @@ def _check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namesp
             "masks need --layout objects (a folder for each image, an image for each object) or "
             "--layout indexed (one image whose values number the objects)"
         )
+    if arguments.ignore_value and arguments.layout != "indexed":
+        parser.error("--ignore-value is for --layout indexed")
     share = arguments.val_share
     if share is not None and arguments.val_output is None:
         parser.error("--val-share needs --val-output JSON")
     if share is not None and not 0 < share < 1:
         parser.error(f"--val-share must lie between 0 and 1, got {share}")
-    if arguments.val_output is not None:
-        if Path(arguments.val_output).resolve() == Path(arguments.output).resolve():
-            parser.error("--output and --val-output must be two files")
     if arguments.names is not None:
         arguments.names = [name.strip() for name in arguments.names]
         if len(set(arguments.names)) < len(arguments.names) or "" in arguments.names:
             parser.error(f"--names must be different and not empty, got {arguments.names}")
+    given = {"train": arguments.output, "val": arguments.val_output, "test": arguments.test_output}
+    outputs = {part: Path(path) for part, path in given.items() if path is not None}
+    if len({path.resolve() for path in outputs.values()}) < len(outputs):
+        parser.error(f"{', '.join(_OUTPUTS[part] for part in outputs)} must be different files")
+    return outputs
+
+
+def _answer_coco(source: Path) -> str:
+    """What to do with a COCO json instead of importing it."""
+    jsons = [source]
+    if source.is_dir():
+        jsons = FileSearch().find(source, {".json"})[:5] or [source / "train.json"]
+    lines = ["A COCO json needs no import, it is read as it is. Next:"]
+    for path in jsons:
+        beside = path.is_file() and any(
+            other.suffix.lower() in image_suffixes() for other in path.parent.iterdir()
+        )
+        images = shlex.quote(str(path.parent)) if beside else "PHOTOS"
+        lines.append(f"  sparseinst check-data {shlex.quote(str(path))} --images {images}")
+    return "\n".join(lines)
+
+
+def _exclude(imported: Imported, excluded: Sequence[str]) -> None:
+    """Leave out the objects of classes.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    unknown = [name for name in excluded if name not in imported.class_names]
+    if unknown:
+        raise ValueError(
+            f"--exclude: there is no class {listed(map(repr, unknown))}; the classes: "
+            f"{listed(imported.class_names, 20)}"
+        )
+    if not excluded:
+        return
+    count = 0
+    for image in imported.images:
+        kept = [found for found in image.objects if found.class_name not in excluded]
+        count += len(image.objects) - len(kept)
+        image.objects = kept
+    imported.class_names = tuple(n for n in imported.class_names if n not in excluded)
+    imported.notes.append(f"{count} objects of {listed(excluded)}: left out, trained as background")
 
 
 def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
@@ -130,7 +203,12 @@ def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
             class_name=arguments.class_name,
         )
     return mask_images.read_masks(
-        source, images_dir, names, layout=arguments.layout, class_name=arguments.class_name
+        source,
+        images_dir,
+        names,
+        layout=arguments.layout,
+        class_name=arguments.class_name,
+        ignored=arguments.ignore_value or (),
     )
 
 
@@ -167,29 +245,33 @@ def _summary(path: Path, images: Sequence[LabelledImage], names: Sequence[str]) 
     return lines
 
 
-def _warnings(names: Sequence[str]) -> list[str]:
-    """Warn of classes that differ only in capitals or spaces."""
-    alike: dict[str, list[str]] = {}
-    for name in names:
-        alike.setdefault("".join(name.casefold().split()), []).append(name)
+def _warn_of_corners(images: Sequence[LabelledImage]) -> list[str]:
+    """Warn where all objects have one number of corners: they are no outlines then."""
+    shapes = [found.segmentation for image in images for found in image.objects]
+    corners = {len(s[0]) // 2 if isinstance(s, list) and len(s) == 1 else 0 for s in shapes}
+    number = corners.pop()
+    if corners or not number or (number != 4 and len(shapes) < MANY_OBJECTS):
+        return []
+    what = "boxes, or oriented boxes," if number == 4 else "boxes and keypoints"
     return [
-        f"WARNING: the classes {', '.join(map(repr, group))} are probably one; correct the labels"
-        for group in alike.values()
-        if len(group) > 1
+        f"all {len(shapes)} objects have exactly {number} corners: are these {what} "
+        "instead of outlines? Masks are learned as they are drawn"
     ]
 
 
-def _next_commands(outputs: Sequence[Path], images_dir: Path) -> list[str]:
+def _next_commands(outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
     """The commands to run next, ready to paste."""
     images = shlex.quote(str(images_dir))
-    check = f"  sparseinst check-data {shlex.quote(str(outputs[0]))} --images {images}"
-    check += "".join(f" --val-json {shlex.quote(str(path))}" for path in outputs[1:])
+    check = f"  sparseinst check-data {shlex.quote(str(outputs['train']))} --images {images}"
+    if "val" in outputs:
+        check += f" --val-json {shlex.quote(str(outputs['val']))}"
     train = ["  sparseinst train --config finetune"]
-    for part, path in zip(("train", "val"), outputs, strict=False):
-        train.append(
-            f"--config.data.{part}.annotations={shlex.quote(str(path))} "
-            f"--config.data.{part}.images={images}"
-        )
-    if len(outputs) == 1:
+    for part in ("train", "val"):
+        if part in outputs:
+            train.append(
+                f"--config.data.{part}.annotations={shlex.quote(str(outputs[part]))} "
+                f"--config.data.{part}.images={images}"
+            )
+    if "val" not in outputs:
         train.append("--config.train.eval_every=0  # or hold images out with --val-output")
     return ["Next:", check, " \\\n    ".join(train)]

@@ -3,60 +3,97 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import itertools
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
     open_model,
     parse_command_line,
+    words_of_model,
     workdir_of,
 )
-from sparseinst_jax.data.images import image_suffixes
-from sparseinst_jax.inference.prediction import SHOWN_SCORE
+from sparseinst_jax.data.file_search import FileSearch
+from sparseinst_jax.data.images import image_suffixes, refuse_address
+from sparseinst_jax.inference.prediction import SHOWN_SCORE, Prediction
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
-from sparseinst_jax.runtime.messages import printable
-from sparseinst_jax.runtime.progress import ImageProgress
+from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable
+from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
+BATCH_SIZE = 8  # images that an accelerator gets together
 DESCRIPTION = """\
-Find the objects of images: a picture for each, <name>.png, and predictions.json.
+Find the objects of images: a picture for each, <name>.png, and predictions.json. Objects without a
+pixel at the size of the photo, which `sparseinst eval` writes for COCO's rules, are left out.
 
-  predict.py --workdir RUN photo.jpg folder --output out
-  predict.py --config FILE --weights FILE photo.jpg --output out
+  sparseinst predict --workdir RUN photo.jpg folder --output out
+  sparseinst predict --config FILE --weights FILE photo.jpg --output out
 """
 
 
-def list_images(inputs: Sequence[str | Path], excluded: Path) -> list[Path]:
-    """Replace folders by the images in and below them, sorted by name.
+def list_images(inputs: Sequence[str | Path], excluded: Path) -> tuple[list[Path], list[str]]:
+    """Replace folders by the images in and below them, sorted by name, and patterns by files.
 
     Args:
-        inputs: files and folders; a file is taken whatever its suffix, and if it is missing.
+        inputs: files, folders and patterns such as "photos/*.jpg"; a file is taken whatever its
+            suffix.
         excluded: a folder that is left out, the output's.
 
+    Returns:
+        The files, each once, and lines on what of the folders was left out.
+
     Raises:
+        FileNotFoundError: there is no such file; names all.
         ValueError: there is no image at all.
     """
+    search = FileSearch(follows_links=True, excluded=excluded)
     suffixes = image_suffixes()
-    excluded = excluded.resolve()
     found: list[Path] = []
-    for path in map(Path, inputs):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        found += [
-            child
-            for child in sorted(path.rglob("*"))
-            if child.suffix.lower() in suffixes
-            and child.is_file()
-            and not child.resolve().is_relative_to(excluded)
-        ]
+    missing = []
+    for given in inputs:
+        refuse_address(given)
+        is_pattern = not os.path.lexists(given) and glob.has_magic(str(given))
+        paths = sorted(glob.glob(str(given), recursive=True)) if is_pattern else [given]
+        missing += [f"{given} (no file matches)"] * (not paths)
+        missing += [str(path) for path in paths if not os.path.exists(path)]
+        for path in map(Path, paths):
+            found += search.find(path, suffixes) if path.is_dir() else [path]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the images do not exist, so nothing was predicted:\n  "
+            + listed(missing, between="\n  ")
+            + "\nGive files, folders, or a pattern such as 'photos/*.jpg'."
+        )
     if not found:
-        raise ValueError(f"no image in {', '.join(map(str, inputs))}: give image files or folders")
-    return list(dict.fromkeys(found))
+        names = ", ".join(map(str, inputs))
+        raise search.nothing(f"no image in {names}: give image files or folders")
+    return list(dict.fromkeys(found)), search.left_out()
+
+
+class PredictedFile(NamedTuple):
+    """What became of an image file.
+
+    Attributes:
+        path: of the file.
+        entries: its detections in COCO results format, with `file_name`.
+        best: the highest score, 0 where nothing is found.
+        fault: why it could not be read; empty if it could.
+    """
+
+    path: Path
+    entries: list[dict[str, Any]]
+    best: float
+    fault: str = ""
 
 
 def predict_files(
@@ -64,42 +101,70 @@ def predict_files(
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Predict image files one by one and draw each as `<name>.png`.
+) -> list[PredictedFile]:
+    """Predict image files and draw each as `<name>.png`; read, compute and draw at the same time.
 
     Args:
-        predictor: the model.
-        paths: image files.
+        predictor: the model; images of one padded size go through it `batch_size` at a time.
+        paths: image files; the place of a file is its `image_id`.
         output: folder of the pictures.
         score_threshold: lowest score that is drawn; the results hold every detection.
-
-    Returns:
-        The detections in COCO results format, `image_id` the place of the file in `paths` and
-        `file_name` its path; and a line for each file that could not be read.
     """
     output.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    faults: list[str] = []
-    names = unique_names(paths)
-    with ImageProgress(len(paths), sys.stderr, "predicted") as line:
-        for image_id, (path, name) in enumerate(zip(paths, names, strict=True)):
-            try:
-                image = as_rgb(path)
-            except (FileNotFoundError, ValueError) as error:
-                faults.append(str(error))  # names the file
-            else:
-                prediction = predictor(image)
-                prediction.save(output / f"{name}.png", score_threshold)
-                entries = prediction.to_coco(image_id)
-                results += [{**entry, "file_name": str(path)} for entry in entries]
+    together = 2 * predictor.num_together
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return as_rgb(path)
+        except (FileNotFoundError, ValueError) as error:
+            return str(error)  # names the file
+
+    def predict() -> Iterator[tuple[int, Prediction | str]]:
+        images = enumerate(map_ahead(pool, read, paths, ahead=2 + together))
+        while items := list(itertools.islice(images, together)):
+            readable = [image for _, image in items if isinstance(image, np.ndarray)]
+            found = iter(predictor.predict_batch(readable))
+            for image_id, image in items:
+                yield image_id, image if isinstance(image, str) else next(found)
+
+    def draw(item: tuple[int, Prediction | str]) -> PredictedFile:
+        image_id, found = item
+        path = paths[image_id]
+        if isinstance(found, str):
+            return PredictedFile(path, [], 0.0, found)
+        found.save(output / f"{names[image_id]}.png", score_threshold)
+        entries = [{**entry, "file_name": str(path)} for entry in found.to_coco(image_id)]
+        return PredictedFile(path, entries, max((entry["score"] for entry in entries), default=0.0))
+
+    names, done = unique_names(paths), []
+    with ImageProgress(len(paths), sys.stderr, "predicted") as line, ThreadPoolExecutor(2) as pool:
+        for file in map_ahead(pool, draw, predict(), ahead=2):
+            done.append(file)
             line.advance(1)
-    return results, faults
+    return done
+
+
+def describe(files: Sequence[PredictedFile], output: Path, score_threshold: float) -> list[str]:
+    """Say what was found in images, and in which of them nothing was."""
+    read = [file for file in files if not file.fault]
+    scores = [entry["score"] for file in read for entry in file.entries]
+    shown = sum(score >= score_threshold for score in scores)
+    empty = [file for file in read if not file.entries or file.best < score_threshold]
+    lines = [
+        f"{counted(shown, 'object')} above {score_threshold:g} in {counted(len(read), 'image')}: "
+        f"{output / '*.png'}",
+        f"{counted(len(scores), 'object')} of any score: {output / 'predictions.json'}",
+    ]
+    if empty and read:
+        best = (f"{file.path} (best {file.best:.2f})" for file in empty)
+        lines.append(f"no object above {score_threshold:g} in {len(empty)}: {listed(best, 5)}")
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where an image could not be read."""
     parser = argparse.ArgumentParser(
-        prog="predict.py",
+        prog="sparseinst predict",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -115,14 +180,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
     check_writable(output, "--output")
-    paths = list_images(arguments.inputs, output)
+    paths, left_out = list_images(arguments.inputs, output)
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    if jax.default_backend() != "cpu":  # a CPU is as fast with one image as with several
+        arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
     source = open_model(arguments)
-    print(f"{source.title}, on {len(paths)} images")
-    results, faults = predict_files(source.predictor, paths, output, arguments.score_threshold)
-    write_json(output / "predictions.json", results)
-    print(f"{len(paths) - len(faults)} pictures: {output / '*.png'}")
-    print(f"{len(results)} detections: {output / 'predictions.json'}")
+    print(f"{source.title}, on {counted(len(paths), 'image')}")
+    files = predict_files(source.predictor, paths, output, arguments.score_threshold)
+    write_json(output / "predictions.json", [entry for file in files for entry in file.entries])
+    print("\n".join(describe(files, output, arguments.score_threshold)))
+    faults = [file.fault for file in files if file.fault]
     for fault in faults:
         print(f"failed: {printable(fault)}", file=sys.stderr)
+    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
+    print(next_commands(["sparseinst", "predict", *same, lower]))
     return 1 if faults else 0

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
 
 from sparseinst_jax.cli.arguments import (
     add_config_arguments,
     parse_command_line,
     parse_size,
     size_fault,
+    words_of_overrides,
 )
-from sparseinst_jax.cli.measuring import inference, network, timing
+from sparseinst_jax.cli.measuring import machine, timing
+from sparseinst_jax.models.complexity import Parameters, count_macs, count_parameters
+from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runtime.messages import columns, next_commands
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 
@@ -35,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
-    size = inference.USUAL_SIZE
-    parser.add_argument("--size", metavar="HxW", type=parse_size, default=size, help="640x864")
+    parser.add_argument(
+        "--size", metavar="HxW", type=parse_size, default=(640, 864), help="640x864"
+    )
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="images, default 1")
     parser.add_argument("--classes", metavar="K", type=int, default=NUM_CLASSES, help="default 80")
     parser.add_argument("--json", action="store_true", help="all facts as JSON")
@@ -48,9 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "config": arguments.config,
         "dtype": config.model.dtype,
         "num_classes": arguments.classes,
-        **network.describe(model, arguments.size, arguments.batch),
+        **describe(model, arguments.size, arguments.batch),
     }
     print(json.dumps(facts, indent=1) if arguments.json else text(facts))
+    if not arguments.json:
+        words = [f"--config={arguments.config}", *words_of_overrides(arguments)]
+        print(next_commands(["sparseinst", "benchmark", *words, "--only", "latency"]))
     return 0
 
 
@@ -86,14 +99,14 @@ def text(facts: Mapping[str, Any]) -> str:
         for tensor in facts["activations"]
     ]
     lines = [
-        timing.table([("part", "params M", "not trained", "GMAC", "%"), *rows]),
+        *columns([("part", "params M", "not trained", "GMAC", "%"), *rows]),
         "",
         f"GMAC: billions of multiply-accumulates of one image of {height} x {width}. Not trained: "
         "numbers of norms.",
         f"Batch {facts['batch']}: {flops:.3f} GFLOPs, two to each multiply-accumulate; XLA counts "
         f"{counted}.",
         "",
-        timing.table([("tensor", "shape", "MiB"), *tensors]),
+        *columns([("tensor", "shape", "MiB"), *tensors]),
         "",
         f"Forward pass ({facts['dtype']}), XLA's plan: "
         + ", ".join(f"{name.removesuffix('_mib')} {mib:.0f} MiB" for name, mib in _memory(xla)),
@@ -105,3 +118,92 @@ def text(facts: Mapping[str, Any]) -> str:
 
 def _memory(xla: Mapping[str, Any]) -> list[tuple[str, float]]:
     return [(name, value) for name, value in xla.items() if name.endswith("_mib")]
+
+
+def describe(model: nnx.Module, size: tuple[int, int], batch: int) -> dict[str, Any]:
+    """Everything about a network at one size, as plain values.
+
+    Args:
+      model: of any family; its arrays need no numbers.
+      size: (height, width) of the padded image, multiples of 32.
+      batch: images that go through together.
+    """
+    apply, params, statistics = functional(model)
+    images = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
+    given = params, statistics, images
+    forward = jax.jit(lambda p, s, x: apply(p, s, x, train=False)[0])
+    executable = forward.lower(*given).compile()
+    cost = executable.cost_analysis()
+    flops = ((cost[0] if isinstance(cost, list) else cost) or {}).get("flops")
+    counted = {"gflops": None if flops is None else flops / 1e9}
+    listed = parts(model, size)
+    return {
+        "size": size,
+        "batch": batch,
+        "parts": listed,
+        "gflops_analytic": 2 * listed[-1]["gmacs"] * batch,
+        "xla": counted | machine.compiled_memory(executable),
+        "activations": activations(apply, *given),
+        "training_residual_mib": residual_mib(apply, *given),
+    }
+
+
+def parts(model: nnx.Module, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Count what each part holds and computes: stages of the backbone, branches, the whole.
+
+    Returns:
+      For each `name` ("all" is the whole and comes last), the numbers of `complexity.Parameters`
+      and `gmacs`, billions of multiply-accumulates of one image.
+    """
+    macs = count_macs(model, *size)
+    stages = [path for path in macs if path.startswith("backbone/") and path.count("/") == 1]
+    branches = [path for path in macs if path.startswith("decoder/") and path.count("/") == 1]
+    names = [n for n in (*stages, "backbone", "encoder", *branches, "decoder", "") if n in macs]
+    listed = []
+    for name in names:
+        node: Any = model
+        for step in filter(None, name.split("/")):
+            node = getattr(node, step)
+        blocks = [node] if isinstance(node, nnx.Module) else list(node)  # a stage is a list
+        counts = zip(*map(count_parameters, blocks), strict=True)
+        held = Parameters(*map(sum, counts))._asdict()
+        listed.append({"name": name or "all", **held, "gmacs": macs[name] / 1e9})
+    return listed
+
+
+def activations(apply: Any, params: Any, statistics: Any, images: Any) -> list[dict[str, Any]]:
+    """List the named tensors of a forward pass in its order, then its outputs, with their sizes.
+
+    Args:
+      apply: the network's pure function, from `models.trees.functional`.
+      params: its parameters, or their shapes.
+      statistics: the same.
+      images: shape and type of the normalised images [B, H, W, 3].
+    """
+    found: dict[str, Any] = {}
+
+    def forward(params: Any, statistics: Any, x: jax.Array) -> None:
+        outputs, _ = apply(params, statistics, x, train=False, intermediates=found)
+        found.update(outputs._asdict())
+
+    jax.eval_shape(forward, params, statistics, images)  # tracing fills `found`
+    return [
+        {"name": name, "shape": leaf.shape, "mib": _mib(leaf)}
+        for name, leaf in found.items()
+        if leaf is not None
+    ]
+
+
+def residual_mib(apply: Any, params: Any, statistics: Any, images: Any) -> float:
+    """Return what training keeps between its two halves, without the parameters, in MiB."""
+
+    def first_half(params: Any, statistics: Any, x: jax.Array) -> Any:
+        return jax.vjp(lambda p: apply(p, statistics, x, train=True)[0], params)[1]
+
+    kept = jax.eval_shape(first_half, params, statistics, images)
+    own = sum(map(_mib, jax.tree.leaves((params, statistics))))
+    return max(sum(map(_mib, jax.tree.leaves(kept))) - own, 0.0)
+
+
+def _mib(leaf: Any) -> float:
+    return math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize / timing.MIB

@@ -3,11 +3,15 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.runtime import hosts, process
+from sparseinst_jax.runtime.messages import next_commands
 from sparseinst_jax.setup.config import default_workdir, load_config
-from sparseinst_jax.setup.train import train
+from sparseinst_jax.setup.train import TrainResult, train
 from sparseinst_jax.training.nonfinite import NonFiniteLossError
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.
@@ -21,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code, see `_DESCRIPTION`.
     """
-    parser = argparse.ArgumentParser("train.py", description=_DESCRIPTION)
+    parser = argparse.ArgumentParser("sparseinst train", description=_DESCRIPTION)
     add_config_arguments(parser)
     parser.add_argument(
         "--init-from",
@@ -38,12 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     # Faults are reported before the hosts wait for one another.
-    config = load_config(arguments.config, arguments.overrides)
+    load_config(arguments.config, arguments.overrides)
     process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
     workdir = arguments.workdir or default_workdir(arguments.config)
     try:
-        return train(config, workdir, arguments.overrides).exit_code
+        result = train(arguments.config, workdir, arguments.overrides)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if result.exit_code == 0 and jax.process_index() == 0:
+        print(next_commands(_look_at(result)))
+    return result.exit_code
+
+
+def _look_at(result: TrainResult) -> list[str]:
+    """The command that shows what a finished run has learned."""
+    data: Any = load_config(result.workdir / "config.json").data
+    run = f"--workdir={result.workdir}"
+    if not (data.val.annotations or data.val.tfds):
+        return ["sparseinst", "predict", run, data.train.images or "PHOTOS"]
+    scores = [row["AP"] for row in result.rows if "AP" in row]
+    is_best = not scores or scores[-1] == max(scores)
+    return ["sparseinst", "eval", run, *["--step=best"] * (not is_best)]

@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from sparseinst_jax.runtime.messages import columns
 from sparseinst_jax.weights import zoo
 from sparseinst_jax.weights.zoo import Row
 
@@ -55,26 +56,14 @@ def text(rows: Sequence[Row]) -> str:
     from_where = [f"{name}: {where}." for name, where in sources.items()]
     notes = [f"{row.config}: {row.note}." for row in _one_each(rows) if row.note]
     trained = [[row.config, row.weights or "none published"] for row in _one_each(rows)]
-    table = _aligned([COLUMNS, *map(_cells, rows)], numbers_from=2)
+    table = columns([COLUMNS, *map(_cells, rows)], 2)
     sections = [
         table,
         [*LEGEND, *from_where, *notes],
-        [f"Trained weights ({UNKNOWN_HASH}); {zoo.CONVERT}", *_aligned(trained)],
+        [f"Trained weights ({UNKNOWN_HASH}); {zoo.CONVERT}", *columns(trained, 2)],
         ["ImageNet weights that training starts from", *_backbones(rows)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)
-
-
-def _aligned(lines: Sequence[Sequence[str]], numbers_from: int = 99) -> list[str]:
-    """Cells as columns: text to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < numbers_from else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
 
 
 def _backbones(rows: Sequence[Row]) -> list[str]:

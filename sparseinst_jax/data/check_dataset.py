@@ -17,7 +17,7 @@ import numpy as np
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.target_masks import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import listed, percent
 
 COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
 # Objects that are rasterised for an estimate of how many are lost: about a second for each size.
@@ -148,8 +148,8 @@ def warn_of_unusable(dataset: CocoDataset) -> list[str]:
     if not dataset.num_without_mask:
         return []
     return [
-        f"{dataset.num_without_mask} objects have no polygon of three corners or more and are left "
-        "out"
+        f"{dataset.num_without_mask} objects have no polygon of three corners or more, in pixels, "
+        "and are left out"
     ]
 
 
@@ -206,7 +206,7 @@ def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
         name, annotation_id = found.worst[0]
         lines.append(
             f"{about}{gone + thin} of {found.num_objects} objects "
-            f"({100 * found.num_lost / found.num_checked:.2g} %) are lost at the train size "
+            f"({percent(found.num_lost, found.num_checked)}) are lost at the train size "
             f"{found.shortest} (longest side {longest}): {gone} have no pixel left and are "
             f"dropped, {thin} have none at stride {MASK_STRIDE}, that of the masks (the activation "
             f"maps have stride {found.map_stride}); such as annotation {annotation_id} of {name}. "

@@ -15,7 +15,7 @@ from sparseinst_jax.data.coco import CocoDataset, ImageRecord, size_fault
 from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.data.images import read_header, read_image
 from sparseinst_jax.data.segmentations import encode_segmentation
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.messages import listed, percent
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
@@ -184,11 +184,11 @@ def _size_lines(dataset: CocoDataset) -> list[str]:
 
 
 def _lost_line(found: check_dataset.LostObjects) -> str:
-    share = 100 * (found.num_lost + found.num_small) / found.num_checked
+    share = percent(found.num_lost + found.num_small, found.num_checked)
     sample = "" if found.num_checked == found.num_objects else f" of {found.num_checked} looked at"
     return (
         f"objects at train size {found.shortest}: median {found.median_side:.0f} x "
-        f"{found.median_side:.0f} pixels, {share:.1f} %{sample} smaller than {found.map_stride} x "
+        f"{found.median_side:.0f} pixels, {share}{sample} smaller than {found.map_stride} x "
         f"{found.map_stride}, one cell of the activation maps"
     )
 
@@ -243,6 +243,15 @@ def check_image(record: ImageRecord) -> ImageFindings:
             faults.append(
                 Fault(
                     "image of another size than the json's", f"image {record.image_id}: {message}"
+                )
+            )
+        if header.has_damaged_metadata:
+            faults.append(
+                Fault(
+                    "image with damaged metadata",
+                    f"image {record.image_id}: {record.source}: its EXIF data or texts cannot be "
+                    "read; its pixels are used as they are stored, not turned",
+                    is_fatal=False,
                 )
             )
         levels = int(np.ptp(image)) + 1 if image.size else 0

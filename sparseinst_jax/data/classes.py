@@ -1,12 +1,14 @@
 """Names of classes: keep some, merge some, rename some; those of COCO; those that a flip swaps.
 
 The json's categories are first merged and renamed, all at once (``("a=b", "b=a")`` swaps two
-names), then chosen by their new names. Labels stay in the order of the json's category ids. A
-merged class has the id of the category that already bears its name, otherwise the smallest id of
-its members; so the ids of results are ids of the json.
+names), then chosen or left out by their new names. Labels stay in the order of the json's category
+ids. A merged class has the id of the category that already bears its name, otherwise the smallest
+id of its members; so the ids of results are ids of the json.
 """
 
 import difflib
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,6 +76,7 @@ def choose_classes(
     categories: Mapping[int, str],
     keep: Sequence[Any] = (),
     class_map: Sequence[Any] = (),
+    exclude: Sequence[Any] = (),
     *,
     all_known: bool = True,
     path: str | Path = "the json",
@@ -84,6 +87,7 @@ def choose_classes(
         categories: the json's id -> name.
         keep: names to keep, after merging; empty keeps all.
         class_map: texts ``old=new``.
+        exclude: names to leave out, after merging.
         all_known: refuse a name that the json does not have; otherwise it is passed over as long
             as something is left (a validation json need not have every class).
         path: what a message calls the json.
@@ -96,17 +100,20 @@ def choose_classes(
     renames = _read_map(class_map, old_names, faults, all_known)
     new_name = {i: renames.get(name, name) for i, name in categories.items()}
     new_names = dict.fromkeys(new_name.values())
-    wanted = [str(name) for name in keep]  # classes called 1 and 2 come as numbers
-    if all_known:
-        for name in wanted:
+    # Classes called 1 and 2 come as numbers.
+    wanted, unwanted = [str(name) for name in keep], {str(name) for name in exclude}
+    for key, names in (("classes", wanted), ("exclude_classes", sorted(unwanted))):
+        for name in names if all_known else ():
             if name in new_names:
                 continue
             fault = _unknown(name, new_names)
             if name in renames:
                 fault = f"{name!r} is called {renames[name]!r} by config.data.class_map; give that"
-            faults.append(f"config.data.classes: {fault}")
-    elif wanted and not set(wanted) & new_names.keys():
-        faults.append(f"config.data.classes: none of {wanted} is among {_listed(new_names)}")
+            faults.append(f"config.data.{key}: {fault}")
+    left = [name for name in new_names if name not in unwanted and (not wanted or name in wanted)]
+    if not faults and new_names and not left:
+        given = f"none of {wanted}" if wanted else "none but those excluded"
+        faults.append(f"config.data.classes: {given} is among {_listed(new_names)}")
     if faults:
         raise ValueError(f"the classes of {path} cannot be chosen:\n  " + "\n  ".join(faults))
     members: dict[str, list[int]] = {}
@@ -115,11 +122,35 @@ def choose_classes(
     id_of = {
         name: next((i for i in ids if categories[i] == name), ids[0])
         for name, ids in members.items()
-        if not wanted or name in wanted
+        if name in left
     }
     kept_id = {i: id_of.get(name) for i, name in new_name.items()}
     pairs = sorted((i, name) for name, i in id_of.items())
     return Classes(tuple(name for _, name in pairs), tuple(i for i, _ in pairs), kept_id)
+
+
+def warn_of_alike(names: Sequence[str]) -> list[str]:
+    """A line, with what merges them, for each group of classes that are probably one."""
+    lines = []
+    for what, plain in (
+        ("capitals or spaces", lambda name: "".join(name.casefold().split())),
+        ("the number at their end", lambda name: re.sub(r"[\s_-]*\d+$", "", name)),
+    ):
+        alike: dict[str, list[str]] = {}
+        for name in names:
+            alike.setdefault(plain(name), []).append(name)
+        for common, group in alike.items():
+            if len(group) < 2 or not common:
+                continue
+            target = common if what.startswith("the") else group[0]
+            merged = tuple(f"{name}={target}" for name in group if name != target)
+            is_plain = all(re.fullmatch(r"[\w.-]+( [\w.-]+)*", name) for name in group)
+            value = ",".join(merged) if is_plain else str(merged)
+            lines.append(
+                f"the classes {listed(map(repr, group))} differ only in {what}: if they are one, "
+                f"correct the labels, or give {shlex.quote(f'--config.data.class_map={value}')}"
+            )
+    return lines
 
 
 def map_categories(content: Mapping[str, Any], classes: Classes) -> dict[str, Any]:
@@ -153,7 +184,9 @@ def _read_map(
 ) -> dict[str, str]:
     renames: dict[str, str] = {}
     for entry in class_map:
-        old, equals, new = (part.strip() for part in str(entry).partition("="))
+        old, equals, new = str(entry).partition("=")
+        # A name of the json may end in a space: that is often what is to be mended.
+        old, new = old if old in old_names else old.strip(), new.strip()
         if not (old and equals and new):
             faults.append(f'config.data.class_map: expected "old=new", got {entry!r}')
         elif old in renames:

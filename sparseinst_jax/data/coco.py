@@ -18,6 +18,7 @@ from sparseinst_jax.data._index.reader import refuse_missing_files
 from sparseinst_jax.data.classes import Classes, choose_classes
 from sparseinst_jax.data.ecosystems import DEFAULT_RULES, find_filter
 from sparseinst_jax.data.faults import MISSING_IMAGE, DatasetFaults
+from sparseinst_jax.data.file_search import FileNames
 from sparseinst_jax.data.images import FolderRule, read_header, read_image, read_picture
 from sparseinst_jax.data.records import (
     Annotation,
@@ -43,8 +44,6 @@ __all__ = [
     "size_fault",
 ]
 
-MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
-
 
 class DatasetSelection(NamedTuple):
     """What is taken of a data set; see ``load_coco``."""
@@ -54,6 +53,7 @@ class DatasetSelection(NamedTuple):
     all_classes_known: bool = True
     annotation_filter: str = DEFAULT_RULES
     keeps_boxes: bool = False
+    exclude_classes: Sequence[str] = ()
 
 
 EVERYTHING = DatasetSelection()
@@ -96,11 +96,11 @@ def load_coco(
     )
     dataset, faults = index_coco(annotations_path, images_dir, selection, check_files=check_files)
     faults.raise_if_fatal()
-    return dataset if keep_empty else without_empty(dataset)
+    return dataset if keep_empty else without_empty(dataset, annotation_filter)
 
 
-def without_empty(dataset: CocoDataset) -> CocoDataset:
-    """Leave out the images without objects, where the json has annotations.
+def without_empty(dataset: CocoDataset, annotation_filter: str = DEFAULT_RULES) -> CocoDataset:
+    """Leave out the images without objects, where the json has annotations, as a filter does.
 
     Raises:
         ValueError: no image is left.
@@ -116,6 +116,8 @@ def without_empty(dataset: CocoDataset) -> CocoDataset:
             "--config.data.train.annotations."
         )
     assert isinstance(dataset.records, IndexedRecords), "made from an index"
+    if find_filter(annotation_filter).keeps_annotated:
+        has_targets = dataset.records.num_annotations > 0
     dataset.records.choose(has_targets)
     return dataset
 
@@ -167,6 +169,7 @@ def make_dataset(
         index.categories,
         selection.classes,
         selection.class_map,
+        selection.exclude_classes,
         all_known=selection.all_classes_known,
         path=name,
     )
@@ -183,7 +186,7 @@ def make_dataset(
         index.has_annotations,
         name,
         int(np.array(index.num_without_mask, np.int64)[label_of >= 0].sum()),
-        chosen if selection.classes or selection.class_map else None,
+        chosen if any(selection[:2]) or selection.exclude_classes else None,
         int(np.array(index.num_objects, np.int64)[label_of < 0].sum()),
         records.num_filtered,
     ), faults
@@ -237,34 +240,31 @@ def _records(
 
 
 def note_missing(dataset: CocoDataset, root: Path, faults: DatasetFaults) -> None:
-    """Note every image file that does not exist, or that may not be opened."""
-    is_first = True
-    rule = FolderRule(str(root))
-    for place, (name, path) in enumerate(dataset.files):
-        if path is None:
-            continue
+    """Note every image file that does not exist, or that may not be opened.
+
+    Where none exists the folder is a wrong one: that is one fault, not thousands.
+    """
+    names, rule = FileNames(root), FolderRule(str(root))
+    missing = []
+    files = [(i, name, path) for i, (name, path) in enumerate(dataset.files) if path is not None]
+    for place, name, path in files:
         is_there, fault = rule.state(path)
         if not is_there:
-            hint = _where_else(root, name) if is_first else ""
-            is_first = False
-            image_id = dataset.records[place].image_id
-            faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
+            missing.append((dataset.records[place].image_id, name, path))
         elif fault is not None:
             faults.add("file_name", fault)
-
-
-def _where_else(root: Path, name: str) -> str:
-    """Where else below an image folder a missing file is: mostly the wrong folder was given."""
-    wanted = os.path.basename(name.replace("\\", "/"))
-    seen = 0
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        if wanted in files:
-            return f", but {os.path.join(folder, wanted)} does: was another folder meant?"
-        seen += len(files) + len(folders)
-        if seen > MAX_FILES_SEEN:
-            break
-    return ""
+    if len(missing) == len(files) > 1:
+        _, name, path = missing[0]
+        inside = len(names.paths)
+        faults.add(
+            MISSING_IMAGE,
+            f"none of the {len(files)} image files is in {root}, which holds {inside} file(s): "
+            f"{path} does not exist{names.hint(name)}",
+        )
+        return
+    for image_id, name, path in missing:
+        hint = names.hint(name)
+        faults.add(MISSING_IMAGE, f"image {image_id}: the file {path} does not exist{hint}")
 
 
 def read_record(record: ImageRecord) -> np.ndarray:

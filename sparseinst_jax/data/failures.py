@@ -6,7 +6,6 @@ An image that cannot be used is left out and listed; processes that died or hang
 import contextlib
 import csv
 import multiprocessing
-import os
 import queue
 import signal
 import sys
@@ -21,11 +20,13 @@ from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.records import ImageRecord
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.messages import listed
 
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
 NUM_LATELY = 1000  # images
+MIN_FAULTY = 8  # skipped images that are enough to judge the first ones by
 _SHOWN = 5
 # What reading an image raises for the image's own fault or the disk's.
 ERRORS = (ValueError, OSError)
@@ -111,7 +112,10 @@ class SkippedImages:
         self._note("train", skips)
         first = step - max(NUM_LATELY // self._num_images, 1)
         self._lately = [s for s in (*self._lately, *[step] * len(skips)) if s > first]
-        self._refuse_too_many(len(self._lately), NUM_LATELY, "images lately", skips)
+        # A run that begins with nothing but faulty images would learn from black ones.
+        seen = step * self._num_images
+        of = seen if len(self._lately) >= max(MIN_FAULTY, seen / 2) else NUM_LATELY
+        self._refuse_too_many(len(self._lately), of, "images lately", skips)
 
     def add_evaluated(self, skips: Sequence[Skip], num_images: int) -> list[str]:
         """Note the images that an evaluation skipped; gives lines for the user.
@@ -156,10 +160,8 @@ class SkippedImages:
         self._rows += rows
 
     def _rewrite(self) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
             _writer(file).writerows([self._COLUMNS, *self._rows])
-        os.replace(temporary, self.path)
 
 
 def _writer(file):

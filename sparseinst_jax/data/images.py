@@ -4,21 +4,25 @@ A json often comes from someone else. What it names is opened, decoded and drawn
 lead to other files of the machine, nor to a device or a pipe that never ends.
 """
 
+import io
+import logging
 import os
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import PureWindowsPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sparseinst_jax.runtime.messages import acting_character, brief, printable
 
 MAX_NAME = 4096  # characters of a file_name: no path may be longer on Linux
 _SUSPECT = re.compile(r"^$|^[/\\]|^[A-Za-z]:|://|(?:^|[/\\])\.\.(?:[/\\]|$)")
+# What a web page or a store is named by; pathlib makes one slash of two.
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/|data:")
 _CURE = "move the images into the image folder, and name them relative to it in the json"
 
 
@@ -70,6 +74,19 @@ def refuse_outside(folder: str, path: str) -> None:
         )
 
 
+def refuse_address(path: str | os.PathLike) -> None:
+    """Refuse what names a page or an object of a store, unless there is such a file.
+
+    Raises:
+        PathError: it is an address.
+    """
+    if _ADDRESS.match(os.fspath(path)) and not os.path.exists(path):
+        raise PathError(
+            f"image {brief(os.fspath(path))} is an address, not a file, and nothing is downloaded: "
+            "fetch it first, then give the file or its bytes"
+        )
+
+
 def refuse_no_regular_file(path: str | os.PathLike, name: object = None) -> None:
     """Refuse folders, devices, pipes and sockets before they are opened: a pipe would wait.
 
@@ -112,7 +129,7 @@ class FolderRule:
         return True, None
 
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
+ImageLike = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray
 
 # What is read of what Pillow can. Some other kinds are handed to other programs (EPS to
 # Ghostscript), or to code that few have looked at. HEIF is there where its plugin is installed.
@@ -128,6 +145,9 @@ MAX_BYTES = 1 << 30  # of a file: more than that many pixels need uncompressed
 # hundred bytes. Encoders write about ten.
 MAX_SCANS = 64
 _CHUNK = 1 << 20
+_LOSSY = frozenset(("JPEG", "MPO", "JPEG2000", "AVIF", "HEIF"))
+Value = TypeVar("Value")
+_warned: list[object] = []  # the image that this process warned of
 
 
 class _Refused(ValueError):
@@ -157,64 +177,161 @@ def read_image(file: str | os.PathLike | BinaryIO, name: object = None) -> np.nd
 
 def read_picture(file: str | os.PathLike | BinaryIO, name: object = None) -> Image.Image:
     """Read an image as `read_image` does, but as Pillow's: what it does next needs no copies."""
-    with _upright(file, name) as image:
-        return _to_rgb(image)
+    return _read(file, name, lambda *opened: _to_rgb(_upright(*opened)))
 
 
 def as_rgb(image: ImageLike) -> np.ndarray:
-    """Read or convert an image to uint8 [h, w, 3], RGB.
+    """Read or convert an image to uint8 [h, w, 3], RGB; always an array of its own.
 
     Args:
-        image: a path, a Pillow image, or an array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or
-            [h, w, 4] (RGBA; transparency is dropped).
+        image: a path, the bytes of an image file, a file open for reading, a Pillow image, or an
+            array uint8 [h, w], [h, w, 1], [h, w, 3] (RGB) or [h, w, 4] (RGBA; transparency is
+            dropped).
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: the file cannot be read, or the array is of another kind.
+        ValueError: it is an address, the file cannot be read, or the array is of another kind.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
+    if isinstance(image, str | os.PathLike):
+        refuse_address(image)
+        return read_image(os.path.expanduser(image))
+    if isinstance(image, bytes | bytearray | memoryview):
+        return read_image(io.BytesIO(image), f"of {len(image)} bytes")
+    if callable(getattr(image, "read", None)):
+        return read_image(cast(BinaryIO, image), getattr(image, "name", "of an open file"))
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):
-            raise ValueError(
-                f"expected an image of 8 bits a channel, got Pillow mode {upright.mode}: convert "
-                "it, or give the path of the file"
-            )
-        return np.array(upright.convert("RGB"))
+        return _of_pillow(image)
     array = np.asarray(image)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        got = f"{array.dtype} {list(np.shape(image))}"
+        kind = "" if hasattr(image, "shape") else f"{type(image).__name__}, as an array "
         raise ValueError(
-            f"expected a uint8 array [h, w, 3] (RGB), got {array.dtype} {list(np.shape(image))}: "
-            "scale to 0...255, convert, and put the channels last"
+            "expected an image: a path, a file or its bytes, a Pillow image, or a uint8 array "
+            f"[h, w, 3] (RGB), got {kind}{got}: scale an array to 0...255, convert it "
+            "(numpy.asarray(..., numpy.uint8)), and put its channels last"
         )
     if not array.size:
         raise ValueError(f"expected an image, got an empty array {list(array.shape)}")
-    return np.ascontiguousarray(
-        np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]
-    )
+    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3].copy()
 
 
-@contextmanager
-def _upright(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
-    """Open an image with its EXIF orientation applied; errors name it."""
-    with _opened(file, name) as image:
-        ImageOps.exif_transpose(image, in_place=True)  # else a copy, also of what is upright
-        yield image
+def _of_pillow(image: Image.Image) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"expected an image of 8 bits a channel, got Pillow mode {image.mode}: convert "
+            "it, or give the path of the file"
+        )
+    name = getattr(image, "filename", "") or "of Pillow"
+    with _naming(name):
+        image.load()
+        try:
+            orientation = _orientation(image)
+        except Exception as error:  # Pillow raises almost anything
+            _warn_of_metadata(name, error)
+            orientation = None
+        return np.array(_to_rgb(_upright(image, orientation)))
 
 
-@contextmanager
-def _opened(file: str | os.PathLike | BinaryIO, name: object = None) -> Iterator[Image.Image]:
-    """Open an image as it is stored; errors, also those of decoding it later, name it."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 for any other value."""
+    value = image.getexif().get(ExifTags.Base.Orientation)
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    """Apply an EXIF orientation. Pillow's `exif_transpose` also writes the EXIF data anew."""
+    image.load()
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _read(
+    file: str | os.PathLike | BinaryIO,
+    name: object,
+    use: Callable[[Image.Image, int | None], Value],
+    refuse: Callable[[Image.Image, object], None] | None = None,
+) -> Value:
+    """Open an image as it is stored and make something of it; errors, also of decoding, name it.
+
+    Damaged metadata keep nobody from the pixels: what fails is tried again without them.
+
+    Args:
+        file: path, or an open file.
+        name: what a message calls it; None: the path.
+        use: takes the image and its EXIF orientation, None where the metadata are damaged.
+        refuse: looks at the opened image and its name; `_refuse_bomb` by default.
+    """
+    refuse = refuse or _refuse_bomb
     name = file if name is None else name
-    try:
+    with _naming(name):
         if isinstance(file, str | os.PathLike):
             refuse_no_regular_file(file, name)
-        with Image.open(file, formats=_formats()) as image:
-            _refuse_bomb(image, name)
-            yield image
+        try:
+            with Image.open(file, formats=_formats()) as image:
+                refuse(image, name)
+                return use(image, _orientation(image))
+        except Exception as error:
+            if isinstance(error, _Refused | MemoryError) or getattr(error, "errno", None):
+                raise
+            try:
+                with Image.open(_without_metadata(file), formats=_formats()) as image:
+                    refuse(image, name)
+                    value = use(image, None)
+            except Exception:
+                raise error from None
+            _warn_of_metadata(name, error)
+            return value
+
+
+def _without_metadata(file: str | os.PathLike | BinaryIO) -> str | os.PathLike | BinaryIO:
+    """The file; of a PNG a copy without text, EXIF and all that does not make its pixels.
+
+    Of other kinds Pillow reads no metadata before they are asked for.
+    """
+    is_path = isinstance(file, str | os.PathLike)
+    with open(file, "rb") if is_path else nullcontext(file) as opened:
+        opened.seek(0)
+        signature, kept = opened.read(8), []
+        size = opened.seek(0, os.SEEK_END)
+        if signature != b"\x89PNG\r\n\x1a\n" or size > MAX_BYTES:
+            return file
+        opened.seek(8)
+        while start := opened.read(8):
+            content = opened.read(min(int.from_bytes(start[:4]) + 4, size))
+            if start[4:5].isupper() or start[4:] == b"tRNS":  # a capital: needed for the pixels
+                kept += [start, content]
+    return io.BytesIO(b"".join([signature, *kept]))
+
+
+def _warn_of_metadata(name: object, error: Exception) -> None:
+    """Warn of the first such image of this process: there may be thousands."""
+    if not _warned:
+        _warned.append(name)
+        logging.warning(
+            "image %s: its metadata are damaged (%s); its pixels are used as they are stored, not"
+            " turned. Others like it are read without a word; `sparseinst check-data` counts them.",
+            name,
+            printable(str(error) or type(error).__name__, 300),
+        )
+
+
+@contextmanager
+def _naming(name: object) -> Iterator[None]:
+    """Turn what Pillow raises into an error that names the image."""
+    try:
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(
             f"image {name} does not exist; check the path (of a data set: the image folder and the "
@@ -302,12 +419,14 @@ class ImageHeader(NamedTuple):
         stored_size: (height, width) in pixels before the EXIF orientation is applied.
         orientation: of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter.
         is_animated: or has several pages; the first is taken.
+        has_damaged_metadata: the image is read without them.
     """
 
     kind: str
     stored_size: tuple[int, int]
     orientation: int
     is_animated: bool
+    has_damaged_metadata: bool = False
 
 
 def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> ImageHeader:
@@ -316,13 +435,17 @@ def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> Imag
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
-    with _opened(file, name) as image:
-        return ImageHeader(
+    return _read(
+        file,
+        name,
+        lambda image, orientation: ImageHeader(
             f"{image.format} {image.mode}",
             (image.height, image.width),
-            int(image.getexif().get(ExifTags.Base.Orientation, 1) or 1),
+            orientation or 1,
             bool(getattr(image, "is_animated", False)),
-        )
+            orientation is None,
+        ),
+    )
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -331,8 +454,37 @@ def read_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         FileNotFoundError, ValueError: as `read_image`.
     """
-    with _upright(path) as image:
-        return image.height, image.width
+    width, height = _read(path, None, lambda *opened: _upright(*opened).size)
+    return height, width
+
+
+def _refuse_changed(image: Image.Image, name: object) -> None:
+    """Refuse an opened image whose pixel values are not read as they were meant."""
+    _refuse_bomb(image, name)
+    if (reason := _why_values_change(image)) is not None:
+        raise _Refused(f"image {name} {reason}")
+
+
+def _why_values_change(image: Image.Image) -> str | None:
+    fp: Any = image.fp  # type: ignore[attr-defined]
+    place = fp.tell()
+    fp.seek(0)
+    head = fp.read(64)
+    fp.seek(place)
+    if image.format in _LOSSY or (image.format == "WEBP" and b"VP8L" not in head):
+        return f"is a {image.format} file, a format that changes values; save the values as PNG"
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        return f"has {pages} pages, of which one can be read; save each as a file of its own"
+    # Pillow reads these as 8 bits, without a word: 257 and 258 become one value.
+    parameters = image.tile[0][3] if image.tile else ""  # type: ignore[attr-defined]
+    kind = parameters[0] if isinstance(parameters, tuple) and parameters else parameters
+    is_deep = ";16" in kind if isinstance(kind, str) else isinstance(kind, int) and kind > 255
+    if is_deep and len(image.getbands()) > 1:
+        return (
+            "has several channels of 16 bits, of which only 8 can be read; save the values as one "
+            "channel of 16 bits, or as colours of 8"
+        )
+    return None
 
 
 def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
@@ -346,10 +498,10 @@ def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
         integers [h, w], or [h, w, c] where the image has several channels; upright.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_image`.
+        FileNotFoundError, ValueError: as `read_image`; also where the values that are read would
+            not be those that were meant.
     """
-    with _upright(file, name) as image:
-        values = np.array(image)
+    values = _read(file, name, lambda *opened: np.array(_upright(*opened)), _refuse_changed)
     if values.dtype == bool:
         return values.astype(np.uint8)
     if values.dtype.kind == "f":

@@ -249,7 +249,19 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
-        before = np.concatenate([[0], np.cumsum(self._is_target)])[self._columns["annotation_ends"]]
+        return self._per_image(self._is_target)
+
+    @property
+    def num_annotations(self) -> np.ndarray:
+        """Number of annotations, with crowd and those that do not count, int64 [images]."""
+        return self._per_image(self._label_of[self._columns["categories"]] >= 0)
+
+    def num_passing(self, keeps: Callable[[Columns], np.ndarray]) -> np.ndarray:
+        """Number of objects without crowd that a filter keeps, int64 [images]."""
+        return self._per_image(self._is_target & keeps(self._columns))
+
+    def _per_image(self, is_counted: np.ndarray) -> np.ndarray:
+        before = np.concatenate([[0], np.cumsum(is_counted)])[self._columns["annotation_ends"]]
         return np.diff(before)[self._places]
 
     @property

@@ -31,10 +31,13 @@ class AnnotationFilter(NamedTuple):
         keeps: columns of an index -> which annotations are kept, bool [annotations]; None for all.
             Crowd regions are no objects: they pass anyway.
         smallest_side: images with a shorter side are left out, pixels.
+        keeps_annotated: images stay that have annotations, but none that is kept or only crowd
+            regions; they are learned from as images without objects.
     """
 
     keeps: Callable[[Columns], np.ndarray] | None = None
     smallest_side: int = 0
+    keeps_annotated: bool = False
 
 
 class ResizeRule(NamedTuple):
@@ -60,10 +63,13 @@ class EvalProtocol(NamedTuple):
         resize: image uint8 [h, w, 3] and (shortest, longest) in pixels -> the resized image, and
             the (height, width) that masks are cut to before they are brought to the original size.
         drops_last: whether the last kept query of each image is lost.
+        keeps: as in `AnnotationFilter`: an image without such an object is not predicted; None
+            predicts all. The numbers are still of all objects of the json.
     """
 
     resize: Callable[[np.ndarray, Size], tuple[np.ndarray, Size]]
     drops_last: bool
+    keeps: Callable[[Columns], np.ndarray] | None = None
 
 
 def _resize(image: np.ndarray, eval_size: Size) -> tuple[np.ndarray, Size]:

@@ -2,6 +2,7 @@
 
 import math
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ MAX_BORDER = 2e6  # pixels, of one object: 0.3 GB while it is drawn
 MAX_MOVED_COORDINATE = 1e8  # after a resize; in fifths of a pixel still a 32-bit number
 MAX_MOVED_BORDER = 1e7  # after a resize: 1.2 GB while it is drawn
 MAX_CORNERS = 1_000_000  # of one object; annotators draw tens, segmentation networks thousands
+MIN_LISTED_PIXELS = 16  # fewer are never taken for a list of pixels
+SHARES = (
+    "all coordinates lie between 0 and 1: shares of the image's sides; COCO's are pixels, multiply "
+    "them by its width and height"
+)
 MAX_LETTERS = 8  # characters of one run length in compressed form, more than any image needs
 MAX_RUN = 2**31 - 1  # pixels; a sum that ran over 64 bits would have passed it on its way
 MAX_TEXT = 1 << 22  # characters of the run lengths of one object: a million runs or more
@@ -28,8 +34,8 @@ MAX_TEXT = 1 << 22  # characters of the run lengths of one object: a million run
 
 def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
     """The polygons that have three corners, and what is wrong; where that is fatal, none."""
-    usable = []
-    num_numbers, border = 0, 0.0
+    usable: list[array] = []
+    bound = most = 0.0
     for polygon in polygons:
         if not isinstance(polygon, list):
             text = "not a list of polygons [[x, y, x, y, ...], ...]"
@@ -48,27 +54,38 @@ def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
         if largest > MAX_COORDINATE or smallest < -MAX_COORDINATE:
             worst = max(polygon, key=abs)
             return [], Fault("coordinates", f"a polygon has the coordinate {worst:g} px")
-        num_numbers += len(polygon)
-        longest = len(polygon) * (largest - smallest)  # its border is shorter than that
-        border += longest if longest < MAX_BORDER else _border(coordinates)
-        if num_numbers > 2 * MAX_CORNERS or border > MAX_BORDER:
-            return [], Fault("segmentation", _vast(num_numbers, border, MAX_BORDER))
+        bound += len(polygon) * (largest - smallest)
+        most = max(most, largest)
         usable.append(coordinates)
+    wrong = other_form(polygons) or _vast(usable, bound, MAX_BORDER)
+    if wrong is not None:
+        return [], Fault("segmentation", wrong)
+    if usable and most <= 1 and are_shares(polygons):
+        return [], Fault("coordinates in 0...1", f"{SHARES}; the object is left out", False)
     if len(usable) == max(len(polygons), 1):
         return usable, None
     return usable, _left_out(polygons, bool(usable))
 
 
-def refuse_vast_polygons(polygons: list) -> None:
-    """Refuse polygons that would exhaust the memory of pycocotools, or that it misreads.
+def encode_polygons(polygons: list, height: int, width: int) -> dict[str, Any]:
+    """Compressed run lengths of the pixels that one or more polygons of an object cover.
 
     Args:
-        polygons: [[x, y, x, y, ...], ...] in pixels of the picture that they are drawn in.
+        polygons: [[x, y, x, y, ...], ...] in pixels; any part may lie outside.
+        height: of the picture that they are drawn in, pixels.
+        width: likewise.
 
     Raises:
-        ValueError: with the reason.
+        ValueError: they would exhaust the memory of pycocotools, or it would misread them.
     """
-    num_numbers, border = 0, 0.0
+    _refuse_polygons(polygons)
+    return rle.merge(rle.frPyObjects(polygons, height, width))
+
+
+def _refuse_polygons(polygons: list) -> None:
+    """Refuse what `encode_polygons` must not draw."""
+    drawn: list[np.ndarray] = []
+    bound = 0.0
     if not polygons:
         raise ValueError("an object without a polygon")
     for polygon in polygons:
@@ -86,11 +103,29 @@ def refuse_vast_polygons(polygons: list) -> None:
         largest = np.abs(points).max(initial=0)
         if not largest <= MAX_MOVED_COORDINATE:  # NaN is not either
             raise ValueError(f"a polygon has the coordinate {largest:g} px")
-        num_numbers += len(points)
-        longest = 2 * len(points) * largest
-        border += longest if longest < MAX_MOVED_BORDER else _border(points)
-        if num_numbers > 2 * MAX_CORNERS or border > MAX_MOVED_BORDER:
-            raise ValueError(_vast(num_numbers, border, MAX_MOVED_BORDER))
+        bound += 2 * len(points) * float(largest)
+        drawn.append(points)
+    if (wrong := _vast(drawn, bound, MAX_MOVED_BORDER)) is not None:
+        raise ValueError(wrong)
+
+
+def _vast(polygons: Sequence[array | np.ndarray], bound: float, most: float) -> str | None:
+    """What is wrong with polygons that would exhaust the memory of pycocotools.
+
+    Args:
+        polygons: of one object, in pixels.
+        bound: what the length of their border does not exceed; only a bound above `most` makes it
+            worth measuring.
+        most: allowed length of the border, pixels.
+    """
+    num_corners = sum(map(len, polygons)) // 2
+    border = sum(map(_border, polygons)) if bound > most else 0.0
+    if num_corners <= MAX_CORNERS and border <= most:
+        return None
+    return (
+        f"the polygons of an object have {num_corners} corners and a border of {border:.3g} "
+        f"px, expected at most {MAX_CORNERS} and {most:g}; draw it with fewer, or as run lengths"
+    )
 
 
 def _border(coordinates: array | np.ndarray) -> float:
@@ -100,11 +135,59 @@ def _border(coordinates: array | np.ndarray) -> float:
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1, initial=0).sum())
 
 
-def _vast(num_numbers: int, border: float, most: float) -> str:
-    return (
-        f"the polygons of an object have {num_numbers // 2} corners and a border of {border:.3g} "
-        f"px, expected at most {MAX_CORNERS} and {most:g}; draw it with fewer, or as run lengths"
+def are_shares(polygons: Sequence[Sequence[float]]) -> bool:
+    """Whether coordinates are shares of the image's sides: fractions, all of them in 0...1."""
+    return all(0 <= min(part) and max(part) <= 1 for part in polygons if len(part)) and any(
+        number not in (0, 1) for part in polygons for number in part
     )
+
+
+def other_form(polygons: Sequence[Sequence[float]]) -> str | None:
+    """What lists of numbers are where they are no polygons: they would be drawn as nonsense."""
+    num, length = len(polygons), len(polygons[0]) if len(polygons) else 0
+    found = None
+    if num > 2 and all(len(part) == length for part in polygons):
+        if length == 2:
+            found = f"{num} points [x, y]"
+        elif len(set(polygons[0])) <= 2:
+            values = set().union(*polygons)
+            if 0 in values and len(values) <= 2:
+                found = f"the {num} rows of a mask with {length} pixels in each"
+    elif num == 2 and length == len(polygons[1]) > MIN_POLYGON:
+        if any(list(part) == sorted(part) for part in polygons):
+            found = f"the rows and the columns of {length} pixels"
+    if found is None:
+        if not any(map(_lists_pixels, polygons)):
+            return None
+        found = f"a list of every pixel, {sum(map(len, polygons)) // 2} in all"
+    return (
+        f"{found}, not polygons [[x, y, x, y, ...], ...] of corners; give these, or encode the "
+        "mask: pycocotools.mask.encode(numpy.asfortranarray(mask))"
+    )
+
+
+def _lists_pixels(numbers: Sequence[float]) -> bool:
+    """Whether coordinates list the pixels of a mask, row by row or column by column.
+
+    The last corner of an outline lies beside the first, the last pixel at the other end.
+    """
+    num = len(numbers) // 2
+    if num < MIN_LISTED_PIXELS or len(numbers) % 2:
+        return False
+    quarter = num // 4 * 2
+    for axis in (0, 1):
+        first, last = numbers[axis], numbers[axis - 2]
+        # Asked of four numbers first: there are a million outlines in a json.
+        if not first <= numbers[quarter + axis] <= numbers[-quarter + axis] <= last > first:
+            continue
+        steps = np.diff(np.asarray(numbers, np.float64).reshape(-1, 2), axis=0)
+        line, along = steps[:, axis], steps[:, 1 - axis]
+        is_next = line > 0  # the first of another line
+        is_sorted = (line >= 0).all() and (along[~is_next] > 0).all() and (steps % 1 == 0).all()
+        # A staircase goes on where another line begins, a list of pixels goes back.
+        if is_sorted and 2 * is_next.sum() < num and 2 * (along[is_next] < 0).sum() > is_next.sum():
+            return True
+    return False
 
 
 def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
@@ -195,10 +278,13 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
     Every mask of a data set or a results file goes through here before pycocotools sees it.
 
     Raises:
-        ValueError: polygons that are too large, or run lengths that are not of this size.
+        ValueError: polygons that are too large, lists of numbers that are none, or run lengths
+            that are not of this size.
     """
     if isinstance(segmentation, list):
-        refuse_vast_polygons(segmentation)
+        _refuse_polygons(segmentation)
+        if (wrong := other_form(segmentation)) is not None:
+            raise ValueError(wrong)
         return rle.merge(rle.frPyObjects(segmentation, height, width))
     counts = segmentation.get("counts")
     refuse_broken_runs(segmentation.get("size"), counts, height, width)

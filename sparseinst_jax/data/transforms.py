@@ -18,7 +18,12 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from sparseinst_jax.data.segmentations import Segmentation, encode_segmentation, read_runs
+from sparseinst_jax.data.segmentations import (
+    Segmentation,
+    encode_polygons,
+    encode_segmentation,
+    read_runs,
+)
 from sparseinst_jax.data.target_masks import InnerPixels, inner_pixels, levels_of_runs
 
 Size = tuple[int, int]
@@ -208,7 +213,7 @@ def move_mask(segmentation: Segmentation, original_size: Size, transform: Transf
     """Move a mask with its image: uint8 0/1 [h, w] of the transformed size."""
     if isinstance(segmentation, list) and not transform.rasterizes_first:
         polygons = move_polygons(segmentation, original_size, transform)
-        return rle.decode(encode_segmentation(polygons, *transform.size))
+        return rle.decode(encode_polygons(polygons, *transform.size))
     mask = rle.decode(encode_segmentation(segmentation, *original_size))
     rows, columns = source_indices(original_size, transform)
     return mask[rows][:, columns]
@@ -225,10 +230,12 @@ def mask_levels(
         Some rules drop none.
     """
     if isinstance(segmentation, list) and not transform.rasterizes_first:
-        segmentation = move_polygons(segmentation, original_size, transform)
+        polygons = move_polygons(segmentation, original_size, transform)
         original_size = transform.size
         transform = transform._replace(flip=False, first_size=None, crop=None)
-    encoded = encode_segmentation(segmentation, *original_size)
+        encoded = encode_polygons(polygons, *original_size)
+    else:
+        encoded = encode_segmentation(segmentation, *original_size)
     runs = read_runs(encoded["counts"])
     assert runs is not None
     levels = levels_of_runs(runs, _inner_pixels(original_size, transform))

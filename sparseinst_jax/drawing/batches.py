@@ -20,7 +20,6 @@ NUM_IMAGES = 16  # of a batch, at the start of a run
 # Long side of one image in pixels: larger ones are shrunk, by 2 or 4, those below it enlarged.
 MAX_SIDE = 480
 READABLE_SIDE = 320
-MAX_CAPTIONS = 40
 _PADDING = ((112, 112, 112), (144, 144, 144))
 _IGNORED = (255, 255, 255)
 
@@ -105,16 +104,17 @@ def _draw_image(
     image = np.asarray(Image.fromarray(image).reduce(shrink))
     masks = list(form.decode(batch.masks[index][batch.is_target[index]]))
     labels: list[int] = batch.labels[index][batch.is_target[index]].tolist()
-    captions: list[str] = [class_names[label] for label in labels[:MAX_CAPTIONS]]
-    captions += [""] * (len(labels) - len(captions))
-    colours = [pictures.instance_colour(number) for number in range(len(labels))]
+    captions: list[str] = [class_names[label] for label in labels]
+    colours: list[pictures.Colour | None] = [None] * len(labels)
     if batch.is_ignored is not None:
         masks.append(batch.is_ignored[index])
         captions.append("ignored")
         colours.append(_IGNORED)
+        labels.append(-1)
     repeat, step = max(form.stride // shrink, 1), max(shrink // form.stride, 1)
     masks = [mask[::step, ::step].repeat(repeat, axis=0).repeat(repeat, axis=1) for mask in masks]
-    return pictures.draw_instances(image, masks, captions, colours, READABLE_SIDE)
+    classes = labels if len(class_names) > 1 else None
+    return pictures.draw_instances(image, masks, captions, colours, READABLE_SIDE, classes)
 
 
 def _striped_padding(image: np.ndarray, valid_height: int, valid_width: int) -> np.ndarray:

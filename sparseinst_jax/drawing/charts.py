@@ -16,6 +16,7 @@ from PIL import ImageFont
 
 from sparseinst_jax.drawing import fonts
 from sparseinst_jax.runtime.files import replace_file
+from sparseinst_jax.runtime.messages import in_percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,14 +65,15 @@ def training_curves(rows: Sequence[Mapping[str, float | int]]) -> Figure:
     _finish(panel, top)
     if scores:
         panel = axes.pop(0)
-        panel.set_ylabel("mask AP", fontsize=_TEXT)
+        panel.set_ylabel("mask AP, percent", fontsize=_TEXT)
         for (name, line), colour in zip(scores.items(), COLOURS, strict=False):
-            _plot(panel, line, f"{name} {line[-1, 1]:.3f}", colour)
+            _plot(panel, line * (1, 100), f"{name} {in_percent(line[-1, 1])}", colour)
         if "AP" in scores:
             step, best = max(scores["AP"].tolist(), key=lambda point: point[1])
             panel.axvline(step, color="#999999", linewidth=0.8, linestyle=":")
-            panel.set_title(f"best AP {best:.3f} at step {step:g}", loc="left", fontsize=_TEXT)
-        _finish(panel, max(float(line[:, 1].max()) for line in scores.values()), most=1.0)
+            title = f"best AP {in_percent(best)} at step {step:g}"
+            panel.set_title(title, loc="left", fontsize=_TEXT)
+        _finish(panel, 100 * max(float(line[:, 1].max()) for line in scores.values()), most=100.0)
     if rates:
         (line,) = rates.values()
         axes[0].set_ylabel("learning rate", fontsize=_TEXT)
@@ -89,34 +91,37 @@ def precision_recall(
     Args:
         panels: title, and for each name of a curve the precision at equally spaced recalls 0...1.
         note: written above all panels.
-        small: eight panels in a row instead of two.
+        small: six panels in a row instead of two.
     """
     from matplotlib.figure import Figure
 
-    columns = min(8 if small else 2, max(len(panels), 2))
-    rows, side, size = -(-len(panels) // columns), *((1.75, _SMALL) if small else (4.0, _TEXT))
+    columns = min(6 if small else 2, max(len(panels), 2))
+    rows, side = -(-len(panels) // columns), 2.4 if small else 4.0
+    size = _TEXT if small else _TEXT + 1
     figure = Figure((columns * side, rows * side), dpi=_DPI)
-    space = dict(left=0, right=1, bottom=0, top=1, wspace=0.1, hspace=0.5 / side)
+    space = dict(left=0, right=1, bottom=0, top=1, wspace=0.62 / side, hspace=0.95 / side)
     shape: dict[str, Any] = dict(nrows=rows, ncols=columns, sharex=True, sharey=True, squeeze=False)
     grid = figure.subplots(**shape, gridspec_kw=space)
     grid[0, 0].set(xlim=(0, 1), ylim=(0, 1.03))  # of all of them: they share their axes
-    grid[0, 0].set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
-    grid[0, 0].set_yticks((0, 0.5, 1), ("0", "0.5", "1"))
-    titles, font = _shown([title for title, _ in panels], 88 * side, size)
+    ticks = (0, 0.5, 1) if small else (0, 0.2, 0.4, 0.6, 0.8, 1)
+    grid[0, 0].set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
+    grid[0, 0].set_yticks(ticks, [f"{100 * tick:g}" for tick in ticks])
+    titles, font = _shown([title for title, _ in panels], 94 * side, size + 1)
     for place, axes in enumerate(grid.flat):
         if place >= len(panels):
             axes.remove()
             continue
-        for (name, curve), colour in zip(panels[place][1].items(), COLOURS, strict=False):
+        widths = (4.0, 2.4, 1.2)  # where lines coincide all of them are seen
+        named = zip(panels[place][1].items(), COLOURS, widths, strict=False)
+        for (name, curve), colour, line in named:
             recalls = np.linspace(0.0, 1.0, len(curve))
-            axes.plot(recalls, curve, color=colour, linewidth=1.2 if small else 1.8, label=name)
+            axes.plot(recalls, curve, color=colour, linewidth=line, label=name)
         axes.set_title(titles[place], font=font, loc="left", parse_math=False, pad=4)
         _tidy(axes, size)
+        axes.tick_params(labelbottom=True, labelleft=True)
+        axes.set_xlabel("recall, percent", fontsize=size, labelpad=2)
         if place % columns == 0:
-            axes.set_ylabel("precision", fontsize=size)
-        if place + columns >= len(panels):
-            axes.set_xlabel("recall", fontsize=size)
-            axes.tick_params(labelbottom=True)
+            axes.set_ylabel("precision, percent", fontsize=size)
     height = rows * side
     figure.text(0, 1 + 0.65 / height, note, fontsize=_TEXT, va="bottom")
     handles, labels = grid[0, 0].get_legend_handles_labels()

@@ -26,7 +26,6 @@ COLUMNS = 4
 CELL = 480  # pixels, the longest side of a picture on the sheet
 BAR = 26  # pixels, height of a picture's title
 GAP = 6
-MAX_CAPTIONS = 24  # objects of a picture that are all named
 JPEG_QUALITY = 85  # of the sheet inside the page
 OPEN_FAULTS = 50  # a longer list of faults starts folded
 _STYLE = """
@@ -88,10 +87,11 @@ def _picture(dataset: CocoDataset, record: ImageRecord) -> Image.Image:
     texts = [dataset.class_names[label] for label in labels]
     ids = [dataset.category_ids[label] for label in labels]
     names = fonts.labels(texts, ids, fonts.font_for(texts, 12))
-    if len(names) > MAX_CAPTIONS:  # they would hide the objects: one of each class is enough
-        named = {label: index for index, label in reversed(list(enumerate(labels)))}
-        names = [name * (index in named.values()) for index, name in enumerate(names)]
-    picture = pictures.draw_instances(transform_image(read_record(record), transform), masks, names)
+    classes = labels
+    if len(dataset.class_names) == 1:  # the name beside every object would say nothing
+        names, classes = [name * (index == 0) for index, name in enumerate(names)], None
+    image = transform_image(read_record(record), transform)
+    picture = pictures.draw_instances(image, masks, names, labels=classes)
     picture.thumbnail((CELL, CELL))
     return picture
 

@@ -10,12 +10,13 @@ import colorsys
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from sparseinst_jax.drawing import fonts
+from sparseinst_jax.drawing.label_places import MOST_COVERED, label_places
 from sparseinst_jax.runtime.files import replace_file
 
 MASK_OPACITY = 0.45
@@ -26,6 +27,7 @@ GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 # (lightness, saturation). Five of them: hues come near after 8, 13, 21 or 34 colours, none of which
 # is a multiple of five, so that near hues always differ in tone.
 TONES = ((0.55, 0.95), (0.40, 0.85), (0.72, 0.90), (0.48, 0.70), (0.62, 0.80))
+SHADES = ((0, 0.0), (255, 0.4), (0, 0.4), (255, 0.7))  # share of white or black mixed in
 Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
@@ -66,121 +68,138 @@ def mask_bounds(mask: np.ndarray) -> Box | None:
 
 def draw_instances(
     image: np.ndarray,
-    masks: Sequence[np.ndarray] | np.ndarray,
+    masks: Iterable[np.ndarray],
     captions: Sequence[str],
-    colours: Sequence[Colour] | None = None,
+    colours: Sequence[Colour | None] | None = None,
     readable_side: int = READABLE_SIDE,
+    labels: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Draw instances over an image.
+    """Draw objects over an image, each with its caption in its mask or touching it.
+
+    Where masks overlap the first is seen, with the outlines of all. A caption that would hide other
+    objects is left out, and so are the last ones when they would cover too much of the picture.
 
     Args:
         image: uint8 [h, w, 3], RGB.
-        masks: bool [D, h, w]; the first is drawn on top. Empty masks are left out.
-        captions: D strings; an empty one draws no label.
-        colours: D colours, RGB 0...255; by default each instance has one of its own.
+        masks: D of bool [h, w]; the first is drawn on top. Empty masks are left out.
+        captions: D strings; an empty one is not drawn.
+        colours: D colours, RGB 0...255; where there is none, see `labels`.
         readable_side: pixels; an image with a shorter long side is enlarged.
+        labels: D class numbers, for the colours of classes, neighbours in another shade; without
+            them each object has a colour of its own.
 
     Returns:
         The picture, RGB; larger than the image by a whole factor where the image is small.
     """
     factor = enlargement(image.shape[:2], readable_side)
     height, width = image.shape[0] * factor, image.shape[1] * factor
-    base = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    canvas = np.asarray(base, np.float32).copy()
+    photo = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    canvas, is_filled = np.array(photo), np.zeros((height, width), bool)
     line = max(1, round(min(height, width) / 320))
-    colours = colours or [instance_colour(index) for index in range(len(masks))]
-    bounds: list[Box | None] = []
-    for mask in masks:
-        box = mask_bounds(mask)
-        bounds.append(None if box is None else tuple(side * factor for side in box))  # type: ignore[misc]
-    for index in reversed(range(len(bounds))):
-        box = bounds[index]
-        if box is None:
+    font_size = _caption_size(captions, (height, width))
+    cell = max(2, font_size // 6)  # of the grid on which places of captions are sought
+    grid = np.ix_(*(np.arange(cell // 2, side, cell) // factor for side in (height, width)))
+    cells: dict[int, np.ndarray] = {}  # the masks on this grid
+    used, outlines = [(0, 0, 0)] * len(captions), []
+    for index, mask in enumerate(masks):
+        bounds = mask_bounds(mask)
+        if bounds is None:
             continue
-        left, top, right, bottom = box
-        part = masks[index][top // factor : bottom // factor, left // factor : right // factor]
+        left, top, right, bottom = (side * factor for side in bounds)
+        cells[index] = mask[grid]
+        if not cells[index].any():  # it lies between the cells
+            cells[index][
+                min(top // cell, grid[0].size - 1), min(left // cell, grid[1].size - 1)
+            ] = 1
+        colour = colours[index] if colours else None
+        if colour is None and labels is not None:
+            near = [used[other] for other in cells if _are_near(cells[other], cells[index])]
+            colour = min(shades(instance_colour(labels[index])), key=near.count)
+        used[index] = colour or instance_colour(index)
+        part = mask[bounds[1] : bounds[3], bounds[0] : bounds[2]]
         part = part.repeat(factor, axis=0).repeat(factor, axis=1)
-        colour = np.asarray(colours[index], np.float32)
-        view = canvas[top:bottom, left:right]
-        view[part] = (1.0 - MASK_OPACITY) * view[part] + MASK_OPACITY * colour
-        view[contour(part, line)] = colour
-    picture = Image.fromarray(np.rint(canvas).astype(np.uint8))
-    _draw_captions(picture, bounds, captions, colours)
+        view, filled = canvas[top:bottom, left:right], is_filled[top:bottom, left:right]
+        free = part & ~filled
+        view[free] = np.rint((1 - MASK_OPACITY) * view[free] + MASK_OPACITY * np.array(used[index]))
+        filled |= part
+        outlines.append((np.nonzero(contour(part, line)), (top, left), used[index]))
+    for (y, x), (top, left), colour in reversed(outlines):
+        canvas[y + top, x + left] = colour
+    picture = Image.fromarray(canvas)
+    _draw_captions(picture, captions, used, cells, cell, fonts.font_for(captions, font_size))
     return picture
+
+
+def shades(colour: Colour) -> list[Colour]:
+    """A colour, and the same one lighter and darker."""
+    mixed = [[round(part + share * (goal - part)) for part in colour] for goal, share in SHADES]
+    return [(red, green, blue) for red, green, blue in mixed]
+
+
+def _are_near(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether less than two cells lie between two masks."""
+    box = mask_bounds(first)
+    if box is None:
+        return False
+    left, top, right, bottom = box
+    y, x = max(top - 2, 0), max(left - 2, 0)
+    other = second[y : bottom + 2, x : right + 2]
+    if not other.any():
+        return False
+    grown = np.pad(first, 2)[y : y + other.shape[0] + 4, x : x + other.shape[1] + 4]
+    windows = np.lib.stride_tricks.sliding_window_view(grown, (5, 5))
+    return bool((windows.any(axis=(2, 3)) & other).any())
 
 
 def font_of(size: tuple[int, int], texts: Sequence[str] = ()) -> fonts.Font:
     """Load a font with the characters of the texts, fitting a picture of (height, width)."""
-    return fonts.font_for(texts, max(12, round(min(size) / 36)))
+    return fonts.font_for(texts, _text_size(size))
+
+
+def _text_size(size: tuple[int, int]) -> int:
+    return max(12, round(min(size) / 36))
+
+
+def _caption_size(captions: Sequence[str], size: tuple[int, int]) -> int:
+    """The size of captions in pixels: smaller where all of them would cover much of a picture."""
+    usual = _text_size(size)
+    covered = sum(map(len, captions)) * 0.6 * usual * 1.4 * usual
+    if covered < MOST_COVERED * size[0] * size[1]:
+        return usual
+    return max(11, round(0.7 * usual))
 
 
 def _draw_captions(
     picture: Image.Image,
-    bounds: Sequence[Box | None],
     captions: Sequence[str],
     colours: Sequence[Colour],
+    coarse: Mapping[int, np.ndarray],
+    cell: int,
+    font: fonts.Font,
 ) -> None:
-    """Write each caption beside its box, on its colour, away from the captions before it.
-
-    A caption that finds no free place is left out: one over another could not be read.
-    """
-    draw = ImageDraw.Draw(picture)
-    font = font_of((picture.height, picture.width), captions)
-    taken: list[Box] = []
-    for box, caption, colour in zip(bounds, captions, colours, strict=True):
-        if box is None or not caption:
-            continue
-        caption = fonts.shorten(fonts.drawable(caption, font), font, picture.width - 6)
-        left, top, right, bottom = draw.textbbox((0, 0), caption, font=font)
-        size = (math.ceil(right - left) + 6, math.ceil(bottom - top) + 6)
-        place = _free_place(box, size, (picture.width, picture.height), taken)
+    """Write each caption on the colour of its object."""
+    draw, pad = ImageDraw.Draw(picture), 2
+    texts = {
+        index: fonts.shorten(fonts.drawable(captions[index], font), font, picture.width - 2 * pad)
+        for index in coarse
+    }
+    _, above, _, below = font.getbbox("Ag")
+    height = math.ceil(below - above) + 2 * pad
+    widths = [math.ceil(font.getlength(text)) + 2 * pad for text in texts.values()]
+    sizes = [
+        (-(-height // cell), -(-width // cell)) if text else (0, 0)
+        for width, text in zip(widths, texts.values(), strict=True)
+    ]
+    places = label_places(list(coarse.values()), sizes)
+    for (index, text), place, width in zip(texts.items(), places, widths, strict=True):
         if place is None:
             continue
-        taken.append(place)
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-        draw.text(
-            (place[0] + 3 - left, place[1] + 3 - top),
-            caption,
-            fill=(0, 0, 0) if dark else (255, 255, 255),
-            font=font,
-        )
-
-
-def _free_place(
-    box: Box, size: tuple[int, int], picture_size: tuple[int, int], taken: Sequence[Box]
-) -> Box | None:
-    """Try above, inside, below and the middle of a box; the first free place, or None."""
-    left, top, right, bottom = box
-    width, height = size
-    middle = ((left + right - width) // 2, (top + bottom - height) // 2)
-    wishes = [
-        (left, top - height),
-        (left, top),
-        (right - width, top - height),
-        (left, bottom),
-        (right - width, bottom),
-        middle,
-        (left, bottom - height),
-        (left, middle[1]),
-        (right - width, middle[1]),
-    ]
-    for x, y in wishes:
-        x = max(0, min(x, picture_size[0] - width))
-        y = max(0, min(y, picture_size[1] - height))
-        place = (x, y, x + width, y + height)
-        if not any(_overlap(place, other) for other in taken):
-            return place
-    return None
-
-
-def _overlap(first: Box, second: Box) -> bool:
-    return (
-        first[0] < second[2]
-        and second[0] < first[2]
-        and first[1] < second[3]
-        and second[1] < first[3]
-    )
+        y, x = (cell * place[0], cell * place[1])
+        x, colour = max(0, min(x, picture.width - width)), colours[index]
+        draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
+        is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        ink = (0, 0, 0) if is_light else (255, 255, 255)
+        draw.text((x + pad, y + pad - above), text, fill=ink, font=font)
 
 
 def beside(pictures: Sequence[Image.Image], titles: Sequence[str]) -> Image.Image:

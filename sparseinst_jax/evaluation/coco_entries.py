@@ -19,7 +19,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from sparseinst_jax.data.coco import encode_segmentation
-from sparseinst_jax.data.segmentations import MAX_LETTERS, MAX_RUN, MAX_TEXT
+from sparseinst_jax.data.segmentations import (
+    MAX_LETTERS,
+    MAX_RUN,
+    MAX_TEXT,
+    SHARES,
+    are_shares,
+    other_form,
+)
 from sparseinst_jax.evaluation.average_precision import Columns
 from sparseinst_jax.runtime.messages import brief, printable
 
@@ -64,8 +71,15 @@ class IdPlaces:
         return Columns(images, classes, *rest)
 
 
-def read_annotations(content: Mapping[str, Any], places: IdPlaces) -> Columns:
+def read_annotations(
+    content: Mapping[str, Any], places: IdPlaces, name: str | None = None
+) -> Columns:
     """Read the annotations that are scored against.
+
+    Args:
+        content: of their file.
+        places: of its images and classes.
+        name: of the file, for messages.
 
     Raises:
         ValueError: masks cannot be read.
@@ -73,16 +87,23 @@ def read_annotations(content: Mapping[str, Any], places: IdPlaces) -> Columns:
     entries, masks = [], []
     for entry in content["annotations"]:
         mask = entry["segmentation"]
-        if isinstance(mask, list):
-            mask = [part for part in mask if len(part) >= MIN_POLYGON]
+        if isinstance(mask, list) and all(isinstance(part, list) for part in mask):
+            parts = [part for part in mask if len(part) >= MIN_POLYGON]
+            # Pixels and rows of a mask are refused with the rest, not left out.
+            mask = mask if len(parts) < len(mask) and other_form(mask) else parts
         is_known = entry["image_id"] in places.images and entry["category_id"] in places.classes
         if is_known and mask != []:
             entries.append(entry)
             masks.append((mask, places.sizes[entry["image_id"]]))
     rles, measured, faults = _encode(masks)
+    files = {image["id"]: image.get("file_name") for image in content["images"]} if faults else {}
     _refuse(
-        [f"annotation {entries[place]['id']} {faults[place]}" for place in sorted(faults)],
+        [
+            f"annotation {entries[place]['id']} ({files[entries[place]['image_id']]}) {fault}"
+            for place, fault in sorted(faults.items())
+        ],
         f"{len(faults)} of {len(entries)} annotations cannot be scored against",
+        name,
     )
     given = [entry.get("area") for entry in entries]
     areas = [m if area is None else area for area, m in zip(given, measured, strict=True)]
@@ -90,8 +111,10 @@ def read_annotations(content: Mapping[str, Any], places: IdPlaces) -> Columns:
     return places.columns(entries, rles, np.array(areas, np.float64), is_crowd)
 
 
-def read_detections(results: Sequence[Mapping[str, Any]], places: IdPlaces) -> Columns:
-    """Read a COCO results file.
+def read_detections(
+    results: Sequence[Mapping[str, Any]], places: IdPlaces, name: str | None = None
+) -> Columns:
+    """Read a COCO results file; `name` is that of the file, for messages.
 
     Raises:
         ValueError: detections do not fit the annotations; says so of all of them.
@@ -112,6 +135,7 @@ def read_detections(results: Sequence[Mapping[str, Any]], places: IdPlaces) -> C
         [f"detection {number} {faults[number]}" for number in sorted(faults)],
         f"{len(faults)} of {len(results)} detections do not fit the annotations; are they of this "
         "data set?",
+        name,
     )
     foreign = {entry["category_id"] for entry in entries} - places.classes.keys()
     if foreign:
@@ -125,8 +149,9 @@ def read_detections(results: Sequence[Mapping[str, Any]], places: IdPlaces) -> C
     return places.columns(entries, rles, areas, scores)
 
 
-def _refuse(faults: Sequence[str], title: str) -> None:
+def _refuse(faults: Sequence[str], title: str, name: str | None) -> None:
     if faults:
+        title = f"{name}: {title}" if name else title
         raise ValueError("\n  ".join([title, *faults[:MAX_SHOWN_FAULTS]]))
 
 
@@ -197,6 +222,9 @@ def _encode(masks: Sequence[tuple[Any, Size]]) -> tuple[list[Any], np.ndarray, d
             areas[place] = float(coco_mask.area(rles[place]))
         except Exception as error:  # pycocotools raises whatever it trips over
             faults[place] = f"has a mask that cannot be read: {printable(str(error), 300)}"
+    drawn = [place for place in range(len(masks)) if isinstance(masks[place][0], list)]
+    if drawn and not faults and all(are_shares(masks[place][0]) for place in drawn):
+        faults = dict.fromkeys(drawn, f"has a mask that cannot be right: {SHARES}")
     return rles, areas, faults
 
 

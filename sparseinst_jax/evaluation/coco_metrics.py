@@ -9,17 +9,19 @@ as no match.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparseinst_jax.data.classes import Classes, map_categories, map_category_ids
-from sparseinst_jax.evaluation.average_precision import UNDEFINED, Curves, curves
+from sparseinst_jax.evaluation.average_precision import UNDEFINED, Columns, Curves, curves
 from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
 from sparseinst_jax.runtime.files import read_json
+from sparseinst_jax.runtime.messages import in_percent, listed
 
 MEANINGS = {
     "AP": "average precision, mean over IoU 0.50 to 0.95",
@@ -36,6 +38,10 @@ MEANINGS = {
     "ARl": "average recall, large objects",
 }
 METRIC_NAMES = tuple(MEANINGS)
+SIZES = (
+    "small, medium, large: the area of an annotation, the pixels of a detection's mask (boxes and "
+    "areas in a results file do not count)"
+)
 # Of each class, beside `category_id` and `instances`, its objects without crowd regions.
 CLASS_METRIC_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 # Places of these thresholds among pycocotools' ten, 0.50 to 0.95.
@@ -70,19 +76,17 @@ class CocoMetrics:
         """Write the 12 numbers and the per-class table as text, in percent."""
         lines = [f"{'mask metric':<12}{'value':>7}"]
         lines += [
-            f"{name:<12}{_percent(self.values[name]):>7}  {MEANINGS[name]}" for name in METRIC_NAMES
+            f"{name:<12}{in_percent(self.values[name]):>7}  {MEANINGS[name]}"
+            for name in METRIC_NAMES
         ]
         width = max([len("class"), *map(len, self.per_class)]) + 2
         heads = "".join(f"{name:>7}" for name in CLASS_METRIC_NAMES)
         lines += ["", f"{'class':<{width}}{'objects':>8}{heads}"]
         for name, entry in self.per_class.items():
-            cells = "".join(f"{_percent(entry[column]):>7}" for column in CLASS_METRIC_NAMES)
+            cells = "".join(f"{in_percent(entry[column]):>7}" for column in CLASS_METRIC_NAMES)
             lines.append(f"{name:<{width}}{entry['instances']:>8}{cells}")
+        lines += ["", SIZES]
         return "\n".join(lines)
-
-
-def _percent(value: float) -> str:
-    return "-" if value < 0 else f"{100 * value:.2f}"
 
 
 def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
@@ -95,6 +99,22 @@ def load_json(source: str | Path | Mapping[str, Any] | Sequence[Any]) -> Any:
     if not isinstance(source, (str, Path)):
         return source
     return read_json(source, "json file", "check the path, or write the file again")
+
+
+class Truth(NamedTuple):
+    """Annotations that can be scored against.
+
+    Attributes:
+        places: where their images and classes stand.
+        columns: the annotations.
+        class_names: category id -> name.
+        classes: chosen and merged classes, if any.
+    """
+
+    places: IdPlaces
+    columns: Columns
+    class_names: dict[int, str]
+    classes: Classes | None
 
 
 def evaluate(
@@ -119,35 +139,72 @@ def evaluate(
         ValueError: the annotations cannot be scored against, or detections do not fit them (all
             faults are listed at once).
     """
+    truth = read_truth(annotations, classes)
+    name = str(predictions) if isinstance(predictions, (str, Path)) else None
+    return score(truth, load_json(predictions), name)
+
+
+def read_truth(
+    annotations: str | Path | Mapping[str, Any], classes: Classes | None = None
+) -> Truth:
+    """Read what is scored against, every mask checked; see `evaluate`."""
     content = load_json(annotations)
+    name = str(annotations) if isinstance(annotations, (str, Path)) else None
     if classes is not None and isinstance(content, Mapping):
         content = map_categories(content, classes)
     entries = content.get("annotations") if isinstance(content, Mapping) else None
     if not any(not entry.get("iscrowd") for entry in entries or ()):
-        name = f" in {annotations}" if isinstance(annotations, (str, Path)) else ""
+        where = f" in {name}" if name else ""
         raise ValueError(
-            f"expected COCO annotations with objects to score against{name}, got "
+            f"expected COCO annotations with objects to score against{where}, got "
             f"{'crowd regions only' if entries else 'none'}; a list of images without objects can "
             "be predicted but not scored"
         )
-    results = load_json(predictions)
+    places = IdPlaces(content)
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    return Truth(places, read_annotations(content, places, name), names, classes)
+
+
+def score(truth: Truth, results: Any, name: str | None = None) -> CocoMetrics:
+    """Score detections against annotations that were read before; see `evaluate`.
+
+    Args:
+        truth: from `read_truth`.
+        results: content of a COCO results file.
+        name: of that file, if it is one: whether it covers the images is then looked at.
+    """
     if isinstance(results, Mapping) or not isinstance(results, Sequence):
         raise ValueError(
             "expected a COCO results file, a list of detections, got "
             f"{type(results).__name__}: is it an annotation file?"
         )
     # Where an entry is no object, all of them are refused below.
-    if classes is not None and all(isinstance(entry, Mapping) for entry in results):
-        results = map_category_ids(results, classes)
-    places = IdPlaces(content)
-    truth, detections = read_annotations(content, places), read_detections(results, places)
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    instances = np.bincount(truth.classes[truth.values == 0], minlength=len(names))
+    if truth.classes is not None and all(isinstance(entry, Mapping) for entry in results):
+        results = map_category_ids(results, truth.classes)
+    columns, names = truth.columns, truth.class_names
+    detections = read_detections(results, truth.places, name)
+    is_object = columns.values == 0
+    if name is not None:
+        _warn_of_coverage(columns.images[is_object], detections.images, truth.places, name)
     return _read(
-        curves(truth, detections, len(names)),
-        [(category_id, names[category_id]) for category_id in places.classes],
-        instances.tolist(),
+        curves(columns, detections, len(names)),
+        [(category_id, names[category_id]) for category_id in truth.places.classes],
+        np.bincount(columns.classes[is_object], minlength=len(names)).tolist(),
     )
+
+
+def _warn_of_coverage(wanted: np.ndarray, found: np.ndarray, places: IdPlaces, name: str) -> None:
+    """Say how many images with objects a results file has nothing of: a part of it, perhaps."""
+    with_objects = np.unique(wanted)
+    missing = np.setdiff1d(with_objects, found)
+    if len(missing):
+        ids = list(places.images)
+        logging.warning(
+            "%s has detections in %d of the %d images with objects; all objects of the other %d "
+            "(image ids %s) count as missed",
+            *(name, len(with_objects) - len(missing), len(with_objects), len(missing)),
+            listed(str(ids[place]) for place in missing.tolist()),
+        )
 
 
 def _read(

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import jax
@@ -23,8 +24,11 @@ import numpy as np
 
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
+from sparseinst_jax.data.file_search import FileNames
+from sparseinst_jax.data.records import IndexedRecords
+from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
-from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, evaluate
+from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
 from sparseinst_jax.inference.prediction import coco_results
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
@@ -36,6 +40,7 @@ class ImagePredictor(Protocol):
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]
+    protocol: EvalProtocol
 
     @property
     def num_together(self) -> int:
@@ -62,6 +67,7 @@ def evaluate_dataset(
     num_workers: int = 2,
     progress: TextIO | None = None,
     skips: list[Skip] | None = None,
+    truth: Truth | None = None,
 ) -> tuple[list[dict[str, Any]], CocoMetrics | None]:
     """Predict every image of a data set and score the result.
 
@@ -75,6 +81,7 @@ def evaluate_dataset(
         progress: where progress is written; None writes nothing.
         skips: takes the images that cannot be used, which count as images without detections; of
             several hosts each gets its own. None raises for the first of them.
+        truth: of the data set, where `truth_of` has read it before.
 
     Returns:
         The detections in COCO results format, in the order of the images, and the metrics; None
@@ -86,12 +93,20 @@ def evaluate_dataset(
         ValueError: an image cannot be read or is not of the size that the json says, or no class
             of the predictor is in the data set.
     """
+    truth = truth or truth_of(dataset)  # its faults are reported before the first prediction
     results = predict_dataset(
         predictor, dataset, num_workers=num_workers, progress=progress, skips=skips
     )
-    if jax.process_index() or not dataset.num_targets.any():
-        return results, None
-    return results, evaluate(dataset.truth, results, dataset.classes)
+    return results, None if truth is None or jax.process_index() else score(truth, results)
+
+
+def truth_of(dataset: CocoDataset) -> Truth | None:
+    """Read what a data set is scored against; None where it has no object.
+
+    Raises:
+        ValueError: it cannot be scored against.
+    """
+    return read_truth(dataset.truth, dataset.classes) if dataset.num_targets.any() else None
 
 
 def predict_dataset(
@@ -111,7 +126,12 @@ def predict_dataset(
         category_ids = match_categories(predictor.class_names, dataset)
         if skips is None:
             _check_files(dataset)
-        batches = _batches(dataset.image_sizes, predictor.eval_size, predictor.num_together)
+        places = _tested(dataset, predictor.protocol)
+        sizes = dataset.image_sizes[places]
+        batches = [
+            places[batch].tolist()
+            for batch in _batches(sizes, predictor.eval_size, predictor.num_together)
+        ]
         mine = batches[jax.process_index() :: jax.process_count()]
         return _predict_batches(
             predictor, dataset.records, mine, category_ids, num_workers, progress, skips
@@ -120,7 +140,8 @@ def predict_dataset(
     found = predict() if jax.process_count() == 1 else _gather(predict)
     if jax.process_index():
         return []
-    return [entry for image_id in dataset.image_ids.tolist() for entry in found[image_id]]
+    image_ids = dataset.image_ids[_tested(dataset, predictor.protocol)].tolist()
+    return [entry for image_id in image_ids for entry in found[image_id]]
 
 
 def _predict_batches(
@@ -215,6 +236,22 @@ def _gather(
     return found
 
 
+def _tested(dataset: CocoDataset, protocol: EvalProtocol) -> np.ndarray:
+    """Places of the images that are predicted, int64."""
+    records = dataset.records
+    if protocol.keeps is None or not dataset.has_annotations:
+        return np.arange(len(records))
+    assert isinstance(records, IndexedRecords), "made from an index"
+    places = np.flatnonzero(records.num_passing(protocol.keeps))
+    if not len(places):
+        raise ValueError(
+            f"eval.protocol leaves out all {len(records)} images of {dataset.annotations_path}: it "
+            "predicts those with an object that has a box and is no crowd region. Give the json's "
+            "objects boxes, or set --config.eval.protocol=original."
+        )
+    return places
+
+
 def match_categories(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
     """Find the data set's category id of each class by its name; None where it has none.
 
@@ -247,13 +284,17 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_files(dataset: CocoDataset) -> None:
     """Check that every image exists before the first is predicted."""
-    files = dataset.files
-    missing = [path for _, path in files if path is not None and not os.path.isfile(path)]
+    files = [(name, path) for name, path in dataset.files if path is not None]
+    missing = [(name, path) for name, path in files if not os.path.isfile(path)]
     if missing:
-        shown = listed(missing, between="\n  ")
+        name, path = missing[0]
+        hint = FileNames(Path(path.removesuffix(name))).hint(name)
+        # In a wrong folder all are missing: one says it.
+        shown = [path for _, path in missing[: 1 if len(missing) == len(files) else None]]
         raise FileNotFoundError(
             f"{len(missing)} of {len(files)} images of {dataset.annotations_path} are "
-            f"missing; set config.data.val.images to their folder:\n  {shown}"
+            f"missing; set config.data.val.images to their folder:\n  "
+            + listed([shown[0] + hint, *shown[1:]], between="\n  ")
         )
 
 

@@ -25,6 +25,7 @@ from sparseinst_jax.evaluation.errors import (
 from sparseinst_jax.inference.masks import LazyMasks
 from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.runtime.files import replace_file, unique_names
+from sparseinst_jax.runtime.messages import in_percent
 
 BACKGROUND = "background"
 _FORMULA = ("=", "+", "-", "@")
@@ -152,10 +153,10 @@ def draw_precision_recall(metrics: CocoMetrics, path: Path) -> None:
     panels = []
     for name, labels in groups:
         curves = mean_precision(metrics.precision[:, :, labels])
-        title = f"{100 * float(curves['AP'].mean()):.1f}  {name}"
+        title = f"{name}, AP {in_percent(float(curves['AP'].mean()))}"
         lines = ("IoU 0.50", "IoU 0.75", "mean over IoU 0.50 to 0.95")
         panels.append((title, dict(zip(lines, curves.values(), strict=True))))
-    note = "Above each panel the area below its mean: average precision in percent"
+    note = "AP, in percent: the area below the mean"
     if len(shown) < len(order):
         note += f"; {len(shown)} of {len(order)} classes, those with the most objects"
     is_small = len(panels) > MAX_LARGE
@@ -244,8 +245,13 @@ def draw_pictures(
         picture = _prediction(image, found[record.image_id], dataset).plot()
         if dataset.has_annotations:
             targets = record.targets
-            captions = [dataset.class_names[target.label] for target in targets]
-            truth = _draw(image, [target.segmentation for target in targets], captions)
+            labels = [target.label for target in targets]
+            captions = [dataset.class_names[label] for label in labels]
+            if len(dataset.class_names) == 1:  # as `plot`: a colour of its own for each
+                labels, captions = None, [""] * len(targets)
+            truth = _draw(
+                image, [target.segmentation for target in targets], captions, labels=labels
+            )
             picture = pictures.beside([picture, truth], ["predicted", "annotated"])
         paths.append(output / f"{name}.png")
         pictures.save_png(picture, paths[-1])
@@ -271,10 +277,11 @@ def _draw(
     masks: Sequence[Any],
     captions: Sequence[str],
     colours: Sequence[pictures.Colour] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw segmentations over an image, of which one at a time is decoded."""
     decoded = LazyMasks(masks, lambda one: decode_mask(one, *image.shape[:2]))
-    return pictures.draw_instances(image, decoded, captions, colours)
+    return pictures.draw_instances(image, decoded, captions, colours, labels=labels)
 
 
 def _draw_worst(worst: Sequence[ImageErrors], dataset: CocoDataset, folder: Path) -> list[str]:
@@ -315,15 +322,16 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[st
         text = f"{names[errors.labels[place]]} {detection['score']:.2f}"
         if place in confused:
             text += f", is {names[targets[confused[place]].label]}"
-        predicted.append((detection["segmentation"], text, kind))
+        predicted.append((detection["segmentation"], text, kind, detection["score"]))
     kinds = {**dict.fromkeys(errors.missed, _MISSED), **dict.fromkeys(confused.values(), _CONFUSED)}
     annotated = [
-        (target.segmentation, names[target.label], kinds.get(place, _FOUND))
+        (target.segmentation, names[target.label], kinds.get(place, _FOUND), 1.0)
         for place, target in enumerate(targets)
     ]
     drawn = []
-    for entries in (predicted, annotated):  # errors on top
-        entries.sort(key=lambda entry: entry[2] == _FOUND)
+    for entries in (predicted, annotated):  # errors on top, the surest first
+        entries.sort(key=lambda entry: (entry[2] == _FOUND, -entry[3]))
+        entries[:] = [entry[:3] for entry in entries]
         drawn.append(_draw(image, *(zip(*entries, strict=True) if entries else ((), (), ()))))
     pair = pictures.beside(drawn, ["predicted", "annotated"])
     key = [

@@ -353,6 +353,11 @@ def _own(rles: Sequence[Any]) -> Any:
     return list(rles)
 
 
+def areas_of(rles: Sequence[Any]) -> np.ndarray:
+    """Count the pixels of each RLE: int [D]."""
+    return np.asarray(coco_mask.area(_own(rles)), np.int64) if rles else np.zeros(0, np.int64)
+
+
 def boxes_of(rles: Sequence[Any]) -> np.ndarray:
     """Enclose each RLE in a box: float32 [D, 4] as x0, y0, x1, y1 in pixels, ends exclusive.
 

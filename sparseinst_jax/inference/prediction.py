@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import operator
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from PIL import Image
@@ -18,17 +19,52 @@ from sparseinst_jax.inference import masks
 SHOWN_SCORE = 0.4
 
 
+def score_fault(value: float) -> str:
+    """Say what is wrong with a score's threshold; "" if nothing is."""
+    if 0 <= value <= 1:  # NaN is refused too
+        return ""
+    cure = f": {value:g} percent is {value / 100:g}" if 1 < value <= 100 else ""
+    return f"a score threshold must be 0 to 1, got {value:g}{cure}"
+
+
+class Instance(NamedTuple):
+    """One object of an image.
+
+    Attributes:
+        class_name: its class.
+        score: 0...1.
+        box_xyxy: float32 [4], x0 y0 x1 y1 in pixels, ends exclusive.
+        rle: compressed RLE at the original size.
+    """
+
+    class_name: str
+    score: float
+    box_xyxy: np.ndarray
+    rle: dict[str, Any]
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The mask at the original size: bool [h, w]."""
+        height, width = self.rle["size"]
+        return masks.decode_masks([self.rle], (height, width))[0]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """The instances of one image, in the order of the queries.
 
+    Every one has a pixel: queries with empty masks, whose score is 0, are left out. `for` gives one
+    `Instance` after the other, an index one of them; a slice, an array of indices or of truth
+    values a `Prediction` of those.
+
     Attributes:
-        image: uint8 [h, w, 3], the original image.
+        image: uint8 [h, w, 3], the original image; a copy of an array that was given.
         rles: D compressed RLEs at the original size (COCO's format, `counts` as text).
         scores: float32 [D] in 0...1.
         labels: int32 [D] in 0...K-1.
         names: names of all K classes.
         category_ids: the data set's id of each of the K classes.
+        query_index: int32 [D], which of the N predictions each one is; None where it is not known.
     """
 
     image: np.ndarray
@@ -36,10 +72,33 @@ class Prediction:
     scores: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | None, ...]
+    query_index: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rles)
+
+    def __iter__(self) -> Iterator[Instance]:
+        return (self[index] for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Instance: ...
+
+    @overload
+    def __getitem__(self, index: slice | Sequence | np.ndarray) -> Prediction: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int | np.integer):
+            rle, label, score = self.rles[index], self.labels[index], float(self.scores[index])
+            return Instance(self.names[label], score, masks.boxes_of([rle])[0], rle)
+        kept = np.arange(len(self))[index]
+        return dataclasses.replace(
+            self,
+            rles=[self.rles[index] for index in kept],
+            scores=self.scores[kept],
+            labels=self.labels[kept],
+            query_index=None if self.query_index is None else self.query_index[kept],
+        )
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]
@@ -68,32 +127,34 @@ class Prediction:
 
     def above(self, score_threshold: float) -> Prediction:
         """Return the instances whose score is at least `score_threshold`."""
-        kept = np.flatnonzero(self.scores >= score_threshold)
-        return dataclasses.replace(
-            self,
-            rles=[self.rles[index] for index in kept],
-            scores=self.scores[kept],
-            labels=self.labels[kept],
-        )
+        if fault := score_fault(score_threshold):
+            raise ValueError(fault)
+        return self[self.scores >= score_threshold]
 
     def plot(self, score_threshold: float = SHOWN_SCORE) -> Image.Image:
-        """Draw the instances that score at least `score_threshold`, the surest on top."""
+        """Draw the instances that score at least `score_threshold`, the surest on top.
+
+        Each has the colour of its class; with a single class one of its own, and its score alone.
+        """
         shown = self.above(score_threshold)
         order = np.argsort(-shown.scores, kind="stable")
         names = shown.class_names
+        labels = [int(shown.labels[index]) for index in order] if len(self.names) > 1 else None
         captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
+        captions = captions if labels else [caption.rpartition(" ")[2] for caption in captions]
         size = self.image.shape[:2]
         drawn = masks.LazyMasks(
             [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
         )
-        return pictures.draw_instances(self.image, drawn, captions)
+        return pictures.draw_instances(self.image, drawn, captions, labels=labels)
 
     def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:
         """Write the picture of `plot`; the suffix of the path names the format."""
         self.plot(score_threshold).save(path)
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the instances as entries of a COCO results file."""
+    def to_coco(self, image_id: int | np.integer) -> list[dict[str, Any]]:
+        """Return the instances as entries of a COCO results file: plain values, ready for json."""
+        image_id = operator.index(image_id)
         return coco_results(image_id, self.rles, self.scores, self.labels, self.category_ids)
 
     def _repr_png_(self) -> bytes:

@@ -7,10 +7,10 @@ and packed as RLE on the host.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
@@ -19,11 +19,12 @@ from sparseinst_jax.data.ecosystems import find_protocol
 from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.prediction import Prediction
+from sparseinst_jax.inference.prediction import Prediction, score_fault
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.trees import PureModel, Tree
 from sparseinst_jax.runtime.messages import brief
+from sparseinst_jax.runtime.process import refuse_forked
 
 Size = tuple[int, int]
 # Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
@@ -42,27 +43,6 @@ class Prepared(NamedTuple):
     image: np.ndarray
     original_size: Size
     mask_size: Size
-
-
-@dataclasses.dataclass(frozen=True)
-class Detections:
-    """The result for one image, on the host, in the order of the family's selection.
-
-    Attributes:
-      masks: bool [D, h, w] at the original size.
-      scores: float32 [D], 0..1.
-      labels: int32 [D], 0..K-1.
-      query_index: int32 [D], which of the N predictions each one is.
-    """
-
-    masks: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    query_index: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of detections D."""
-        return len(self.scores)
 
 
 class Pending(NamedTuple):
@@ -102,7 +82,8 @@ class Predictor:
     """Find instances with a trained network.
 
     The compiled functions live as long as the object, one for each padded size; `set_weights`
-    changes the weights without compiling again.
+    changes the weights without compiling again. It belongs to its process: it cannot be pickled,
+    nor used after a fork.
 
     Args:
         apply: the network's pure function, `(params, statistics, images, train=False)` to
@@ -110,7 +91,7 @@ class Predictor:
         params: nested dict of arrays.
         statistics: nested dict of arrays.
         class_names: names of the K classes.
-        category_ids: the data set's id of each class.
+        category_ids: the data set's id of each class; None for one that is left out.
         eval_size: (shortest, longest): the short side images are resized to, and the most that the
             long side may have, in pixels.
         family: of the network: how its outputs are scored, and its masks brought back and cut.
@@ -125,7 +106,7 @@ class Predictor:
         params: Tree,
         statistics: Tree,
         class_names: Sequence[str],
-        category_ids: Sequence[int],
+        category_ids: Sequence[int | None],
         eval_size: tuple[int, int],
         *,
         family: Family,
@@ -139,12 +120,13 @@ class Predictor:
                 f"{len(category_ids)} category ids"
             )
         self.class_names = tuple(class_names)
-        self.category_ids = tuple(category_ids)
-        self.eval_size = checked_sizes(eval_size, batch_size)
+        self.category_ids = tuple(None if i is None else int(i) for i in category_ids)
+        self._is_wanted = np.array([i is not None for i in category_ids], bool)
         options = dict(options or {})
+        self.eval_size = checked_settings(eval_size, batch_size, options)
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
         self.batch_size = batch_size
-        self._protocol = find_protocol(protocol)
+        self.protocol = find_protocol(protocol)
         self._cut = masks.MaskCut(
             self.mask_threshold,
             family.mask_stride,
@@ -213,35 +195,71 @@ class Predictor:
             )
             self._placed = copy(np.arange(len(self._devices)), self._weights)
 
-    def __call__(self, image: ImageLike) -> Prediction:
-        """Find the instances of one image: a path, a Pillow image or a uint8 RGB array."""
-        array = as_rgb(image)
-        (found,) = self.run([self.prepare(array)])
-        rles, scores = found.encode()
-        return Prediction(array, rles, scores, found.labels, self.class_names, self.category_ids)
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a Predictor cannot be pickled or copied: it holds compiled functions and arrays on a "
+            "device. Load it anew in each process, by sparseinst_jax.load(...), and start these by "
+            'multiprocessing\'s "spawn"'
+        )
 
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Find the instances of uint8 RGB images [h, w, 3] of any sizes, with their masks.
+    @overload
+    def __call__(self, image: ImageLike, score_threshold: float = 0.0) -> Prediction: ...
 
-        Every mask is held at the original size; for large images `__call__`, which keeps RLE, needs
-        far less memory.
+    @overload
+    def __call__(
+        self, image: list[Any] | tuple[Any, ...], score_threshold: float = 0.0
+    ) -> list[Prediction]: ...
+
+    def __call__(self, image: Any, score_threshold: float = 0.0) -> Any:
+        """Find the instances of an image, or of a list of images.
+
+        Args:
+            image: a path, the bytes of an image file, a file open for reading, a Pillow image or a
+                uint8 RGB array, see `as_rgb`; or a list or tuple of these.
+            score_threshold: the lowest score of what is returned, 0...1.
+
+        Returns:
+            A `Prediction`, or a list of them.
+
+        Raises:
+            FileNotFoundError: a path does not exist.
+            ValueError: an image cannot be read or is none.
         """
-        detections = []
-        for found in self.run([self.prepare(as_rgb(image)) for image in images]):
-            chunks, scores = [np.zeros((0, *found.original_size), bool)], [np.zeros(0, np.float32)]
-            for chunk, its_scores in found.chunks:
-                chunks.append(chunk.transpose(0, 2, 1).astype(bool))
-                scores.append(its_scores)
-            detections.append(
-                Detections(
-                    np.concatenate(chunks), np.concatenate(scores), found.labels, found.query_index
+        if isinstance(image, list | tuple):
+            return self.predict_batch(image, score_threshold)
+        return self.predict_batch([image], score_threshold)[0]
+
+    def predict_batch(
+        self, images: Iterable[ImageLike], score_threshold: float = 0.0
+    ) -> list[Prediction]:
+        """Find the instances of many images of any sizes, a few in memory at a time.
+
+        Images of one padded size go through the network `batch_size` at a time. The results are
+        those of a call for each, and so are the arguments and errors.
+        """
+        if fault := score_fault(score_threshold):
+            raise ValueError(fault)
+        predictions, waiting = [], iter(images)
+        together = self.num_together if self.num_together == 1 else 4 * self.num_together
+        while arrays := [as_rgb(image) for image in itertools.islice(waiting, together)]:
+            for array, found in zip(arrays, self.run(list(map(self.prepare, arrays))), strict=True):
+                rles, scores = found.encode()
+                prediction = Prediction(
+                    array,
+                    rles,
+                    scores,
+                    found.labels,
+                    self.class_names,
+                    self.category_ids,
+                    found.query_index,
                 )
-            )
-        return detections
+                is_kept = (masks.areas_of(rles) > 0) & (scores >= score_threshold)
+                predictions.append(prediction[is_kept])
+        return predictions
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
-        resized, mask_size = self._protocol.resize(image, self.eval_size)
+        resized, mask_size = self.protocol.resize(image, self.eval_size)
         return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
 
     def run(self, items: Sequence[Prepared]) -> list[FoundInstances]:
@@ -250,6 +268,7 @@ class Predictor:
 
     def start(self, items: Sequence[Prepared]) -> list[Pending]:
         """Hand images to the device, those of equal padded size together; does not wait."""
+        refuse_forked()
         groups: dict[Size, list[int]] = {}
         for position, item in enumerate(items):
             groups.setdefault(padded_size(item.image.shape[:2]), []).append(position)
@@ -285,8 +304,9 @@ class Predictor:
             by_device = self._masks_by_device(selection.masks)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
                 (kept,) = np.nonzero(is_kept[row])
-                if self._protocol.drops_last:
+                if self.protocol.drops_last:
                     kept = kept[:-1]
+                kept = kept[self._is_wanted[labels[row, kept]]]
                 chunks = masks.upsample_masks(
                     by_device[row // self.batch_size],
                     row % self.batch_size,
@@ -330,7 +350,9 @@ def _with_scores(
         first += len(chunk)
 
 
-def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
+def checked_settings(
+    eval_size: Sequence[Any], batch_size: Any, options: Mapping[str, Any]
+) -> tuple[int, int]:
     """Check settings that may come from an untrusted checkpoint; returns `eval_size`."""
     sizes = tuple(eval_size)
     if len(sizes) != 2 or not all(1 <= int(size) <= MAX_EVAL_SIZE for size in sizes):
@@ -339,4 +361,7 @@ def checked_sizes(eval_size: Sequence[Any], batch_size: Any) -> tuple[int, int]:
         )
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
+    for key in ("score_threshold", "mask_threshold"):
+        if not 0 <= options.get(key, 0) <= 1:
+            raise ValueError(f"eval.{key} must be 0 to 1, got {brief(options[key])}")
     return int(sizes[0]), int(sizes[1])

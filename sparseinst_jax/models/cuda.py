@@ -33,16 +33,16 @@ def form(
     """Choose by the shapes of the operands; None where the plain form is best."""
     side, _, inputs, outputs = kernel.shape
     if groups > 1:
-        return _dense(stride, groups) if groups <= MOST_DENSE_GROUPS else None
+        return dense(stride, groups) if groups <= MOST_DENSE_GROUPS else None
     if side == 1:
-        return _product(stride)
+        return product(stride)
     if inputs < ALIGNMENT and all(length % stride == 0 for length in x.shape[1:3]):
-        return _blocks(stride)
-    return _aligned(stride) if inputs % ALIGNMENT or outputs % ALIGNMENT else None
+        return blocks_of(stride)
+    return aligned(stride) if inputs % ALIGNMENT or outputs % ALIGNMENT else None
 
 
 @functools.cache
-def _product(stride: int) -> Form:
+def product(stride: int) -> Form:
     """A 1x1 convolution as a product of each pixel."""
     return forms.bilinear(
         lambda x, kernel: jnp.einsum("bhwc,cd->bhwd", x[:, ::stride, ::stride], kernel[0, 0])
@@ -50,7 +50,7 @@ def _product(stride: int) -> Form:
 
 
 @functools.cache
-def _aligned(stride: int) -> Form:
+def aligned(stride: int) -> Form:
     """Channels of zeros up to a multiple of 8, before and after."""
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -71,7 +71,7 @@ def _widen(x: jax.Array, axis: int, multiple: int) -> jax.Array:
 
 
 @functools.cache
-def _dense(stride: int, groups: int) -> Form:
+def dense(stride: int, groups: int) -> Form:
     """Groups as one convolution, with zeros from every group to the others.
 
     Four times the products, and less than half of the time.
@@ -82,13 +82,13 @@ def _dense(stride: int, groups: int) -> Form:
         apart = kernel.reshape(side, side, 1, inputs, groups, outputs // groups)
         apart = apart * jnp.eye(groups, dtype=kernel.dtype)[:, None, :, None]
         kernel = apart.reshape(side, side, groups * inputs, outputs)
-        return _aligned(stride).forward(x, kernel)
+        return aligned(stride).forward(x, kernel)
 
     return forms.bilinear(convolve)
 
 
 @functools.cache
-def _blocks(stride: int) -> Form:
+def blocks_of(stride: int) -> Form:
     """A convolution of few channels as one of stride 1 over blocks of stride x stride pixels.
 
     The pixels of a block become channels, and the kernel gets zeros before and behind, so that it
@@ -135,18 +135,18 @@ def shared_apart(stride: int) -> Form:
 
     Operands: x [B, H, W, C], kernel [k, k, S + C, D], shared [1, H, W, S]. No gradient of `shared`.
     """
-    aligned = _aligned(stride)
+    convolve = aligned(stride)
 
     def forward(x: jax.Array, kernel: jax.Array, shared: jax.Array) -> jax.Array:
         number = shared.shape[-1]
-        y = aligned.forward(x, kernel[:, :, number:])
-        return y + aligned.forward(shared, kernel[:, :, :number])
+        y = convolve.forward(x, kernel[:, :, number:])
+        return y + convolve.forward(shared, kernel[:, :, :number])
 
     def backward(cotangent: jax.Array, x: jax.Array, kernel: jax.Array, shared: jax.Array):
         number = shared.shape[-1]
-        to_x, to_own = aligned.backward(cotangent, x, kernel[:, :, number:])
+        to_x, to_own = convolve.backward(cotangent, x, kernel[:, :, number:])
         of_all = cotangent.sum(0, keepdims=True)
-        _, to_others = aligned.backward(of_all, shared, kernel[:, :, :number])
+        _, to_others = convolve.backward(of_all, shared, kernel[:, :, :number])
         return to_x, jnp.concatenate([to_others, to_own], axis=2), None
 
     return Form(forward, backward)

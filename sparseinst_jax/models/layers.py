@@ -62,9 +62,9 @@ def glorot(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.nda
     return (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)
 
 
-def normal_001(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    """Draw N(0, 0.01²)."""
-    return rng.standard_normal(shape, np.float32) * np.float32(0.01)
+def normal(deviation: float) -> Initializer:
+    """Return an initializer that draws N(0, deviation²)."""
+    return lambda rng, shape, *_: rng.standard_normal(shape, np.float32) * np.float32(deviation)
 
 
 def constant(value: float) -> Initializer:

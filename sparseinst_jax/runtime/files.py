@@ -3,23 +3,118 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import errno
+import fcntl
 import json
 import os
-from collections.abc import Sequence
+import shutil
+import socket
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+_LOCK = "run.lock"
 
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file under a temporary name in its folder (made if missing), then rename it."""
-    path = Path(path)
+
+class FolderInUseError(ValueError):
+    """Another process writes in the folder."""
+
+    exit_code = 73  # EX_CANTCREAT of sysexits.h
+
+
+class FolderLock:
+    """Keep other processes from writing in a folder while this one does; readers need no lock.
+
+    It is `flock` on a file in the folder, which says who holds it: the system releases the lock
+    when the process ends, however that happens. Network drives pass it on to other machines where
+    their server knows locks (NFS does). Where there are none a line says so.
+
+    Args:
+        folder: must exist.
+        option: what the user gave it by, for the message.
+
+    Raises:
+        FolderInUseError: names the host, the process and its start.
+    """
+
+    def __init__(self, folder: Path, option: str):
+        self._path = folder / _LOCK
+        while True:
+            self._file = self._path.open("a+")
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._file.seek(0)
+                holder = self._file.read(300).strip() or "it has not said which"
+                self._file.close()
+                raise FolderInUseError(
+                    f"another process trains in {folder} ({holder}). End it or wait for it, or"
+                    f" give another {option}; {self._path} says who it is, and needs no cleaning."
+                ) from None
+            except OSError as error:
+                print(
+                    f"WARNING: {folder} cannot be locked ({error.strerror}): a second start on it"
+                    " would not be noticed",
+                    file=sys.stderr,
+                )
+            with contextlib.suppress(FileNotFoundError):  # its last holder has just removed it
+                if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                    break
+            self._file.close()
+        now = datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds")
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without the words
+            self._file.truncate(0)
+            self._file.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}\n")
+            self._file.flush()
+
+    def release(self) -> None:
+        """Remove the file and let others in."""
+        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside another, whose folder is made if missing.
+
+    The file or folder that is written there takes the place of the other when the block ends well,
+    and is removed otherwise. A file is on the disk before: after a power cut it is the old or the
+    new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
+        if temporary.is_file():
+            sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if missing."""
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(content)
+
+
+def sync(file: int | Path) -> None:
+    """Wait until a file or folder is on the disk, where the file system can say so."""
+    number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    try:
+        os.fsync(number)
+    except OSError as error:  # some network drives cannot; others report here what they lost
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        if isinstance(file, Path):
+            os.close(number)
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:

@@ -5,6 +5,7 @@ back what it was given, `report` and `leave` return at once.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -232,10 +233,22 @@ def leave(message: str, code: int) -> None:
         _end(code)
 
 
+def end_within(seconds: float, code: int) -> None:
+    """Let this process end by itself, but no later: threads of libraries may wait for ever.
+
+    One of several hosts stays: it waits for the others, which are watched.
+    """
+    if _watch is None:
+        timer = threading.Timer(seconds, _end, [code])
+        timer.daemon = True
+        timer.start()
+
+
 def _end(code: int) -> None:
     """End the process and those that read images for it, from any thread."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(code)

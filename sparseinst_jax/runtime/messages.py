@@ -6,7 +6,8 @@ forge a message, marks that reorder the text around them, or ten million charact
 
 import re
 import reprlib
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 MAX_MESSAGE = 20_000  # characters of a message: some screens, and more than twenty long faults
@@ -40,6 +41,48 @@ def listed(values: Iterable[object], most: int = 10, between: str = ", ") -> str
     rest = len(texts) - most
     last = f"{' ' if between == ', ' else between}and {rest} more" if rest > 0 else ""
     return between.join(texts[:most]) + last
+
+
+def columns(lines: Sequence[Sequence[str]], num_texts: int = 1) -> list[str]:
+    """Lay out cells below each other: the first columns to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < num_texts else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def counted(number: int, noun: str) -> str:
+    """Write a number and what it counts: "no object", "1 object", "2 objects"."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def next_commands(*commands: Sequence[object]) -> str:
+    """Write the commands to run next, each a list of its words, ready to paste."""
+    return "\n".join(["Next:", *(f"  {shlex.join(map(str, words))}" for words in commands)])
+
+
+def in_percent(fraction: float) -> str:
+    """An AP or a recall as papers print it: "39.4", and "-" where it is undefined (-1)."""
+    return "-" if fraction < 0 else f"{100 * fraction:.1f}"
+
+
+def rounded(value: float) -> str:
+    """A number in three digits and without an exponent: "0.0123", "12.8", "18,000"."""
+    return f"{float(f'{value:.3g}'):,.15g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share, "12 %"; only nothing is 0 % and only the whole 100 %."""
+    share = 100 * part / whole
+    if 0 < share < 0.1:
+        return "below 0.1 %"
+    if 99.9 < share < 100:
+        return "above 99.9 %"
+    return f"{share:.{int(share < 10 or 99 < share) if 0 < share < 100 else 0}f} %"
 
 
 def printable(text: str, most: int = MAX_MESSAGE) -> str:

@@ -7,6 +7,7 @@ it: a server or notebook calls `prepare_process`, or leaves everything as it is.
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import sys
 
@@ -21,6 +22,14 @@ _MMAP_THRESHOLD = -3  # `M_MMAP_THRESHOLD` of glibc's malloc.h
 _TRIM_THRESHOLD = -1  # `M_TRIM_THRESHOLD` of glibc's malloc.h
 _LARGE = 2**20  # bytes; most activations are larger
 COMPILED = "/jax/core/compile/backend_compile_duration"  # how JAX names the event
+
+
+def version(package: str = "sparseinst_jax") -> str:
+    """Return the version of an installed package, `not installed` where it runs from a clone."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def prepare_process(*, for_training: bool = False) -> None:
@@ -123,6 +132,34 @@ def trim_after_compiling() -> None:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+def refuse_forked() -> None:
+    """Refuse to compute in a process that was forked after JAX had started: it would hang.
+
+    Raises:
+        ValueError: it was, while this module was imported.
+    """
+    if _forked:
+        raise ValueError(
+            f"process {os.getpid()} was forked from one in which JAX had started, and would hang: "
+            "JAX's threads do not survive a fork. Start processes by multiprocessing's \"spawn\" "
+            '(multiprocessing.get_context("spawn"), of PyTorch\'s loaders multiprocessing_context='
+            '"spawn"), or before anything is loaded, and load in each of them'
+        )
+
+
+_forked: list[bool] = []
+
+
+def _note_fork() -> None:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if getattr(bridge, "backends_are_initialized", lambda: False)():
+        _forked.append(True)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def _set_malloc(option: int, value: int, variable: str, tunable: str) -> None:

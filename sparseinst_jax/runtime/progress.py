@@ -11,6 +11,8 @@ from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
+from sparseinst_jax.runtime.messages import rounded
+
 SECONDS_BETWEEN_LINES = 10.0
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -68,10 +70,13 @@ class ImageProgress:
                 print(self.line(now - self._start), file=self.stream, flush=True)
 
     def line(self, seconds: float) -> str:
-        """Write the state after `seconds`: count, speed and time left."""
+        """Write the state after `seconds`: count, speed and time left, or in the end time taken."""
+        state = f"{self.what} {self.done}/{self.total} images"
         speed = self.done / max(seconds, 1e-9)
+        if self.done == self.total:
+            # Of a few images in no time at all a speed would say nothing.
+            took = f" in {rounded(seconds)} s, {rounded(speed)} images/s"
+            return state + took * (seconds >= 1)
         left = round((self.total - self.done) / max(speed, 1e-9))
-        return (
-            f"{self.what} {self.done}/{self.total} images, {speed:.2f} images/s, "
-            f"ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
-        )
+        eta = f"{left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return f"{state}, {rounded(speed)} images/s, ETA {eta}"

@@ -176,11 +176,6 @@ def forbidden_changes(stored: ConfigDict, wanted: ConfigDict) -> dict[str, tuple
     return {key: pair for key, pair in diff(stored, wanted).items() if key not in FREE_KEYS}
 
 
-def describe(config: ConfigDict) -> str:
-    """One `key = value` line per key, for printing the resolved configuration."""
-    return "\n".join(f"  {key} = {value!r}" for key, value in flatten(config).items())
-
-
 def default_workdir(source: str | Path) -> Path:
     """`runs/<name of the configuration>`: one run folder for each."""
     return Path("runs") / Path(source).stem

@@ -17,6 +17,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.val.tfds": "",
     "data.tfds_dir": "",
     "data.classes": (),
+    "data.exclude_classes": (),
     "data.class_map": (),
     "data.lsj_range": (0.1, 2.0),
     "data.copy_paste": 0.0,

@@ -37,7 +37,7 @@ def load_train(config: Any) -> CocoDataset:
     )
     dataset, faults = _index(data, data.train, selection, check_files=True)
     faults.raise_if_fatal()
-    return dataset if data.keep_empty else without_empty(dataset)
+    return dataset if data.keep_empty else without_empty(dataset, data.annotation_filter)
 
 
 def load_val(config: Any, *, with_images: bool = True, check_files: bool = False) -> CocoDataset:
@@ -98,7 +98,8 @@ def _index(
 
 
 def _selection(data: Any, **others: Any) -> DatasetSelection:
-    return DatasetSelection(data.classes, data.class_map, **others)
+    chosen = dict(classes=data.classes, class_map=data.class_map)
+    return DatasetSelection(**chosen, exclude_classes=data.exclude_classes, **others)
 
 
 def brief_check(config: Any, dataset: CocoDataset) -> list[str]:

@@ -25,7 +25,7 @@ def evaluate(
     overrides: Mapping[str, Any] | None = None,
     num_workers: int = 2,
 ) -> CocoMetrics | None:
-    """Score a model: COCO mask AP, overall and per class. Shows its progress as `eval.py` does.
+    """Score a model: COCO mask AP, overall and per class. Shows its progress.
 
     Args:
       model: a predictor, or what `load` takes: a run or a checkpoint, which all local devices then

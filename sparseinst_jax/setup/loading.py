@@ -11,12 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparseinst_jax.data.classes import choose_classes
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime.messages import printable
+from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
+
+NO_CHOICE = {"classes": (), "class_map": (), "exclude_classes": ()}  # of `config.data`
 
 
 def build_predictor(
@@ -25,7 +29,7 @@ def build_predictor(
     params: Tree,
     statistics: Tree,
     class_names: Sequence[str],
-    category_ids: Sequence[int],
+    category_ids: Sequence[int | None],
 ) -> Predictor:
     """Make a predictor from a network's pure function with the settings of a configuration."""
     options = dict(config.eval)
@@ -75,18 +79,45 @@ def load_run(
     """Load a predictor as `load` does; also returns its configuration and the step."""
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
+    refuse_forked()
     with Checkpoints(Path(path), read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
-    class_names = meta["class_names"]
+    class_names, category_ids = meta["class_names"], meta["category_ids"]
     with _named_faults(path):
         apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
     _refuse_other_network(fresh, (params, statistics), path)
     with _named_faults(path):
-        predictor = build_predictor(
-            config, apply, params, statistics, class_names, meta["category_ids"]
-        )
+        trained = meta["config"]["data"]
+        chosen = choose_known_classes(class_names, category_ids, config.data, trained)
+        predictor = build_predictor(config, apply, params, statistics, *chosen)
     return predictor, config, int(meta["step"])
+
+
+def choose_known_classes(
+    names: Sequence[str], ids: Sequence[int], data: Any, trained: Mapping[str, Any]
+) -> tuple[list[str], list[int | None]]:
+    """Merge, rename and choose the classes of a model that was trained with another choice.
+
+    Args:
+        names: of the model's K classes.
+        ids: their category ids.
+        data: `config.data`, which chooses.
+        trained: the same of the training; a choice that it made, too, is in the names already.
+
+    Returns:
+        K names and ids; an id is None for a class that is left out.
+    """
+    given = [(data[key], trained.get(key, ())) for key in NO_CHOICE]
+    chosen = [() if tuple(new) == tuple(old) else new for new, old in given]
+    if not any(chosen):
+        return list(names), list(ids)
+    known = dict(zip(ids, names, strict=True))
+    found = choose_classes(known, *chosen, all_known=False, path="the model")
+    name_of = dict(zip(found.category_ids, found.names, strict=True))
+    kept = [found.kept_id[i] for i in ids]
+    new_names = [n if i is None else name_of[i] for i, n in zip(kept, names, strict=True)]
+    return new_names, kept
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From a configuration to the parts of a training run: data, plan, model, step, evaluation."""
 
-import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from sparseinst_jax.data.records import fingerprint
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
-from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
@@ -85,7 +84,7 @@ def make_run(
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
             "category_ids": list(dataset.category_ids),
-            "code_version": _code_version(),
+            "code_version": process.version(),
             "data": {
                 title: fingerprint(each)
                 for title, each in {"train": dataset, "val": val_dataset}.items()
@@ -231,13 +230,14 @@ def make_evaluation(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
     predictor.use_devices(jax.local_devices())
+    truth = evaluator.truth_of(dataset)  # its faults are reported before the first step
 
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
         predictor.set_weights(params, statistics)
         workers = max(config.data.num_workers, 1)
         skips: list[Skip] | None = None if skipped is None else []
         _, metrics = evaluator.evaluate_dataset(
-            predictor, dataset, num_workers=workers, skips=skips
+            predictor, dataset, num_workers=workers, skips=skips, truth=truth
         )
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):
@@ -247,10 +247,3 @@ def make_evaluation(
         return json.loads(hosts.gather(json.dumps(scores).encode())[0])
 
     return evaluate
-
-
-def _code_version() -> str:
-    try:
-        return importlib.metadata.version("sparseinst_jax")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a clone

@@ -19,8 +19,10 @@ from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import write_json
+from sparseinst_jax.runtime.output import lost_output_noted
+from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
-from sparseinst_jax.setup.config import default_workdir, describe, load_config
+from sparseinst_jax.setup.config import default_workdir, diff, load_config
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
@@ -36,8 +38,8 @@ class TrainResult(NamedTuple):
     Attributes:
       workdir: run folder, for `load` and `evaluate`.
       step: steps that are done.
-      exit_code: 0 when finished or stopped early, 130 or 143 when stopped by SIGINT (Ctrl-C, the
-        stop button of a notebook) or SIGTERM after saving.
+      exit_code: 0 when finished or stopped early, 130, 143 or 129 when stopped by SIGINT (Ctrl-C,
+        the stop button of a notebook), SIGTERM or SIGHUP after saving.
     """
 
     workdir: Path
@@ -72,21 +74,24 @@ def train(
 
     Raises:
       FileNotFoundError: data or initial weights are missing.
+      FolderInUseError: another process trains in the folder.
       NonFiniteLossError: a loss or gradient became NaN or infinite.
       ValueError: the configuration cannot be trained, or differs from the run's.
     """
+    refuse_forked()
     if workdir is None:
         if not isinstance(config, str | Path):
             raise ValueError("expected a workdir: only a configuration with a name has a default")
         workdir = default_workdir(config)
-    config, workdir = load_config(config, overrides), Path(workdir)
+    name = Path(config).stem if isinstance(config, str | Path) else "given"
+    preset, workdir = load_config(config), Path(workdir).expanduser()
+    config = load_config(preset, overrides)
     is_first_host = jax.process_index() == 0
     print_line = functools.partial(print, flush=True) if is_first_host else lambda *_: None
     hosts.refuse_differences("configuration or workdir", f"{workdir} {config.to_json()}")
     refusals.refuse_values(config)
     config, lines = resolve_schedule(config, overrides or ())
-    print_line("\n".join([f"configuration of {workdir}:\n{describe(config)}", *lines]))
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir) as checkpoints, lost_output_noted(workdir):
         stored = checkpoints.read_meta() if checkpoints.steps else None
         for line in refusals.refuse_changes(stored, config, workdir):
             print_line(line)
@@ -102,10 +107,17 @@ def train(
             print_line(line)
         if is_first_host:
             write_json(workdir / "config.json", config.to_dict(), indent=2)
+        print_line(f"configuration {name}, the whole of it in {workdir / 'config.json'}")
+        for key, (before, now) in diff(preset, config).items():
+            print_line(f"  {key} = {now!r} ({name}: {before!r})")
+        for line in lines:
+            print_line(line)
         state = run.first_state
         if stored is not None:
             state, _ = checkpoints.restore_state(state)
             print_line(f"continuing after step {int(state.step)} of {config.train.num_steps}")
+        elif (workdir / _METRICS_FILE).exists():
+            print_line(f"no checkpoint yet in {workdir}: starting at step 1")
         done = int(state.step)  # an unreadable checkpoint is passed over
         try:
             with (
@@ -197,12 +209,21 @@ def _open_trainer(
             # mappings each, of the 65,530 that Linux allows. After them XLA ends the process.
             jax.clear_caches()
             for writer in writers:
-                writer.close()
+                with _only_warned("the metrics may lack their end"):
+                    writer.close()
             if is_first_host:
-                try:
+                with _only_warned("no curves.png"):
                     charts.save(charts.training_curves(_rows(workdir)), workdir / "curves.png")
-                except OSError as error:  # what ended the run, such as a full disk, is to be told
-                    print(f"WARNING: no curves.png: {error.strerror}", flush=True)
+
+
+@contextlib.contextmanager
+def _only_warned(what: str) -> Iterator[None]:
+    """Turn an error into a warning: what ended the run, such as a full disk, is to be shown."""
+    try:
+        yield
+    except Exception as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+        print(f"WARNING: {what}: {reason}", flush=True)
 
 
 def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.RowWriter]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping
 
+from sparseinst_jax.runtime.messages import in_percent
+
 
 class EarlyStopping:
     """Counts the evaluations since the best one.
@@ -36,7 +38,7 @@ class EarlyStopping:
         """Explain why the run stops after `step`, and how to use it."""
         return (
             f"stopped early after step {step}: no better AP in the last {self.waited} evaluations."
-            f" The best checkpoint is of step {best_step}, AP {self.best:.4f}: add --step best to"
-            " eval.py or predict.py to use it. To train on, raise --config.train.early_stopping"
-            " or set it to 0."
+            f" The best checkpoint is of step {best_step}, AP {in_percent(self.best)} %:"
+            " add --step best to `sparseinst eval` or `predict` to use it. To train on, raise"
+            " --config.train.early_stopping or set it to 0."
         )

@@ -1,18 +1,28 @@
 """Report progress of training: a live line, a CSV file and, if wanted, TensorBoard."""
 
+import collections
+import contextlib
 import csv
 import os
 import resource
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 import jax
+import numpy as np
+
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.runtime.files import written_whole
+from sparseinst_jax.runtime.messages import rounded
 
 Row = Mapping[str, float | int]
 _REDRAW_SECONDS = 0.1
+_SECONDS_WITHOUT_A_WORD = 5.0  # off a terminal: a step taken from the compilation cache takes two
+_STEPS_FOR_SPEED = 100  # the newest steps, for the speed shown and the time left
 
 
 class RowWriter(Protocol):
@@ -61,12 +71,10 @@ class MetricsFile:
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
         """Replace the file at once, so that a crash leaves the old or the new one."""
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
+        with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = self._writer(file)
             writer.writeheader()
             writer.writerows(_as_text(rows))
-        os.replace(temporary, self._path)
 
 
 class TensorBoard:
@@ -102,6 +110,9 @@ class TensorBoard:
 class Progress:
     """One live line on a terminal, a line every `log_every` steps elsewhere.
 
+    A step that has to be compiled counts neither for the speed nor for the time left: it takes
+    minutes where the others take a fraction of a second.
+
     Args:
       num_steps: the last step.
       steps_per_epoch: for the epoch shown.
@@ -123,87 +134,143 @@ class Progress:
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         self._batch_size = batch_size
         self._step = first_step
-        self._losses: Row = {}
-        self._drawn_at = 0.0
+        self._shapes: set[Any] = set()  # that are compiled
+        self._last = self._drawn_at = time.monotonic()  # the end of the step before
+        self._recent: collections.deque[float] = collections.deque(maxlen=_STEPS_FOR_SPEED)
+        self._rows: list[Row] = []  # since the last report
+        self._shown: dict[str, str] = {}  # of the last report: losses, learning rate
         self._line_open = False
         self._open_window()
 
     def _open_window(self) -> None:
-        self._window_start, self._window_step = time.monotonic(), self._step
-        self._waited = self._paused = 0.0
+        self._seconds, self._waited, self._counted = 0.0, 0.0, 0
 
-    def stepped(self, step: int, waited: float) -> None:
-        """Count a step; `waited` is the time in seconds that it waited for its batch."""
-        self._step = step
-        self._waited += waited
-        now = time.monotonic()
+    @contextlib.contextmanager
+    def stepping(self, batch: Batch, waited: float) -> Iterator[None]:
+        """Count the step that is done inside; show that it is compiled if its shape is new.
+
+        Args:
+          batch: of the step.
+          waited: the time in seconds that the step waited for it.
+        """
+        shapes = tuple(np.shape(part) for part in batch if part is not None)
+        is_new = shapes not in self._shapes
+        self._shapes.add(shapes)
+        with self._compiling(*batch.images.shape[1:3]) if is_new else contextlib.nullcontext():
+            yield
+        now, seconds = time.monotonic(), time.monotonic() - self._last
+        self._step, self._last = self._step + 1, now
+        if not is_new:
+            self._recent.append(seconds)
+            self._seconds, self._waited = self._seconds + seconds, self._waited + waited
+            self._counted += 1
         if self._is_live and now - self._drawn_at > _REDRAW_SECONDS:
             self._drawn_at = now
-            self._draw()
+            self._draw(self._parts())
+
+    @contextlib.contextmanager
+    def _compiling(self, height: int, width: int) -> Iterator[None]:
+        """Show the seconds of a step that is compiled; off a terminal, where they are many."""
+        started, done = time.monotonic(), threading.Event()
+        parts = [
+            f"step {self._step + 1}/{self._num_steps}",
+            f"compiling for images of {height} x {width}",
+        ]
+
+        def show() -> None:
+            if not self._is_live and not done.wait(_SECONDS_WITHOUT_A_WORD):
+                self.print_line("  ".join(parts))
+            while self._is_live and not done.wait(_REDRAW_SECONDS):
+                self._draw([*parts, format_seconds(time.monotonic() - started)])
+
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        seconds = time.monotonic() - started
+        if not self._is_live and seconds > _SECONDS_WITHOUT_A_WORD:
+            self.print_line(f"compiled in {format_seconds(seconds)}")
 
     def paused(self, seconds: float) -> None:
         """Take time that was not training (an evaluation) out of the rates."""
-        self._paused += seconds
+        self._last += seconds
 
     def rates(self) -> dict[str, float]:
-        """Rates since the last report: images_per_second, data_wait (share of 1), memory_gib."""
-        seconds = max(time.monotonic() - self._window_start - self._paused, 1e-9)
-        images = (self._step - self._window_step) * self._batch_size
+        """Rates since the last report: images_per_second, data_wait (share of 1), memory_gib.
+
+        Steps that were compiled are left out; without others there is the memory alone.
+        """
+        if not self._counted:
+            return {"memory_gib": memory_gib()}
+        seconds = max(self._seconds, 1e-9)
         return {
-            "images_per_second": images / seconds,
+            "images_per_second": self._counted * self._batch_size / seconds,
             "data_wait": min(self._waited / seconds, 1.0),
             "memory_gib": memory_gib(),
         }
 
-    def report(self, row: Row) -> None:
-        """Show a row of metrics and start the next window of rates."""
-        self._losses = row
+    def add(self, rows: Sequence[Row]) -> None:
+        """Take rows of metrics, for the means of the next report."""
+        self._rows += rows
+
+    def report(self) -> None:
+        """Show the means of the losses since the last report, and start the next window."""
+        for name in dict.fromkeys(name for row in self._rows for name in row):
+            values = [row[name] for row in self._rows if name in row]
+            if name.startswith("loss/"):
+                self._shown[name.removeprefix("loss/")] = f"{sum(values) / len(values):.3f}"
+            elif name == "learning_rate":
+                self._shown["lr"] = f"{values[-1]:.3g}"
         if self._is_live:
-            self._draw()
+            self._draw(self._parts())
         else:
-            print(self._line(), file=self._stream, flush=True)
+            self._write("  ".join(self._parts()) + "\n")
+        self._rows = []
         self._open_window()
 
     def print_line(self, text: str) -> None:
         """Print a message on a line of its own."""
         self.close()
-        print(text, file=self._stream, flush=True)
+        self._write(f"{text}\n")
 
     def close(self) -> None:
         """End the live line, so that what others print starts on a line of its own."""
         if self._line_open:
-            print(file=self._stream, flush=True)
+            self._write("\n")
             self._line_open = False
 
-    def _draw(self) -> None:
-        # The live line is cut to the terminal: one that wraps could not be drawn over.
-        width = _terminal_width(self._stream)
-        self._stream.write("\r" + self._line()[: width - 1].ljust(width - 1))
-        self._stream.flush()
+    def _draw(self, parts: Sequence[str]) -> None:
+        """Draw the parts that fit the terminal: a line that wraps could not be drawn over."""
+        width, line = _terminal_width(self._stream) - 1, parts[0]
+        for part in parts[1:]:
+            if len(line) + 2 + len(part) > width:
+                break
+            line += f"  {part}"
+        self._write("\r" + line[:width].ljust(width))
         self._line_open = True
 
-    def _line(self) -> str:
-        rates = self.rates()
-        row = {**rates, **self._losses} if not self._is_live else {**self._losses, **rates}
-        parts = [
-            f"step {self._step}/{self._num_steps}",
-            f"epoch {self._step / self._steps_per_epoch:.1f}",
-        ]
-        names = [name for name in row if name.startswith("loss/")]
-        parts += [f"{name.removeprefix('loss/')} {row[name]:.4f}" for name in names]
-        if "learning_rate" in row:
-            parts.append(f"lr {row['learning_rate']:.3g}")
-        parts += [
-            f"{row['images_per_second']:.1f} images/s",
-            f"data wait {row['data_wait']:.0%}",
-            f"{row['memory_gib']:.1f} GiB",
-            f"ETA {format_seconds(self._remaining(row['images_per_second']))}",
-        ]
-        return "  ".join(parts)
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()
 
-    def _remaining(self, images_per_second: float) -> float:
-        images = (self._num_steps - self._step) * self._batch_size
-        return images / images_per_second if images_per_second > 0 else float("inf")
+    def _parts(self) -> list[str]:
+        """What is shown, the most important first."""
+        parts = [f"step {self._step}/{self._num_steps}"]
+        if self._recent:
+            seconds = max(sum(self._recent) / len(self._recent), 1e-9)
+            parts += [
+                f"ETA {format_seconds((self._num_steps - self._step) * seconds)}",
+                f"{rounded(self._batch_size / seconds)} images/s",
+            ]
+        parts += [f"{name} {text}" for name, text in self._shown.items()]
+        rates = self.rates()
+        if "data_wait" in rates:
+            parts.append(f"data wait {rates['data_wait']:.0%}")
+        epoch = self._step / self._steps_per_epoch
+        return [*parts, f"epoch {epoch:.1f}", f"{rates['memory_gib']:.1f} GiB"]
 
 
 def read_metrics(path: Path) -> list[dict[str, float | int]]:
@@ -237,9 +304,7 @@ def memory_gib() -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """`1:02:03` or `2:03`; `?` where unknown."""
-    if seconds == float("inf"):
-        return "?"
+    """Write `1:02:03` or `2:03`."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

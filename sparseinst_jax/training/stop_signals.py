@@ -10,13 +10,16 @@ from types import FrameType
 from typing import Any
 
 # Exit codes of a run that was asked to stop, as a shell reports a process ended by the signal.
-EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_CODES = {signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGTERM: 143}
 # `timeout` and some job systems send a signal to the process and to its group: that is one.
 _SAME_SECONDS = 0.5
 
 
 class StopSignals:
-    """Records the first SIGINT or SIGTERM instead of dying; a second one stops the process at once.
+    """Records the first stop signal instead of dying; a second one stops the process at once.
+
+    SIGHUP (the terminal was closed) is one, unless it is ignored, as under `nohup`; as the second
+    it does not count, because a shell repeats what the system has sent.
 
     A thread sees the second one, because the main thread may be in the middle of something
     compiled or of a save, where it runs no Python for a long time.
@@ -37,6 +40,8 @@ class StopSignals:
         self._fd_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals").start()
         for number in EXIT_CODES:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -62,6 +67,8 @@ def _watch(reading: int) -> None:
         if number not in EXIT_CODES:
             continue
         first = first or time.monotonic()
+        if number == signal.SIGHUP:
+            continue
         if time.monotonic() - first > _SAME_SECONDS:
             name = signal.Signals(number).name
             _write(f"stopped at once by a second {name}; the same command continues")

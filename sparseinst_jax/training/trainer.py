@@ -11,19 +11,25 @@ import jax
 import numpy as np
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.checkpoints.store import Checkpoints, SaveError
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.messages import in_percent
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
 from sparseinst_jax.training.step import STOP, TrainStep
 from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
+SAVE_SECONDS = 180.0  # without a save; then one is due whatever the intervals say
+
 
 @dataclass(frozen=True)
 class Intervals:
-    """When things happen, in steps; 0 is never (the last step is always logged and saved)."""
+    """When things happen, in steps; 0 is never (the last step is always logged and saved).
+
+    A save is also due three minutes after the last one, and before the first evaluation.
+    """
 
     num_steps: int
     log_every: int
@@ -42,6 +48,12 @@ class _Pending:
     steps: list[int] = field(default_factory=list)
     metrics: list[Mapping[str, Any]] = field(default_factory=list)
     image_ids: list[Sequence[int]] = field(default_factory=list)
+
+    def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
+        """Note a step."""
+        self.steps.append(step)
+        self.metrics.append(metrics)
+        self.image_ids.append(np.asarray(batch.image_id).tolist())
 
 
 class Trainer:
@@ -96,16 +108,17 @@ class Trainer:
           batches: this host's batches, the first one for step `state.step`.
 
         Returns:
-          The exit code: 0 when the last step is done or there is no progress any more, 130 or 143
-          after SIGINT or SIGTERM (the state is saved first; see `StopSignals` for a second one).
+          The exit code: 0 when the last step is done or there is no progress any more, one of
+          `EXIT_CODES` after a signal (the state is saved first; see `StopSignals`).
 
         Raises:
           ValueError: an image cannot be read, or (SaveError) a checkpoint not be written.
           NonFiniteLossError: see `_collect`.
         """
         first = done = int(state.step)
-        # On several hosts a signal to one of them stops all after the same step: each sends its
-        # flag with its step, and reads the flags of the step before, which is finished.
+        self._saved_step, self._saved_at = first, time.monotonic()
+        # On several hosts a signal to one stops all after the same step, and a save by time is due
+        # on all: each sends its flag with its step, and reads those of the step before.
         before = agreed = 0
         placed = self._step.place(state)
         with StopSignals() as stop, closing(self._progress):
@@ -114,31 +127,29 @@ class Trainer:
                 try:
                     hosts.report(f"waiting for the images of step {done + 1}")
                     batch = next(batches)
-                except Exception:
+                except Exception as error:
                     # An image cannot be read, or a signal went to the whole group and ended the
                     # processes that read images: the steps done are not lost. One of several
                     # hosts cannot save: the others are in their next step, and are asked to stop.
                     if done == first or self._num_hosts > 1:
                         raise
-                    if done != self._checkpoints.latest_step:
-                        self._after(done, placed, stopping=True)
+                    self._save_after(error, done, placed)
                     if stop.received is not None:
                         return self._stopped(done, stop.received)
                     self._print_stopped(done, "an error")
                     raise
                 waited = time.monotonic() - started
                 hosts.report(f"training, step {done + 1}")
-                placed, metrics = self._step(placed, batch, int(stop.received or 0))
-                if self._must_block:
-                    jax.block_until_ready((placed, metrics))
+                with self._progress.stepping(batch, waited):
+                    placed, metrics = self._step(placed, batch, self._flag(stop.received))
+                    if self._must_block:
+                        jax.block_until_ready((placed, metrics))
                 done += 1
                 before, agreed = agreed, metrics.pop(STOP, 0)
-                self._pending.steps.append(done)
-                self._pending.metrics.append(metrics)
-                self._pending.image_ids.append(np.asarray(batch.image_id).tolist())
-                self._progress.stepped(done, waited)
-                received = stop.received if self._num_hosts == 1 else _signal(before)
-                self._after(done, placed, received is not None)
+                self._pending.add(done, metrics, batch)
+                flag = self._flag(stop.received) if self._num_hosts == 1 else int(_to_float(before))
+                received = signal.Signals(flag >> 1) if flag > 1 else None
+                self._after(done, placed, received is not None, is_late=bool(flag & 1))
                 if received is not None and done < self._intervals.num_steps:
                     return self._stopped(done, received)
                 if self._early_stopping.is_over and done < self._intervals.num_steps:
@@ -149,11 +160,28 @@ class Trainer:
         self._checkpoints.wait()
         return 0
 
-    def _after(self, done: int, placed: TrainState, stopping: bool) -> None:
-        """Log, evaluate and save what is due after a step."""
+    def _save_after(self, error: Exception, done: int, placed: TrainState) -> None:
+        """Save the steps done before an error; if that fails too, the first error is raised."""
+        try:
+            if done != self._checkpoints.latest_step:
+                self._after(done, placed, stopping=True)
+            self._checkpoints.wait()
+        except SaveError as lost:
+            self._progress.print_line(f"WARNING: {lost}")
+            raise error from None
+
+    def _flag(self, received: signal.Signals | None) -> int:
+        """A host's wishes as one number, of which the largest counts: a signal, or a save."""
+        return 2 * (received or 0) + (time.monotonic() - self._saved_at > SAVE_SECONDS)
+
+    def _after(self, done: int, placed: TrainState, stopping: bool, is_late: bool = False) -> None:
+        """Log, evaluate and save what is due after a step; if `is_late`, a save is."""
         every, is_last = self._intervals, done == self._intervals.num_steps
         wants_eval = every.is_due(every.eval_every, done) and (is_last or not stopping)
         wants_save = is_last or stopping or wants_eval or every.is_due(every.checkpoint_every, done)
+        # The flags of several hosts lag: those sent before a save are still to come.
+        wants_save |= is_late and done > self._saved_step + 2
+        wants_save |= self._saved_step == 0 and every.is_due(every.eval_every, done + 1)
         wants_log = is_last or every.is_due(every.log_every, done)
         if not (wants_log or wants_save):
             return
@@ -161,8 +189,7 @@ class Trainer:
         rows = self._collect()
         if rows:
             rows[-1].update(self._progress.rates())
-        if rows and wants_log:
-            self._progress.report(rows[-1])
+            self._progress.add(rows)
         state = self._step.fetch(placed) if wants_save else None
         scores, fault = None, None
         if wants_eval and state is not None:
@@ -180,7 +207,10 @@ class Trainer:
         if state is not None:
             started = time.monotonic()
             self._checkpoints.save(state, self._meta, scores)
+            self._saved_step, self._saved_at = done, time.monotonic()
             self._progress.paused(time.monotonic() - started)
+        if rows and wants_log:
+            self._progress.report()
         if fault is not None:
             self._print_stopped(done, "an error in the evaluation")
             raise fault
@@ -247,7 +277,7 @@ class Trainer:
         scores = dict(self._evaluate(*state.to_use))
         seconds = time.monotonic() - started
         self._progress.paused(seconds)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        shown = "  ".join(f"{name} {in_percent(value)} %" for name, value in scores.items())
         self._progress.print_line(f"step {done}: {shown}  ({seconds:.0f} s)")
         return scores
 
@@ -261,12 +291,6 @@ class Trainer:
             f"stopped by {reason} after step {done}; saved in"
             f" {self._checkpoints.directory / str(done)}. The same command continues."
         )
-
-
-def _signal(flag: Any) -> signal.Signals | None:
-    """Read the signal that a host was sent, from the metrics."""
-    number = int(_to_float(flag))
-    return signal.Signals(number) if number else None
 
 
 def _to_float(value: Any) -> float:

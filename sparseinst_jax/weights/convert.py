@@ -33,6 +33,10 @@ from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError, short
 Shapes = Mapping[str, tuple[int, ...]]
 _BACKBONE = "backbone."
 _OURS = ("params/", "statistics/")
+_CURE_OF_NUMBERS = (
+    "They are quantised, too large, or the bits of another type: save them as float32, float16 or "
+    "bfloat16 where they were made."
+)
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -90,24 +94,26 @@ def original_to_ours(
       New `(params, statistics)` of NumPy arrays with the dtypes of the trees given.
 
     Raises:
-      ValueError: if names are left over on either side or shapes differ; counts them all and names
-        the first.
+      ValueError: if names are left over on either side or shapes differ (counts them all), or if
+        numbers are not floating-point or too large.
     """
     expected = {**_flat(params), **_flat(statistics)}
     places = {place.name: place for place in _places(expected, names)}
     ignored = (*names.ignored, *ecosystems.IGNORED)
     given = {name: x for name, x in state_dict.items() if not reason_to_ignore(ignored, name)}
     found: dict[str, np.ndarray] = {}
-    misshapen = []
+    misshapen, uncastable = [], []
     for name, place in places.items():
         if name not in given:
             continue
-        array = np.asarray(given[name])
-        if array.shape == place.shape:
-            array = array.transpose(np.argsort(place.axes))
-            found[place.path] = np.ascontiguousarray(array, dtype=expected[place.path].dtype)
-        else:
+        array, dtype = np.asarray(given[name]), expected[place.path].dtype
+        if array.shape != place.shape:
             misshapen.append(f"{name} {array.shape} instead of {place.shape}")
+        elif fault := _cast_fault(array, dtype):
+            uncastable.append(f"{name} {fault}")
+        else:
+            array = array.transpose(np.argsort(place.axes))
+            found[place.path] = np.ascontiguousarray(array, dtype=dtype)
     kinds = (
         ("in the file but not in the model", [name for name in given if name not in places]),
         (
@@ -116,13 +122,29 @@ def original_to_ours(
         ),
         ("of another shape", misshapen),
     )
-    faults = [f"{len(rows)} {what}: {listed(rows, 8)}" for what, rows in kinds if rows]
+    faults = [f"{len(rows)} {what}: {listed(rows, 8)}\n  " for what, rows in kinds if rows]
     if faults:
         raise ValueError(
-            f"{source} does not fit the model:\n  " + "\n  ".join(faults) + "\nUse the config that "
-            f"the weights were trained with ({names.options}, backbone, number of classes)."
+            f"{source} does not fit the model:\n  {''.join(faults)[:-2]}Use the config that the "
+            f"weights were trained with ({names.options}, backbone, number of classes)."
+        )
+    if uncastable:
+        raise WeightsFileError(
+            f"{source} has no floating-point weights in {len(uncastable)} of its arrays: "
+            f"{listed(uncastable, 8)}. {_CURE_OF_NUMBERS}"
         )
     return _filled(params, found), _filled(statistics, found)
+
+
+def _cast_fault(array: np.ndarray, dtype: np.dtype) -> str | None:
+    """Why an array's numbers would not be the same in another dtype, up to rounding."""
+    if array.dtype.kind != np.dtype(dtype).kind:
+        return f"({array.dtype}, expected {dtype})"
+    if array.dtype.itemsize > np.dtype(dtype).itemsize:
+        most = np.finfo(dtype).max if array.dtype.kind == "f" else np.iinfo(dtype).max
+        if (np.abs(array[np.isfinite(array)]) > most).any():
+            return f"({array.dtype} above {most:.3g}, the largest {dtype})"
+    return None
 
 
 def ours_to_original(params: Tree, statistics: Tree, names: WeightNames) -> dict[str, np.ndarray]:

@@ -12,7 +12,11 @@ from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.convert import original_to_ours, ours_to_original, rename_to_original
-from sparseinst_jax.weights.network_files import by_reason, part_table
+from sparseinst_jax.weights.network_files import (
+    by_reason,
+    count_classes,
+    part_table,
+)
 from sparseinst_jax.weights.reading import read_weights_file
 
 _BACKBONE = "backbone."
@@ -124,7 +128,9 @@ def _read(path: Path, names: WeightNames) -> _GivenWeights:
     file = read_weights_file(path)
     found = rename_to_original(file.arrays, names)
     remarks = (f"{file.kind}, {found.ecosystem}: {found.evidence}", *file.notes)
-    return _GivenWeights(str(path), found.arrays, None, found.file_names, found.ignored, remarks)
+    named, count = file.classes, count_classes(found.arrays, names)
+    classes = tuple(named.names) if named and len(named.names) == count else None
+    return _GivenWeights(str(path), found.arrays, classes, found.file_names, found.ignored, remarks)
 
 
 def _reason_to_stay_fresh(

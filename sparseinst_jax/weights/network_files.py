@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.files import written_whole
+from sparseinst_jax.runtime.messages import columns, listed
 from sparseinst_jax.weights.convert import (
     RenamedWeights,
     Shapes,
@@ -24,6 +23,8 @@ from sparseinst_jax.weights.convert import (
     rename_to_original,
 )
 from sparseinst_jax.weights.reading import WeightsFile, read_weights_file
+from sparseinst_jax.weights.reading.stored_arrays import WeightsFileError
+from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 _CLASS_HEAD = "class head"  # the layer that depends on the classes: a row of its own
 _OTHER = "other"
@@ -37,6 +38,7 @@ class ConvertedWeights(NamedTuple):
       params: nested dict of NumPy arrays.
       statistics: nested dict of NumPy arrays.
       num_classes: that the file was trained with.
+      classes: that the file names; None where it does not.
       facts: where they come from, to be stored with them.
       lines: what was read, loaded and ignored, for people.
     """
@@ -44,6 +46,7 @@ class ConvertedWeights(NamedTuple):
     params: Tree
     statistics: Tree
     num_classes: int
+    classes: FileClasses | None
     facts: dict[str, str]
     lines: list[str]
 
@@ -52,6 +55,25 @@ def count_classes(arrays: Mapping[str, Any], names: WeightNames) -> int | None:
     """The number of classes that a state dict under the original's names was trained with."""
     shape = np.shape(arrays.get(f"{names.class_layers[0]}.bias", 0))
     return shape[0] - names.has_no_object if len(shape) == 1 else None
+
+
+def classes_that_fit(
+    named: FileClasses | None, num_classes: int | None, path: str | Path
+) -> FileClasses | None:
+    """The classes that a file names; None where it names none.
+
+    Raises:
+      ValueError: if its network finds another number of classes.
+    """
+    if named is None or num_classes in (None, len(named.names)):
+        return named
+    if len(named.names) == 1:
+        return None  # some text under the name, no list
+    raise ValueError(
+        f"{path} finds {num_classes} classes and names {len(named.names)} (under {named.place}: "
+        f"{listed(named.names, _MOST_NAMES)}): give the right names by sparseinst convert "
+        "--classes FILE.json."
+    )
 
 
 def convert_file(
@@ -84,6 +106,8 @@ def convert_file(
     own = make_trees(num_classes)
     try:
         params, statistics = original_to_ours(found.arrays, *own, names, source=str(path))
+    except WeightsFileError:
+        raise  # the network is the right one
     except ValueError as error:
         advice = suggest(found.arrays, num_classes) if suggest else ""
         message = f"{error}\n{found.ecosystem}: {found.evidence}\n{advice}"
@@ -91,13 +115,13 @@ def convert_file(
     facts = {"file": str(path), "kind": file.kind, "sha256": file.sha256}
     lines = _report(path, file, found, original_shapes(*own, names), names)
     facts["ecosystem"] = found.ecosystem
-    return ConvertedWeights(params, statistics, num_classes, facts, lines)
+    return ConvertedWeights(params, statistics, num_classes, file.classes, facts, lines)
 
 
 def _report(
     path: str | Path, file: WeightsFile, found: RenamedWeights, own: Shapes, names: WeightNames
 ) -> list[str]:
-    columns = {
+    arrays = {
         "loaded": {name: np.broadcast_to(np.float32(0), shape) for name, shape in own.items()},
         "ignored": {name: file.arrays[name] for name in found.ignored},
     }
@@ -105,7 +129,7 @@ def _report(
         f"weights of {path} ({file.kind}, sha256 {file.sha256}):",
         f"  names of {found.ecosystem}: {found.evidence}",
         *(f"  {note}" for note in file.notes),
-        *part_table(columns, own, names),
+        *part_table(arrays, own, names),
         *by_reason("ignored", found.ignored),
     ]
 
@@ -114,7 +138,7 @@ def _no_whole_network(path: str | Path, found: RenamedWeights, names: WeightName
     if found.is_backbone:
         return (
             f"{path} holds a backbone alone ({found.ecosystem}: {found.evidence}), not a whole "
-            f"network: start training from it with train.py --init-from {path}."
+            f"network: start training from it with sparseinst train --init-from {path}."
         )
     return (
         f"{path} has no {names.class_layers[0]}.bias, so it is no {names.title} network: "
@@ -162,12 +186,12 @@ def part_of(name: str, names: WeightNames) -> str:
 
 
 def part_table(
-    columns: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
+    arrays: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
 ) -> list[str]:
     """Count arrays and their numbers for each part of the model.
 
     Args:
-      columns: heading -> original name -> array.
+      arrays: heading -> original name -> array.
       own: original names of the model's arrays, whose parts come first.
       names: of the model family.
 
@@ -176,19 +200,17 @@ def part_table(
     """
     own_parts = dict.fromkeys(part_of(name, names) for name in own)
     own_parts = sorted(own_parts, key=lambda part: part == _CLASS_HEAD)
-    named = (part_of(name, names) for column in columns.values() for name in column)
+    named = (part_of(name, names) for column in arrays.values() for name in column)
     strange = dict.fromkeys(part for part in named if part not in own_parts)
-    rows = [["part", *columns]]
+    rows = [["part", *arrays]]
     for part in (*own_parts, *strange):
         sizes = [
             [np.size(array) for name, array in column.items() if part_of(name, names) == part]
-            for column in columns.values()
+            for column in arrays.values()
         ]
         rows.append([part, *(f"{len(s)} ({sum(s):,})" if s else "-" for s in sizes)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
-    lines = [f"  {'  '.join(row).rstrip()}" for row in padded]
-    return [f"{lines[0]}   in arrays (and numbers)", *lines[1:]]
+    first, *lines = (f"  {line}" for line in columns(rows, len(rows[0])))
+    return [f"{first}   in arrays (and numbers)", *lines]
 
 
 def by_reason(what: str, reasons: Mapping[str, str]) -> list[str]:
@@ -213,14 +235,12 @@ def write_arrays(
     plain = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     texts = {key: json.dumps(value) for key, value in (facts or {}).items()}
 
-    def write(temporary: Path) -> None:
+    with written_whole(output) as temporary:
         if output.suffix == ".npz":
             with temporary.open("wb") as file:
                 np.savez(file, **plain)  # type: ignore[arg-type]
         else:
             save_file(plain, temporary, metadata=texts)
-
-    _write_whole(output, write)
 
 
 def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[str, Any]) -> None:
@@ -240,22 +260,5 @@ def write_weights(output: Path, params: Tree, statistics: Tree, meta: Mapping[st
         return write_arrays(output, arrays, meta)
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
-    def write(temporary: Path) -> None:
-        with Checkpoints(temporary) as checkpoints:
-            checkpoints.save(TrainState(np.int32(0), params, statistics, None), meta)
-
-    _write_whole(output, write)
-
-
-def _write_whole(output: Path, write: Callable[[Path], None]) -> None:
-    """Write under a temporary name beside the output, then rename."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.rename(temporary, output)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+    with written_whole(output) as temporary, Checkpoints(temporary) as checkpoints:
+        checkpoints.save(TrainState(np.int32(0), params, statistics, None), meta)

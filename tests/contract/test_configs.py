@@ -264,7 +264,7 @@ PADDLE_STEPS = 117_266 // 64  # of an epoch, the last incomplete batch left out
 RECIPES = {
     "SparseInst": ("detectron2", "detectron2", 0, 1000, 270_000),
     "PaddleDetection": ("paddledetection", "paddledetection", 2, 1000, 150 * PADDLE_STEPS),
-    "mmdetection": ("detectron2", "mmdetection", 1, 0, 270_000),
+    "mmdetection": ("mmdetection", "mmdetection", 1, 0, 270_000),
     "FastInst": ("detectron2", "detectron2", 0, 0, 368_750),
 }
 

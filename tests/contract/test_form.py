@@ -13,11 +13,13 @@ ROOT = Path(__file__).parents[2]
 FILE_LINES, FUNCTION_LINES = 400, 60
 # Size is a smell, not a law: what is longer says here why.
 LONG: dict[str, str] = {
+    "sparseinst_jax/data/images.py": "which files may be opened stands where they are opened",
     "sparseinst_jax/checkpoints/store.py": "the one module that knows Orbax",
     "sparseinst_jax/weights/reading/pickles.py": "one interpreter, to be trusted as a whole",
     "sparseinst_jax/data/_index/reader.py": "every rule of a COCO json, in the order of reading",
     "sparseinst_jax/data/records.py": "a data set: its objects, images, columns seen as records",
     "sparseinst_jax/models/fastinst/model.py": "the network, to be read beside the paper",
+    "sparseinst_jax/drawing/pictures.py:draw_instances": "all that is drawn of an object, in order",
     "sparseinst_jax/evaluation/evaluator.py:_predict_batches": "threads, and what passes between",
     "sparseinst_jax/setup/train.py:train": "a run in order: what is refused, said, made and left",
 }

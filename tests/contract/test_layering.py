@@ -16,7 +16,7 @@ PACKAGE = "sparseinst_jax"
 
 # From the top: a module may import from rows below its own, and from its own subpackage.
 LAYERS = (
-    ("train", "eval", "predict"),
+    ("train", "eval", "predict", "__main__"),
     ("cli",),
     ("__init__",),
     ("setup",),

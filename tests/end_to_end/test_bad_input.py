@@ -213,14 +213,35 @@ CASES = {
         ("annotations with objects to score against", "crowd.json"),
     ),
     "unreadable sources in prediction": Case(
-        "predict --workdir={w}/run {w}/text.png {w}/nowhere.png {w}/jpg --output={out}",
+        "predict --workdir={w}/run {w}/text.png {w}/jpg --output={out}",
         (
             "failed: image {w}/text.png cannot be read",
-            "failed: image {w}/nowhere.png does not exist",
             "failed: image {w}/jpg/{last}.jpg cannot be read",
         ),
         made=("predictions.json", "{first}.png"),
         is_first=False,
+    ),
+    "missing sources in prediction": Case(
+        "predict --workdir={w}/run {w}/jpg {w}/nowhere.png {w}/*.heif --output={out}",
+        (
+            "2 of the images do not exist, so nothing was predicted",
+            "{w}/nowhere.png",
+            "{w}/*.heif (no file matches)",
+        ),
+    ),
+    "an address in prediction": Case(
+        "predict --workdir={w}/run https://example.org/a.jpg --output={out}",
+        ("'https://example.org/a.jpg' is an address, not a file, and nothing is downloaded",),
+    ),
+    "a threshold in percent": Case(
+        "predict --workdir={w}/run {w}/jpg --output={out} --score-threshold=30",
+        ("--score-threshold: a score threshold must be 0 to 1, got 30: 30 percent is 0.3",),
+    ),
+    "a threshold in percent in evaluation": Case(
+        EVAL + "--score-threshold=30", ("must be 0 to 1, got 30: 30 percent is 0.3",)
+    ),
+    "a stored threshold in percent": Case(
+        EVAL + "--config.eval.score_threshold=30", ("eval.score_threshold must be 0 to 1, got 30",)
     ),
     "no image to predict": Case(
         "predict --workdir={w}/run {w}/run --output={out}",

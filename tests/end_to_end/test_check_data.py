@@ -102,7 +102,12 @@ def test_good_data_pass_and_are_counted(folder, capsys):
         "training can start; 0 warning(s)",
     ):
         assert line in out.splitlines()
-    assert "checked 4/4 images" in err and "ETA" in err
+    assert "checked 4/4 images" in err
+    assert out.splitlines()[-2:] == [
+        "Next:",
+        "  sparseinst train --config=finetune --config.data.train.annotations=train.json "
+        "--config.data.train.images=photos --config.train.eval_every=0",
+    ]
     sheet = Image.open(folder / "runs/check/train" / data_page.SHEET)
     assert sheet.width == 4 * 480 + 3 * 6
     page = Page(folder / "runs/check/train" / data_page.PAGE)
@@ -174,6 +179,7 @@ def test_warnings_alone_leave_the_exit_code_0(folder, capsys):
     assert "4 images have more objects than the model has masks (1)" in out
     assert "1 of 3 classes have no object and cannot be learned: owl" in out
     assert "training can start; 3 warning(s)" in out
+    assert out.endswith(" --config.model.num_masks=1\n")
 
 
 def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
@@ -251,6 +257,7 @@ def test_a_configuration_names_the_data_and_the_sizes(folder, capsys):
     assert code == 0
     assert "objects at train size 64: median 16 x 16 pixels" in out  # 15 at 60, and rounding
     assert "4 of 4 validation images are training images, too" in out
+    assert out.endswith("Next:\n  sparseinst train --config=mine.json\n")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pictures of a run's first batches, and `debug-batch`, which makes any batch again."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -88,6 +89,9 @@ def test_any_later_step_is_made_from_a_configuration_alone(data, tmp_path, capsy
     images = json.loads((data / "train.json").read_text())["images"]
     name_of = {str(image["id"]): image["file_name"] for image in images}
     assert [name_of[image_id] for image_id in ids] == files
+    next_words = shlex.split(printed[-1])
+    assert printed[-2] == "Next:" and next_words[:3] == ["sparseinst", "debug-batch", argv[0]]
+    assert next_words[-1] == "--step=1001" and "--config.train.batch_size=3" in next_words
 
 
 @pytest.mark.parametrize(
@@ -169,7 +173,7 @@ def test_the_picture_shows_masks_ignored_pixels_padding_and_the_titles(planned, 
     # The pixel (y, x) of the padded image, away from outlines and captions.
     pixel = lambda y, x: cell[y * factor + 1, x * factor + 1].tolist()  # noqa: E731
     blend = lambda grey, colour: np.rint(0.55 * grey + 0.45 * np.array(colour)).tolist()  # noqa: E731
-    colours = [pictures.instance_colour(index) for index in range(2)]
+    colours = [pictures.instance_colour(int(label)) for label in batch.labels[0][:2]]
     assert pixel(14, 20) == blend(20, (255, 255, 255))  # ignored
     assert np.abs(np.subtract(pixel(4, 20), blend(20, colours[0]))).max() <= 1  # the owl
     assert np.abs(np.subtract(pixel(2, 2), blend(220, colours[1]))).max() <= 1  # the pasted dog

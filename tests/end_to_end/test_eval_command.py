@@ -3,6 +3,7 @@
 import collections
 import csv
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
+from sparseinst_jax.inference import masks
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders, loading
@@ -136,7 +138,7 @@ def test_a_results_file_is_scored_without_model_and_images(run, tmp_path, capsys
     metrics = read(bare / "eval" / "results" / "metrics.json")
     assert metrics["AP"] == pytest.approx(1.0)
     assert not (bare / "eval" / "results" / "predictions.json").exists()
-    assert "100.00" in capsys.readouterr().out
+    assert "  100.0" in capsys.readouterr().out
     annotations = f"--config.data.val.annotations={run.data / 'val.json'}"
     output = ["--output", str(tmp_path / "out")]
     assert eval_command.main(["--config", str(TINY), *arguments, annotations, *output]) == 0
@@ -191,7 +193,7 @@ def test_missed_and_false_objects_are_drawn_in_their_colours():
     white = np.full((300, 512, 3), 255, np.uint8)
     pixels = np.asarray(report.draw_errors(white, errors, ("cat", "dog")))
     bar = pixels.shape[0] - 300 - 2 * (pixels.shape[0] - 300) // 3
-    row = pixels[150 + bar]
+    row = pixels[180 + bar]  # below the labels
 
     def tint(colour):
         return np.rint(0.55 * 255 + 0.45 * np.array(colour))
@@ -214,7 +216,11 @@ def test_a_list_without_annotations_is_predicted_and_not_scored(run, evaluated, 
     expected = read(evaluated / "predictions.json")
     assert read(tmp_path / "out" / "predictions.json") == expected
     assert not (tmp_path / "out" / "metrics.json").exists()
-    assert "not scored" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "not scored" in out
+    *_, head, command = out.splitlines()
+    assert head == "Next:" and command.startswith("  sparseinst predict --workdir=")
+    assert predict_command.main([*shlex.split(command)[2:], "--output", str(tmp_path / "p")]) == 0
 
 
 def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
@@ -231,7 +237,8 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
     output = photos / "out"
     arguments = ["--workdir", str(run.workdir), str(photos), "--output", str(output)]
     assert predict_command.main(arguments) == 1
-    failed = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    out, err = capsys.readouterr()
+    failed = [line for line in err.splitlines() if "failed" in line]
     assert len(failed) == 1
     assert failed[0].startswith(f"failed: image {photos / 'broken.jpg'} cannot be read")
     assert failed[0].endswith("or leave it out")
@@ -244,19 +251,55 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
     def key(entry):
         return entry["image_id"], entry["score"], entry["segmentation"]["counts"]
 
-    expected = read(evaluated / "predictions.json")
+    # The evaluation's file has the empty masks too, as the original's.
+    expected = [e for e in read(evaluated / "predictions.json") if masks.areas_of([rle(e)])[0]]
     assert sorted(found, key=key) == sorted(expected, key=key)
+    assert f"{len(found)} objects of any score: {output / 'predictions.json'}" in out
+    shown = sum(entry["score"] >= 0.4 for entry in found)
+    assert f"{shown or 'no'} object{'s' * (shown != 1)} above 0.4 in 3 images: {output}" in out
     # Once more: the pictures of the first time are not predicted.
     (photos / "broken.jpg").unlink()
     assert predict_command.main(arguments) == 0
     assert len(list(output.glob("*.png"))) == 3
 
 
+def rle(entry):
+    return entry["segmentation"]
+
+
+def test_predict_takes_patterns_and_says_where_nothing_was_found(run, tmp_path, capsys):
+    names = sorted(path.name for path in (run.data / "images" / "val").glob("*.png"))
+    pattern = str(run.data / "images" / "**" / "*.png")
+    arguments = ["--workdir", str(run.workdir), pattern, "--output", str(tmp_path)]
+    assert predict_command.main([*arguments, "--score-threshold", "1"]) == 0
+    out = capsys.readouterr().out
+    assert {path.name for path in tmp_path.glob("*.png")} >= set(names)
+    assert "no object above 1 in 4: " in out and "(best 0." in out
+    assert shlex.split(out.splitlines()[-1])[2:] == [
+        f"--workdir={run.workdir}",
+        pattern,
+        f"--output={tmp_path}",
+        "--score-threshold=0.5",
+    ]
+    literal = tmp_path / "a[1].png"
+    shutil.copy(run.data / "images" / "val" / names[0], literal)
+    assert predict_command.list_images([literal], tmp_path / "out") == ([literal], [])
+
+
+def test_pictures_do_not_depend_on_how_many_are_predicted_together(run, tmp_path):
+    photos, texts = str(run.data / "images" / "val"), []
+    for size in ("1", "2"):
+        arguments = ["--workdir", str(run.workdir), photos, f"--config.eval.batch_size={size}"]
+        assert predict_command.main([*arguments, "--output", str(tmp_path / size)]) == 0
+        texts.append([rle(entry) for entry in read(tmp_path / size / "predictions.json")])
+    assert texts[0] == texts[1]
+
+
 def test_score_threshold_is_for_showing_only(run, tmp_path):
     record = read(run.data / "val.json")["images"][0]
     photo = run.data / "images" / "val" / record["file_name"]
     texts, pictures = [], []
-    for threshold in ("0", "1.1"):
+    for threshold in ("0", "1"):
         output = tmp_path / threshold
         arguments = ["--workdir", str(run.workdir), str(photo), "--output", str(output)]
         assert predict_command.main([*arguments, "--score-threshold", threshold]) == 0
@@ -300,3 +343,15 @@ def test_faults_of_the_command_line_are_all_named(run):
         eval_command.main(["--workdir", str(run.workdir), "--config.data.val.nonsense=1"])
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         eval_command.main(["--workdir", str(run.data)])
+
+
+def test_predictions_are_kept_whatever_happens_while_they_are_scored(
+    run, evaluated, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise ValueError("no score")
+
+    monkeypatch.setattr(eval_command, "score", fail)
+    with pytest.raises(ValueError, match="no score"):
+        eval_command.main(["--workdir", str(run.workdir), "--output", str(tmp_path)])
+    assert read(tmp_path / "predictions.json") == read(evaluated / "predictions.json")

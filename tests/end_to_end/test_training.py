@@ -82,13 +82,27 @@ def test_a_run_leaves_its_configuration_metrics_curves_and_checkpoints(uninterru
     assert len(meta["class_names"]) == len(meta["category_ids"]) == 3
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data, uninterrupted, tmp_path):
+def test_faults_of_paths_come_before_the_configuration(data, tmp_path, capsys):
+    missing = {"data__train__annotations": tmp_path / "no.json"}
+    with pytest.raises(FileNotFoundError, match=r"no\.json"):
+        train(data, tmp_path / "run", **missing)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    data, uninterrupted, tmp_path, capsys
+):
     # The schedule is fixed by its milestones, so a shorter num_steps stops the same run earlier.
     compiled = jax.local_devices()[0].client.live_executables
     assert train(data, tmp_path, train__num_steps=3) == 0
     kept = len(compiled())
     assert train(data, tmp_path, train__log_every=2) == 0
     assert len(compiled()) <= kept  # what a run compiled is let go of: a process has room for few
+    shown = capsys.readouterr().out.rpartition("configuration tiny, the whole of it in ")[2]
+    changed = [line for line in shown.splitlines() if " (tiny: " in line]
+    assert shown.startswith(f"{tmp_path / 'config.json'}\n") and len(changed) == 5
+    assert changed[-1] == "  train.log_every = 2 (tiny: 1)"
+    assert shown.endswith(f"Next:\n  sparseinst eval --workdir={tmp_path}\n")
     assert losses(tmp_path) == losses(uninterrupted)
     assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
 

@@ -10,8 +10,9 @@ from tests.parity.cases import Errors
 @pytest.fixture
 def errors(request, record_property):
     """Collect errors for the table; fail at the end of the test with all that are too large."""
-    case = request.node.callspec.params.get("name", request.node.name)
-    collected = Errors(case, record_property)
+    callspec = getattr(request.node, "callspec", None)  # of a test with parameters
+    case = callspec.params.get("name") if callspec else request.node.name.removeprefix("test_")
+    collected = Errors(case or request.node.name, record_property)
     yield collected
     collected.raise_if_any()
 
@@ -31,9 +32,8 @@ def pytest_terminal_summary(terminalreporter, config) -> None:
     if not rows:
         return
     terminalreporter.section("parity with the original: the largest error against its tolerance")
-    header = f"{'case':25} {'kind':27} {'worst quantity':44} {'error':>9} {'tolerance':>9}  share"
+    header = f"{'case':40} {'kind':27} {'worst quantity':44} {'error':>9} {'tolerance':>9}  share"
     terminalreporter.write_line(header)
     for (case, kind), (share, quantity, error, tolerance) in rows.items():
-        terminalreporter.write_line(
-            f"{case:25} {kind[:27]:27} {quantity:44} {error:9.3g} {tolerance:9.3g} {share:6.1%}"
-        )
+        row = f"{case[:40]:40} {kind[:27]:27} {quantity:44} {error:9.3g} {tolerance:9.3g}"
+        terminalreporter.write_line(f"{row} {share:6.1%}")

@@ -54,7 +54,7 @@ def take(
     _, params, statistics = case.model()
     names, weight_decay = case.family.weights, case.config.train.weight_decay
     optimizer = optax.chain(
-        _remember_gradients(), make_optimizer(params, learning_rate, weight_decay, rules=rules)
+        keep_gradients(), make_optimizer(params, learning_rate, weight_decay, rules=rules)
     )
     run = Run([], [], [], [], {}, {})
 
@@ -81,7 +81,7 @@ def take(
     return run
 
 
-def _remember_gradients() -> optax.GradientTransformation:
+def keep_gradients() -> optax.GradientTransformation:
     """Pass gradients on and keep the last ones as the state, where a test can read them."""
     return optax.GradientTransformation(lambda params: params, lambda g, state, p=None: (g, g))
 

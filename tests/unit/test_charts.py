@@ -32,10 +32,10 @@ def test_curves_show_losses_their_means_ap_and_the_learning_rate():
     assert mean[[0, 1, 2], 1] == pytest.approx([(9 + 11) / 2, (2 * 9 + 11) / 3, (9 + 2 * 11) / 3])
     assert mean[-1].tolist() == [100, 10]
     assert list(lines_of(losses)) == ["total 10"] and losses.get_ylabel() == "loss"
-    assert lines_of(scores)["AP 0.125"].tolist() == [[40, 0.25], [100, 0.125]]
-    assert lines_of(scores)["AP50 0.250"].tolist() == [[40, 0.5], [100, 0.25]]
-    assert scores.get_ylim() == (0, pytest.approx(0.54)), "the axis fits"
-    assert scores.get_title(loc="left") == "best AP 0.250 at step 40"
+    assert lines_of(scores)["AP 12.5"].tolist() == [[40, 25], [100, 12.5]]
+    assert lines_of(scores)["AP50 25.0"].tolist() == [[40, 50], [100, 25]]
+    assert scores.get_ylim() == (0, pytest.approx(54)), "the axis fits"
+    assert scores.get_title(loc="left") == "best AP 25.0 at step 40"
     assert set(lines_of(rates)["now 0.001"][:, 1]) == {1e-3}
     assert rates.get_ylabel() == "learning rate" and rates.get_xlabel() == "step"
 
@@ -45,7 +45,7 @@ def test_one_spike_does_not_flatten_a_loss_and_ap_ends_at_one():
     rows[500]["loss/total"] = 1001.0
     losses, scores = charts.training_curves(rows).axes
     assert losses.get_ylim()[1] == pytest.approx(1.08 * (1 + 1000 / 41))
-    assert scores.get_ylim()[1] == 1
+    assert scores.get_ylim()[1] == 100
 
 
 def test_long_series_are_averaged_down():
@@ -70,7 +70,14 @@ def test_precision_lies_over_recall_in_a_panel_for_each_class(number, small, pan
     lines = lines_of(figure.axes[-1])
     assert lines["IoU 0.50"].tolist() == [[0, 1], [0.5, 0.5], [1, 0.25]]
     assert lines["IoU 0.75"].tolist() == [[0, 0.5], [0.5, 0.25], [1, 0.125]]
-    assert figure.axes[0].get_xlim() == (0, 1) and figure.axes[0].get_ylabel() == "precision"
+    assert figure.axes[0].get_xlim() == (0, 1)
+    assert figure.axes[0].get_ylabel() == "precision, percent"
+    for axes in figure.axes:  # each has axes of its own
+        assert (
+            axes.get_xlabel() == "recall, percent" and axes.xaxis.get_tick_params()["labelbottom"]
+        )
+        assert axes.yaxis.get_tick_params()["labelleft"]
+        assert axes._left_title.get_fontsize() >= 11
     figure.draw_without_rendering()  # a dollar sign is no formula
     first, second = (
         axes.title if axes.get_title() else axes._left_title for axes in figure.axes[:2]

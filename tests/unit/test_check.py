@@ -257,4 +257,4 @@ def test_a_file_in_another_folder_is_found_and_named(tmp_path):
     (tmp_path / "photos/train/a.png").write_bytes(b"")
     _, faults = index_coco(make(tmp_path, []), tmp_path / "photos", check_files=True)
     (fault,) = faults
-    assert fault.message.endswith("photos/train/a.png does: was another folder meant?")
+    assert fault.message.endswith("photos/train/a.png: was another folder meant?")

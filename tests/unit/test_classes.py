@@ -9,11 +9,13 @@ from PIL import Image
 from sparseinst_jax.cli import eval as eval_command
 from sparseinst_jax.data.classes import choose_classes, map_categories
 from sparseinst_jax.data.coco import decode_mask, load_coco
+from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference.predictor import FoundInstances
 from sparseinst_jax.setup import datasets
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.loading import choose_known_classes
 
 CATEGORIES = {2: "bus", 3: "car", 5: "van", 7: "ped", 9: "cat"}
 
@@ -45,6 +47,23 @@ def test_a_merged_class_of_a_new_name_has_the_smallest_id_of_its_members():
     names, kept = names_and_ids(("vehicle",), ("van=vehicle", "car=vehicle", "ped=person"))
     assert names == {"vehicle": 3}
     assert kept == {2: None, 3: 3, 5: 3, 7: None, 9: None}
+
+
+def test_classes_are_left_out_by_name_after_they_are_merged():
+    names, kept = names_and_ids((), ("van=car",), ("car", "ped"))
+    assert names == {"bus": 2, "cat": 9}
+    assert kept == {2: 2, 3: None, 5: None, 7: None, 9: 9}
+    with pytest.raises(ValueError, match=r"exclude_classes: there is no class 'Car'; did you mean"):
+        choose_classes(CATEGORIES, exclude=("Car",))
+    with pytest.raises(ValueError, match="none but those excluded"):
+        choose_classes({1: "cat"}, exclude=("cat",))
+
+
+def test_a_choice_that_a_model_was_trained_with_is_not_made_twice():
+    data = {"classes": (), "class_map": ("ped=cat", "cat=ped"), "exclude_classes": ()}
+    names, ids = ("ped", "cat"), (7, 9)
+    assert choose_known_classes(names, ids, data, data) == (["ped", "cat"], [7, 9])
+    assert choose_known_classes(names, ids, data, {}) == (["cat", "ped"], [7, 9])
 
 
 def test_names_are_exchanged_all_at_once():
@@ -137,6 +156,7 @@ class Oracle:
     """Predicts the annotations of a data set."""
 
     eval_size, batch_size, num_together = (40, 48), 1, 1
+    protocol = ORIGINAL_PROTOCOL
 
     def __init__(self, dataset):
         self.class_names = dataset.class_names

@@ -1,5 +1,9 @@
 """Every command: what its errors look like, and its exit codes."""
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,8 +34,47 @@ def test_the_cli_lists_its_commands_and_refuses_others(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(f"  {name} " in text for name in ("train", "eval", "predict"))
+    assert cli.main(["help"]) == 0 and capsys.readouterr().out == text
     assert cli.main(["trian"]) == 2
-    assert "unknown command 'trian'" in capsys.readouterr().err
+    assert "unknown command 'trian': did you mean train?" in capsys.readouterr().err
+    assert cli.main(["frobnicate"]) == 2
+    assert "unknown command 'frobnicate'\nusage: sparseinst" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    assert re.match(r"sparseinst_jax \S.*, jax \d+\.\d+.*, Python 3\.", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", cli._COMMANDS)
+def test_the_usage_of_a_command_is_that_of_the_program(name, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["help", name])
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: sparseinst {name} ")
+    assert not re.search(r"\b(train|eval|predict)\.py", text)
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "sparseinst_jax", "zoo", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)[0]["config"]
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [
+        ("--train.batch_size=4", "--config.train.batch_size=4"),
+        ("--data.val.images", "--config.data.val.images"),
+        ("train.batch_size=4", "--config.train.batch_size=4"),
+        ("--learning-rate=1", "--config.train.learning_rate=1"),
+        ("--batch_size=4", "--config.eval.batch_size=4 or --config.train.batch_size=4"),
+        ("--workdr=x", "--workdir=x"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_what_was_meant(given, meant, capsys):
+    try:
+        assert cli.main(["train", "--config", "shapes", given]) == 1
+    except SystemExit as exit:
+        assert exit.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"did you mean {meant}?")
 
 
 def test_the_cli_passes_the_arguments_on(capsys):

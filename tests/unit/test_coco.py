@@ -143,7 +143,9 @@ def test_missing_files_and_folders_are_named_with_the_cure(tmp_path):
     path = _write(tmp_path, _content())
     with pytest.raises(FileNotFoundError, match=r"nowhere.*config\.data\.train\.images"):
         load_coco(path, tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"image 7: the file .*a\.png does not exist"):
+    with pytest.raises(
+        ValueError, match=r"none of the 2 image files is in .*a\.png does not exist"
+    ):
         load_coco(path, tmp_path, check_files=True)
 
 

@@ -147,10 +147,10 @@ def test_files_are_read_arguments_are_left_alone_and_nothing_is_printed(tmp_path
 def test_table_shows_percent_and_a_dash_for_what_is_not_defined():
     metrics = evaluate(annotations_of((3, 0, 0, 50, 40)), [detection(3, 0.5, 0, 0, 31, 40)])
     lines = [line.split() for line in metrics.table().splitlines()]
-    assert ["AP", "30.00"] in [line[:2] for line in lines]
+    assert ["AP", "30.0"] in [line[:2] for line in lines]
     assert ["APs", "-"] in [line[:2] for line in lines]
     assert ["class", "objects", *CLASS_METRIC_NAMES] in lines
-    assert ["square", "1", "30.00", "100.00", "0.00", "-", "30.00", "-", "30.00"] in lines
+    assert ["square", "1", "30.0", "100.0", "0.0", "-", "30.0", "-", "30.0"] in lines
     assert ["bar", "0", *"-------"] in lines
 
 
@@ -203,3 +203,44 @@ def test_results_leave_out_classes_without_a_category():
     rles = [rectangle(0, 0, 5, 5), rectangle(1, 1, 5, 5)]
     entries = coco_results(7, rles, np.float32([0.5, 0.25]), np.array([1, 0]), [None, 90])
     assert entries == [{"image_id": 7, "category_id": 90, "segmentation": rles[0], "score": 0.5}]
+
+
+def test_a_results_file_that_covers_few_images_says_so(tmp_path, caplog):
+    truth = annotations_of((3, 10, 10, 40, 40))
+    for image_id in (8, 9, 10):
+        truth["images"].append({**truth["images"][0], "id": image_id})
+        truth["annotations"].append(
+            {**truth["annotations"][0], "id": image_id, "image_id": image_id}
+        )
+    truth["images"].append({**truth["images"][0], "id": 11})  # without an object: nothing is missed
+    (tmp_path / "found.json").write_text(json.dumps([detection(3, 0.9, 10, 10, 40, 40)]))
+    evaluate(truth, tmp_path / "found.json")
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"{tmp_path / 'found.json'} has detections in 1 of the 4 images with objects; all objects "
+        "of the other 3 (image ids 8, 9, 10) count as missed"
+    )
+    caplog.clear()
+    evaluate(truth, [])  # what a model has found is no file
+    assert caplog.messages == []
+
+
+def test_sizes_of_detections_are_those_of_masks_and_the_table_says_so():
+    found = detection(3, 0.9, 10, 10, 40, 40) | {"bbox": [0, 0, 200, 200], "area": 4e4}
+    metrics = evaluate(annotations_of((3, 10, 10, 40, 40)), [found])
+    assert (metrics["APm"], metrics["APl"]) == (pytest.approx(1.0), -1)
+    assert "the pixels of a detection's mask" in metrics.table().splitlines()[-1]
+
+
+def test_what_cannot_be_scored_names_its_file(tmp_path):
+    truth = annotations_of((3, 10, 10, 40, 40))
+    found = detection(3, 0.9, 10, 10, 40, 40) | {"segmentation": [[1, 2]]}
+    (tmp_path / "found.json").write_text(json.dumps([found]))
+    with pytest.raises(ValueError, match=r"found\.json: 1 of 1 detections do not fit"):
+        evaluate(truth, tmp_path / "found.json")
+    truth["annotations"][0]["segmentation"] = [[0, 0, 9e9, 0, 9, 9]]
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    with pytest.raises(
+        ValueError, match=r"truth\.json: 1 of 1 .*\n +annotation 1 \(a\.png\) has a"
+    ):
+        evaluate(tmp_path / "truth.json", [])

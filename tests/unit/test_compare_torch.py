@@ -83,7 +83,12 @@ def test_a_side_that_ends_early_is_named(monkeypatch):
 
 
 def test_the_targets_are_those_of_every_work_and_both_ways_to_run_pytorch():
-    limits = {(t.work, t.against): t.limit for t in compare_torch.TARGETS if t.measure == "speed"}
+    limits = {
+        (work, against): limit
+        for (work, measure), pair in compare_torch.LIMITS.items()
+        for against, limit in zip(compare_torch.AGAINST, pair, strict=True)
+        if measure == "speed"
+    }
     assert limits == {
         ("inference", "eager"): 1.5,
         ("inference", "compiled"): 1.1,
@@ -94,8 +99,8 @@ def test_the_targets_are_those_of_every_work_and_both_ways_to_run_pytorch():
         ("training", "eager"): 1.0,
         ("training", "compiled"): 0.9,
     }
-    memory = {(t.work, t.limit) for t in compare_torch.TARGETS if t.measure == "memory"}
-    assert memory == {("inference", 1.0), ("training", 1.3)}
+    memory = {t for t in compare_torch.LIMITS.items() if t[0][1] == "memory"}
+    assert memory == {(("inference", "memory"), (1.0, 1.0)), (("training", "memory"), (1.3, 1.3))}
 
 
 def test_what_was_not_measured_meets_no_target():
@@ -105,21 +110,21 @@ def test_what_was_not_measured_meets_no_target():
 def test_both_sides_are_told_the_same_sizes():
     needed = ["--torch-python", "TORCH", "--yardstick", "FILE", "--dtype", "bfloat16"]
     arguments = compare_torch._parse([*needed, "--batch", "4"])
-    ours = " ".join(compare_torch.our_command("inference", arguments))
+    ours = " ".join(compare_torch.our_command("inference", "eager", arguments))
     theirs = " ".join(compare_torch.their_command("inference", "compiled", arguments))
     assert "--only throughput/with_masks/4" in ours and "--size 640x864" in ours
     assert "--config.model.dtype=bfloat16" in ours
-    assert "--size 640 864 --batch 4 --valid-size 640 853 --photo-size 480 640" in theirs
-    assert theirs.endswith("--compile") and "--dtype bfloat16" in theirs
+    assert "--size 640 864 --valid-size 640 853 --photo-size 480 640" in theirs
+    assert "--serve --rows torch/compiled/with_masks/4 --size 640 864" in theirs
+    assert "--dtype bfloat16" in theirs and theirs.endswith("--contiguous")
     assert "--weights" not in ours + theirs
     arguments.weights = "/some/where/r50.pth"
     for side in (
-        compare_torch.our_command("network", arguments),
+        compare_torch.our_command("network", "eager", arguments),
         compare_torch.their_command("network", "eager", arguments),
     ):
         assert side[side.index("--weights") + 1] == "/some/where/r50.pth"
-        assert "--weights WEIGHTS" in compare_torch._without_paths(side, arguments)
-    ours = " ".join(compare_torch.our_command("training", arguments))
+    ours = " ".join(compare_torch.our_command("training", "eager", arguments))
     theirs = " ".join(compare_torch.their_command("training", "eager", arguments))
     assert "--only training/step" in ours and "--train-size 512x512 --train-batch 2" in ours
-    assert "--size 512 512 --batch 2 --valid-size 512 512" in theirs and "--compile" not in theirs
+    assert "torch/eager/training/2 --size 512 512 --valid-size 512 512" in theirs

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
-from sparseinst_jax.cli.measuring.timing import watched
+from sparseinst_jax.cli.measuring.machine import watched
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.plan import TrainPlan
@@ -89,11 +89,11 @@ def test_an_evaluation_compiles_by_the_table_of_sizes_and_a_second_one_nothing(p
     assert len(results) == NUM_PHOTOS * NUM_MASKS
     num_networks = sum(program[0] == "network" for program in programs)
     assert num_networks <= 5 and len(programs) <= 5 + 5 * 3 + 3 * 9
-    assert num_networks <= first.number <= len(programs)
+    assert num_networks <= len(first) <= len(programs)
     predictor.set_weights({"sure": np.float32(2)}, {})
     with watched() as second:
         again = predict_dataset(predictor, dataset)
-    assert second.number == 0
+    assert len(second) == 0
     masks, scores = ([[entry[key] for entry in each] for each in (results, again)] for key in KEYS)
     assert masks[0] == masks[1] and sum(scores[0]) > sum(scores[1]) > 0
 
@@ -118,7 +118,7 @@ def test_every_program_of_a_prediction_is_in_the_cache_of_the_next_process(
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
         compilation_cache.reset_cache()
-    assert compilations.number == len(kept) == 3
+    assert len(compilations) == len(kept) == 3
 
 
 class Counts(NamedTuple):
@@ -185,7 +185,7 @@ def test_a_training_run_compiles_two_halves_for_each_padded_size_and_number_of_t
                 progress=Progress(len(steps), 50, 2, 0, io.StringIO()),
             )
             assert trainer.run(state, batches()) == 0
-        return compilations.number
+        return len(compilations)
 
     shapes = {(planned.padded_size, planned.num_targets) for planned in steps}
     assert len(shapes) == 2 * len(plan.buckets) * len(plan.target_levels) == 8

@@ -9,6 +9,7 @@ import pickle
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -244,11 +245,66 @@ def test_classes_come_from_a_list_or_annotations_and_must_be_as_many(tmp_path):
         run(*options, "--output", tmp_path / "out", "--classes", tmp_path / "absent.json")
 
 
+def _beside(state: dict, path: Path, **beside: object) -> Path:
+    """A checkpoint of a trainer: the weights and what it writes beside them."""
+    path.write_bytes(pickle.dumps({"state_dict": state, **beside}))
+    return path
+
+
+@pytest.mark.parametrize("count", [3, 80])
+def test_class_names_in_the_file_are_those_of_the_checkpoint(tmp_path, capsys, count):
+    names = [f"kind {i}" for i in range(count)]
+    meta = {"dataset_meta": {"classes": tuple(names)}, "mmengine_version": "0.10.7"}
+    state = random_state(count)
+    options = (_beside(state, tmp_path / "m.pkl", meta=meta), "--config", TINY, "--output")
+    run(*options, tmp_path / "out")
+    with Checkpoints(tmp_path / "out", read_only=True) as checkpoints:
+        stored = checkpoints.read_meta()
+    assert stored["class_names"] == names
+    assert stored["category_ids"] == list(range(1, count + 1))
+    assert "classes of the file, meta.dataset_meta.classes: kind 0, kind 1" in (
+        capsys.readouterr().out
+    )
+    # Those that are asked for win, and the others are told.
+    (tmp_path / "names.json").write_text(json.dumps([f"own {i}" for i in range(count)]))
+    run(*options, tmp_path / "own", "--classes", tmp_path / "names.json")
+    assert "names.json, not the kind 0, kind 1" in capsys.readouterr().out
+    # The weights alone give the same to every other command, and keep them when written again.
+    for weights in (tmp_path / "m.pkl", tmp_path / "again.safetensors"):
+        if weights.suffix == ".safetensors":
+            run(*options, weights)
+        arguments = ["--weights", str(weights), "--config", TINY]
+        predictor = open_model(_parse(arguments, {"data.generator": ""})).predictor
+        assert predictor.class_names == tuple(names)
+    config = load_config(TINY)
+    _, *own = functional(builders.build_model(config.model, count, seed=1))
+    initial = load_initial_weights(tmp_path / "m.pkl", *own, names, NAMES)
+    assert not initial.fresh and f"the same {count} classes" in initial.lines[-1]
+    initial = load_initial_weights(tmp_path / "m.pkl", *own, ["x"] * count, NAMES)
+    assert set(initial.fresh.values()) == {"other classes"}
+
+
+def test_names_of_cocos_classes_get_its_ids_and_other_numbers_of_names_are_refused(tmp_path):
+    state = random_state(80)
+    meta = {"CLASSES": COCO_CLASS_NAMES}
+    run(_beside(state, tmp_path / "m.pkl", meta=meta), "--config", TINY, "--output", tmp_path / "o")
+    with Checkpoints(tmp_path / "o", read_only=True) as checkpoints:
+        assert checkpoints.read_meta()["category_ids"][-1] == 90
+    path = _beside(state, tmp_path / "n.pkl", names={0: "cat", 1: "dog"})
+    with pytest.raises(ValueError, match=r"finds 80 classes and names 2 \(under names: cat, dog\)"):
+        run(path, "--config", TINY, "--output", tmp_path / "n")
+    (tmp_path / "names.json").write_text(json.dumps([str(i) for i in range(80)]))
+    classes = ("--classes", tmp_path / "names.json")
+    assert run(path, "--config", TINY, "--output", tmp_path / "n", *classes) == 0
+
+
 def test_a_backbone_alone_and_other_networks_are_refused_with_what_to_do(tmp_path):
     state = random_state(3)
     backbone = {name: a for name, a in state.items() if name.startswith("backbone.")}
     np.savez(tmp_path / "imagenet.npz", **backbone)
-    with pytest.raises(ValueError, match=r"a backbone alone \(detectron2: .*train\.py --init-from"):
+    with pytest.raises(
+        ValueError, match=r"a backbone alone \(detectron2: .*sparseinst train --init-from"
+    ):
         run(tmp_path / "imagenet.npz", "--config", TINY, "--output", tmp_path / "out")
     np.savez(tmp_path / "other.npz", **{"encoder.layers.0.weight": np.zeros((2, 2))})
     with pytest.raises(ValueError, match=r"has no decoder\.inst_branch\.cls_score\.bias"):
@@ -263,13 +319,43 @@ def test_a_backbone_alone_and_other_networks_are_refused_with_what_to_do(tmp_pat
 def test_the_moving_average_is_taken_where_it_is_asked_for(tmp_path):
     state = random_state(80)
     average = {name: array + 1 for name, array in state.items()}
-    content = {"state_dict": state, "ema_state_dict": average}
-    (tmp_path / "both.pkl").write_bytes(pickle.dumps(content))
-    options = (tmp_path / "both.pkl", "--config", TINY, "--to", "original", "--output")
+    path = _beside(state, tmp_path / "both.pkl", ema_state_dict=average)
+    options = (path, "--config", TINY, "--to", "original", "--output")
     run(*options, tmp_path / "plain.npz")
     run(*options, tmp_path / "ema.npz", "--ema")
     assert_same(dict(np.load(tmp_path / "plain.npz")), state)
     assert_same(dict(np.load(tmp_path / "ema.npz")), average)
+
+
+def test_mmengines_average_and_torchs_averaged_model_are_taken(tmp_path):
+    state = random_state(80)
+    last = {f"module.{name}": array + 1 for name, array in state.items()}
+    mmengine = {"message_hub": {}, "ema_state_dict": {"steps": np.array(7), **last}}
+    path = _beside(state, tmp_path / "mmengine.pkl", **mmengine)
+    averaged = {"n_averaged": np.array(7), **{f"module.{n}": a for n, a in state.items()}}
+    other = {name: array + 1 for name, array in state.items()}
+    torch = _beside(other, tmp_path / "torch.pkl", model_ema=averaged)
+    for source in (path, torch):
+        back = source.with_suffix(".npz")
+        run(source, "--config", TINY, "--to", "original", "--output", back, "--ema")
+        assert_same(dict(np.load(back)), state)
+
+
+def test_bfloat16_of_paddle_and_whole_numbers_in_a_whole_network(tmp_path, capsys):
+    state = random_state(80)
+    half = {name: array.astype(ml_dtypes.bfloat16) for name, array in state.items()}
+    bits = {name: array.view(np.uint16) for name, array in half.items()}
+    (tmp_path / "half.pdparams").write_bytes(pickle.dumps(bits))
+    options = ("--config", TINY, "--to", "original", "--output")
+    run(tmp_path / "half.pdparams", *options, tmp_path / "half.npz")
+    expected = {name: array.astype(np.float32) for name, array in half.items()}
+    assert_same(dict(np.load(tmp_path / "half.npz")), expected)
+    assert f"{len(state)} arrays of bfloat16 widened to float32" in capsys.readouterr().out
+    name = "decoder.inst_branch.fc.weight"
+    np.savez(tmp_path / "whole.npz", **{**state, name: np.ones_like(state[name], np.int8)})
+    with pytest.raises(ValueError, match=rf"in 1 of its arrays: {name} \(int8, expected float32\)"):
+        run(tmp_path / "whole.npz", *options, tmp_path / "whole_back.npz")
+    assert not (tmp_path / "whole_back.npz").exists()
 
 
 def test_training_starts_from_a_converted_checkpoint_but_for_the_class_head(source, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import evaluator
 from sparseinst_jax.inference.predictor import FoundInstances
@@ -34,6 +35,7 @@ class Stub:
 
     class_names = ("striped disc",)
     eval_size = (64, 96)
+    protocol = ORIGINAL_PROTOCOL
 
     def __init__(self, num_together):
         self.num_together, self.calls = num_together, []

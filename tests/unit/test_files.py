@@ -74,3 +74,23 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
         f"the folder {tmp_path / 'run'} cannot be written: no permission to write in {tmp_path}."
         " Give another one by --workdir, or change the permissions."
     )
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_is_written_appears_whole_or_not_at_all(tmp_path, is_folder):
+    output = tmp_path / "new" / "output"
+
+    def write(text):
+        with files.written_whole(output) as temporary:
+            if is_folder:
+                temporary.mkdir()
+            (temporary / "part" if is_folder else temporary).write_text(text)
+            if text == "broken":
+                raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write("broken")
+    assert list(output.parent.iterdir()) == []
+    write("good")
+    assert (output / "part" if is_folder else output).read_text() == "good"
+    assert list(output.parent.iterdir()) == [output]

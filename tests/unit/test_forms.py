@@ -77,6 +77,7 @@ CONVOLUTIONS = {
     "1x1, stride 2, odd size": ((2, 7, 9, 5), (1, 1, 5, 3), {"stride": 2}),
     "groups": ((2, 6, 8, 8), (3, 3, 2, 12), {"groups": 4}),
     "groups, stride 2": ((2, 6, 8, 8), (3, 3, 4, 6), {"groups": 2, "stride": 2}),
+    "activation maps": ((2, 10, 12, 256), (3, 3, 64, 400), {"groups": 4}),
     "wide groups": ((1, 24, 24, 256), (3, 3, 128, 256), {"groups": 2}),
     "many groups": ((2, 6, 8, 12), (3, 3, 1, 12), {"groups": 12}),
     "wide": ((1, 24, 24, 128), (3, 3, 128, 130), {}),
@@ -101,8 +102,8 @@ def draw_convolution(name, rng):
     return x, kernel, {"stride": 1, "groups": 1} | options
 
 
-def assert_same(form, plain, rng, *operands):
-    """Both forms make the same result and gradients: 1e-6 of their largest number, or near it."""
+def assert_same(form, plain, rng, *operands, of_kernel=1e-6):
+    """Both forms make the same result and gradients, up to 1e-6 of their largest number."""
 
     @jax.jit
     def results(cotangent, *operands):
@@ -110,12 +111,13 @@ def assert_same(form, plain, rng, *operands):
 
     shape = jax.eval_shape(plain.forward, *operands).shape
     cotangent = rng.standard_normal(shape, np.float32)
-    for ours, theirs in zip(*results(cotangent, *operands), strict=True):
+    for place, (ours, theirs) in enumerate(zip(*results(cotangent, *operands), strict=True)):
         if theirs is None:
             assert ours is None
         else:
             assert ours.dtype == theirs.dtype
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=3e-6 * np.abs(theirs).max())
+            tolerance = of_kernel if place == 2 else 1e-6
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -123,8 +125,11 @@ def assert_same(form, plain, rng, *operands):
 def test_every_form_of_a_convolution_and_of_its_gradients_is_the_plain_one(name, platform, rng):
     x, kernel, options = draw_convolution(name, rng)
     form = PLATFORMS[platform].form(x, kernel, **options)
+    # XLA:CPU sums the 576 pixels in another order for groups (3e-7 off a float64 sum) than for one
+    # convolution (9e-7 off), so that their kernel gradients are up to 1.2e-6 apart.
+    of_kernel = 3e-6 if name == "wide groups" else 1e-6
     if form is not None:
-        assert_same(form, forms.convolution(**options), rng, x, kernel)
+        assert_same(form, forms.convolution(**options), rng, x, kernel, of_kernel=of_kernel)
 
 
 def test_channels_that_all_images_share_can_be_convolved_once(rng):

@@ -4,13 +4,15 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from sparseinst_jax.data import images
 from sparseinst_jax.data.coco import load_coco, read_record
-from sparseinst_jax.data.images import read_header, read_image
+from sparseinst_jax.data.images import as_rgb, read_header, read_image, read_size, read_values
 
 # Four colours far apart, so that no exchange of channels, rows or columns goes unnoticed.
 RGB = np.array([[[200, 30, 10], [20, 210, 40]], [[50, 60, 220], [90, 90, 90]]], np.uint8)
@@ -32,13 +34,14 @@ def save_frames(image, path, **options):
     image.save(path, save_all=True, append_images=[OTHER], **options)
 
 
+def chunk(name, content, check=None):
+    """A chunk of a PNG; `check` in place of its checksum."""
+    check = struct.pack(">I", zlib.crc32(name + content)) if check is None else check
+    return struct.pack(">I", len(content)) + name + content + check
+
+
 def write_png_48(image, path):
     """A PNG of 16 bits a channel, which Pillow reads and does not write."""
-
-    def chunk(name, content):
-        check = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + check
-
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in DEEP)
     header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
     path.write_bytes(
@@ -207,3 +210,110 @@ def test_half_a_file_is_refused_by_name(tmp_path, kind):
     (tmp_path / "half.img").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"half\.img cannot be read"):
         read_image(tmp_path / "half.img")
+
+
+HUGE_TEXT = b"k\0\0" + zlib.compress(bytes(2 << 20))
+DAMAGED_METADATA = {
+    "no TIFF in the EXIF data": chunk(b"eXIf", b"JUNKJUNK"),
+    "EXIF data that are cut off": chunk(b"eXIf", b"MM\0*"),
+    "a compressed text of 2 MB": chunk(b"zTXt", HUGE_TEXT),
+    "a compressed text of 2 MB, last": chunk(b"zTXt", HUGE_TEXT),
+    "a colour profile of 2 MB": chunk(b"iCCP", HUGE_TEXT),
+    "a wrong checksum of a text": chunk(b"tEXt", b"a\0b", check=b"1234"),
+    "an unknown chunk with a wrong checksum": chunk(b"prVt", b"ab", check=b"1234"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_METADATA)
+def test_damaged_metadata_do_not_keep_the_pixels_of_a_png(tmp_path, caplog, name):
+    buffer = io.BytesIO()
+    PALETTE.save(buffer, "PNG", transparency=2)  # tRNS is not left out
+    whole, path = buffer.getvalue(), tmp_path / "a.png"
+    place = whole.index(b"IEND" if name.endswith("last") else b"IDAT") - 4
+    path.write_bytes(whole[:place] + DAMAGED_METADATA[name] + whole[place:])
+    images._warned.clear()
+    for _ in range(2):
+        np.testing.assert_array_equal(read_image(path), RGB)
+        np.testing.assert_array_equal(as_rgb(path.read_bytes()), RGB)
+    warned = [record.getMessage() for record in caplog.records]
+    assert len(warned) == 1 and f"image {path}: its metadata are damaged" in warned[0]
+    assert read_header(path) == ("PNG P", (2, 2), 1, False, True)
+    assert read_size(path) == (2, 2) and read_values(path, "a").shape == (2, 2)
+    path.write_bytes(path.read_bytes()[:-20].replace(b"IDAT", b"IDA"))  # pixels as well
+    with pytest.raises(ValueError, match=r"a\.png cannot be read"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_broken_exif_leaves_the_pixels_as_stored_from_files_and_from_pillow(tmp_path, kind):
+    Image.fromarray(LYING).save(tmp_path / "plain", kind)
+    Image.fromarray(LYING).save(tmp_path / "broken", kind, exif=b"Exif\0\0JUNKJUNK")
+    expected = read_image(tmp_path / "plain")
+    np.testing.assert_array_equal(read_image(tmp_path / "broken"), expected)
+    np.testing.assert_array_equal(as_rgb(Image.open(tmp_path / "broken")), expected)
+    # Pillow itself takes broken EXIF data of a JPEG for none.
+    assert read_header(tmp_path / "broken").has_damaged_metadata == (kind != "JPEG")
+
+
+@pytest.mark.parametrize("kind, value", [(3, 0), (3, 9), (2, b"6\0"), (12, b"\0\0\0\0")])
+def test_an_orientation_that_is_none_turns_nothing(tmp_path, kind, value):
+    value = struct.pack(">HH", value, 0) if kind == 3 else value.ljust(4, b"\0")
+    tag = struct.pack(">HHI", 0x0112, kind, 1) + value
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + tag + bytes(4)
+    for name in ("a.png", "a.jpg", "a.webp"):
+        Image.fromarray(LYING).save(tmp_path / name, exif=exif)
+        assert read_image(tmp_path / name).shape == (32, 48, 3)
+        assert read_header(tmp_path / name).orientation == 1
+
+
+def test_bytes_files_and_streams_are_read_like_the_file(tmp_path):
+    path = tmp_path / "a.png"
+    COLOUR.save(path)
+    content = path.read_bytes()
+
+    class Stream(io.BytesIO):
+        """Like the answer of a server: cannot go back."""
+
+        def seek(self, *_):
+            raise io.UnsupportedOperation
+
+    with open(path, "rb") as file:
+        for same in (content, bytearray(content), io.BytesIO(content), file, Stream(content)):
+            np.testing.assert_array_equal(as_rgb(same), RGB)
+        assert not file.closed
+    with pytest.raises(ValueError, match="image of 9 bytes cannot be read: it is damaged"):
+        as_rgb(b"no image.")
+    with pytest.raises(ValueError, match=r"a\.png cannot be read"), open(path) as text:
+        as_rgb(text)
+
+
+def test_a_pillow_image_that_is_cut_off_is_refused_by_name(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"a\.png cannot be read \(image file is truncated"):
+        as_rgb(Image.open(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize(
+    "path", ["https://a.org/b.jpg", "s3://a/b.png", "data:image/png;base64,AA"]
+)
+def test_addresses_are_refused_with_a_cure(path):
+    for given in (path, Path(path), path + 5000 * "A"):
+        with pytest.raises(
+            ValueError, match="is an address, not a file, and nothing is downloaded"
+        ):
+            as_rgb(given)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, [[1, 2], [3, 4]], ["a.jpg"], {}])
+def test_what_is_no_image_is_named(wrong):
+    with pytest.raises(ValueError, match=f"expected an image: a path.*got {type(wrong).__name__}"):
+        as_rgb(wrong)
+
+
+def test_an_array_is_copied():
+    frame = np.zeros((2, 2, 3), np.uint8)
+    image = as_rgb(frame)
+    frame[:] = 255
+    assert not image.any()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sparseinst_jax import cli
 from sparseinst_jax.cli.arguments import split_overrides
+from sparseinst_jax.data.classes import choose_classes, warn_of_alike
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
 from sparseinst_jax.data.importers.coco_content import make_content, split_images, write_jsons
 from sparseinst_jax.data.importers.objects import LabelledImage, make_object
@@ -246,13 +247,112 @@ def test_without_validation_data_the_next_command_does_not_evaluate(tmp_path, ca
 def test_classes_that_differ_in_capitals_only_are_pointed_out(tmp_path, capsys):
     source = _data_set(tmp_path / "data", num_images=2)
     assert _run("yolo", source, "--output", tmp_path / "t.json", "--names", "Pear", "pear ") == 0
-    assert "WARNING: the classes 'Pear', 'pear' are probably one" in capsys.readouterr().out
+    assert "WARNING: the classes 'Pear', 'pear' differ only in capitals" in capsys.readouterr().out
+
+
+def test_classes_that_differ_in_a_number_at_their_end_come_with_what_merges_them():
+    (line,) = warn_of_alike(["person-1", "person-2", "level 1", "3", "4"])
+    assert "'person-1', 'person-2' differ only in the number at their end" in line
+    assert "--config.data.class_map=person-1=person,person-2=person" in line
+    (line,) = warn_of_alike(["cat", "Cat "])
+    (command,) = [word for word in shlex.split(line) if word.startswith("--config.")]
+    config.load_config("tiny", split_overrides([command])[1])
+    assert choose_classes({1: "cat", 2: "Cat "}, (), ("Cat =cat",)).names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("shape", "number", "message"),
+    [
+        (BOX, 1, "all 2 objects have exactly 4 corners: are these boxes, or oriented boxes"),
+        (f"{BOX} 0.2 0.2", 5, "all 10 objects have exactly 5 corners: are these boxes and keyp"),
+        (f"{BOX} 0.2 0.2", 4, ""),
+    ],
+)
+def test_objects_that_all_have_one_number_of_corners_are_pointed_out(
+    tmp_path, capsys, shape, number, message
+):
+    source = _data_set(tmp_path / "data", num_images=number)
+    for path in (source / "labels").iterdir():
+        path.write_text(f"0 {shape}\n1 {shape}\n")
+    assert _run("yolo", source, "--output", tmp_path / "t.json") == 0
+    out = capsys.readouterr().out
+    assert message in out if message else "corners" not in out
+
+
+def _divided(folder, **parts):
+    (folder / "data.yaml").parent.mkdir(parents=True)
+    (folder / "data.yaml").write_text("names: [pear]")
+    for part, number in parts.items():
+        (folder / part / "images").mkdir(parents=True)
+        (folder / part / "labels").mkdir()
+        for i in range(number):
+            Image.new("RGB", (20, 10)).save(folder / part / f"images/{i}.png")
+            (folder / part / f"labels/{i}.txt").write_text(f"0 {BOX} 0.2 0.6\n")
+    return folder
+
+
+def _names(path):
+    return [image["file_name"] for image in json.loads(path.read_text())["images"]]
+
+
+def test_a_data_set_that_is_divided_already_stays_so(tmp_path, capsys):
+    source = _divided(tmp_path / "data", train=3, valid=2, test=1)
+    train, val, test = (tmp_path / f"{part}.json" for part in ("train", "val", "test"))
+    assert _run("yolo", source, "--output", train) == 0
+    assert _names(train) == [f"train/images/{i}.png" for i in range(3)]
+    out = capsys.readouterr().out
+    assert "stays so: train 3 images, val 2 images, test 1 image" in out
+    assert "WARNING: val 2 images, test 1 image are in no json; --val-output JSON" in out
+    outputs = ("--output", train, "--val-output", val, "--test-output", test)
+    assert _run("yolo", source, *outputs) == 0
+    assert _names(val) == [f"valid/images/{i}.png" for i in range(2)]
+    assert _names(test) == ["test/images/0.png"]
+    assert "WARNING" not in capsys.readouterr().out
+    assert _run("yolo", source, *outputs[:4], "--val-share", 0.5) == 1
+    error = capsys.readouterr().err
+    assert "--val-share: the data set is divided already" in error and "--ignore-parts" in error
+    assert _run("yolo", source, *outputs[:4], "--val-share", 0.5, "--ignore-parts") == 0
+    assert len(_names(train)) == len(_names(val)) == 3
+    assert _run("yolo", source, *outputs, "--ignore-parts") == 1
+    assert "--test-output: the data set has no test part" in capsys.readouterr().err
+
+
+def test_a_set_without_a_validation_part_is_divided_without_its_test_part(tmp_path):
+    source = _divided(tmp_path / "data", train2017=4, test=2)
+    outputs = ("--output", tmp_path / "t.json", "--val-output", tmp_path / "v.json")
+    assert _run("yolo", source, *outputs) == 0
+    assert (len(_names(tmp_path / "t.json")), len(_names(tmp_path / "v.json"))) == (3, 1)
+    assert "test" not in (tmp_path / "t.json").read_text() + (tmp_path / "v.json").read_text()
+
+
+def test_classes_are_left_out_by_one_option(tmp_path, capsys):
+    source = _data_set(tmp_path / "data", num_images=2)
+    assert _run("yolo", source, "--output", tmp_path / "t.json", "--exclude", "pear") == 0
+    content = json.loads((tmp_path / "t.json").read_text())
+    assert [category["name"] for category in content["categories"]] == ["apple"]
+    assert len(content["annotations"]) == 2
+    assert "2 objects of pear: left out, trained as background" in capsys.readouterr().out
+    assert _run("yolo", source, "--output", tmp_path / "t.json", "--exclude", "plum") == 1
+    assert "there is no class 'plum'; the classes: pear, apple" in capsys.readouterr().err
+
+
+def test_a_coco_json_is_answered_with_the_command_that_takes_it(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/_annotations.coco.json").write_text("{}")
+    Image.new("RGB", (20, 10)).save(tmp_path / "train/a.JPG", "JPEG")
+    assert _run("coco", tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("A COCO json needs no import")
+    path = tmp_path / "train/_annotations.coco.json"
+    assert f"  sparseinst check-data {path} --images {path.parent}\n" in error
+    assert _run("coco", "gone.json", "--output", "t.json") == 2
+    assert "sparseinst check-data gone.json --images PHOTOS" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("coco", "x"), "invalid choice"),
+        (("voc", "x"), "invalid choice"),
         (("yolo", "x", "--attribute", "a"), "--attribute is for via, not for yolo"),
         (("labelme", "x", "--class", "a"), "--class is for via and masks, not for labelme"),
         (("via", "x", "--layout", "objects"), "--layout is for masks, not for via"),
@@ -260,7 +360,10 @@ def test_classes_that_differ_in_capitals_only_are_pointed_out(tmp_path, capsys):
         (("yolo", "x", "--val-share", "0.2"), "--val-share needs --val-output"),
         (("yolo", "x", "--val-output", "v", "--val-share", "1"), "between 0 and 1, got 1.0"),
         (("yolo", "x", "--val-output", "v", "--val-share", "nan"), "between 0 and 1, got nan"),
-        (("yolo", "x", "--val-output", "./t.json"), "must be two files"),
+        (
+            ("yolo", "x", "--val-output", "./t.json"),
+            "--output, --val-output must be different files",
+        ),
         (("yolo", "x", "--names", "a", "a"), "must be different and not empty"),
         (("yolo", "x", "--name", "a"), "unrecognized arguments"),
     ],

@@ -183,7 +183,9 @@ def test_a_shape_that_cannot_be_read_is_told_with_file_and_place(tmp_path, shape
 def test_an_object_with_a_part_that_cannot_be_read_is_left_out_whole(tmp_path):
     _write(tmp_path, [_shape(group_id=1), _shape(points=[[1, 1]], group_id=1), _shape("apple")])
     found = read_labelme(tmp_path)
-    assert len(found.faults.lines) == 1
+    faulty, lost = found.faults.lines
+    assert "shapes[1] (pear): a polygon needs three corners" in faulty
+    assert "shapes[0] (pear): belongs to one object with" in lost and "a.json: shapes[1]" in lost
     assert [o.class_name for o in found.images[0].objects] == ["apple"]
 
 
@@ -270,3 +272,51 @@ def test_an_image_that_is_not_where_the_json_says_is_found_by_its_name_if_it_is_
     Image.new("RGB", (WIDTH, HEIGHT)).save(photos / "val/a.png")
     (fault,) = read_labelme(labels, photos).faults.lines
     assert "the image a.png is neither beside the json nor below" in fault
+
+
+def test_labels_of_no_objects_are_left_out_and_counted(tmp_path):
+    _write(tmp_path, [_shape(), _shape("__ignore__"), _shape("_background_"), _shape("__ignore__")])
+    found = read_labelme(tmp_path)
+    assert found.class_names == ("pear",) and len(found.images[0].objects) == 1
+    assert [note.split(" are")[0] for note in found.notes] == [
+        "2 shapes labelled __ignore__",
+        "1 shapes labelled _background_",
+    ]
+
+
+def test_hidden_jsons_are_no_labels_and_linked_folders_are_told(tmp_path):
+    _write(tmp_path / "set", [_shape("new")])
+    _write(tmp_path / "set/.ipynb_checkpoints", [_shape("old")], "a-checkpoint", imagePath="a.png")
+    _write(tmp_path / "store", [_shape()], "b")
+    (tmp_path / "set/linked").symlink_to(tmp_path / "store")
+    (tmp_path / "set/a.json").rename(tmp_path / "set/a.JSON")
+    found = read_labelme(tmp_path / "set")
+    assert found.class_names == ("new",) and found.faults.lines == []
+    text = "\n".join(found.notes)
+    assert f"{tmp_path / 'set/linked'} -> {tmp_path / 'store'}" in text
+    assert f"hidden or made by the system: 1: {tmp_path / 'set/.ipynb_checkpoints'}" in text
+
+
+def test_an_image_of_another_spelling_is_named_and_a_coco_json_is_recognised(tmp_path):
+    _write(tmp_path, [_shape()], imagePath="A%20b.png")
+    (tmp_path / "a.png").rename(tmp_path / "a b.png")
+    (tmp_path / "coco.json").write_text('{"images": [], "annotations": []}')
+    spelling, coco = read_labelme(tmp_path).faults.lines
+    assert (
+        f"there is {tmp_path / 'a b.png'}: it differs in codes such as %20 and capital" in spelling
+    )
+    assert "is not a LabelMe file: a COCO json, which needs no import" in coco
+
+
+def test_a_json_that_names_another_image_than_its_own_is_pointed_out(tmp_path):
+    _write(tmp_path, [_shape()], "a")
+    _write(tmp_path, [_shape()], "b")
+    _write(tmp_path, [_shape()], "a", imagePath="c.png")
+    (fault,) = read_labelme(tmp_path).faults.lines
+    assert f"there is {tmp_path / 'a.png'}, called as the json is" in fault
+    (tmp_path / "b.png").rename(tmp_path / "c.png")
+    (tmp_path / "b.json").unlink()
+    found = read_labelme(tmp_path)
+    assert [image.file_name for image in found.images] == ["c.png"]
+    assert found.notes[0].startswith("WARNING: 1 jsons name another image")
+    assert f"{tmp_path / 'a.json'} labels c.png" in found.notes[0]

@@ -1,13 +1,17 @@
 """Folders of mask images to COCO."""
 
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from sparseinst_jax.data.coco import decode_mask
 from sparseinst_jax.data.importers.mask_images import read_masks
+from sparseinst_jax.data.importers.mask_values import parse_value
 
 SIZE = (12, 16)
 
@@ -244,3 +248,168 @@ def test_a_wrong_image_folder_is_recognised_and_the_right_one_named(tmp_path, la
     _save(tmp_path / "masks" / mask, _box((1, 3), (2, 7), 1))
     (fault,) = _read(tmp_path, layout, class_name="pear").faults.lines
     assert fault.endswith(f"is --images {tmp_path / 'images' / 'train'} meant?")
+
+
+def _refused(tmp_path, layout="indexed", **options):
+    (line,) = _read(tmp_path, layout, class_name="pear", **options).faults.lines
+    return line
+
+
+def _two_objects():
+    drawn = np.zeros((64, 80), np.uint8)
+    drawn[5:30, 10:40], drawn[35:60, 30:70] = 100, 200
+    return drawn
+
+
+@pytest.mark.parametrize("layout", ["indexed", "objects"])
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("jpg", {"quality": 100}), ("webp", {"quality": 95}), ("jp2", {})]
+)
+def test_masks_in_a_lossy_format_are_refused(tmp_path, layout, suffix, options):
+    _photo(tmp_path, size=(64, 80))
+    name = f"a.{suffix}" if layout == "indexed" else f"a/1.{suffix}"
+    _save(tmp_path / "masks" / name, np.dstack([_two_objects()] * 3), **options)
+    assert "a format that changes values; save the values as PNG" in _refused(tmp_path, layout)
+
+
+def test_lossless_webp_is_read(tmp_path):
+    _photo(tmp_path, size=(64, 80))
+    _save(tmp_path / "masks/a.webp", np.dstack([_two_objects()] * 3), lossless=True)
+    (image,) = _read(tmp_path, "indexed", class_name="pear").images
+    assert [found.area for found in image.objects] == [25 * 30, 25 * 40]
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.7, 2, 3.3])
+@pytest.mark.parametrize("how", [Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+def test_smoothed_maps_are_refused_and_those_resized_by_nearest_neighbour_read(
+    tmp_path, factor, how
+):
+    size = round(80 * factor), round(64 * factor)
+    _photo(tmp_path, size=size[::-1])
+    drawn = Image.fromarray(_two_objects())
+    _save(tmp_path / "masks/a.png", np.array(drawn.resize(size, how)))
+    assert "only in thin lines around the others: a map that was smoothed" in _refused(tmp_path)
+    _save(tmp_path / "masks/a.png", np.array(drawn.resize(size, Image.Resampling.NEAREST)))
+    (image,) = _read(tmp_path, "indexed", class_name="pear").images
+    assert len(image.objects) == 2
+
+
+def test_a_map_of_thin_and_tiny_objects_is_no_smoothed_one(tmp_path):
+    _photo(tmp_path, size=(64, 80))
+    drawn = _two_objects()
+    drawn[2, 2:70] = 7  # a wire
+    drawn[20:22, 50:52] = 8
+    drawn[30:35, 20] = 9  # between the two
+    _save(tmp_path / "masks/a.png", drawn)
+    (image,) = _read(tmp_path, "indexed", class_name="pear").images
+    assert [found.area for found in image.objects] == [68, 4, 5, 25 * 30, 25 * 40]
+
+
+def _png_of_16_bits(values, colour_type):
+    """A PNG with 16 bits a channel, which Pillow reads but does not write."""
+    height, width = values.shape[:2]
+    rows = values.astype(">u2").reshape(height, -1)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    signature = b"\x89PNG\r\n\x1a\n"
+    chunks = (b"IHDR", head), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")
+    return signature + b"".join(chunk(*part) for part in chunks)
+
+
+@pytest.mark.parametrize(("channels", "colour_type"), [(2, 4), (3, 2), (4, 6)])
+def test_16_bits_a_channel_are_refused_not_cut_to_8(tmp_path, channels, colour_type):
+    _photo(tmp_path)
+    numbers = _box((1, 3), (2, 7), 257, np.uint16) + _box((5, 9), (0, 4), 258, np.uint16)
+    values = np.repeat(numbers[..., None], channels, axis=2)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks/a.png").write_bytes(_png_of_16_bits(values, colour_type))
+    assert "several channels of 16 bits, of which only 8 can be read" in _refused(tmp_path)
+    (tmp_path / "masks/a.png").write_bytes(_png_of_16_bits(numbers, 0))
+    (image,) = _read(tmp_path, "indexed", class_name="pear").images
+    assert [found.area for found in image.objects] == [10, 16]
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif"])
+def test_a_file_of_several_pages_is_refused(tmp_path, suffix):
+    _photo(tmp_path)
+    pages = [Image.fromarray(_box((1, 3), (2, 7), 1)), Image.fromarray(_box((5, 9), (0, 4), 2))]
+    (tmp_path / "masks").mkdir()
+    pages[0].save(tmp_path / f"masks/a.{suffix}", save_all=True, append_images=pages[1:])
+    assert "has 2 pages, of which one can be read" in _refused(tmp_path)
+
+
+def test_names_of_images_are_not_taken_for_classes(tmp_path):
+    for name in ("IMG_1", "IMG_2"):
+        _photo(tmp_path, f"{name}.jpg")
+        _save(tmp_path / f"masks/{name}/{name}_1.png", _box((1, 3), (2, 7)))
+        _save(tmp_path / f"masks/{name}/{name}_mask_2.png", _box((5, 9), (0, 4)))
+    with pytest.raises(ValueError, match=r"begin with those of their images.*--class NAME"):
+        _read(tmp_path, "objects")
+    found = _read(tmp_path, "objects", class_name="pear")
+    assert [len(image.objects) for image in found.images] == [2, 2]
+    _save(tmp_path / "masks/IMG_2/apple_1.png", _box((5, 9), (0, 4)))  # names that say a class
+    assert "apple" in _read(tmp_path, "objects").class_names
+
+
+def test_semantic_maps_of_several_classes_are_refused(tmp_path):
+    for name in "ab":
+        _photo(tmp_path, f"{name}.jpg")
+        parts = _box((1, 3), (2, 7), 1) + _box((5, 9), (0, 4), 1)
+        parts += _box((1, 4), (10, 13), 2) + _box((6, 9), (10, 13), 2)
+        _save(tmp_path / f"masks/{name}.png", parts)
+    with pytest.raises(ValueError, match=r"of 4 values in 2 maps 4 lie in several separate parts"):
+        _read(tmp_path, "indexed", class_name="pear")
+    classes = {"1": "pear", "2": "apple"}
+    values = {"a.png": classes, "b.png": classes}
+    (tmp_path / "masks/values.json").write_text(json.dumps(values))
+    (note,) = _read(tmp_path, "indexed").notes
+    assert note.startswith("WARNING: ") and "they look semantic" in note
+
+
+def test_specks_make_no_map_semantic(tmp_path):
+    _photo(tmp_path)
+    drawn = _box((1, 6), (1, 7), 1) + _box((1, 6), (9, 15), 2)
+    drawn[9, 3], drawn[9, 12] = 1, 2
+    _save(tmp_path / "masks/a.png", drawn)
+    (image,) = _read(tmp_path, "indexed", class_name="pear").images
+    assert [found.area for found in image.objects] == [31, 31]
+
+
+def test_a_border_value_can_be_left_out_and_is_recognised(tmp_path):
+    _photo(tmp_path, size=(64, 80))
+    drawn = _two_objects()
+    for thickness, expected in ((1, None), (5, "WARNING: the value 255 lies around all other obj")):
+        grown = ndimage.maximum_filter(drawn > 0, 2 * thickness + 1) & (drawn == 0)
+        _save(tmp_path / "masks/a.png", np.where(grown, 255, drawn).astype(np.uint8))
+        if expected is None:
+            assert _refused(tmp_path).endswith("leave them out: --ignore-value 255")
+        else:
+            (note,) = _read(tmp_path, "indexed", class_name="pear").notes
+            assert note.startswith(expected) and note.endswith("--ignore-value 255")
+        found = _read(tmp_path, "indexed", class_name="pear", ignored=[255])
+        assert [o.area for o in found.images[0].objects] == [25 * 30, 25 * 40]
+        assert found.notes == []
+        values = {"a.png": {"100": "pear", "200": "apple", "255": None}}
+        (tmp_path / "masks/values.json").write_text(json.dumps(values))
+        assert [o.class_name for o in _read(tmp_path, "indexed").images[0].objects] == [
+            "pear",
+            "apple",
+        ]
+        (tmp_path / "masks/values.json").unlink()
+    assert parse_value("224,224,192") == 224 + 256 * 224 + 256**2 * 192 and parse_value("7") == 7
+
+
+def test_two_maps_of_one_image_are_a_fault(tmp_path):
+    _photo(tmp_path)
+    for name in ("a.png", "a.tif"):
+        _save(tmp_path / "masks" / name, _box((1, 3), (2, 7), value=1) + _box((5, 7), (2, 7), 2))
+    found = _read(tmp_path, "indexed", class_name="apple")
+    (fault,) = found.faults.lines
+    assert "a.tif: is a map of" in fault and "a.png is; keep one of them" in fault
+    assert len(found.images) == 1

@@ -233,3 +233,26 @@ def test_an_image_in_a_subfolder_is_found_by_its_name_if_it_is_the_only_one(tmp_
     (tmp_path / "val").mkdir()
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "val/a.png")
     assert "a.png does not exist" in read_via(path).faults.lines[0]
+    path = _write(tmp_path, [_region(kind="pear")], _entry([], "train\\A.PNG"))
+    assert "train/a.png: it differs in capital letters" in read_via(path).faults.lines[0]
+
+
+@pytest.mark.parametrize("value", ["1", {"1": True, "2": False}])
+def test_options_of_a_dropdown_have_the_names_that_the_project_gives_them(tmp_path, value):
+    path = _write(tmp_path, [_region(kind=value), _region(kind="plum")], is_project=True)
+    content = json.loads(path.read_text())
+    kind = content["_via_attributes"]["region"]["kind"]
+    kind |= {"type": "dropdown", "options": {"1": "apple", "2": "pear", "3": ""}}
+    path.write_text(json.dumps(content))
+    found = read_via(path)
+    assert [o.class_name for o in found.images[0].objects] == ["apple", "plum"]
+    assert found.notes == ["the class is the region attribute 'kind', by the names of its options"]
+    kind["options"]["2"] = "apple"
+    path.write_text(json.dumps(content))
+    assert "that have one name are one class" in read_via(path).notes[1]
+
+
+def test_an_export_whose_classes_are_numbers_is_pointed_out(tmp_path):
+    found = read_via(_write(tmp_path, [_region(kind="1"), _region(kind="2")]))
+    assert found.class_names == ("1", "2")
+    assert "all classes are numbers" in found.notes[1] and "import the project" in found.notes[1]

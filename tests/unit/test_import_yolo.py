@@ -6,7 +6,8 @@ import yaml
 from PIL import Image
 
 from sparseinst_jax.data.coco import decode_mask
-from sparseinst_jax.data.importers.yolo import read_names, read_yolo
+from sparseinst_jax.data.importers.yolo import read_yolo
+from sparseinst_jax.data.importers.yolo_set import read_names
 
 # x 2..6 and y 1..5 of an image of 20 x 10 (width x height): 4 x 4 pixels.
 SQUARE = "0.1 0.1 0.3 0.1 0.3 0.5 0.1 0.5"
@@ -78,7 +79,10 @@ def test_an_image_without_a_label_file_has_no_objects_and_this_is_said(tmp_path)
     _image(_data_set(tmp_path) / "images/b.png")
     found = read_yolo(tmp_path)
     assert [(i.file_name, len(i.objects)) for i in found.images] == [("a.png", 1), ("b.png", 0)]
-    assert found.notes == ["1 images have no label file: taken as without objects"]
+    assert found.notes == [
+        f"class names from {tmp_path / 'data.yaml'}: 0 pear, 1 apple",
+        "1 images have no label file: taken as without objects",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +150,121 @@ def test_what_is_missing_altogether_is_said_with_the_cure(tmp_path):
     _image(tmp_path / "images/a.png")
     with pytest.raises(ValueError, match=r"no label file for any of the 1 images.*labels.a\.txt"):
         read_yolo(tmp_path, names=["pear"])
+
+
+def test_a_label_file_in_capitals_is_found(tmp_path):
+    _data_set(tmp_path)
+    (tmp_path / "labels/a.txt").rename(tmp_path / "labels/a.TXT")
+    found = read_yolo(tmp_path)
+    assert len(found.images[0].objects) == 1 and len(found.notes) == 1
+
+
+def test_two_label_files_of_one_image_are_refused_unless_they_are_equal(tmp_path):
+    _label(_data_set(tmp_path) / "images/a.txt", f"0 {SQUARE}\n")
+    (fault,) = read_yolo(tmp_path).faults.lines
+    assert fault.startswith(f"{tmp_path / 'labels/a.txt'}: and {tmp_path / 'images/a.txt'} both")
+    _label(tmp_path / "images/a.txt", f"1 {SQUARE}\n")
+    assert read_yolo(tmp_path).faults.lines == []
+    _label(tmp_path / "labels/a.TXT", f"0 {SQUARE}\n")
+    assert "a.TXT: and " in read_yolo(tmp_path).faults.lines[0]
+
+
+def test_hidden_files_and_checkpoints_of_notebooks_are_no_data(tmp_path):
+    _data_set(tmp_path)
+    _image(tmp_path / "images/.ipynb_checkpoints/a-checkpoint.png")
+    _label(tmp_path / "labels/._a.txt", f"0 {SQUARE}")
+    (tmp_path / "images/._a.png").write_bytes(b"\0")
+    found = read_yolo(tmp_path)
+    assert [image.file_name for image in found.images] == ["a.png"] and not found.faults.lines
+    assert "hidden or made by the system: 2" in found.notes[1]
+
+
+def test_images_that_training_would_refuse_to_open_are_refused_here(tmp_path):
+    _image(tmp_path / "store/b.png")
+    _data_set(tmp_path / "set")
+    (tmp_path / "set/images/b.png").symlink_to(tmp_path / "store/b.png")
+    (fault,) = read_yolo(tmp_path / "set").faults.lines
+    assert "leads by a symbolic link" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cat\n\ndog\n", ":2: the line is empty.*numbered by their lines"),
+        ("\ncat", ":1: the line is empty"),
+        ("# animals\ncat", ":1: the line is a comment"),
+        ("0: cat\n0: dog", "gives a number to several names"),
+    ],
+)
+def test_lines_that_would_shift_the_numbers_of_classes_are_refused(tmp_path, text, message):
+    path = tmp_path / "classes.txt"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_names(path)
+
+
+def test_numbers_before_names_are_their_numbers(tmp_path):
+    path = tmp_path / "Classes.TXT"
+    path.write_text("2: cat\n1 : dog\n")
+    assert read_names(path) == {1: "dog", 2: "cat"}
+    path.write_text("0 cat\n1 dog\n")
+    assert read_names(path) == {0: "cat", 1: "dog"}
+    path.write_text("1 euro\n2 euro\n")
+    assert read_names(path) == {0: "1 euro", 1: "2 euro"}
+
+
+def test_the_names_beside_the_labels_count_and_files_that_disagree_are_refused(tmp_path):
+    source = tmp_path / "above/set"
+    _image(source / "images/a.png")
+    _label(source / "labels/a.txt", f"1 {SQUARE}")
+    _label(source / "labels/classes.txt", "cat\ndog")
+    (tmp_path / "above/data.yaml").write_text("names: [pear, apple]")
+    found = read_yolo(source)
+    assert found.images[0].objects[0].class_name == "dog"
+    assert found.notes == [
+        f"class names from {source / 'labels/classes.txt'}: 0 cat, 1 dog",
+        f"WARNING: {tmp_path / 'above/data.yaml'} is not used and names the classes differently",
+    ]
+    (source / "data.yaml").write_text("names: [cat, dog]")
+    assert read_yolo(source).class_names == ("cat", "dog")
+    (source / "data.yaml").write_text("names: [dog, cat]")
+    with pytest.raises(ValueError, match=r"data.yaml and .*classes.txt name the classes"):
+        read_yolo(source)
+    assert read_yolo(source, names=["x", "y"]).notes[0] == "class names from --names: 0 x, 1 y"
+
+
+@pytest.mark.parametrize("entry", ["kpt_shape: [17, 3]", "task: pose", "task: obb"])
+@pytest.mark.parametrize("names", [None, ["person"]])
+def test_labels_of_another_task_are_refused(tmp_path, entry, names):
+    _data_set(tmp_path)
+    (tmp_path / "data.yaml").write_text(f"names: [person]\n{entry}\n")
+    with pytest.raises(ValueError, match=r"data.yaml has (kpt_shape|task).*another task.*polygons"):
+        read_yolo(tmp_path, names=names)
+
+
+def test_labels_that_read_as_boxes_and_keypoints_are_pointed_out(tmp_path):
+    pose = "0 0.5 0.5 0.4 0.4 0.4 0.5 0.5 0.6 0 0 0.6 0.4"
+    assert "as pose labels do" in read_yolo(_data_set(tmp_path, pose)).notes[-1]
+    assert len(read_yolo(_data_set(tmp_path, f"{pose}\n0 {SQUARE}")).notes) == 1
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ("train: ../train/images\nval: ../valid/images\ntest: ../test/images", "train val test"),
+        ("path: .\ntrain: [train, test]\nval: valid", "train val train"),
+        ("train: list.txt\nval: test/images", "train  val"),
+        ("train: https://example.org/a.zip\nval: 7", "  "),
+    ],
+)
+def test_the_parts_of_a_data_set_are_those_of_its_yaml(tmp_path, entries, expected):
+    for part in ("train", "valid", "test"):
+        _image(tmp_path / part / "images/a.png")
+        _label(tmp_path / part / "labels/a.txt", f"0 {SQUARE}")
+    (tmp_path / "list.txt").write_text("./train/images/a.png\n")
+    (tmp_path / "data.yaml").write_text(f"names: [pear]\n{entries}\n")
+    parts = {image.file_name.split("/")[0]: image.part for image in read_yolo(tmp_path).images}
+    assert [parts[part] for part in ("train", "valid", "test")] == expected.split(" ")
 
 
 FORMS = [

@@ -316,11 +316,12 @@ RULES = {
     segmentations: {
         *("MIN_POLYGON", "MAX_COORDINATE", "MAX_BORDER", "MAX_CORNERS", "MAX_LETTERS", "MAX_RUN"),
         *("MAX_TEXT", "usable_polygons", "_border", "_vast", "_left_out", "sum_runs"),
-        *("compressed_length", "read_runs"),
+        *("compressed_length", "read_runs", "other_form", "_lists_pixels", "are_shares"),
+        *("MIN_LISTED_PIXELS", "SHARES"),
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 1, "452bcd352c76ed65"
+KNOWN_RULES = 2, "86ae32f3ffc2f86d"
 
 
 def _names(node):

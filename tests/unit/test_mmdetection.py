@@ -11,7 +11,8 @@ from pycocotools import mask as rle
 
 from sparseinst_jax import losses
 from sparseinst_jax.data.coco import load_coco, read_image
-from sparseinst_jax.data.transforms import resized_size
+from sparseinst_jax.data.ecosystems import find_resize_rule, mmdetection
+from sparseinst_jax.data.transforms import mask_levels, resized_size
 from sparseinst_jax.models import ops
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
@@ -124,35 +125,50 @@ def test_each_filter_leaves_out_what_its_implementation_does(annotations):
     assert found == {1: [1, 8, 11], 3: []}
     assert dataset.num_filtered == 7
     found, dataset = kept(annotations, "paddledetection")
-    assert found == {1: [1, 2, 4, 5, 6, 8, 11], 2: [9], 3: [10]}
-    assert dataset.num_filtered == 2
+    assert found == {1: [1, 2, 4, 6, 8, 11], 2: [9], 3: [10]}
+    assert dataset.num_filtered == 3
 
 
-def test_run_lengths_are_lost_to_mmdetections_filter_and_an_image_of_them_with_it(annotations):
+def test_an_image_whose_objects_mmdetection_leaves_out_stays_and_one_without_any_does_not(
+    annotations,
+):
+    content = json.loads(annotations.read_text())
+    content["images"] += [
+        {"id": i, "file_name": f"{i}.jpg", "height": 60, "width": 80} for i in (4, 5)
+    ]
+    content["annotations"].append(
+        entry(13, run_lengths(60, 80), [5, 5, 10, 10], image_id=4, iscrowd=1)
+    )
+    annotations.write_text(json.dumps(content))
     found, _ = kept(annotations, "mmdetection", keep_empty=False)
-    assert found == {1: [1, 8, 11]}
-    found, _ = kept(annotations, "detectron2", keep_empty=False)
-    assert found.keys() == {1, 2, 3}
+    assert found == {1: [1, 8, 11], 3: [], 4: [13]}
+    for name in ("detectron2", "paddledetection"):
+        found, _ = kept(annotations, name, keep_empty=False)
+        assert found.keys() == {1, 2, 3}
 
 
 def test_boxes_are_kept_where_they_are_asked_for(annotations):
     _, dataset = kept(annotations, "paddledetection", keeps_boxes=True)
     boxes = dataset.boxes_xyxy
     assert boxes[0].tolist()[:2] == [[10, 10, 15, 15], [10, 10, np.float32(10.9), 15]]
-    assert [len(image) for image in boxes] == dataset.num_targets.tolist() == [6, 1, 1]
+    assert [len(image) for image in boxes] == dataset.num_targets.tolist() == [5, 1, 1]
     assert kept(annotations, "paddledetection")[1].boxes_xyxy is None
 
 
-def test_a_json_without_boxes_gets_them_from_the_masks(annotations):
+def test_a_json_without_boxes_gets_them_from_the_masks_and_paddledetection_learns_none(annotations):
     content = json.loads(annotations.read_text())
     for annotation in content["annotations"]:
         del annotation["bbox"]
         del annotation["area"]
     annotations.write_text(json.dumps(content))
-    found, dataset = kept(annotations, "paddledetection", keeps_boxes=True)
+    found, dataset = kept(annotations, "detectron2", keeps_boxes=True)
     assert found == {1: [1, 2, 3, 4, 5, 6, 7, 8, 11], 2: [9], 3: [10]}
     assert dataset.boxes_xyxy[0].tolist()[0] == [10, 10, 15, 15]
     assert dataset.boxes_xyxy[2].tolist() == [[5, 5, 15, 15]]  # of run lengths
+    assert kept(annotations, "mmdetection")[0] == {1: [1, 2, 3, 4, 7, 8, 11], 3: []}
+    assert kept(annotations, "paddledetection")[0] == {1: [8], 2: [], 3: []}
+    with pytest.raises(ValueError, match="nothing to learn"):
+        kept(annotations, "paddledetection", keep_empty=False)
 
 
 def test_another_filter_is_refused(annotations):
@@ -161,18 +177,27 @@ def test_another_filter_is_refused(annotations):
 
 
 def test_resized_sizes_are_the_same_but_where_a_side_comes_to_exactly_one_half():
-    # s = min(long limit / long, size / short), then int(side * s + 0.5).
     different = []
     for h, w, size in itertools.product(
         range(30, 1300, 23), range(30, 1300, 29), range(416, 641, 32)
     ):
-        scale = min(853 / max(h, w), size / min(h, w))
-        expected = int(h * scale + 0.5), int(w * scale + 0.5)
-        if resized_size((h, w), size, 853) != expected:
+        if resized_size((h, w), size, 853) != mmdetection.resized_size((h, w), size, 853):
             different.append((h, w))
     # Images twice as long as they are wide: 853 / 2 is 426.5, and either way rounds it as it falls.
     assert all(max(shape) == 2 * min(shape) for shape in different)
     assert len(different) == 7
+
+
+def test_an_object_between_the_pixels_stays_a_target_with_an_empty_mask():
+    draws = np.array([0.9, 0.0, 0, 0, 0, 0, 0, 0])
+    triangle = [[200.2, 200.2, 201.3, 200.2, 201.3, 201.3]]
+    for rule, kept_empty in (("detectron2", False), ("mmdetection", True)):
+        find = find_resize_rule(rule)
+        transform = find.draw(draws, (427, 640), (416, 448), 853, "flip_resize")
+        assert (transform.flip, transform.size) == (False, (416, 624))
+        levels = mask_levels(triangle, (427, 640), transform)
+        assert (levels is not None) == kept_empty
+        assert levels is None or not levels.any()
 
 
 def test_a_red_image_is_the_same_input_by_way_of_bgr(tmp_path):

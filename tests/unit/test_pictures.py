@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax.drawing import pictures
+from sparseinst_jax.drawing.label_places import label_places
 
 
 def test_colours_are_stable_and_far_apart():
@@ -49,8 +50,13 @@ def test_the_first_instance_is_on_top_and_empty_masks_draw_nothing():
     masks[:2, 100:500, 100:500] = True
     drawn = np.asarray(pictures.draw_instances(image, masks, ["", "", "not drawn"]))
     top, below = (np.array(pictures.instance_colour(index)) for index in (0, 1))
-    np.testing.assert_allclose(drawn[300, 300], 0.45 * top + 0.55 * 0.45 * below, atol=1)
+    np.testing.assert_allclose(drawn[300, 300], 0.45 * top, atol=1)
     assert not drawn[~masks[0]].any()
+    masks[1, 100:550, 100:550] = True
+    drawn = np.asarray(pictures.draw_instances(image, masks, ["", "", ""]))
+    np.testing.assert_allclose(drawn[520, 300], 0.45 * below, atol=1)
+    np.testing.assert_array_equal(drawn[499, 300], top)
+    np.testing.assert_array_equal(drawn[549, 300], below)
 
 
 def test_small_images_are_enlarged_until_text_is_readable():
@@ -67,13 +73,74 @@ def test_small_images_are_enlarged_until_text_is_readable():
     assert rows[0] < 200 - 12  # the label stands above the mask, at least 12 pixels high
 
 
-def test_labels_keep_off_one_another_and_inside_the_picture():
-    taken = []
-    for _ in range(4):
-        place = pictures._free_place((90, 0, 130, 40), (60, 12), (140, 100), taken)
-        assert place[0] >= 0 and place[1] >= 0 and place[2] <= 140 and place[3] <= 100
-        assert not any(pictures._overlap(place, other) for other in taken)
-        taken.append(place)
+def test_objects_of_a_class_have_its_colour_and_neighbours_another_shade():
+    masks = np.zeros((5, 600, 600), bool)
+    for index, (y, x) in enumerate([(100, 100), (100, 200), (400, 100), (400, 400), (200, 100)]):
+        masks[index, y : y + 100, x : x + 100] = True
+    image, labels = np.zeros((600, 600, 3), np.uint8), [7, 7, 7, 2, 7]
+    drawn = np.asarray(pictures.draw_instances(image, masks, [""] * 5, labels=labels))
+    colours = [tuple(drawn[mask][0].tolist()) for mask in masks]  # of the outlines
+    own, lighter, darker, _ = pictures.shades(pictures.instance_colour(7))
+    assert colours == [own, lighter, own, pictures.instance_colour(2), darker]
+
+
+def grid_masks(*boxes, shape=(60, 80)):
+    masks = np.zeros((len(boxes), *shape), bool)
+    for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
+        mask[top:bottom, left:right] = True
+    return list(masks)
+
+
+def covered(place, size, mask):
+    (top, left), (height, width) = place, size
+    return mask[top : top + height, left : left + width]
+
+
+def test_the_label_of_a_large_object_lies_inside_and_that_of_a_small_one_touches_it():
+    large, small = grid_masks((5, 5, 55, 45), (20, 60, 26, 66))
+    size = (4, 12)
+    inside, beside = label_places([large, small], [size, size])
+    assert covered(inside, size, large).all()
+    assert not covered(beside, size, small).any() and not covered(beside, size, large).any()
+    grown = (beside[0] - 1, beside[1] - 1)
+    assert covered(grown, (6, 14), small).any()
+
+
+def test_labels_hide_neither_other_objects_nor_one_another():
+    masks = grid_masks(*((10, left, 16, left + 6) for left in range(10, 70, 7)))
+    places = label_places(masks, [(4, 12)] * len(masks))
+    taken = np.zeros((60, 80), int)
+    drawn = [place for place in places if place is not None]
+    assert len(drawn) >= 6
+    for place in drawn:
+        assert not any(covered(place, (4, 12), mask).any() for mask in masks)
+        covered(place, (4, 12), taken)[:] += 1
+    assert taken.max() == 1
+
+
+def test_a_label_without_a_good_place_is_left_out():
+    boxes = [(y, x, y + 6, x + 6) for y in range(14, 40, 6) for x in range(20, 56, 6)]
+    middle, *around = grid_masks((26, 38, 32, 44), *(box for box in boxes if box[:2] != (26, 38)))
+    places = label_places([middle, *around], [(4, 12)] + [(0, 0)] * len(around))
+    assert places == [None] * len(places)
+    assert label_places([middle], [(61, 12)]) == [None]  # larger than the picture
+
+
+def test_labels_of_many_objects_do_not_cover_the_picture():
+    masks = grid_masks(
+        *((y, x, y + 3, x + 3) for y in range(0, 200, 10) for x in range(0, 200, 10)),
+        shape=(200, 200),
+    )
+    places = label_places(masks, [(6, 20)] * 400)
+    assert 25 <= sum(place is not None for place in places) <= 0.15 * 200 * 200 / (6 * 20)
+
+
+def test_an_object_between_the_cells_of_the_grid_has_its_label():
+    image, mask = np.zeros((1201, 1601, 3), np.uint8), np.zeros((1, 1201, 1601), bool)
+    mask[0, -1, -1] = True
+    drawn = np.asarray(pictures.draw_instances(image, mask, ["speck 0.50"]))
+    written = (drawn == pictures.instance_colour(0)).all(axis=2)
+    assert written.sum() > 1000 and written[-1, -1]
 
 
 @pytest.mark.parametrize("count", [0, 3])

@@ -1,6 +1,10 @@
 """The predictor around a small made-up network, against a plain NumPy version of each step."""
 
+import copy
 import json
+import pickle
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.prediction import Prediction
 from sparseinst_jax.inference.predictor import Predictor, as_rgb
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
@@ -269,6 +274,107 @@ def test_paths_pillow_images_and_arrays_are_the_same_image(rng, tmp_path):
     np.testing.assert_array_equal(as_rgb(grey), np.stack([grey] * 3, axis=2))
 
 
+def test_lists_of_paths_give_lists_of_the_same(rng, tmp_path, predictor):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for path, size in zip(paths, [(40, 60), (60, 40), (33, 50)], strict=True):
+        Image.fromarray(draw_image(rng, *size)).save(path)
+    alone = [predictor(path, 0.3) for path in paths]
+    for found in (predictor(paths, 0.3), predictor.predict_batch(map(str, paths), 0.3)):
+        assert len(found) == 3
+        for ours, theirs in zip(found, alone, strict=True):
+            assert type(ours) is Prediction and (ours.scores >= 0.3).all()
+            np.testing.assert_array_equal(ours.masks, theirs.masks)
+            np.testing.assert_array_equal(ours.scores, theirs.scores)
+            np.testing.assert_array_equal(ours.image, theirs.image)
+    with pytest.raises(ValueError, match=r"must be 0 to 1, got 30: 30 percent is 0\.3"):
+        predictor(paths[0], 30)
+    with pytest.raises(ValueError, match="must be 0 to 1, got nan"):
+        alone[0].plot(float("nan"))
+
+
+def test_instances_one_by_one_and_chosen(rng, predictor):
+    found = predictor(draw_image(rng, 47, 75))
+    instances = list(found)
+    assert [instance.class_name for instance in instances] == found.class_names
+    assert [instance.score for instance in instances] == found.scores.tolist()
+    for instance, mask, box in zip(instances, found.masks, found.boxes_xyxy, strict=True):
+        np.testing.assert_array_equal(instance.mask, mask)
+        np.testing.assert_array_equal(instance.box_xyxy, box)
+    assert found[-1].score == found.scores[-1]
+    for index in (slice(1, 3), [2, 0], np.array([2, 0]), found.scores > 0.3):
+        np.testing.assert_array_equal(found[index].scores, found.scores[index])
+        np.testing.assert_array_equal(found[index].masks, found.masks[index])
+        np.testing.assert_array_equal(found[index].query_index, found.query_index[index])
+
+
+def test_empty_masks_are_left_out_of_a_prediction_only(rng, weights, predictor):
+    params, _ = weights
+    params["masks"][[1, 4]] = 0
+    predictor.set_weights(params, {"shift": np.float32(-9)})  # those two: probability 1e-4
+    image = draw_image(rng, 47, 75)
+    found = predictor(image)
+    assert found.masks.any(axis=(1, 2)).all()
+    assert not set(found.query_index) & {1, 4}
+    (raw,) = predictor.run([predictor.prepare(image)])  # what evaluation writes
+    rles, scores = raw.encode()
+    assert raw.query_index.tolist() == [0, 1, 3, 4, 5] and len(rles) == 5
+    assert (scores[[1, 3]] == 0).all() and len(found) == (masks.areas_of(rles) > 0).sum()
+
+
+def test_a_prediction_keeps_its_image_and_its_entries_are_plain(rng, predictor):
+    frame = draw_image(rng, 47, 75).copy()
+    first = frame.copy()
+    found = predictor(frame)
+    frame[:] = 0
+    np.testing.assert_array_equal(found.image, first)
+    for image_id in (np.int64(7), np.uint8(7), 7):
+        assert json.loads(json.dumps(found.to_coco(image_id)))[0]["image_id"] == 7
+    with pytest.raises(TypeError):
+        found.to_coco(7.5)
+
+
+def test_category_ids_of_numpy_become_plain(rng, weights):
+    ids = np.array(CATEGORY_IDS)
+    predictor = Predictor(network, *weights, CLASS_NAMES, ids, EVAL_SIZE, family=SPARSEINST)
+    json.dumps(predictor(draw_image(rng, 20, 30)).to_coco(1))
+
+
+def test_a_predictor_is_described_in_one_line_and_says_that_it_cannot_be_pickled(rng, predictor):
+    assert repr(predictor) == "Predictor(3 classes, eval_size=(64, 96), batch_size=1)"
+    for copied in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"cannot be pickled.*sparseinst_jax\.load"):
+            copied(predictor)
+    found = predictor(draw_image(rng, 47, 75))
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.masks, found.masks)
+    assert len(repr([found, found])) < 300
+
+
+FORK = """
+import os, sys
+import jax, numpy as np
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.setup.loading import load
+from sparseinst_jax.setup.train import train
+jax.devices()
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+for start in (lambda: load("nowhere"), lambda: train("tiny"), lambda: Predictor.start(None, [])):
+    try:
+        start()
+    except ValueError as error:
+        assert "was forked from one in which JAX had started" in str(error), error
+    else:
+        os._exit(1)
+os._exit(7)
+"""
+
+
+def test_a_fork_after_jax_has_started_is_refused_in_words():
+    run = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 7, run.stderr
+
+
 @pytest.mark.parametrize(
     "wrong",
     [np.zeros((4, 4, 3), np.float32), np.zeros((3, 9, 9), np.uint8), np.zeros((0, 4, 3), np.uint8)],
@@ -320,3 +426,25 @@ def test_overrides_that_ask_for_another_network_are_refused_with_every_differenc
     overrides = {"data.eval_size": "(32, 64)", "model.dtype": "bfloat16", "eval.batch_size": "2"}
     predictor, _, step = load_run(tmp_path, overrides=overrides)
     assert (predictor.eval_size, predictor.batch_size, step) == ((32, 64), 2, 1)
+
+
+def test_truth_that_cannot_be_scored_is_found_before_the_first_image_is_predicted(
+    tmp_path, predictor, monkeypatch
+):
+    images = [{"id": 1, "file_name": "a.png", "height": 5, "width": 5}]
+    entry = {"id": 4, "image_id": 1, "category_id": 1, "iscrowd": 0}
+    content = {
+        "images": images,
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [entry | {"segmentation": [[0, 0, 4, 0, 4, 4]]}],
+    }
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    Image.fromarray(np.zeros((5, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    dataset = load_coco(tmp_path / "val.json", tmp_path)
+    content["annotations"][0]["segmentation"] = [[0, 0, 9e9, 0, 4, 4]]  # changed since
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    monkeypatch.setattr(Predictor, "start", lambda *_: pytest.fail("an image was predicted"))
+    with pytest.raises(
+        ValueError, match=r"val\.json: 1 of 1 annotations.*\n +annotation 4 \(a\.png"
+    ):
+        evaluate_dataset(predictor, dataset)

@@ -1,9 +1,11 @@
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
 
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.training import progress
 
 
@@ -50,24 +52,115 @@ def test_a_run_started_anew_drops_old_rows(tmp_path):
 ROW = {"step": 10, "loss/total": 1.5, "loss/class": 0.5, "learning_rate": 0.001}
 
 
+def batch_of(height: int = 8, width: int = 12) -> Batch:
+    one = np.ones((4, 1))
+    return Batch(np.zeros((4, height, width, 3), np.uint8), one, one, one, one, one[:, 0])
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+
+    def step(self, line: progress.Progress, seconds: float, waited: float = 0.0, **size: int):
+        self.now += waited
+        with line.stepping(batch_of(**size), waited):
+            self.now += seconds
+
+
 def test_off_a_terminal_there_is_one_whole_line_per_report():
     stream = io.StringIO()
     line = progress.Progress(100, 20, 4, stream=stream)
-    for step in range(1, 11):
-        line.stepped(step, 0.0)
-    line.report({**ROW, **line.rates()})
+    for _ in range(10):
+        with line.stepping(batch_of(), 0.0):
+            pass
+    line.add([ROW])
+    line.report()
     (text,) = stream.getvalue().splitlines()
-    assert text.startswith("step 10/100  epoch 0.5  total 1.5000  class 0.5000  lr 0.001  ")
-    for word in ("images/s", "data wait 0%", "GiB", "ETA"):
-        assert word in text
-    assert "\r" not in text
+    names = [part.split()[0] for part in text.split("  ")]
+    assert names[:2] == ["step", "ETA"] and names[3:-1] == ["total", "class", "lr", "data", "epoch"]
+    for words in (
+        "step 10/100",
+        "images/s",
+        "total 1.500",
+        "lr 0.001",
+        "data wait 0%",
+        "epoch 0.5",
+    ):
+        assert words in text
+    assert text.endswith("GiB") and "\r" not in text
+
+
+def test_losses_are_means_over_the_steps_since_the_last_report():
+    stream = io.StringIO()
+    line = progress.Progress(100, 20, 4, stream=stream)
+    line.add([{"step": 1, "loss/total": 9.0}, {"step": 2, "loss/total": 2.0, "loss/new": 1.0}])
+    line.add([{"step": 3, "loss/total": 1.0}])  # as collected for a checkpoint between reports
+    line.report()
+    line.add([{"step": 4, "loss/total": 3.0}])
+    line.report()
+    first, second = stream.getvalue().splitlines()
+    assert "total 4.000  new 1.000" in first and "total 3.000" in second
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100, 156])
+def test_the_live_line_fits_the_terminal_and_shows_the_important_first(columns, monkeypatch):
+    monkeypatch.setattr(progress, "_terminal_width", lambda _: columns)
+    stream, clock = Terminal(), Clock(monkeypatch)
+    line = progress.Progress(12345, 7393.0, 16, 9999, stream)
+    for _ in range(3):
+        clock.step(line, 1.25)
+    names = ("total", "class", "dice", "mask", "objectness")
+    line.add([{**{f"loss/{name}": 1.2345 for name in names}, "learning_rate": 5e-5}])
+    line.report()
+    drawn = stream.getvalue().rsplit("\r", 1)[1]
+    assert len(drawn) == columns - 1
+    parts = drawn.rstrip().split("  ")
+    assert parts[:2] == ["step 10002/12345", "ETA 48:49"]
+    if columns >= 60:
+        assert parts[2:4] == ["12.8 images/s", "total 1.234"]
+    assert all(part.count(" ") >= 1 for part in parts), "no part is cut"
+    assert len(parts) == {40: 2, 60: 4, 80: 5, 100: 7}.get(columns, len(parts))
+
+
+def test_steps_that_are_compiled_count_neither_for_speed_nor_for_time_left(monkeypatch):
+    stream, clock = io.StringIO(), Clock(monkeypatch)
+    line = progress.Progress(101, 20, 4, stream=stream)
+    clock.step(line, 90.0, waited=10.0)
+    assert line.rates().keys() == {"memory_gib"}
+    line.report()
+    assert "ETA" not in stream.getvalue() and "images/s" not in stream.getvalue()
+    for _ in range(9):
+        clock.step(line, 0.4, waited=0.1)
+    clock.step(line, 60.0, height=16)
+    clock.step(line, 0.5)
+    assert line.rates()["images_per_second"] == pytest.approx(8.0)
+    assert line.rates()["data_wait"] == pytest.approx(9 * 0.1 / 5)
+    line.report()
+    assert "ETA 0:44  8 images/s" in stream.getvalue()  # 89 steps of half a second
+
+
+def test_a_compilation_is_announced_with_its_seconds(monkeypatch):
+    monkeypatch.setattr(progress, "_REDRAW_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_SECONDS_WITHOUT_A_WORD", 0.02)
+    live, log = Terminal(), io.StringIO()
+    for stream in (live, log):
+        line = progress.Progress(100, 20, 4, stream=stream)
+        for _ in range(2):
+            with line.stepping(batch_of(), 0.0):
+                time.sleep(0.2)
+    assert live.getvalue().startswith("\rstep 1/100  compiling for images of 8 x 12  0:00 ")
+    assert "step 2/100  compiling" not in live.getvalue()
+    assert log.getvalue() == "step 1/100  compiling for images of 8 x 12\ncompiled in 0:00\n"
 
 
 def test_on_a_terminal_the_line_is_drawn_over():
     stream = Terminal()
     line = progress.Progress(100, 20, 4, stream=stream)
-    line.stepped(1, 0.0)
-    line.report(ROW)
+    line.report()
+    line.report()
     assert stream.getvalue().count("\r") == 2
     assert "\n" not in stream.getvalue()
     line.print_line("evaluating")
@@ -79,7 +172,7 @@ def test_closing_ends_the_live_line_once():
     line = progress.Progress(100, 20, 4, stream=stream)
     line.close()  # nothing is open yet
     assert stream.getvalue() == ""
-    line.report(ROW)
+    line.report()
     line.close()
     line.close()
     print("error: told by another", file=stream)
@@ -89,29 +182,24 @@ def test_closing_ends_the_live_line_once():
 
 
 def test_rates_count_images_waiting_and_leave_out_pauses(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    clock = Clock(monkeypatch)
     line = progress.Progress(100, 20, 4, first_step=50, stream=io.StringIO())
-    now[0] = 110.0
+    clock.step(line, 30.0)
+    clock.now += 8.0
     line.paused(8.0)
-    line.stepped(53, 0.5)
+    clock.step(line, 0.75, waited=0.25)
+    clock.step(line, 0.75, waited=0.25)
     rates = line.rates()
-    assert rates["images_per_second"] == pytest.approx(3 * 4 / 2)
+    assert rates["images_per_second"] == pytest.approx(4.0)
     assert rates["data_wait"] == pytest.approx(0.25)
     assert rates["memory_gib"] > 0.01
-    line.report({**ROW, **rates})
-    now[0] = 111.0
-    line.stepped(54, 0.0)
-    assert line.rates()["images_per_second"] == pytest.approx(4.0)
+    line.report()
+    clock.step(line, 0.5)
+    assert line.rates()["images_per_second"] == pytest.approx(8.0)
 
 
 def test_durations_are_written_for_people():
-    assert [progress.format_seconds(s) for s in (5, 65, 3723, float("inf"))] == [
-        "0:05",
-        "1:05",
-        "1:02:03",
-        "?",
-    ]
+    assert [progress.format_seconds(s) for s in (5, 65, 3723)] == ["0:05", "1:05", "1:02:03"]
 
 
 def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.failures import Skip, SkippedImages, load_or_skip
 from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan, TrainPlan
+from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS
 from sparseinst_jax.data.train_image import load_train_image
@@ -133,10 +134,21 @@ def test_more_than_a_twentieth_of_the_last_thousand_images_stops_the_run(tmp_pat
     listed.add_evaluated([SKIP, SKIP], 40)
 
 
+def test_a_run_that_reads_nothing_but_faulty_images_stops_at_once(tmp_path):
+    listed = SkippedImages(tmp_path / "skipped.csv", 0, 4)
+    listed.add(1, [SKIP] * 4)
+    with pytest.raises(ValueError, match="8 of 8 images lately cannot be used"):
+        listed.add(2, [SKIP] * 4)
+    luckier = SkippedImages(tmp_path / "other.csv", 0, 4)
+    for step in range(1, 13):
+        luckier.add(step, [SKIP])  # a quarter of them: few images, of which some are broken
+
+
 class FindsOneSquare:
     """A predictor that finds the left upper corner of every image."""
 
     num_together, eval_size = 2, (64, 64)
+    protocol = ORIGINAL_PROTOCOL
 
     def __init__(self, dataset):
         self.class_names, self.given = dataset.class_names, []

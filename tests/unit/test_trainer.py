@@ -176,7 +176,7 @@ def test_a_run_ends_when_so_many_evaluations_were_no_better(tmp_path):
     code, text, steps, seen = run_trainer(tmp_path, [0.5, 0.4, 0.5, 0.9], patience=2)
     assert code == 0 and len(seen) == 3 and steps[-1] == 3
     assert "stopped early after step 3: no better AP in the last 2 evaluations" in text
-    assert "AP 0.5000: add --step best to eval.py" in text
+    assert "AP 50.0 %: add --step best to `sparseinst eval`" in text
     assert "--config.train.early_stopping" in text
 
 
@@ -249,7 +249,7 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
         if len(told) == 1 and own_signal is not None:
             os.kill(os.getpid(), own_signal)
         if len(told) == 2 and own_signal is None:  # the other host's
-            metrics[STOP] = np.int32(signal.SIGTERM)
+            metrics[STOP] = np.int32(2 * signal.SIGTERM)
         return state, metrics
 
     monkeypatch.setattr(TrainStep, "__call__", one_of_two_hosts)
@@ -258,7 +258,7 @@ def test_several_hosts_stop_after_the_step_that_follows_the_telling(
         trainer._num_hosts = 2
         assert trainer.run(first_state(False), batches()) == 143
         assert checkpoints.steps == (3,)
-    assert told == [0, *[int(own_signal or 0)] * 2]
+    assert told == [0, *[2 * int(own_signal or 0)] * 2]
 
 
 def test_from_the_loop_to_the_loss_there_are_four_functions(tmp_path):

@@ -1,4 +1,4 @@
-"""What a measurement ran on: device, versions, threads, load; and the memory that it took."""
+"""What a measurement ran on and took: device, versions, load, memory, what was compiled."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ import platform
 import re
 import shlex
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
-MIB = 2**20
+from sparseinst_jax.cli.measuring import timing
+from sparseinst_jax.cli.measuring.timing import MIB, Clock, Repeats, Workload
+from sparseinst_jax.runtime.process import COMPILED
+
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "pycocotools")
 _THREADS = ("NPROC", "PJRT_NPROC", "XLA_FLAGS")
+_CACHE_EVERYTHING = {
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
 
 
 def describe() -> dict[str, Any]:
@@ -25,12 +36,14 @@ def describe() -> dict[str, Any]:
     `load_1_5_15` are the processes that want a core, averaged over 1, 5 and 15 minutes: much above
     zero at the start, other work disturbs what is measured.
     """
-    device = jax.local_devices()[0]
+    device, cpu = jax.local_devices()[0], ""
     versions: dict[str, str | None] = dict.fromkeys(_VERSIONS)
     for name in _VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    model = re.search(r"^model name\s*: (.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    with contextlib.suppress(OSError):
+        cpu = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*: (.*)$", cpu, re.MULTILINE)
     return {
         "device": device.device_kind,
         "platform": device.platform,
@@ -54,31 +67,42 @@ def command() -> str:
     return shlex.join([*shown, *(re.sub(r"(^|=)/\S*/", r"\1", word) for word in words)])
 
 
-def forget_peak() -> bool:
-    """Reset the process's peak memory; False where the system cannot, as outside Linux."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-        return True
-    return False
+def measure(
+    name: str,
+    workload: Workload,
+    repeats: Repeats,
+    report: Callable[[str], None],
+    clock: Clock = time.perf_counter,
+    with_compile_times: bool = True,
+) -> dict[str, Any]:
+    """Measure a workload; returns plain values, times in milliseconds."""
+    try:
+        report(f"{name}: compiling")
+        found = first_calls(workload.run, clock) if with_compile_times else {}
+        report(f"{name}: {repeats.warmup} runs to warm up, {repeats.iterations} to be timed")
+        found["peak_is_of_this_part"] = timing.forget_peak()
+        samples = timing.timed(workload, repeats, clock)
+        # Before `compiled` compiles again, which takes memory of its own.
+        found["peak_process_mib"] = timing.peak_process_mib()
+        row = result(name, workload, samples)
+        return {**row, **found, "warmup": repeats.warmup, **workload.details()}
+    finally:
+        workload.close()
 
 
-def peak_process_mib() -> float | None:
-    """Return the most memory that this process has held in RAM, in MiB; None if unknown."""
-    if peak := re.search(r"^VmHWM:\s*(\d+)", _read("/proc/self/status"), re.MULTILINE):
-        return int(peak[1]) / 1024
-    with contextlib.suppress(ImportError):
-        import resource
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most / (MIB if platform.system() == "Darwin" else 1024)
-    return None
-
-
-def _read(path: str) -> str:
-    """The text of a file of the system; "" where it has none."""
-    with contextlib.suppress(OSError):
-        return Path(path).read_text()
-    return ""
+def result(name: str, workload: Workload, samples: list[float]) -> dict[str, Any]:
+    """Return what timings of a workload say, and the memory of the device, as plain values."""
+    found = timing.summary(samples)
+    return {
+        "name": name,
+        **found,
+        "iterations": len(samples),
+        "images": workload.images,
+        "images_per_s": 1e3 * workload.images / found["p50_ms"],
+        "peak_device_mib": peak_device_mib(),
+        "xla": {key: compiled_memory(one) for key, one in workload.compiled().items()},
+        **workload.facts,
+    }
 
 
 def peak_device_mib() -> float | None:
@@ -102,8 +126,56 @@ def compiled_memory(executable: Any) -> dict[str, float]:
     }
 
 
-def compiled_gflops(executable: Any) -> float | None:
-    """Return XLA's count of floating point operations in billions; None where it has none."""
-    cost = executable.cost_analysis()
-    flops = ((cost[0] if isinstance(cost, list) else cost) or {}).get("flops")
-    return None if flops is None else flops / 1e9
+@contextlib.contextmanager
+def watched() -> Iterator[list[float]]:
+    """Collect, while open, the seconds of each compilation of this process.
+
+    A program from the persistent cache counts too; tracing and lowering are not in the time.
+    """
+    found: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == COMPILED:
+            found.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def first_calls(run: Callable[[], Any], clock: Clock) -> dict[str, Any]:
+    """Call a function twice as if for the first time: nothing compiled, then all in the cache.
+
+    Args:
+      run: works to the end; what it has compiled before is forgotten.
+      clock: seconds.
+
+    Returns:
+      Seconds of both calls (tracing, compiling and running), seconds of compilation alone in
+      both, and the number of programs.
+    """
+    found: dict[str, Any] = {}
+    names = (*_CACHE_EVERYTHING, "jax_compilation_cache_dir")
+    before = {name: getattr(jax.config, name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="compilation-cache-") as folder:
+        try:
+            _configure({**_CACHE_EVERYTHING, "jax_compilation_cache_dir": folder})
+            for name in ("cold", "cached"):
+                jax.clear_caches()
+                with watched() as compilations:
+                    start = clock()
+                    run()
+                    found[f"first_call_{name}_s"] = clock() - start
+                found[f"compile_{name}_s"] = sum(compilations)
+                found["num_programs"] = len(compilations)
+        finally:
+            _configure(before)
+    return found
+
+
+def _configure(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # opened at the first compilation, it would keep its folder

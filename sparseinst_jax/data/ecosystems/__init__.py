@@ -23,7 +23,11 @@ FILTERS = {
     "paddledetection": paddledetection.FILTER,
     "mmdetection": mmdetection.FILTER,
 }
-RESIZE_RULES = {DEFAULT_RULES: ORIGINAL_RESIZE, "paddledetection": paddledetection.RESIZE}
+RESIZE_RULES = {
+    DEFAULT_RULES: ORIGINAL_RESIZE,
+    "paddledetection": paddledetection.RESIZE,
+    "mmdetection": mmdetection.RESIZE,
+}
 PROTOCOLS = {"original": ORIGINAL_PROTOCOL, "paddledetection": paddledetection.PROTOCOL}
 _Rule = TypeVar("_Rule")
 

@@ -1,13 +1,19 @@
-"""What mmdetection learns from a json: it filters by boxes, not by masks.
+"""What mmdetection learns from a json, and how it resizes: it filters by boxes, not by masks.
 
 Source: mmdet/datasets/coco.py (``parse_data_info``, ``filter_data``) and ``LoadAnnotations`` with
-``poly2mask=False``, as its SparseInst sets it.
+``poly2mask=False``, as its SparseInst sets it; mmcv/image/geometric.py (``rescale_size``).
 """
+
+from typing import Any
 
 import numpy as np
 
 from sparseinst_jax.data._index.columns import POLYGONS, Columns, has_area, read_boxes
-from sparseinst_jax.data.rules import AnnotationFilter
+from sparseinst_jax.data.rules import AnnotationFilter, ResizeRule
+from sparseinst_jax.data.transforms import ORIGINAL_PIXELS, Size, Transform
+
+# Pillow's pixels; what lies between them stays a target with an empty mask.
+PIXELS = ORIGINAL_PIXELS._replace(keeps_empty=True)
 
 
 def _keeps(columns: Columns) -> np.ndarray:
@@ -25,4 +31,28 @@ def _keeps(columns: Columns) -> np.ndarray:
     )
 
 
-FILTER = AnnotationFilter(_keeps, smallest_side=32)
+def resized_size(size: Size, shortest: int, longest: int) -> Size:
+    """Size after a resize by one factor to ``shortest``, unless the longer side passes ``longest``.
+
+    Of images twice as long as wide some differ from the original's by a pixel.
+    """
+    factor = min(longest / max(size), shortest / min(size))
+    return int(size[0] * factor + 0.5), int(size[1] * factor + 0.5)
+
+
+def draw_transform(
+    draws: np.ndarray,
+    original_size: Size,
+    sizes: tuple[int, ...],
+    max_size: int,
+    augmentation: str,
+    *others: Any,
+) -> Transform:
+    """Draw flip and size of one image; see ``transforms.draw_transform``."""
+    del augmentation, others  # there is one
+    size = resized_size(original_size, sizes[int(draws[1] * len(sizes))], max_size)
+    return Transform(bool(draws[0] < 0.5), None, None, size, PIXELS)
+
+
+FILTER = AnnotationFilter(_keeps, smallest_side=32, keeps_annotated=True)
+RESIZE = ResizeRule(resized_size, draw_transform, ("flip_resize",), needs_boxes=False)

@@ -3,12 +3,20 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.data.importers.objects import LabelledImage
+from sparseinst_jax.runtime.messages import counted
 
+DEFAULT_VAL_SHARE = 0.2
+# Names of the folders of a data set that is divided already, without a number at their end.
+_PART_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 _DESCRIPTION = "made by sparseinst import-data"
 
 
@@ -53,6 +61,78 @@ def make_content(images: Sequence[LabelledImage], class_names: Sequence[str]) ->
                 }
             )
     return content
+
+
+def divide(
+    images: Sequence[LabelledImage],
+    wanted: Collection[str],
+    val_share: float | None = None,
+    seed: int = 0,
+    *,
+    keeps_parts: bool = True,
+) -> tuple[dict[str, list[LabelledImage]], list[str]]:
+    """Divide images into those of training, validation and test, as they are divided or anew.
+
+    Args:
+        images: with objects or without.
+        wanted: "train", and maybe "val" and "test".
+        val_share: of the photos that are held out where there is no validation part; None for
+            `DEFAULT_VAL_SHARE`, and where the images are divided already.
+        seed: see `split_images`.
+        keeps_parts: whether the parts of a data set that is divided already stay as they are.
+
+    Returns:
+        The images of each part, and lines on how they were divided.
+
+    Raises:
+        ValueError: a part is wanted that there is not, or the images cannot be divided.
+    """
+    parts = _own_parts(images) if keeps_parts else {}
+    if "test" in wanted and "test" not in parts:
+        raise ValueError("--test-output: the data set has no test part; leave the option out")
+    if "val" in parts and val_share is not None:
+        raise ValueError(
+            f"--val-share: the data set is divided already, into {_counts(parts)}; leave the "
+            "option out to keep that, or give --ignore-parts to divide all images anew"
+        )
+    lines = []
+    if parts:
+        lines.append(f"the data set is divided already, and stays so: {_counts(parts)}")
+        unwritten = {part: found for part, found in parts.items() if part not in wanted}
+        if unwritten:
+            options = [f"--{part}-output JSON" for part in ("val", "test") if part in unwritten]
+            lines.append(
+                f"WARNING: {_counts(unwritten)} are in no json; "
+                + "".join(f"{option} writes one, " for option in options)
+                + "--ignore-parts takes all images together"
+            )
+    else:
+        parts = {"train": list(images)}
+    if "val" in wanted and "val" not in parts:
+        share = DEFAULT_VAL_SHARE if val_share is None else val_share
+        parts["train"], parts["val"] = split_images(parts["train"], share, seed)
+    empty = [part for part in wanted if not any(image.objects for image in parts[part])]
+    if empty:
+        raise ValueError(f"no image of the part {empty[0]} has an object; label some")
+    return parts, lines
+
+
+def _own_parts(images: Sequence[LabelledImage]) -> dict[str, list[LabelledImage]]:
+    """The parts that images are divided into, by their data.yaml or else their folders; or none."""
+    parts: dict[str, list[LabelledImage]] = {}
+    for image in images:
+        folders = image.file_name.lower().split("/")[:-1]
+        named = (_PART_FOLDERS.get(folder.rstrip("0123456789_-")) for folder in folders[:2])
+        part = image.part or next(filter(None, named), "")
+        parts.setdefault(part, []).append(image)
+    return parts if "train" in parts and ("val" in parts or "test" in parts) else {}
+
+
+def _counts(parts: Mapping[str, Sequence[LabelledImage]]) -> str:
+    order = [part for part in ("train", "val", "test", "") if part in parts]
+    return ", ".join(
+        f"{part or 'in no part'} {counted(len(parts[part]), 'image')}" for part in order
+    )
 
 
 def split_images(

@@ -7,12 +7,14 @@ import base64
 import binascii
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sparseinst_jax.data.file_search import FileNames, FileSearch
 from sparseinst_jax.data.images import read_values
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
@@ -25,6 +27,7 @@ from sparseinst_jax.data.importers.objects import (
     checked_number,
     files_by_name,
     is_below,
+    is_coco,
     list_images,
     make_box,
     make_ellipse,
@@ -36,7 +39,10 @@ from sparseinst_jax.data.importers.objects import (
     require_folder,
     with_progress,
 )
+from sparseinst_jax.runtime.messages import listed
 
+# LabelMe's own labels of what is no object.
+_NO_OBJECTS = ("__ignore__", "_background_")
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 
@@ -46,6 +52,16 @@ class _ShapePart(NamedTuple):
     class_name: str
     shape: list[float] | np.ndarray
     where: str
+
+
+class _ImageFolder(NamedTuple):
+    """Where the images of jsons are looked for."""
+
+    source: Path
+    root: Path
+    by_name: Mapping[str, Path]
+    by_stem: Mapping[str, Path]
+    known: FileNames
 
 
 def read_labelme(
@@ -75,85 +91,114 @@ def read_labelme(
     root = source if images_dir is None else images_dir
     require_folder(root, "the image folder")
     left_out = {path.resolve() for path in excluded}
-    paths = [path for path in sorted(source.rglob("*.json")) if path.resolve() not in left_out]
+    search = FileSearch()
+    paths = [path for path in search.find(source, {".json"}) if path.resolve() not in left_out]
     if not paths:
-        raise ValueError(f"no .json in or below {source}; LabelMe writes one for each image")
+        raise search.nothing(f"no .json in or below {source}; LabelMe writes one for each image")
     faults = ImportFaults()
-    listed = list_images(root)
-    by_name = files_by_name(listed)
+    paths_of_images = list_images(root, search)
+    by_stem = {path.stem: path for path in paths_of_images}
+    by_name = files_by_name(paths_of_images)
+    folder = _ImageFolder(source, root, by_name, by_stem, FileNames(root))
     images: list[LabelledImage] = []
     labelled_by: dict[str, Path] = {}
+    ignored: Counter[str] = Counter()
     for path in with_progress(paths):
         with faults.at(str(path)):
-            image = _read_file(path, source, root, by_name, names, faults)
+            image = _read_file(path, folder, names, faults, ignored)
             first = labelled_by.setdefault(image.file_name, path)
             if first is not path:
                 raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
             images.append(image)
-    result = Imported(images, found_classes(images, names), root, faults)
-    without = len({p.relative_to(root).as_posix() for p in listed} - labelled_by.keys())
+    notes = [*search.left_out(), *_remarks(labelled_by, folder, ignored)]
+    without = len({p.relative_to(root).as_posix() for p in paths_of_images} - labelled_by.keys())
     if without:
-        result.notes.append(f"{without} images below {root} have no json: left out")
-    return result
+        notes.append(f"{without} images below {root} have no json: left out")
+    return Imported(images, found_classes(images, names), root, faults, notes)
+
+
+def _remarks(
+    labelled_by: Mapping[str, Path], folder: _ImageFolder, ignored: Counter[str]
+) -> list[str]:
+    """Lines on jsons that name another image than their own, and on what is no object."""
+    renamed = [
+        f"{path} labels {name}"
+        for name, path in labelled_by.items()
+        if path.stem != Path(name).stem and path.stem in folder.by_stem
+    ]
+    lines = [
+        f"{count} shapes labelled {label} are no objects: left out, trained as background"
+        for label, count in ignored.items()
+    ]
+    if renamed:
+        lines.append(
+            f"WARNING: {len(renamed)} jsons name another image than the one that is called as they "
+            f"are: {listed(renamed, 5)}; what imagePath says counts"
+        )
+    return lines
 
 
 def _read_file(
     path: Path,
-    source: Path,
-    root: Path,
-    by_name: Mapping[str, Path],
+    folder: _ImageFolder,
     names: Sequence[str] | None,
     faults: ImportFaults,
+    ignored: Counter[str],
 ) -> LabelledImage:
+    """Read a json and its shapes; those that are labelled as no objects are counted."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-        raise LabelFault("is not a LabelMe file: no list of 'shapes'; move it out of the folder")
+        what = "a COCO json, which needs no import" if is_coco(content) else "no list of 'shapes'"
+        raise LabelFault(f"is not a LabelMe file: {what}; move it out of the folder")
+    image_path = _find_image(path, content.get("imagePath"), folder)
     stated = content.get("imageHeight"), content.get("imageWidth")
-    image_path = _find_image(path, content.get("imagePath"), source, root, by_name)
-    image = open_image(image_path, root, stated if all(stated) else None)
+    image = open_image(image_path, folder.root, stated if all(stated) else None)
     size = image.height, image.width
-    objects: dict[Any, list[_ShapePart | None]] = {}
+    objects: dict[Any, list[_ShapePart | str]] = {}
     for index, shape in enumerate(content["shapes"]):
-        label = shape.get("label") if isinstance(shape, dict) else None
-        where = f"{path}: shapes[{index}]" + (f" ({label})" if isinstance(label, str) else "")
-        group = shape.get("group_id") if isinstance(shape, dict) else None
-        key = (index,) if group is None else (str(label).strip(), str(group))
-        part = None
+        shape = shape if isinstance(shape, dict) else {}
+        label, group = str(shape.get("label")).strip(), shape.get("group_id")
+        if label in _NO_OBJECTS:
+            ignored[label] += 1
+            continue
+        where = f"{path}: shapes[{index}]" + f" ({label})" * ("label" in shape)
+        part: _ShapePart | str = where
         with faults.at(where):
             part = _ShapePart(*_read_shape(shape, size, names), where)
-        objects.setdefault(key, []).append(part)
+        objects.setdefault((index,) if group is None else (label, str(group)), []).append(part)
     image.objects = _merged(objects.values(), size, faults)
     return image
 
 
-def _find_image(
-    path: Path, stated: Any, source: Path, root: Path, by_name: Mapping[str, Path]
-) -> Path:
+def _find_image(path: Path, stated: Any, folder: _ImageFolder) -> Path:
     """The image of a json: by its path, beside it or in the image folder, then by its name."""
     if not isinstance(stated, str) or not stated.strip():
         raise LabelFault(f"imagePath must name the image, got {stated!r}; set it")
     relative = PureWindowsPath(stated.strip())  # knows both kinds of slashes
-    below = path.parent.relative_to(source)
+    root, below = folder.root, path.parent.relative_to(folder.source)
     candidates = [root / below / relative.name, root / relative.name, path.parent / relative.name]
     if not relative.is_absolute() and not relative.root:
         plain = Path(relative.as_posix())
         candidates = [path.parent / plain, root / below / plain, root / plain, *candidates]
-    if relative.name in by_name:
-        candidates.append(by_name[relative.name])
+    if relative.name in folder.by_name:
+        candidates.append(folder.by_name[relative.name])
     existing = [p for p in candidates if p.is_file()]
     if not existing:
+        own = folder.by_stem.get(path.stem)
+        namesake = f"; there is {own}, called as the json is: is imagePath wrong?" if own else ""
         raise LabelFault(
             f"the image {relative.as_posix()} is neither beside the json nor below {root}, or "
             "several there have its name; put it there, or name the image folder with --images"
+            + (folder.known.hint(relative.as_posix()) or namesake)
         )
     return next((p for p in existing if is_below(p, root)), existing[0])
 
 
 def _read_shape(
-    shape: Any, size: tuple[int, int], names: Sequence[str] | None
+    shape: dict[str, Any], size: tuple[int, int], names: Sequence[str] | None
 ) -> tuple[str, list[float] | np.ndarray]:
     """Class and form of a shape."""
-    if not isinstance(shape, dict):
+    if not shape:
         raise LabelFault("is not an object with label, points and shape_type")
     kind = shape.get("shape_type") or "polygon"  # old files have polygons only
     if kind in _WITHOUT_AREA:
@@ -213,15 +258,17 @@ def _read_mask(
 
 
 def _merged(
-    objects: Iterable[list[_ShapePart | None]], size: tuple[int, int], faults: ImportFaults
+    objects: Iterable[list[_ShapePart | str]], size: tuple[int, int], faults: ImportFaults
 ) -> list[LabelledObject]:
-    """One object for each list of parts, in their order; none where a part (None) is missing."""
+    """One object for each list of parts; with a part that is faulty (its place) the others go."""
     merged = []
     for found in objects:
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
-            continue
-        with faults.at(parts[0].where):
-            shape = merge_shapes([part.shape for part in parts], size)
-            merged.append(make_object(parts[0].class_name, shape, size))
+        parts = [part for part in found if isinstance(part, _ShapePart)]
+        faulty = [part for part in found if isinstance(part, str)]
+        for part in parts if faulty else ():
+            faults.add(part.where, f"belongs to one object with {faulty[0]}, so it is lost with it")
+        if parts and not faulty:
+            with faults.at(parts[0].where):
+                shape = merge_shapes([part.shape for part in parts], size)
+                merged.append(make_object(parts[0].class_name, shape, size))
     return merged

@@ -12,15 +12,23 @@ Two layouts, the place of an image without its suffix being ``a/b``:
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-from sparseinst_jax.data.images import read_values
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.importers.coco_content import found_classes
+from sparseinst_jax.data.importers.mask_values import (
+    SEMANTIC_CURE,
+    VOID,
+    looks_semantic,
+    outlining_value,
+    read_numbers,
+    which_are_split,
+)
 from sparseinst_jax.data.importers.objects import (
     Imported,
     ImportFaults,
@@ -39,14 +47,8 @@ from sparseinst_jax.data.importers.objects import (
 from sparseinst_jax.runtime.messages import listed
 
 LAYOUTS = ("objects", "indexed")
-# More different values are a photo, or a mask that was smoothed or saved as JPEG.
-MAX_VALUES = 2000
+MIN_OUTLINED = 3  # maps that are enough where the value is not a usual one
 _NUMBERED = re.compile(r"(.+?)[_-]\d+")
-_SEMANTIC = (
-    "In a semantic map all objects of a class have one value, so that touching ones cannot be "
-    "apart. Export instances from the labelling tool instead: a value for each object "
-    "(--layout indexed) or an image for each object (--layout objects)."
-)
 
 
 def read_masks(
@@ -56,6 +58,7 @@ def read_masks(
     *,
     layout: str,
     class_name: str | None = None,
+    ignored: Sequence[int] = (),
 ) -> Imported:
     """Read a folder of mask images; see the module for the two layouts.
 
@@ -65,10 +68,12 @@ def read_masks(
         names: the classes in their order; by default those found, by the alphabet.
         layout: one of `LAYOUTS`.
         class_name: class of every object, in place of file names or values.json.
+        ignored: values of maps that are no objects, beside 0.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: there are no images or no masks, or the maps are semantic.
+        ValueError: there are no images or no masks, the maps are semantic, or the names of the
+            masks are those of their images.
     """
     require_folder(source, "the folder of the masks")
     if images_dir is None:
@@ -79,38 +84,44 @@ def read_masks(
             )
         source, images_dir = source / "masks", source / "images"
     require_folder(images_dir, "the image folder")
-    masks = list_images(source)
+    search = FileSearch()
+    masks = list_images(source, search)
     if images_dir.resolve().is_relative_to(source.resolve()):
         inner = images_dir.resolve()
         masks = [path for path in masks if not path.resolve().is_relative_to(inner)]
     if not masks:
-        raise ValueError(f"no mask image in or below {source}; expected PNG files")
+        raise search.nothing(f"no mask image in or below {source}; expected PNG files")
     faults = ImportFaults()
-    images = _images_by_place(images_dir, source, faults)
-    read = _read_objects if layout == "objects" else _read_indexed
+    images = _images_by_place(images_dir, source, faults, search)
     result = Imported([], (), images_dir, faults)
-    read(source, masks, images, names, class_name, result)
+    if layout == "objects":
+        _read_objects(source, masks, images, names, class_name, result)
+    else:
+        _read_indexed(source, masks, images, names, class_name, result, ignored)
     result.class_names = found_classes(result.images, names)
+    result.notes += search.left_out()
     without = len(images) - len(result.images)
     if without and not faults.lines:
         result.notes.append(f"{without} images below {images_dir} have no mask: left out")
     return result
 
 
-def _images_by_place(images_dir: Path, source: Path, faults: ImportFaults) -> dict[Path, Path]:
+def _images_by_place(
+    images_dir: Path, source: Path, faults: ImportFaults, search: FileSearch
+) -> dict[Path, Path]:
     """Images by their path below the folder without suffix."""
     found: dict[Path, Path] = {}
     masks_inside = source.resolve() != images_dir.resolve() and source.resolve().is_relative_to(
         images_dir.resolve()
     )
-    for path in list_images(images_dir):
+    for path in list_images(images_dir, search):
         if masks_inside and path.resolve().is_relative_to(source.resolve()):
             continue
         first = found.setdefault(path.relative_to(images_dir).with_suffix(""), path)
         if first is not path:
             faults.add(str(path), f"{first} has the same name except for the suffix; rename one")
     if not found:
-        raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
+        raise search.nothing(f"no image in or below {images_dir}; name its folder with --images")
     return found
 
 
@@ -139,7 +150,8 @@ def _read_objects(
             f"{count} masks lie in no folder with the name of an image; those of {example} are "
             f"expected in {source / place}{hint_at_place(folder.name, images.values())}",
         )
-    for place in with_progress(sorted(folders)):
+    places = sorted(folders)
+    for place in with_progress(places):
         with result.faults.at(str(images[place])):
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
@@ -149,6 +161,24 @@ def _read_objects(
                     found = make_object(checked_class(label, names), _read_binary(path, size), size)
                     image.objects.append(found)
             result.images.append(image)
+    named = [
+        (found.class_name, Path(image.file_name).stem)
+        for image in result.images
+        for found in image.objects
+    ]
+    if class_name is None and named and all(map(_begins_alike, named)):
+        label, stem = named[0]
+        raise ValueError(
+            f"{source}: the names of the masks begin with those of their images, such as {label!r} "
+            f"for an object of {stem}: they say no class. Give --class NAME if all objects are of "
+            f"one class, or name the masks by it: {stem}/apple_1.png or {stem}/apple/1.png"
+        )
+
+
+def _begins_alike(names: tuple[str, str]) -> bool:
+    """Whether the class of an object is the name of its image, or that and more words."""
+    label, stem = names
+    return re.match(rf"{re.escape(stem)}(?![^\W_])", label, re.IGNORECASE) is not None
 
 
 def _class_of_file(path: Path, folder: Path) -> str:
@@ -166,34 +196,8 @@ def _class_of_file(path: Path, folder: Path) -> str:
     return name
 
 
-def _read_numbers(path: Path) -> np.ndarray:
-    """Values of a mask image as one integer a pixel, int64 [h, w]; colours as R + 256 G + 256² B.
-
-    Raises:
-        LabelFault: the file is broken, partly transparent, or no mask by its number of values.
-    """
-    try:
-        values = read_values(path, str(path)).astype(np.int64)
-    except (ValueError, FileNotFoundError) as error:
-        raise LabelFault(error) from error
-    if values.ndim == 3:
-        if values.shape[2] in (2, 4):
-            if (values[..., -1] != 255).any():
-                raise LabelFault("is partly transparent; save the mask without an alpha channel")
-            values = values[..., :-1]
-        is_grey = (values == values[..., :1]).all()
-        values = values[..., 0] if is_grey else values @ (256 ** np.arange(values.shape[2]))
-    num_values = len(np.unique(values))
-    if num_values > MAX_VALUES:
-        raise LabelFault(
-            f"has {num_values} different values: a photo, or a mask that was smoothed or saved as "
-            "JPEG; save masks unsmoothed as PNG"
-        )
-    return values
-
-
 def _read_binary(path: Path, size: tuple[int, int]) -> np.ndarray:
-    numbers = _read_numbers(path)
+    numbers = read_numbers(path)
     check_size(size, numbers.shape, "the mask")
     values = np.unique(numbers)
     if len(values[values != 0]) > 1:
@@ -211,10 +215,13 @@ def _read_indexed(
     names: Sequence[str] | None,
     class_name: str | None,
     result: Imported,
+    ignored: Sequence[int],
 ) -> None:
     """A map of object numbers for each image."""
     of_maps = {} if class_name is not None else _read_values_json(source)
-    numbers_of: list[tuple[set[int], int]] = []
+    map_of: dict[Path, Path] = {}
+    is_split: list[dict[int, bool]] = []
+    outlining: list[int] = []
     for path in with_progress(masks):
         place = path.relative_to(source).with_suffix("")
         with result.faults.at(str(path)):
@@ -223,17 +230,29 @@ def _read_indexed(
                     f"there is no image {place} below {result.images_dir}; add it, or delete this"
                     + hint_at_place(place.name, images.values())
                 )
+            if (first := map_of.setdefault(place, path)) is not path:
+                raise LabelFault(f"is a map of {images[place]}, as {first} is; keep one of them")
             image = open_image(images[place], result.images_dir)
             size = image.height, image.width
-            numbers = _read_numbers(path)
+            of_map = of_maps.get(path.relative_to(source).as_posix(), {})
+            null = [int(value) for value in of_map if of_map[value] is None and value.isdecimal()]
+            numbers = read_numbers(path, [*ignored, *null])
             check_size(size, numbers.shape, "the map")
-            key = path.relative_to(source).as_posix()
-            classes = class_name or of_maps.get(key, {})
+            classes = class_name or of_map
             image.objects = _objects_of_map(path, numbers, classes, names, result.faults)
-            numbers_of.append(_parts(numbers))
+            is_split.append(which_are_split(numbers))
+            outlining += outlining_value(numbers)
             result.images.append(image)
-    if class_name is not None:
-        _refuse_semantic(source, numbers_of)
+    if semantic := looks_semantic(source, is_split):
+        if class_name is not None:
+            raise ValueError(semantic)
+        result.notes.append(f"WARNING: {semantic}")
+    result.notes += [
+        f"WARNING: the value {value} lies around all other objects in {count} maps, as the border "
+        f"in Pascal VOC's does; it was read as an object. If it is none: --ignore-value {value}"
+        for value, count in Counter(outlining).items()
+        if value in VOID or count >= MIN_OUTLINED
+    ]
 
 
 def _objects_of_map(
@@ -278,29 +297,9 @@ def _read_values_json(source: Path) -> dict[str, dict[str, Any]]:
     if content and all(isinstance(value, str | None) for value in content.values()):
         raise ValueError(
             f"{path} gives a class to each value for all maps at once, which is a semantic map; "
-            f"expected the objects of each map, like {form}. {_SEMANTIC}"
+            f"expected the objects of each map, like {form}. {SEMANTIC_CURE}"
         )
     wrong = [key for key, value in content.items() if not isinstance(value, dict)]
     if wrong:
         raise ValueError(f"{path}: entry {wrong[0]!r} is no object; expected {form}")
     return content
-
-
-def _parts(numbers: np.ndarray) -> tuple[set[int], int]:
-    """The values of a map, and in how many separate parts they lie."""
-    values = set(np.unique(numbers[numbers != 0]).tolist())
-    labelled: Any = ndimage.label(numbers != 0, np.ones((3, 3)))
-    return values, labelled[1]
-
-
-def _refuse_semantic(source: Path, maps: list[tuple[set[int], int]]) -> None:
-    """Refuse maps that have one and the same value everywhere, mostly in several parts."""
-    filled = [(values, parts) for values, parts in maps if values]
-    several = sum(parts > 1 for _, parts in filled)
-    all_values = set[int]().union(*(values for values, _ in filled))
-    if len(all_values) == 1 and 2 * several > len(filled):
-        raise ValueError(
-            f"{source}: all maps have one value besides 0 ({min(all_values)}), and in {several} "
-            f"of {len(filled)} it lies in several separate parts: they look semantic, not like a "
-            f"number for each object. {_SEMANTIC}"
-        )

@@ -16,12 +16,10 @@ from pycocotools import mask as rle
 from tqdm import tqdm
 
 from sparseinst_jax.data.coco import Segmentation, decode_mask, encode_segmentation
-from sparseinst_jax.data.images import read_size
+from sparseinst_jax.data.file_search import FileNames, FileSearch
+from sparseinst_jax.data.images import image_suffixes, read_size, refuse_outside
 from sparseinst_jax.runtime.messages import brief
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .tif .tiff .gif .jp2 .avif .ppm .pgm".split()
-)
 Item = TypeVar("Item")
 # Largest distance from a circle or an ellipse to the polygon drawn in its place, in pixels.
 CURVE_TOLERANCE = 0.05
@@ -42,12 +40,16 @@ class LabelledObject(NamedTuple):
 
 @dataclass(slots=True)
 class LabelledImage:
-    """One image; ``file_name`` is relative to the image folder, sizes are upright, in pixels."""
+    """One image; ``file_name`` is relative to the image folder, sizes are upright, in pixels.
+
+    ``part`` is "train", "val" or "test" in a data set that is divided already, else empty.
+    """
 
     file_name: str
     height: int
     width: int
     objects: list[LabelledObject] = field(default_factory=list)
+    part: str = ""
 
 
 class ImportFaults:
@@ -91,14 +93,17 @@ def make_object(
         size: (height, width) of the image.
 
     Raises:
-        LabelFault: it covers no pixel.
+        LabelFault: it covers no pixel, or its polygons cannot be drawn.
     """
     if isinstance(shape, np.ndarray):
         runs = rle.encode(np.asfortranarray(shape.astype(np.uint8)))
         segmentation: Segmentation = {"size": list(size), "counts": runs["counts"].decode()}
     else:
         segmentation = shape
-        runs = encode_segmentation(shape, *size)
+        try:
+            runs = encode_segmentation(shape, *size)
+        except ValueError as error:
+            raise LabelFault(error) from error
     area = int(rle.area(runs))
     if area == 0:
         raise LabelFault(
@@ -211,7 +216,10 @@ def checked_class(label: Any, names: Sequence[str] | None) -> str:
 
 
 def open_image(
-    path: Path, images_dir: Path, stated_size: tuple[Any, Any] | None = None
+    path: Path,
+    images_dir: Path,
+    stated_size: tuple[Any, Any] | None = None,
+    known: FileNames | None = None,
 ) -> LabelledImage:
     """An image without objects, its size read from the file with EXIF orientation applied.
 
@@ -219,6 +227,7 @@ def open_image(
         path: the image file, below the folder.
         images_dir: what ``file_name`` becomes relative to.
         stated_size: (height, width) in the label file; None where there is none.
+        known: of the folder; says which file a missing one may be.
 
     Raises:
         LabelFault: the image is missing, broken, outside of the folder, or of another size.
@@ -229,10 +238,13 @@ def open_image(
             "folder that holds all images"
         )
     if not path.is_file():
+        hint = "" if known is None else known.hint(os.path.relpath(path, images_dir))
         raise LabelFault(
-            f"the image {path} does not exist; put it there, or name the image folder with --images"
+            f"the image {path} does not exist{hint}; put it there, or name the image folder with "
+            "--images"
         )
     try:
+        refuse_outside(str(images_dir), str(path))  # as training will
         size = read_size(path)
     except (ValueError, FileNotFoundError) as error:
         raise LabelFault(error) from error
@@ -266,15 +278,9 @@ def with_progress(items: Iterable[Item]) -> Iterable[Item]:
     return tqdm(items, desc="read", unit="image", disable=None, leave=False)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Image files in and below a folder in the order of their paths; hidden ones are left out."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def list_images(folder: Path, search: FileSearch) -> list[Path]:
+    """The image files in and below a folder, in the order of their paths."""
+    return search.find(folder, image_suffixes())
 
 
 def files_by_name(paths: Sequence[Path]) -> dict[str, Path]:
@@ -285,8 +291,12 @@ def files_by_name(paths: Sequence[Path]) -> dict[str, Path]:
 
 def hint_at_place(stem: str, paths: Iterable[Path]) -> str:
     """The end of a message: where there is an image of a name that was looked for elsewhere."""
-    found = next((path for path in paths if path.stem == stem), None)
-    return f"; there is {found}: is --images {found.parent} meant?" if found else ""
+    found = next((path for path in paths if path.stem.casefold() == stem.casefold()), None)
+    if found is None:
+        return ""
+    if found.stem != stem:
+        return f"; there is {found}: it differs in capital letters"
+    return f"; there is {found}: is --images {found.parent} meant?"
 
 
 def require_folder(path: Path, what: str) -> None:
@@ -294,6 +304,11 @@ def require_folder(path: Path, what: str) -> None:
     if not path.is_dir():
         kind = "is a file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{what} {path} {kind}; give a folder")
+
+
+def is_coco(content: Any) -> bool:
+    """Whether the content of a json has the lists of a COCO json."""
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
 def read_json(path: Path) -> Any:

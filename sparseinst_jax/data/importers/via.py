@@ -3,10 +3,11 @@
 Source: the file format of VIA 2.x, www.robots.ox.ac.uk/~vgg/software/via.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from sparseinst_jax.data.file_search import FileNames, FileSearch
 from sparseinst_jax.data.importers.coco_content import found_classes
 from sparseinst_jax.data.importers.objects import (
     Imported,
@@ -17,6 +18,7 @@ from sparseinst_jax.data.importers.objects import (
     checked_class,
     checked_number,
     files_by_name,
+    is_coco,
     list_images,
     make_box,
     make_ellipse,
@@ -61,32 +63,52 @@ def read_via(
     root = source.parent if images_dir is None else images_dir
     require_folder(root, "the image folder")
     try:
-        entries = _entries(read_json(source))
+        content = read_json(source)
+        entries = _entries(content)
     except LabelFault as fault:
         raise ValueError(f"{source}: {fault}") from fault
     if class_name is None:
         attribute = _choose_attribute(entries, attribute, source)
+    options = _options(content, attribute)
     faults = ImportFaults()
-    by_name = files_by_name(list_images(root))
+    search = FileSearch()
+    by_name = files_by_name(list_images(root, search))
     images: list[LabelledImage] = []
-    seen: set[str] = set()
+    known, seen = FileNames(root), set[str]()
     for key in with_progress(entries):
         entry = entries[key]
         with faults.at(f"{source}: {_name_of(entry) or key}"):
-            image = open_image(_image_path(entry, root, by_name), root)
+            image = open_image(_image_path(entry, root, by_name), root, known=known)
             if image.file_name in seen:
                 raise LabelFault("the file is listed twice; keep one of the entries")
             seen.add(image.file_name)
             size = image.height, image.width
             for number, region in _regions(entry):
                 with faults.at(f"{source}: {image.file_name}, region {number}"):
-                    label = class_name or _label(region, attribute)
+                    label = class_name or _label(region, attribute, options)
                     image.objects.append(_read_region(region, checked_class(label, names), size))
             images.append(image)
-    result = Imported(images, found_classes(images, names), root, faults)
-    if attribute is not None:
-        result.notes.append(f"the class is the region attribute {attribute!r}")
+    result = Imported(images, found_classes(images, names), root, faults, search.left_out())
+    result.notes += _origin(attribute, options, result.class_names)
     return result
+
+
+def _origin(attribute: str | None, options: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    """Lines on where the classes are from."""
+    if attribute is None:
+        return []
+    named = ", by the names of its options" if options else ""
+    lines = [f"the class is the region attribute {attribute!r}{named}"]
+    if len(set(options.values())) < len(options):
+        lines.append(
+            f"WARNING: options of {attribute!r} that have one name are one class: {options}"
+        )
+    if not options and names and all(name.isdigit() for name in names):
+        lines.append(
+            "WARNING: all classes are numbers, perhaps of a dropdown's options: their names are in "
+            "the project (Project > Save), not in an export; import the project"
+        )
+    return lines
 
 
 def _entries(content: Any) -> dict[str, dict]:
@@ -95,7 +117,7 @@ def _entries(content: Any) -> dict[str, dict]:
         content = content["_via_img_metadata"]
     if isinstance(content, dict) and {"project", "metadata", "view"} <= content.keys():
         raise LabelFault("is a project of VIA 3; expected VIA 2: export the regions for VIA 2")
-    if isinstance(content, dict) and {"images", "annotations"} <= content.keys():
+    if is_coco(content):
         raise LabelFault("is a COCO json already; train on it, or see `sparseinst check-data`")
     is_via = isinstance(content, dict) and all(
         isinstance(entry, dict) and "regions" in entry for entry in content.values()
@@ -160,8 +182,18 @@ def _choose_attribute(entries: dict[str, dict], wanted: str | None, source: Path
     )
 
 
-def _label(region: Any, attribute: str | None) -> Any:
-    """The value of the attribute; of a checkbox the option that is ticked."""
+def _options(content: Any, attribute: str | None) -> dict[str, str]:
+    """What a project calls the options of a dropdown, radio or checkbox; a value is their key."""
+    found = content
+    for key in ("_via_attributes", "region", attribute, "options"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {key: name for key, name in found.items() if isinstance(name, str) and name.strip()}
+
+
+def _label(region: Any, attribute: str | None, options: Mapping[str, str]) -> Any:
+    """The value of the attribute by its name; of a checkbox the option that is ticked."""
     value = _attributes(region).get(attribute or "")
     if isinstance(value, dict):
         ticked = [name for name, is_ticked in value.items() if is_ticked in (True, "true")]
@@ -169,10 +201,10 @@ def _label(region: Any, attribute: str | None) -> Any:
             raise LabelFault(
                 f"attribute {attribute!r} must have one option ticked, got {ticked}; tick one"
             )
-        return ticked[0]
+        value = ticked[0]
     if value in (None, ""):
         raise LabelFault(f"has no value for the attribute {attribute!r}; set it in VIA")
-    return value
+    return options.get(str(value), value)
 
 
 def _name_of(entry: dict) -> str:

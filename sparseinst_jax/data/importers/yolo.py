@@ -5,16 +5,19 @@ image's width and height.
 Source: the format of Ultralytics' segmentation data sets, docs.ultralytics.com/datasets/segment.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
+import numpy as np
 
+from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.importers.objects import (
     Imported,
     ImportFaults,
     LabelFault,
+    LabelledImage,
     LabelledObject,
     checked_number,
     hint_at_place,
@@ -25,11 +28,11 @@ from sparseinst_jax.data.importers.objects import (
     require_folder,
     with_progress,
 )
+from sparseinst_jax.data.importers.yolo_set import describe_set
+from sparseinst_jax.runtime.messages import listed
 
 # Tools round, and draw a little across the border; pixels instead of shares are far larger.
 OUTSIDE_TOLERANCE = 0.05
-MAX_NAMES_FILE = 1 << 20  # bytes: thousands of classes
-_FORMS = "names: [apple, pear], or a line '  - apple' or '  0: apple' for each class"
 
 
 def read_yolo(
@@ -39,162 +42,121 @@ def read_yolo(
 
     The label of an image is looked for below the source at the image's place, in ``labels`` of the
     source, where the last folder ``images`` of its path reads ``labels``, and beside it. An
-    image without a label file has no objects.
+    image without a label file has no objects. The parts that a data.yaml names are kept.
 
     Args:
         source: the data set, or its labels' folder.
         images_dir: folder of the images; by default ``images`` of the source where there is one
             and else the source.
-        names: names of the classes 0, 1, ...; by default those of data.yaml, or of classes.txt, in
-            the source, the folder of the images, or the two folders above either.
+        names: names of the classes 0, 1, ...; by default those of data.yaml or classes.txt, in
+            the source, the folders of images and labels, or the two above the first two.
 
     Raises:
         FileNotFoundError: a folder is missing.
-        ValueError: there are no images, no labels or no names.
+        ValueError: there are no images, no labels, no names or several that differ, or the labels
+            are those of another task.
     """
     require_folder(source, "the data set")
     if images_dir is None:
         images_dir = source / "images" if (source / "images").is_dir() else source
     require_folder(images_dir, "the image folder")
-    number_to_name = dict(enumerate(names)) if names else _find_names(source, images_dir)
-    paths = list_images(images_dir)
+    search = FileSearch()
+    paths = list_images(images_dir, search)
+    texts = functools.cache(_texts_by_stem)
+    labels = {path: _label_files(path, source, images_dir, texts) for path in paths}
+    used = Counter(label for found in labels.values() for label in found)
+    said = describe_set(source, images_dir, {label.parent for label in used}, names)
     if not paths:
-        raise ValueError(f"no image in or below {images_dir}; name the image folder with --images")
-    labels = {path: _label_path(path, source, images_dir) for path in paths}
-    if not any(labels.values()):
+        raise search.nothing(f"no image in or below {images_dir}; name its folder with --images")
+    if not used:
         example = source / "labels" / paths[0].relative_to(images_dir).with_suffix(".txt")
-        stems = {path.stem for path in source.rglob("*.txt")}
+        stems = {path.stem for path in search.find(source, {".txt"})}
         stem = next((path.stem for path in paths if path.stem in stems), "")
-        raise ValueError(
+        raise search.nothing(
             f"no label file for any of the {len(paths)} images below {images_dir}; expected for "
             f"example {example}{hint_at_place(stem, paths)}"
         )
-    faults = ImportFaults()
-    used = Counter(label for label in labels.values() if label is not None)
-    result = Imported(
-        [], tuple(number_to_name[i] for i in sorted(number_to_name)), images_dir, faults
-    )
+    class_names = tuple(said.names[number] for number in sorted(said.names))
+    notes = [*said.notes, *search.left_out()]
+    result = Imported([], class_names, images_dir, ImportFaults(), notes)
     for path in with_progress(paths):
-        label = labels[path]
-        with faults.at(str(label or path)):
-            if label is not None and used[label] > 1:
-                raise LabelFault(f"belongs to several images, {path} is one; keep one of them")
-            image = open_image(path, images_dir)
-            if label is not None:
+        with result.faults.at(str(labels[path][0] if labels[path] else path)):
+            image = _read_image(path, labels[path], used, images_dir)
+            image.part = said.part_of(path)
+            if labels[path]:
                 size = image.height, image.width
-                image.objects = _read_labels(label, size, number_to_name, faults)
+                image.objects = _read_labels(labels[path][0], size, said.names, result.faults)
             result.images.append(image)
-    for path in _orphans(used):
-        faults.add(str(path), f"no image of this name below {images_dir}; add it, or delete this")
-    without = sum(label is None for label in labels.values())
-    if without:
-        result.notes.append(f"{without} images have no label file: taken as without objects")
+    _note_orphans(used, texts, paths, images_dir, result.faults)
+    result.notes += _remarks(labels, result.images)
     return result
 
 
-def _find_names(source: Path, images_dir: Path) -> dict[int, str]:
-    """Names from the first file that has some, from the source upwards."""
-    folders: list[Path] = []
-    for start in (source.absolute(), images_dir.absolute()):
-        folders += [start, *list(start.parents)[:2]]
-    for folder in dict.fromkeys(folders):
-        for name in ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names"):
-            if (folder / name).is_file():
-                return read_names(folder / name)
-    raise ValueError(
-        f"no class names: there is no data.yaml and no classes.txt in {source} or above it; put "
-        "one there, or give the names of the classes 0, 1, ...: --names APPLE PEAR"
-    )
-
-
-def read_names(path: Path) -> dict[int, str]:
-    """Read the names of the classes: number to name.
-
-    Args:
-        path: a data.yaml, or a text file with one name a line, numbered from 0.
-
-    Raises:
-        ValueError: the file has no names, or in a form that is not read; gives the line.
-    """
-    try:
-        if path.stat().st_size > MAX_NAMES_FILE:
-            raise ValueError(f"it has more than {MAX_NAMES_FILE} bytes")
-        text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give --names APPLE PEAR") from error
-    if path.suffix.lower() in (".yaml", ".yml"):
-        names, num_classes = _yaml_names(text, path)
-    else:
-        lines = [line.strip() for line in text.splitlines()]
-        names, num_classes = dict(enumerate(line for line in lines if line)), None
-    if not names:
-        raise ValueError(f"{path} has no class names; expected {_FORMS}, or give --names APPLE")
-    if num_classes is not None and num_classes != len(names):
-        raise ValueError(f"{path} says nc: {num_classes} and has {len(names)} names; correct it")
-    twice = sorted(name for name, count in Counter(names.values()).items() if count > 1)
-    if twice:
-        raise ValueError(
-            f"{path} gives the name {', '.join(map(repr, twice))} to several classes; names must "
-            "differ: correct the file, or give --names"
+def _remarks(labels: Mapping[Path, list[Path]], images: Sequence[LabelledImage]) -> list[str]:
+    """Lines on images without labels, and on labels that seem to be those of another task."""
+    lines = []
+    without = sum(not found for found in labels.values())
+    if without:
+        lines.append(f"{without} images have no label file: taken as without objects")
+    if _look_like_keypoints(images):
+        lines.append(
+            "WARNING: all objects read as a box (x y width height) with points inside it, as pose "
+            "labels do: are these keypoints instead of outlines?"
         )
-    return names
+    return lines
 
 
-def _yaml_names(text: str, path: Path) -> tuple[dict[int, str], int | None]:
-    """Read `names` and `nc` from the nodes of YAML: names as they are written, and their lines."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except RecursionError:
-        raise ValueError(f"{path} is not read: it is nested too deeply; give --names") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = path if mark is None else f"{path}:{mark.line + 1}"
-        reason = getattr(error, "problem", None) or error
-        raise ValueError(f"{where}: is not read as YAML ({reason}); or give --names") from error
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    found = [value for key, value in pairs if key.value == "names"]
-    counts = [value.value for key, value in pairs if key.value == "nc"]
-    if len(found) != 1:
-        raise ValueError(
-            f"{path} has {len(found)} entries 'names:', expected one: {_FORMS}; or give --names"
-        )
-    (node,) = found
-    names: dict[int, str] = {}
-    if isinstance(node, yaml.SequenceNode):
-        entries = [(str(number), value) for number, value in enumerate(node.value)]
-    elif isinstance(node, yaml.MappingNode):
-        entries = [(key.value, value) for key, value in node.value]
-    else:
-        entries = [("", node)] if node.value else []
-    for number, value in entries:
-        where = f"{path}:{value.start_mark.line + 1}"
-        if not (isinstance(number, str) and number.isascii() and number.isdecimal()):
-            raise ValueError(f"{where}: this form of names is not read; expected {_FORMS}")
-        if not isinstance(value, yaml.ScalarNode):
-            raise ValueError(
-                f"{where}: the name of class {number} is not read, it is a list or a mapping; "
-                "quote it or give --names"
-            )
-        if not value.value.strip():
-            raise ValueError(f"{where}: class {number} has an empty name; give it one")
-        if int(number) in names:
-            raise ValueError(f"{where}: class {number} occurs more than once; correct the file")
-        names[int(number)] = value.value.strip()
-    is_count = len(counts) == 1 and isinstance(counts[0], str) and counts[0].isdecimal()
-    return names, int(counts[0]) if is_count else None
+def _note_orphans(
+    used: Mapping[Path, int],
+    texts: Callable[[Path], dict[str, list[Path]]],
+    images: Sequence[Path],
+    images_dir: Path,
+    faults: ImportFaults,
+) -> None:
+    """Note the text files beside label files that look like labels and belong to no image."""
+    beside = {path for label in used for found in texts(label.parent).values() for path in found}
+    for path in filter(_looks_like_labels, sorted(beside - used.keys())):
+        fault = f"no image of this name below {images_dir}; add it, or delete this"
+        faults.add(str(path), fault + hint_at_place(path.stem, images))
 
 
-def _label_path(image: Path, source: Path, images_dir: Path) -> Path | None:
-    """The label file of an image, None where there is none."""
-    relative = image.relative_to(images_dir).with_suffix(".txt")
-    candidates = [source / "labels" / relative, source / relative]
-    parts = list(image.with_suffix(".txt").parts)
-    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
-    if places:
-        parts[places[-1]] = "labels"
-        candidates.append(Path(*parts))
-    candidates.append(image.with_suffix(".txt"))
-    return next((path for path in candidates if path.is_file()), None)
+def _read_image(
+    path: Path, labels: list[Path], used: Counter[Path], images_dir: Path
+) -> LabelledImage:
+    """An image without objects, where its labels are clear."""
+    if any(used[label] > 1 for label in labels):
+        raise LabelFault(f"belongs to several images, {path} is one; keep one of them")
+    if len(labels) > 1 and len({label.read_bytes() for label in labels}) > 1:
+        others = listed(labels[1:], between=" and ")
+        raise LabelFault(f"and {others} both belong to {path} and differ; delete the wrong one")
+    return open_image(path, images_dir)
+
+
+def _texts_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The .txt files of a folder, whatever the case of their ending; hidden ones are left out."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() == ".txt" and not path.name.startswith(".") and path.is_file():
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _label_files(
+    image: Path,
+    source: Path,
+    images_dir: Path,
+    texts: Callable[[Path], dict[str, list[Path]]],
+) -> list[Path]:
+    """The label files of an image, each once; several are a fault unless they are equal."""
+    relative = image.relative_to(images_dir).with_suffix("")
+    places = [source / "labels" / relative, source / relative]
+    parts = image.with_suffix("").parts
+    if "images" in parts[:-1]:
+        last = len(parts) - 2 - parts[-2::-1].index("images")
+        places.append(Path(*parts[:last], "labels", *parts[last + 1 :]))
+    places.append(image.with_suffix(""))
+    found = [path for place in places for path in texts(place.parent).get(place.name, [])]
+    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
 
 def _read_labels(
@@ -225,7 +187,7 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     label, coordinates = values[0], values[1:]
     if label not in names:
         raise LabelFault(
-            f"class {label:g} has no name: the names are "
+            f"class {line.split()[0]} has no name: the names are "
             + ", ".join(f"{i} {names[i]}" for i in sorted(names))
             + "; correct the number or the names"
         )
@@ -243,7 +205,7 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     if abs(furthest - 0.5) > 0.5 + OUTSIDE_TOLERANCE:
         raise LabelFault(
             f"coordinates are shares of width and height, 0 ... 1, got {furthest:g}; divide x by "
-            "the image's width and y by its height"
+            "the image's width and y by its height (or are these keypoints, not outlines?)"
         )
     height, width = size
     # Rounded so that a tenth of 30 pixels is 3, not 3.0000000000000004.
@@ -252,11 +214,16 @@ def _read_line(line: str, size: tuple[int, int], names: dict[int, str]) -> Label
     return make_object(names[int(label)], [make_polygon(xs, ys, size)], size)
 
 
-def _orphans(used: Counter[Path]) -> list[Path]:
-    """Text files beside the label files that look like labels and belong to no image."""
-    folders = sorted({path.parent for path in used})
-    others = [path for folder in folders for path in sorted(folder.glob("*.txt"))]
-    return [path for path in others if path not in used and _looks_like_labels(path)]
+def _look_like_keypoints(images: Sequence[LabelledImage]) -> bool:
+    """Whether the first two corners of all outlines would be boxes around their other points."""
+    found = [(image, labelled) for image in images for labelled in image.objects]
+    for image, labelled in found:
+        size = image.width, image.height
+        center, side, *points = np.array(labelled.segmentation, float).reshape(-1, 2) / size
+        # (0, 0) is a point that is not seen.
+        if any((np.abs(p - center) > side / 2 + 0.01).any() for p in points if p.any()):
+            return False
+    return bool(found)
 
 
 def _looks_like_labels(path: Path) -> bool:

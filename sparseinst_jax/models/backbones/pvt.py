@@ -26,11 +26,7 @@ MLP_RATIOS = (8, 8, 4, 4)
 REDUCTIONS = (8, 4, 2, 1)  # sides of the patches that become one key
 POOL_SIZE = 7  # of the linear variant: 7x7 keys whatever the image
 BLOCK_EPSILON, EMBED_EPSILON = 1e-6, 1e-5  # two, as in the release
-
-
-def _normal_002(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
-    # The release cuts it off at 2, a hundred deviations away.
-    return rng.standard_normal(shape, np.float32) * np.float32(0.02)
+NORMAL = layers.normal(0.02)  # the release cuts it off at 2, a hundred deviations away
 
 
 class PatchConv(nnx.Module):
@@ -74,7 +70,7 @@ class Attention(nnx.Module):
         dtype: Any,
         rng: np.random.Generator,
     ):
-        project = functools.partial(Linear, kernel_init=_normal_002, dtype=dtype, rng=rng)
+        project = functools.partial(Linear, kernel_init=NORMAL, dtype=dtype, rng=rng)
         project = functools.partial(project, bias_init=layers.zeros)
         self.q = project(channels, channels)
         self.kv = project(channels, 2 * channels)
@@ -130,7 +126,7 @@ class Mlp(nnx.Module):
     def __init__(
         self, channels: int, hidden: int, linear: bool, *, dtype: Any, rng: np.random.Generator
     ):
-        project = functools.partial(Linear, kernel_init=_normal_002, dtype=dtype, rng=rng)
+        project = functools.partial(Linear, kernel_init=NORMAL, dtype=dtype, rng=rng)
         self.fc1 = project(channels, hidden, bias_init=layers.zeros)
         self.dwconv = nnx.Dict(dwconv=DepthwiseConv(hidden, rng=rng))  # named twice in the release
         self.fc2 = project(hidden, channels, bias_init=layers.zeros)

@@ -131,7 +131,7 @@ class InstanceBranch(nnx.Module):
             num_groups * num_masks,
             3,
             groups=num_groups,
-            kernel_init=layers.normal_001,
+            kernel_init=layers.normal(0.01),
             bias_init=layers.constant(PRIOR_BIAS),
         )
         width = channels * num_groups
@@ -140,10 +140,10 @@ class InstanceBranch(nnx.Module):
         self.cls_score = linear(
             width,
             num_classes,
-            kernel_init=layers.normal_001,
+            kernel_init=layers.normal(0.01),
             bias_init=layers.constant(PRIOR_BIAS),
         )
-        self.mask_kernel = linear(width, kernel_dim, kernel_init=layers.normal_001)
+        self.mask_kernel = linear(width, kernel_dim, kernel_init=layers.normal(0.01))
         self.objectness = linear(width, 1, bias_init=layers.torch_uniform)
         if normalizer == "softmax":
             # Added to every logit of a softmax, it cannot change a result; it is kept because

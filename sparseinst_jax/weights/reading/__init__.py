@@ -12,17 +12,11 @@ import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from sparseinst_jax.runtime.messages import listed
-from sparseinst_jax.weights.reading.pickled_values import (
-    Foreign,
-    Name,
-    PickledArray,
-    PickledTensor,
-)
 from sparseinst_jax.weights.reading.pickles import Unpickler
 from sparseinst_jax.weights.reading.plain_files import (
     INFLATED_BYTES,
@@ -38,8 +32,21 @@ from sparseinst_jax.weights.reading.torch_files import (
     read_torch_legacy,
     read_torch_zip,
 )
+from sparseinst_jax.weights.reading.trainer_content import (
+    FileClasses,
+    TrainerContent,
+    find_classes,
+    find_weights,
+    has_wrapper,
+)
 
 KINDS = ".pth and .pkl of PyTorch or detectron2, .pdparams of Paddle, .npz, .safetensors"
+# The one kind that only the name tells: its content is that of a .pdparams.
+LAST_OF_PADDLE = ".pdema"
+_LAST_OF_PADDLE_IS = (
+    "the last weights of a training with a moving average: PaddleDetection writes the average, "
+    "which it evaluates and publishes, to the .pdparams beside it"
+)
 _HEAD_BYTES = 512
 # The first byte of a pickle: a protocol, or in protocols 0 and 1 a dict, a mark or a name.
 _PICKLE_STARTS = (b"\x80", b"}", b"(", b"c")
@@ -53,16 +60,6 @@ _STRANGERS = {
     b"\xfd7zXZ": "compressed by xz: unpack it first",
 }
 
-# Under which names trainers keep the weights, most usual first: detectron2, everybody, D2Go and
-# fvcore, Lightning-like, Caffe2's Detectron.
-WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "blobs")
-# The same for the exponential moving average of the weights.
-EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema_state", "ema_model", "ema")
-_INNER_WRAPPERS = ("module", *WRAPPERS)
-_PREFIX = "module."  # of torch's DistributedDataParallel
-PADDLE_NAMES = "StructuredToParameterName@@"
-PADDLE_SLICES = "UnpackBigParamInfor@@"
-
 
 class WeightsFile(NamedTuple):
     """What a weights file holds.
@@ -72,26 +69,14 @@ class WeightsFile(NamedTuple):
       kind: of file, such as "PyTorch zip" or "safetensors".
       notes: what was unwrapped, left out or looks wrong (not a number), for people.
       sha256: of the whole file, in hexadecimal digits.
+      classes: that the file names; None where it does not.
     """
 
     arrays: dict[str, np.ndarray]
     kind: str
     notes: list[str]
     sha256: str
-
-
-class _Weights(NamedTuple):
-    """The weights of a checkpoint.
-
-    Attributes:
-      arrays: by name, not read yet.
-      slices: name -> (shape, names of the slices) of arrays that Paddle cut.
-      notes: what was chosen, left out and renamed.
-    """
-
-    arrays: dict[str, StoredArray]
-    slices: dict[str, tuple[tuple[int, ...], list[str]]]
-    notes: list[str]
+    classes: FileClasses | None = None
 
 
 def read_weights_file(path: str | Path, prefer_ema: bool = False) -> WeightsFile:
@@ -110,10 +95,14 @@ def read_weights_file(path: str | Path, prefer_ema: bool = False) -> WeightsFile
         raise WeightsFileError(f"{path} is a folder; give a weights file ({KINDS})")
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}; give a file ({KINDS})")
+    if prefer_ema and path.suffix == LAST_OF_PADDLE:
+        raise WeightsFileError(f"{path} is no moving average, but {_LAST_OF_PADDLE_IS}")
     with path.open("rb") as file:
         try:
             kind, content = _open(file, path.stat().st_size)
-            weights = content if isinstance(content, _Weights) else _unwrap(content, prefer_ema)
+            weights = content
+            if not isinstance(content, TrainerContent):
+                weights = find_weights(content, prefer_ema, is_paddle=kind == "Paddle")
             arrays = _join(_read(weights.arrays, path.stat().st_size), weights.slices)
         except WeightsFileError as error:
             raise WeightsFileError(f"{path} cannot be read as weights: {error}") from error
@@ -122,7 +111,9 @@ def read_weights_file(path: str | Path, prefer_ema: bool = False) -> WeightsFile
         file.seek(0)
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     notes = [*weights.notes, *_warnings(weights.arrays, arrays)]
-    return WeightsFile(arrays, kind, notes, sha256)
+    if path.suffix == LAST_OF_PADDLE:
+        notes.append(f"a {LAST_OF_PADDLE}, {_LAST_OF_PADDLE_IS}")
+    return WeightsFile(arrays, kind, notes, sha256, weights.classes)
 
 
 def _open(file: BinaryIO, size: int) -> tuple[str, Any]:
@@ -133,11 +124,12 @@ def _open(file: BinaryIO, size: int) -> tuple[str, Any]:
         entries = ZipEntries(file, size)
         if is_torch_zip(entries):
             return "PyTorch zip", read_torch_zip(entries)
-        return "npz", _Weights(read_npz(entries), {}, [])
+        return "npz", TrainerContent(read_npz(entries), {}, [])
     if head[:1] == b"\x80" and LEGACY_START in head[:32]:
         return "PyTorch legacy", read_torch_legacy(file, size)
     if head[4:9] == b"\0\0\0\0{":  # a header of less than 4 GB, which is a json
-        return "safetensors", _Weights(read_safetensors(file, size), {}, [])
+        arrays, facts = read_safetensors(file, size)
+        return "safetensors", TrainerContent(arrays, {}, [], find_classes(facts))
     for start, what in _STRANGERS.items():
         if head.startswith(start):
             raise WeightsFileError(f"it is {what}; expected one of: {KINDS}")
@@ -151,13 +143,8 @@ def _open(file: BinaryIO, size: int) -> tuple[str, Any]:
     if head[:1] not in _PICKLE_STARTS:
         raise WeightsFileError(f"it starts with {head[:8]!r}; expected one of: {KINDS}")
     content = Unpickler(file, size).load()
-    # Paddle's are flat, where detectron2's have wrappers.
-    is_wrapped = isinstance(content, dict) and any(
-        isinstance(content.get(name), dict) for name in WRAPPERS
-    )
-    return "Paddle" if isinstance(
-        content, dict
-    ) and not is_wrapped else "detectron2 pickle", content
+    is_flat = isinstance(content, dict) and not has_wrapper(content)
+    return "Paddle" if is_flat else "detectron2 pickle", content
 
 
 def _read(stored: dict[str, StoredArray], file_size: int) -> dict[str, np.ndarray]:
@@ -215,148 +202,3 @@ def _warnings(stored: dict[str, StoredArray], arrays: dict[str, np.ndarray]) -> 
     if odd:
         notes.append(f"WARNING: {len(odd)} arrays hold NaN or infinity: {listed(map(short, odd))}")
     return notes
-
-
-def _unwrap(content: Any, prefer_ema: bool) -> _Weights:
-    """Finds the weights in what a pickle holds.
-
-    The first of `WRAPPERS` that holds arrays is taken, else the first of `EMA_WRAPPERS`, else the
-    content itself; with `prefer_ema` the averaged weights come first.
-
-    Raises:
-      WeightsFileError: if there are none, or objects of a foreign class among them.
-    """
-    if not isinstance(content, dict):
-        raise WeightsFileError(
-            f"it holds {_kind_of(content)}, expected a dict of arrays; save the state dict of the "
-            "model (torch.save(model.state_dict(), FILE)) and give that"
-        )
-    weights, notes = _choose(content, prefer_ema)
-    slices = _slices(weights.pop(PADDLE_SLICES, None))
-    if isinstance(weights.pop(PADDLE_NAMES, None), dict):
-        notes.append(f"left out {PADDLE_NAMES}, Paddle's table of internal names")
-    arrays: dict[str, StoredArray] = {}
-    foreign, others = [], []
-    for name, value in weights.items():
-        array = _array(value)
-        if isinstance(name, str) and array is not None:
-            arrays[name] = array.stored()
-        else:
-            rows = foreign if isinstance(value, Foreign | Name) else others
-            rows.append(f"{_label(name)} ({_kind_of(value)})")
-    if foreign:
-        raise WeightsFileError(
-            f"among the weights are objects that are no arrays: {listed(foreign, between='; ')}; "
-            "nothing of them was run; expected a state dict of arrays"
-        )
-    if others:
-        notes.append(f"left out {len(others)} entries that are no arrays: {listed(others)}")
-    if arrays and all(name.startswith(_PREFIX) for name in arrays):
-        arrays = {name.removeprefix(_PREFIX): array for name, array in arrays.items()}
-        notes.append(f"stripped the prefix {_PREFIX} from all names")
-    return _Weights(arrays, slices, notes)
-
-
-def _choose(content: dict[Any, Any], prefer_ema: bool) -> tuple[dict[Any, Any], list[str]]:
-    wrapped = {name: _inner(content.get(name)) for name in (*WRAPPERS, *EMA_WRAPPERS)}
-    found = [name for name in (*WRAPPERS, *EMA_WRAPPERS) if wrapped[name] is not None]
-    averaged = [name for name in found if name in EMA_WRAPPERS]
-    if not found:
-        if _has_arrays(content):
-            return dict(content), []
-        _refuse_without_arrays(content)
-    taken = averaged[0] if prefer_ema and averaged else found[0]
-    notes = [f"took the weights under {taken}"]
-    if taken in averaged:
-        notes[0] += ", a moving average"
-    elif averaged:
-        notes.append(
-            f"left out the moving average under {averaged[0]}, though it may be what was evaluated"
-            if "message_hub" not in content
-            else f"left out {averaged[0]}: mmengine keeps the average under state_dict and the "
-            "last weights there"
-        )
-    beside = [name for name in content if name != taken and name not in averaged]
-    if beside:
-        notes.append(f"not read, beside the weights: {listed(map(_label, beside))}")
-    weights = wrapped[taken]
-    assert weights is not None
-    return dict(weights), notes
-
-
-def _refuse_without_arrays(content: dict[Any, Any]) -> NoReturn:
-    wrapped = [content.get(name) for name in (*WRAPPERS, *EMA_WRAPPERS)]
-    objects = [
-        f"{_label(name)} ({_kind_of(value)})"
-        for part in (content, *wrapped)
-        if isinstance(part, dict)
-        for name, value in part.items()
-        if isinstance(value, Foreign)
-    ]
-    keys = [short(name) for name in content if isinstance(name, str)]
-    cure = "; if a whole model was saved, save its state_dict() and give that" if objects else ""
-    raise WeightsFileError(
-        "no arrays were found in it, expected them at the top or under one of "
-        f"{', '.join((*WRAPPERS, *EMA_WRAPPERS))}; it has: "
-        f"{listed(objects or keys) or 'nothing'}{cure}"
-    )
-
-
-def _inner(value: Any) -> dict[Any, Any] | None:
-    """The dict of arrays that a wrapper holds, perhaps under one more."""
-    for _ in range(2):
-        if _has_arrays(value):
-            return value
-        if not isinstance(value, dict):
-            return None
-        value = next((value[name] for name in _INNER_WRAPPERS if name in value), None)
-    return value if _has_arrays(value) else None
-
-
-def _has_arrays(value: Any) -> bool:
-    return isinstance(value, dict) and any(
-        isinstance(name, str) and _array(entry) is not None for name, entry in value.items()
-    )
-
-
-def _array(value: Any) -> PickledTensor | PickledArray | None:
-    """The array of a value; Paddle has some as (internal name, array)."""
-    is_array = isinstance(value, PickledTensor | PickledArray)
-    if not is_array and type(value) in (tuple, list) and len(value) == 2:
-        value = value[1] if isinstance(value[0], str) else None
-    return value if isinstance(value, PickledTensor | PickledArray) else None
-
-
-def _slices(table: Any) -> dict[str, tuple[tuple[int, ...], list[str]]]:
-    """Paddle's table of arrays above 1 GB, which it cuts into flat slices."""
-    if table is None:
-        return {}
-    try:
-        plan = {
-            name: (tuple(entry["OriginShape"]), list(entry["slices"]))
-            for name, entry in table.items()
-        }
-        is_whole = all(
-            isinstance(name, str)
-            and all(type(size) is int and size >= 0 for size in shape)
-            and parts
-            and all(isinstance(part, str) for part in parts)
-            for name, (shape, parts) in plan.items()
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        is_whole, plan = False, {}
-    if not is_whole:
-        raise WeightsFileError(f"{PADDLE_SLICES}, Paddle's table of slices, is damaged")
-    return plan
-
-
-def _label(name: Any) -> str:
-    return short(name) if isinstance(name, str) else _kind_of(name)
-
-
-def _kind_of(value: Any) -> str:
-    if isinstance(value, Foreign | Name):
-        return f"an object of {short(value.path)}"
-    if isinstance(value, PickledTensor | PickledArray):
-        return "a single array"
-    return type(value).__name__

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from sparseinst_jax.weights.reading.stored_arrays import (
     ITEM_SIZES,
+    NUMPY_NAMES,
     Piece,
     StoredArray,
     WeightsFileError,
@@ -23,21 +24,6 @@ from sparseinst_jax.weights.reading.stored_arrays import (
     short,
 )
 
-# NumPy's codes of dtypes, with their size in bytes.
-_NUMPY_DTYPES = {
-    "f8": "float64",
-    "f4": "float32",
-    "f2": "float16",
-    "i8": "int64",
-    "i4": "int32",
-    "i2": "int16",
-    "i1": "int8",
-    "u8": "uint64",
-    "u4": "uint32",
-    "u2": "uint16",
-    "u1": "uint8",
-    "b1": "bool",
-}
 _TORCH_STORAGES = {
     "torch.DoubleStorage": "float64",
     "torch.FloatStorage": "float32",
@@ -246,7 +232,7 @@ def _dtype(code: Any, *_: Any) -> PickledDtype:
     if isinstance(code, Name):  # ml_dtypes.bfloat16
         return PickledDtype(code.path.removeprefix("ml_dtypes."))
     code = str.lstrip(code, "<>|=")
-    return PickledDtype("object" if code.startswith("O") else str(_NUMPY_DTYPES.get(code, code)))
+    return PickledDtype("object" if code.startswith("O") else str(NUMPY_NAMES.get(code, code)))
 
 
 def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> PickledArray:

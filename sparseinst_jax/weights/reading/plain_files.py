@@ -20,6 +20,7 @@ import numpy as np
 
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.stored_arrays import (
+    ITEM_SIZES,
     DamagedFileError,
     Piece,
     StoredArray,
@@ -50,20 +51,13 @@ _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# F64, I32, ..., BF16 and BOOL.
+_SAFETENSORS_KINDS = {"F": "float", "I": "int", "U": "uint", "BF": "bfloat", "BOOL": "bool"}
 _SAFETENSORS_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
+    kind + bits: f"{name}{bits}"
+    for kind, name in _SAFETENSORS_KINDS.items()
+    for bits in ("", "8", "16", "32", "64")
+    if f"{name}{bits}" in ITEM_SIZES
 }
 
 
@@ -245,8 +239,11 @@ def _npy(name: str, piece: Piece) -> StoredArray:
     return StoredArray(data, dtype.name, shape, strides, 0, is_big_endian, exact_size=True)
 
 
-def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
+def read_safetensors(file: BinaryIO, size: int) -> tuple[dict[str, StoredArray], dict[str, Any]]:
     """Finds the arrays of a `.safetensors` file: 8 bytes of header size, a json, the data.
+
+    Returns:
+      The arrays, and what the header says beside them; values that are a json are read as such.
 
     Raises:
       WeightsFileError: if the header is damaged, or an array lies outside of the file.
@@ -264,9 +261,18 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, StoredArray]:
         raise DamagedFileError(f"the safetensors header is not a json ({short(error)})") from error
     if not isinstance(header, dict):
         raise DamagedFileError(f"the safetensors header is a {type(header).__name__}, not a dict")
-    header.pop("__metadata__", None)
+    facts = header.pop("__metadata__", None)
+    facts = facts if isinstance(facts, dict) else {}
     data = Piece(file, 8 + header_bytes, size - 8 - header_bytes)
-    return {name: _safetensor(name, entry, data) for name, entry in header.items()}
+    arrays = {name: _safetensor(name, entry, data) for name, entry in header.items()}
+    return arrays, {key: _json_or_text(value) for key, value in facts.items()}
+
+
+def _json_or_text(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return value
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

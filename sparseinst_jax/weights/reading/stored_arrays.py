@@ -15,20 +15,11 @@ import numpy as np
 
 # Name of a dtype -> bytes of one element. What weights are made of; complex, quantised and 8-bit
 # floating-point arrays are not among them.
+_CODES = "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 b1".split()  # of NumPy, with the bytes
+NUMPY_NAMES = {code: np.dtype(code).name for code in _CODES}
 ITEM_SIZES = {
-    "float64": 8,
-    "float32": 4,
-    "float16": 2,
+    **{name: int(code[1]) for code, name in NUMPY_NAMES.items()},
     "bfloat16": 2,  # NumPy has none: widened to float32, which holds each of its values
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint64": 8,
-    "uint32": 4,
-    "uint16": 2,
-    "uint8": 1,
-    "bool": 1,
 }
 MAX_RANK = 32
 

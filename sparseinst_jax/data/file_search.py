@@ -1,0 +1,220 @@
+"""Look for files: the one walk through folders of every command, and names that almost fit.
+
+A walk never loses a file in silence: it gathers what it leaves out, for the command to print.
+"""
+
+import functools
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from urllib.parse import unquote
+
+from sparseinst_jax.runtime.messages import listed
+
+# Made by file systems, sharing tools and archives beside real data, mostly copies in small.
+_SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "#recycle"})
+_HIDDEN = "hidden or made by the system"
+_LINKS = "links to other folders"
+_UNREAD = "pictures and films of a kind that is not read"
+# What people keep among photos; where they can be read they are among the suffixes looked for.
+_OTHER_SUFFIXES = frozenset(
+    ".heic .heif .avif .jxl .svg .psd .pdf .eps .exr .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 "
+    ".mp4 .mov .avi .mkv .webm".split()
+)
+MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
+MAX_NAMES = 5  # of what is left out, in one line
+
+
+class FileSearch:
+    """The walks of one command through its folders.
+
+    Hidden files and folders, those that systems make and files that cannot be opened are left out.
+    Links to folders are followed, or left out where what they lead to must not be opened later
+    (see ``images.refuse_outside``).
+
+    Args:
+        follows_links: whether links to folders are followed; each folder is seen once.
+        excluded: a folder that is passed over in silence, such as the output's.
+    """
+
+    def __init__(self, *, follows_links: bool = False, excluded: Path | None = None) -> None:
+        self._follows_links = follows_links
+        self._excluded = None if excluded is None else os.path.realpath(excluded)
+        self._left_out: dict[str, dict[str, None]] = {}
+
+    def find(self, folder: Path, suffixes: Set[str]) -> list[Path]:
+        """The files in and below a folder in the order of their paths.
+
+        Args:
+            folder: may be a link itself, and hidden.
+            suffixes: endings in small letters with the dot; those of files may be in capitals.
+        """
+        root = os.path.realpath(folder)
+        seen, links = {root}, list[str]()
+        found = list(self._below(str(folder), suffixes, seen, links))
+        for link in links:  # grows while it is walked through
+            target = os.path.realpath(link)
+            if target in seen or _is_below(target, root):
+                continue  # its files are found where they are
+            if self._follows_links and not _is_below(root, target):
+                seen.add(target)
+                found += self._below(link, suffixes, seen, links)
+            else:
+                self._leave_out(_LINKS, f"{link} -> {os.readlink(link)}")
+        return sorted(found)
+
+    def _below(
+        self, start: str, suffixes: Set[str], seen: set[str], links: list[str]
+    ) -> Iterator[Path]:
+        """Walk through a folder; links to others are added to ``links``."""
+        for parent, folders, files in os.walk(start, onerror=self._note_unreadable):
+            if self._excluded is not None and _is_below(os.path.realpath(parent), self._excluded):
+                folders.clear()
+                continue
+            visible = []
+            for name in sorted(folders):
+                path = os.path.join(parent, name)
+                if _is_hidden(name):
+                    if _holds_any(path, suffixes):
+                        self._leave_out(_HIDDEN, path)
+                elif os.path.islink(path):
+                    links.append(path)
+                elif os.path.realpath(path) not in seen:
+                    seen.add(os.path.realpath(path))
+                    visible.append(name)
+            folders[:] = visible
+            for name in files:
+                path = os.path.join(parent, name)
+                ending = os.path.splitext(name)[1].lower()
+                if ending not in suffixes:
+                    if ending in _OTHER_SUFFIXES and ".jpg" in suffixes and not _is_hidden(name):
+                        self._leave_out(_UNREAD, path)
+                    continue
+                if _is_hidden(name):
+                    self._leave_out(_HIDDEN, path)
+                elif os.path.isfile(path):
+                    yield Path(path)
+                else:
+                    what = "links that lead nowhere" if os.path.islink(path) else "not plain files"
+                    self._leave_out(what, path)
+
+    def _note_unreadable(self, error: OSError) -> None:
+        self._leave_out("cannot be opened", f"{error.filename} ({error.strerror})")
+
+    def _leave_out(self, why: str, path: str) -> None:
+        self._left_out.setdefault(why, {})[path] = None
+
+    def nothing(self, message: str) -> ValueError:
+        """An error for a walk that found no file, with what it left out."""
+        return ValueError("".join([message, *(f" ({line})" for line in self.left_out())]))
+
+    def left_out(self) -> list[str]:
+        """A line for each reason why something was left out: how many, and which."""
+        lines = []
+        for why, paths in self._left_out.items():
+            cure = "; copy their files into it, or give each by itself" if why == _LINKS else ""
+            warning = "" if why == _HIDDEN else "WARNING: "
+            shown = listed(paths, MAX_NAMES)
+            lines.append(f"{warning}left out, {why}: {len(paths)}: {shown}{cure}")
+        return lines
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(os.path.join(folder, ""))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def _holds_any(folder: str, suffixes: Set[str]) -> bool:
+    return any(
+        os.path.splitext(name)[1].lower() in suffixes
+        for _, _, files in os.walk(folder)
+        for name in files
+    )
+
+
+# In what the names of one file differ between tools and systems.
+_SPELLINGS: dict[str, Callable[[str], str]] = {
+    "\\ in place of /": lambda name: name.replace("\\", "/"),
+    "codes such as %20": unquote,
+    "the way accents are stored (NFC or NFD of Unicode)": lambda name: unicodedata.normalize(
+        "NFC", name
+    ),
+    "capital letters": str.casefold,
+    "spaces or _": lambda name: name.strip().replace(" ", "_"),
+}
+
+
+class FileNames:
+    """The names of the files below a folder, to say what a file that is missing may be called.
+
+    Args:
+        root: is walked through when first asked, up to `MAX_FILES_SEEN` files.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """Relative to the folder."""
+        found: list[str] = []
+        for parent, folders, files in os.walk(self.root):
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
+            below = os.path.relpath(parent, self.root)
+            found += [os.path.normpath(os.path.join(below, name)) for name in sorted(files)]
+            if len(found) > MAX_FILES_SEEN:
+                break
+        return found
+
+    @functools.cached_property
+    def _known(self) -> tuple[dict[str, str], ...]:
+        """Paths by their plain path, by their plain name, and by their path without ending."""
+        plain = [(_plain(path), path) for path in reversed(self.paths)]  # the first is kept
+        return (
+            dict(plain),
+            {os.path.basename(key): path for key, path in plain},
+            {os.path.splitext(key)[0]: path for key, path in plain},
+        )
+
+    def hint(self, name: str) -> str:
+        """The end of a message: which file ``name`` may mean, and what differs; "" if none.
+
+        Args:
+            name: relative to the folder, as a label file writes it.
+        """
+        wanted = _plain(name)
+        keys = wanted, os.path.basename(wanted), os.path.splitext(wanted)[0]
+        for key, known, place in zip(keys, self._known, range(3), strict=True):
+            if key in known:
+                found = known[key]
+                difference = (
+                    f"it differs in {_differences(name, found)}",
+                    "was another folder meant?",
+                    "it has another ending",
+                )[place]
+                return f"; there is {self.root / found}: {difference}"
+        return ""
+
+
+def _plain(name: str) -> str:
+    """A name without what differs between tools."""
+    for spelling in _SPELLINGS.values():
+        name = spelling(name)
+    return name
+
+
+def _differences(first: str, second: str) -> str:
+    """In which of the spellings two names differ that are one without them."""
+    needed = []
+    for what in _SPELLINGS:
+        names = [first, second]
+        for other, spelling in _SPELLINGS.items():
+            if other != what:
+                names = [spelling(name) for name in names]
+        if names[0] != names[1]:
+            needed.append(what)
+    return " and ".join(needed) or "several spellings"
