@@ -109,6 +109,7 @@ def check(config: Any, progress: TextIO | None = None) -> DataReport:
         longest,
         data.num_workers,
         progress,
+        data.flip_label_pairs,
     )
 
 

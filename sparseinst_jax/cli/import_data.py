@@ -51,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         coco_content.refuse_foreign_file(path)
     imported = _read(arguments, list(outputs.values()))
     if arguments.format != "yolo":  # which says it itself
-        origin = "--names" if arguments.names else "the labels, in the order of the alphabet"
-        imported.notes.append(f"class names from {origin}")
+        origin = "the labels, in the order of the alphabet"
+        given = {"--class": arguments.class_name, "--names": arguments.names}
+        imported.notes.append(f"class names from {next((o for o in given if given[o]), origin)}")
     _exclude(imported, arguments.exclude)
+    print("\n".join(imported.notes), flush=True)
     _report_faults(imported, arguments.source, arguments.skip_faulty)
     parts, lines = coco_content.divide(
         imported.images,
@@ -67,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         for part, path in outputs.items()
     }
     coco_content.write_jsons(contents)
-    lines = [*imported.notes, *lines]
     for part, path in outputs.items():
         lines += _summary(path, parts[part], imported.class_names)
     print("\n".join(lines))

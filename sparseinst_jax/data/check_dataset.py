@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparseinst_jax.data.classes import warn_of_alike
+from sparseinst_jax.data.doubtful_labels import warn_of_crowd, warn_of_empty, warn_of_sides
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.target_masks import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
@@ -153,22 +155,28 @@ def warn_of_unusable(dataset: CocoDataset) -> list[str]:
     ]
 
 
-def warn(dataset: CocoDataset, num_masks: int) -> list[str]:
-    """Lines on objects and classes that cannot be learned.
+def warn(
+    dataset: CocoDataset, num_masks: int, flip_label_pairs: Sequence[str] | None = None
+) -> list[str]:
+    """Lines on objects and classes that cannot be learned, or that are learned wrongly.
 
     Args:
         dataset: the index.
         num_masks: masks that the model predicts for an image.
+        flip_label_pairs: classes that swap in mirrored images, where these are trained on.
     """
     if not dataset.has_annotations:
         return []
-    lines = []
+    lines = [*warn_of_crowd(dataset), *warn_of_empty(dataset)]
+    lines += warn_of_alike(dataset.class_names)
+    if flip_label_pairs is not None:
+        lines += warn_of_sides(dataset.class_names, flip_label_pairs)
     per_class = class_counts(dataset)
     unseen = [name for label, name in enumerate(dataset.class_names) if not per_class[label]]
     if unseen:
         lines.append(
             f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
-            f"learned: {listed(unseen)}; leave them out by config.data.classes, or annotate some"
+            f"learned: {listed(unseen)}; leave them out by config.data.exclude_classes, or annotate"
         )
     counts = dataset.num_targets
     crowded = np.flatnonzero(counts > num_masks)
@@ -241,6 +249,9 @@ def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
             f"{val.annotations_path} has objects of {listed(sorted(seen[1] - seen[0]))}, which "
             f"{train.annotations_path} has none of: they cannot be learned, their AP will be 0"
         )
+    alike = [warn_of_alike(data.class_names) for data in (train, val)]
+    both = warn_of_alike(tuple(dict.fromkeys([*train.class_names, *val.class_names])))
+    lines += [line for line in both if line not in alike[0] + alike[1]]
     if seen[0] - seen[1]:
         lines.append(
             f"{val.annotations_path} has no object of {listed(sorted(seen[0] - seen[1]))}: their "

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
-from pycocotools import mask as rle
 
 from sparseinst_jax.data import check_dataset
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, size_fault
+from sparseinst_jax.data.doubtful_labels import Measured, find_contradictions, measure
 from sparseinst_jax.data.faults import Fault
-from sparseinst_jax.data.images import read_header, read_image
-from sparseinst_jax.data.segmentations import encode_segmentation
+from sparseinst_jax.data.file_search import FileNames
+from sparseinst_jax.data.images import ImageHeader, image_suffixes, read_header, read_image
 from sparseinst_jax.runtime.messages import listed, percent
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
@@ -79,6 +82,7 @@ def make_report(
     train_max_size: int,
     num_workers: int,
     progress: TextIO | None = None,
+    flip_label_pairs: Sequence[str] = (),
 ) -> DataReport:
     """Check training data, and validation data where there are some: every entry, every image.
 
@@ -90,14 +94,21 @@ def make_report(
         train_max_size: longest side, pixels.
         num_workers: threads that open images.
         progress: where progress is written while images are opened.
+        flip_label_pairs: classes that swap in mirrored images.
     """
     splits = []
     for title, (dataset, faults) in indexed.items():
-        kinds, found, readable = _open_images(dataset, num_workers, progress)
-        found = [*faults, *found]
+        findings = _open_images(dataset, num_workers, progress)
+        found = [*faults, *(fault for image in findings for fault in image.faults)]
+        kinds = Counter(image.kind or "missing or broken" for image in findings)
+        pairs = zip(dataset.records, findings, strict=True)
+        readable = [record for record, image in pairs if image.is_readable]
         if not dataset.num_targets.sum():
             found.append(_nothing(dataset, title == "train"))
-        warnings, lost = check_dataset.warn(dataset, num_masks), []
+        sides = flip_label_pairs if title == "train" else None
+        warnings, lost = check_dataset.warn(dataset, num_masks, sides), []
+        warnings += find_contradictions(dataset, [image.measured for image in findings])
+        warnings += _warn_of_files(findings)
         if title == "train":
             lost = check_dataset.lost_at_ends(
                 dataset, train_sizes, train_max_size, map_stride, MAX_OBJECTS
@@ -121,30 +132,72 @@ def make_report(
             *check_dataset.warn_of_classes(train, val),
             *check_dataset.warn_of_overlap(overlap, len(val.records)),
         ]
+    warnings += _warn_of_unnamed([split.dataset for split in splits])
     return DataReport(splits, warnings, num_masks, overlap)
 
 
 def _open_images(
     dataset: CocoDataset, num_workers: int, progress: TextIO | None
-) -> tuple[Counter[str], list[Fault], list[ImageRecord]]:
+) -> list[ImageFindings]:
     """Look at every image, several at a time."""
-    kinds: Counter[str] = Counter()
-    faults: list[Fault] = []
-    readable = []
+    findings = []
     workers = max(1, num_workers)
     records = dataset.records
     with (
         ImageProgress(len(records), progress, "checked") as line,
         ThreadPoolExecutor(workers) as pool,
     ):
-        found = map_ahead(pool, check_image, records, ahead=4 * workers)
-        for record, findings in zip(records, found, strict=True):
-            kinds[findings.kind or "missing or broken"] += 1
-            faults += findings.faults
-            if findings.is_readable:
-                readable.append(record)
+        check = functools.partial(check_image, class_names=dataset.class_names)
+        for found in map_ahead(pool, check, records, ahead=4 * workers):
+            findings.append(found)
             line.advance(1)
-    return kinds, faults, readable
+    return findings
+
+
+def _warn_of_files(findings: Sequence[ImageFindings]) -> list[str]:
+    """Lines on image files that can be read in more than one way."""
+    lines = []
+    turned = Counter(image.orientation for image in findings if image.is_unclear)
+    if turned:
+        shown = ", ".join(
+            f"{number} of orientation {key}" for key, number in sorted(turned.items())
+        )
+        lines.append(
+            f"{turned.total()} images are turned or mirrored by their EXIF orientation ({shown}) "
+            "without a change of size. They are used upright, as they are shown: look at the "
+            "sheet, whether the labels were drawn on them like this"
+        )
+    if several := sum(image.is_animated for image in findings):
+        lines.append(
+            f"{several} files hold several pages or pictures of an animation: the first is used"
+        )
+    return lines
+
+
+def _warn_of_unnamed(datasets: Sequence[CocoDataset]) -> list[str]:
+    """A line on folders of images that no json names an image of."""
+    named: dict[str, set[str]] = {}
+    for dataset in datasets:
+        folder = dataset.records[0].folder if len(dataset.records) else None
+        if folder is not None:
+            known = named.setdefault(folder, set())
+            known.update(os.path.normpath(name) for name, _ in dataset.files)
+    lines, suffixes = [], image_suffixes()
+    for root, names in named.items():
+        used = {os.path.dirname(name) for name in names}
+        found = Counter(
+            os.path.dirname(name)
+            for name in FileNames(Path(root)).paths
+            if os.path.splitext(name)[1].lower() in suffixes
+        )
+        unused = {folder: number for folder, number in found.items() if folder not in used}
+        if unused:
+            shown = [f"{folder or '.'} ({number})" for folder, number in unused.items()]
+            lines.append(
+                f"{sum(unused.values())} images below {root} lie in folders of which the json names"
+                f" none: {listed(shown)}: are their labels missing?"
+            )
+    return lines
 
 
 def _nothing(dataset: CocoDataset, is_train: bool) -> Fault:
@@ -210,10 +263,18 @@ class ImageFindings(NamedTuple):
     Attributes:
         kind: format and mode, such as "JPEG RGB", "animated" after it; empty if it cannot be read.
         faults: of the image and its annotations.
+        measured: its masks.
+        orientation: of the EXIF data, 1 where there is none.
+        is_unclear: whether it turns the image without a change of its size.
+        is_animated: whether the file has several pages.
     """
 
     kind: str
     faults: list[Fault]
+    measured: Measured
+    orientation: int = 1
+    is_unclear: bool = False
+    is_animated: bool = False
 
     @property
     def is_readable(self) -> bool:
@@ -221,14 +282,15 @@ class ImageFindings(NamedTuple):
         return bool(self.kind) and not any(fault.is_fatal for fault in self.faults)
 
 
-def check_image(record: ImageRecord) -> ImageFindings:
-    """Decode an image whole, compare it with the json, and look for masks without a pixel.
+def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFindings:
+    """Decode an image whole, compare it with the json, and draw its masks.
 
     Args:
         record: with an image; that of a missing file finds nothing, the rules of the json name it.
+        class_names: of the data set.
     """
     faults: list[Fault] = []
-    kind = ""
+    kind, header = "", ImageHeader("", (0, 0), 1, False)
     try:
         header = read_header(record.open(), record.source)
         image = read_image(record.open(), record.source)
@@ -257,17 +319,14 @@ def check_image(record: ImageRecord) -> ImageFindings:
         levels = int(np.ptp(image)) + 1 if image.size else 0
         if levels < MIN_LEVELS:
             faults.append(_few_levels(record, kind, levels))
-    for annotation in record.annotations:
-        if not _area(annotation.segmentation, record):
-            faults.append(
-                Fault(
-                    "mask without a pixel",
-                    f"annotation {annotation.id} ({record.file_name}): its mask has no pixel in "
-                    "the image; it is left out",
-                    is_fatal=False,
-                )
-            )
-    return ImageFindings(kind, faults)
+    measured, found = measure(record, class_names)
+    if not kind:
+        return ImageFindings(kind, faults + found, measured)
+    height, width = header.stored_size
+    is_unclear = header.orientation in (2, 3, 4) or (header.orientation > 4 and height == width)
+    return ImageFindings(
+        kind, faults + found, measured, header.orientation, is_unclear, header.is_animated
+    )
 
 
 def _few_levels(record: ImageRecord, kind: str, levels: int) -> Fault:
@@ -278,8 +337,3 @@ def _few_levels(record: ImageRecord, kind: str, levels: int) -> Fault:
         "them to the whole range and save the image again",
         is_fatal=False,
     )
-
-
-def _area(segmentation: list | dict, record: ImageRecord) -> int:
-    encoded = encode_segmentation(segmentation, record.height, record.width)
-    return int(np.sum(rle.area(encoded)))  # type: ignore[arg-type]

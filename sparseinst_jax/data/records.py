@@ -288,6 +288,25 @@ class IndexedRecords(Sequence[ImageRecord]):
         return _TargetBoxes(self) if self._has_boxes else None
 
     @property
+    def crowd_labels(self) -> np.ndarray:
+        """Label of every crowd region."""
+        is_there = self._is_there & ~self._is_target & self._is_in_place
+        return self._label_of[self._columns["categories"][is_there]]
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of the annotations in the order of `_index.columns`; boxes are [n, 4]."""
+        column = self._columns[name]
+        is_there = self._is_there & self._is_in_place
+        return (column.reshape(-1, 4) if name == "boxes" else column)[is_there]
+
+    @property
+    def num_corners(self) -> np.ndarray:
+        """Corners of the annotations that are one polygon, 0 of the others, int64."""
+        is_one = (self.column("kinds") == stored.POLYGONS) & (self.column("num_parts") == 1)
+        lengths = np.append(np.diff(self._columns["polygon_ends"]), 0)
+        return np.where(is_one, lengths[self.column("first_parts") * is_one] // 2, 0)
+
+    @property
     def _is_there(self) -> np.ndarray:
         is_there = self._label_of[self._columns["categories"]] >= 0
         return is_there if self._is_kept is None else is_there & self._is_kept
@@ -391,6 +410,16 @@ class CocoDataset:
         if isinstance(self.records, IndexedRecords):
             return self.records.num_crowd
         return sum(a.iscrowd for record in self.records for a in record.annotations)
+
+    @property
+    def crowd_per_class(self) -> np.ndarray:
+        """Number of crowd regions of each label, int64 [classes]."""
+        if isinstance(self.records, IndexedRecords):
+            labels = self.records.crowd_labels
+        else:
+            found = [a for record in self.records for a in record.annotations if a.iscrowd]
+            labels = np.array([annotation.label for annotation in found], np.int64)
+        return np.bincount(labels, minlength=len(self.class_names))
 
     @property
     def target_labels(self) -> np.ndarray:

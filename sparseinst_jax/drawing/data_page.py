@@ -79,11 +79,12 @@ def _picture(dataset: CocoDataset, record: ImageRecord) -> Image.Image:
     size = (max(1, round(record.height * scale)), max(1, round(record.width * scale)))
     transform = Transform(False, None, None, size)
     original = (record.height, record.width)
-    masks = [
-        move_mask(target.segmentation, original, transform).astype(bool)
+    drawn = [
+        (move_mask(target.segmentation, original, transform).astype(bool), target.label)
         for target in record.targets
     ]
-    labels = [target.label for target in record.targets]
+    drawn.sort(key=lambda pair: int(pair[0].sum()))  # small objects on top of large ones
+    masks, labels = [mask for mask, _ in drawn], [label for _, label in drawn]
     texts = [dataset.class_names[label] for label in labels]
     ids = [dataset.category_ids[label] for label in labels]
     names = fonts.labels(texts, ids, fonts.font_for(texts, 12))

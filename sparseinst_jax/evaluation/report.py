@@ -317,21 +317,21 @@ def draw_errors(image: np.ndarray, errors: ImageErrors, class_names: Sequence[st
     found, confused = dict(errors.found), dict(errors.confused)
     kinds = {**dict.fromkeys(found, _FOUND), **dict.fromkeys(confused, _CONFUSED)}
     predicted = []
-    for place, kind in sorted({**kinds, **dict.fromkeys(errors.false, _FALSE)}.items()):
-        detection = errors.detections[place]
+    kinds |= dict.fromkeys(errors.false, _FALSE)
+    for place in sorted(kinds, key=lambda place: -errors.detections[place]["score"]):
+        detection, kind = errors.detections[place], kinds[place]
         text = f"{names[errors.labels[place]]} {detection['score']:.2f}"
         if place in confused:
             text += f", is {names[targets[confused[place]].label]}"
-        predicted.append((detection["segmentation"], text, kind, detection["score"]))
+        predicted.append((detection["segmentation"], text, kind))
     kinds = {**dict.fromkeys(errors.missed, _MISSED), **dict.fromkeys(confused.values(), _CONFUSED)}
     annotated = [
-        (target.segmentation, names[target.label], kinds.get(place, _FOUND), 1.0)
+        (target.segmentation, names[target.label], kinds.get(place, _FOUND))
         for place, target in enumerate(targets)
     ]
     drawn = []
     for entries in (predicted, annotated):  # errors on top, the surest first
-        entries.sort(key=lambda entry: (entry[2] == _FOUND, -entry[3]))
-        entries[:] = [entry[:3] for entry in entries]
+        entries.sort(key=lambda entry: entry[2] == _FOUND)
         drawn.append(_draw(image, *(zip(*entries, strict=True) if entries else ((), (), ()))))
     pair = pictures.beside(drawn, ["predicted", "annotated"])
     key = [

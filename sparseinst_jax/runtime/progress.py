@@ -37,6 +37,8 @@ def map_ahead(
 class ImageProgress:
     """Show how many images are done: a bar in a terminal, otherwise an occasional line.
 
+    What the first images took does not count for the time left: a network is compiled with them.
+
     Args:
         total: number of images.
         stream: where to write, or None for silence.
@@ -46,12 +48,14 @@ class ImageProgress:
     def __init__(self, total: int, stream: TextIO | None = sys.stderr, what: str = "evaluated"):
         self.total, self.stream, self.what = total, stream, what
         self.done = 0
+        self._first, self._first_seconds = 0, 0.0  # the images that came first, and their time
         self._bar: tqdm | None = None
 
     def __enter__(self) -> ImageProgress:
         self._start = self._last = time.monotonic()
         if self.stream is not None and self.stream.isatty():
             self._bar = tqdm(total=self.total, file=self.stream, unit="image", desc=self.what)
+            self._bar.set_postfix_str("the first take longer")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,10 +65,16 @@ class ImageProgress:
     def advance(self, count: int) -> None:
         """Note `count` more images."""
         self.done += count
-        if self._bar is not None:
+        now, is_first = time.monotonic(), not self._first
+        if is_first:
+            self._first, self._first_seconds = count, now - self._start
+        if self._bar is not None and is_first:
+            self._bar.initial = self._bar.n = count
+            self._bar.unpause()
+            self._bar.set_postfix_str("")
+        elif self._bar is not None:
             self._bar.update(count)
         elif self.stream is not None:
-            now = time.monotonic()
             if now - self._last >= SECONDS_BETWEEN_LINES or self.done == self.total:
                 self._last = now
                 print(self.line(now - self._start), file=self.stream, flush=True)
@@ -77,6 +87,9 @@ class ImageProgress:
             # Of a few images in no time at all a speed would say nothing.
             took = f" in {rounded(seconds)} s, {rounded(speed)} images/s"
             return state + took * (seconds >= 1)
+        if self.done == self._first:
+            return state
+        speed = (self.done - self._first) / max(seconds - self._first_seconds, 1e-9)
         left = round((self.total - self.done) / max(speed, 1e-9))
         eta = f"{left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
         return f"{state}, {rounded(speed)} images/s, ETA {eta}"

@@ -49,7 +49,11 @@ def evaluate(
         predictor, config, _ = load_run(model, overrides=overrides)
         predictor.use_devices(jax.local_devices())
     if annotations is not None and images is not None:
-        dataset = load_coco(annotations, images)
+        if config is None:
+            dataset = load_coco(annotations, images)
+        else:  # with the classes that the run chose
+            config.data.val.update(annotations=str(annotations), images=str(images), tfds="")
+            dataset = load_val(config)
     elif config is None or annotations is not None or images is not None:
         raise ValueError(
             "expected annotations and images: a COCO json and the folder of its images; only a run"

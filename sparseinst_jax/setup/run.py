@@ -1,6 +1,7 @@
 """From a configuration to the parts of a training run: data, plan, model, step, evaluation."""
 
 import json
+import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -236,8 +237,14 @@ def make_evaluation(
         predictor.set_weights(params, statistics)
         workers = max(config.data.num_workers, 1)
         skips: list[Skip] | None = None if skipped is None else []
+        is_watched = sys.stderr.isatty() and not jax.process_index()
         _, metrics = evaluator.evaluate_dataset(
-            predictor, dataset, num_workers=workers, skips=skips, truth=truth
+            predictor,
+            dataset,
+            num_workers=workers,
+            progress=sys.stderr if is_watched else None,
+            skips=skips,
+            truth=truth,
         )
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):

@@ -24,6 +24,12 @@ def square(x, y, side):
     return [[x, y, x + side, y, x + side, y + side, x, y + side]]
 
 
+def cut_square(x, y, side):
+    """A square without a corner: no box."""
+    end = x + side, y + side
+    return [[x, y, end[0], y, end[0], end[1] - 2, end[0] - 2, end[1], x, end[1]]]
+
+
 def annotation(number, image, segmentation, category=1):
     return {
         "id": number,
@@ -53,7 +59,9 @@ def folder(tmp_path, monkeypatch):
     for i in range(4):
         Image.fromarray(np.roll(NOISE, i, 1)).save(tmp_path / f"photos/{i}.png")
     objects = [
-        annotation(2 * i + k, i, square(9 + 20 * k, 9, 15), k + 1) for i in range(4) for k in (0, 1)
+        annotation(2 * i + k, i, outline(9 + 20 * k, 9, 15), k + 1)
+        for i in range(4)
+        for k, outline in enumerate((square, cut_square))
     ]
     write(tmp_path / "train.json", content_of([f"{i}.png" for i in range(4)], objects))
     return tmp_path

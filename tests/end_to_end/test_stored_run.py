@@ -81,6 +81,9 @@ def test_classes_that_are_merged_at_evaluation_are_merged_in_a_model_that_knows_
     metrics = json.loads((run / "eval/metrics.json").read_text())
     assert metrics["per_class"].keys() == {"round", "plain triangle"}
     assert metrics["per_class"]["round"]["AP"] == pytest.approx(0.538120, rel=1e-5)
+    overrides, data = {"data.class_map": MERGED}, ("data/train.json", "data/images/train")
+    by_python = sparseinst_jax.evaluate(run, *data, overrides=overrides)
+    assert by_python is not None and by_python.as_dict() == metrics
     # As the detections of the classes apart, merged when they are scored.
     assert cli.main([*arguments, merge, "--predictions", "plain.json"]) == 0
     assert json.loads((run / "eval/plain/metrics.json").read_text()) == metrics

@@ -143,7 +143,8 @@ def test_a_batch_without_objects_trains_the_class_loss_alone():
     outputs = Outputs(
         ours["pred_logits"], ours["pred_masks"], np.ascontiguousarray(ours["pred_scores"][..., 0])
     )
-    query_index = matching.match(np.zeros((2, 100, 1), np.float32), batch.is_target)
+    no_match = np.zeros((*outputs.class_logits.shape[:2], batch.is_target.shape[1]), np.float32)
+    query_index = matching.match(no_match, batch.is_target)
     assert (query_index == matching.UNMATCHED).all()
     counts = jax.tree.map(lambda n: np.maximum(n, np.float32(1)), objective.count(batch))
 

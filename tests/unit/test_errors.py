@@ -9,7 +9,12 @@ from PIL import Image
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord, encode_segmentation
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import evaluate
-from sparseinst_jax.evaluation.errors import confusion_matrix, find_errors, worst_images
+from sparseinst_jax.evaluation.errors import (
+    ImageErrors,
+    confusion_matrix,
+    find_errors,
+    worst_images,
+)
 
 HEIGHT, WIDTH = 60, 100
 CAT, DOG, COW = 3, 7, 9
@@ -257,3 +262,21 @@ def test_charts_are_written_for_any_class_names(scored, tmp_path):
     report.draw_precision_recall(metrics, tmp_path / "p.png")
     assert Image.open(tmp_path / "m.png").width < 900
     assert 800 < Image.open(tmp_path / "p.png").width < 950
+
+
+def test_many_false_positives_leave_the_photo_and_the_labels_readable():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 400, (60, 2)).tolist()
+    squares = [[[x, y, x + 60, y, x + 60, y + 60, x, y + 60]] for x, y in corners]
+    detections = tuple(
+        {"segmentation": square, "score": 0.4 + 0.01 * place}
+        for place, square in enumerate(squares)
+    )
+    record = ImageRecord(5, "a.png", None, 480, 640, [])
+    errors = ImageErrors(record, detections, (0,) * 60, (), (), tuple(range(60)), ())
+    white = np.full((480, 640, 3), 255, np.uint8)
+    pixels = np.asarray(report.draw_errors(white, errors, ("cat",)))[:, :640]
+    red = np.array((213, 94, 0))
+    solid = (pixels == red).all(axis=2).sum() / (480 * 640)  # outlines and labels
+    once = (np.abs(pixels - (0.55 * 255 + 0.45 * red)) <= 1).all(axis=2).sum() / (480 * 640)
+    assert solid < 0.2 and once > 0.25, "what lies below several masks is tinted once"

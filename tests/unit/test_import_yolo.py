@@ -152,6 +152,23 @@ def test_what_is_missing_altogether_is_said_with_the_cure(tmp_path):
         read_yolo(tmp_path, names=["pear"])
 
 
+def test_images_and_labels_that_lie_elsewhere_in_the_set_are_pointed_out(tmp_path):
+    _data_set(tmp_path)
+    _image(tmp_path / "more/images/b.png")
+    _label(tmp_path / "labels/val/c.txt", f"0 {SQUARE}")
+    _label(tmp_path / "notes/README.txt", "Labels of our orchard")
+    found = read_yolo(tmp_path)
+    assert [image.file_name for image in found.images] == ["a.png"]
+    images, labels = found.notes[1:]
+    assert images.startswith(
+        f"WARNING: 1 images are left out, such as {tmp_path / 'more/images/b.png'}"
+    )
+    assert labels.startswith(
+        f"WARNING: 1 label files are left out, such as {tmp_path / 'labels/val/c.txt'}"
+    )
+    assert len(read_yolo(tmp_path, tmp_path / "images").notes) == 1
+
+
 def test_a_label_file_in_capitals_is_found(tmp_path):
     _data_set(tmp_path)
     (tmp_path / "labels/a.txt").rename(tmp_path / "labels/a.TXT")

@@ -1,5 +1,7 @@
 """Numbers in messages."""
 
+import io
+
 import pytest
 
 from sparseinst_jax.runtime.messages import percent, rounded
@@ -45,3 +47,18 @@ def test_progress_gives_a_speed_only_where_it_says_something():
     line.done = 8
     assert line.line(0.00044) == "checked 8/8 images"
     assert line.line(60.04) == "checked 8/8 images in 60 s, 0.133 images/s"
+
+
+def test_what_the_first_images_took_does_not_count_for_the_time_left(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr("sparseinst_jax.runtime.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with ImageProgress(100, stream) as line:
+        for seconds in (90, 5, 5, 10):  # the network is compiled with the first ten
+            now[0] += seconds
+            line.advance(10)
+    assert stream.getvalue().splitlines() == [
+        "evaluated 10/100 images",
+        "evaluated 30/100 images, 2 images/s, ETA 0:00:35",
+        "evaluated 40/100 images, 1.5 images/s, ETA 0:00:40",
+    ]

@@ -110,32 +110,23 @@ def read_labelme(
             if first is not path:
                 raise LabelFault(f"labels {image.file_name}, as {first} does; keep one of them")
             images.append(image)
-    notes = [*search.left_out(), *_remarks(labelled_by, folder, ignored)]
-    without = len({p.relative_to(root).as_posix() for p in paths_of_images} - labelled_by.keys())
-    if without:
-        notes.append(f"{without} images below {root} have no json: left out")
-    return Imported(images, found_classes(images, names), root, faults, notes)
-
-
-def _remarks(
-    labelled_by: Mapping[str, Path], folder: _ImageFolder, ignored: Counter[str]
-) -> list[str]:
-    """Lines on jsons that name another image than their own, and on what is no object."""
+    notes = search.left_out()
+    for label, count in ignored.items():
+        notes.append(f"{count} shapes labelled {label} are no objects: left out, as background")
     renamed = [
         f"{path} labels {name}"
         for name, path in labelled_by.items()
         if path.stem != Path(name).stem and path.stem in folder.by_stem
     ]
-    lines = [
-        f"{count} shapes labelled {label} are no objects: left out, trained as background"
-        for label, count in ignored.items()
-    ]
     if renamed:
-        lines.append(
+        notes.append(
             f"WARNING: {len(renamed)} jsons name another image than the one that is called as they "
             f"are: {listed(renamed, 5)}; what imagePath says counts"
         )
-    return lines
+    without = len({p.relative_to(root).as_posix() for p in paths_of_images} - labelled_by.keys())
+    if without:
+        notes.append(f"{without} images below {root} have no json: left out")
+    return Imported(images, found_classes(images, names), root, faults, notes)
 
 
 def _read_file(

@@ -7,7 +7,7 @@ Source: the format of Ultralytics' segmentation data sets, docs.ultralytics.com/
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +57,7 @@ def read_yolo(
             are those of another task.
     """
     require_folder(source, "the data set")
+    is_whole = images_dir is None
     if images_dir is None:
         images_dir = source / "images" if (source / "images").is_dir() else source
     require_folder(images_dir, "the image folder")
@@ -77,59 +78,54 @@ def read_yolo(
             f"example {example}{hint_at_place(stem, paths)}"
         )
     class_names = tuple(said.names[number] for number in sorted(said.names))
-    notes = [*said.notes, *search.left_out()]
-    result = Imported([], class_names, images_dir, ImportFaults(), notes)
+    result = Imported([], class_names, images_dir, ImportFaults(), said.notes)
     for path in with_progress(paths):
-        with result.faults.at(str(labels[path][0] if labels[path] else path)):
-            image = _read_image(path, labels[path], used, images_dir)
+        found = labels[path]
+        with result.faults.at(str(found[0] if found else path)):
+            if any(used[label] > 1 for label in found):
+                raise LabelFault(f"belongs to several images, {path} is one; keep one of them")
+            if len(found) > 1 and len({label.read_bytes() for label in found}) > 1:
+                others = listed(found[1:], between=" and ")
+                raise LabelFault(f"and {others} both belong to {path} and differ; delete one")
+            image = open_image(path, images_dir)
             image.part = said.part_of(path)
-            if labels[path]:
+            if found:
                 size = image.height, image.width
-                image.objects = _read_labels(labels[path][0], size, said.names, result.faults)
+                image.objects = _read_labels(found[0], size, said.names, result.faults)
             result.images.append(image)
-    _note_orphans(used, texts, paths, images_dir, result.faults)
-    result.notes += _remarks(labels, result.images)
-    return result
-
-
-def _remarks(labels: Mapping[Path, list[Path]], images: Sequence[LabelledImage]) -> list[str]:
-    """Lines on images without labels, and on labels that seem to be those of another task."""
-    lines = []
-    without = sum(not found for found in labels.values())
-    if without:
-        lines.append(f"{without} images have no label file: taken as without objects")
-    if _look_like_keypoints(images):
-        lines.append(
-            "WARNING: all objects read as a box (x y width height) with points inside it, as pose "
-            "labels do: are these keypoints instead of outlines?"
-        )
-    return lines
-
-
-def _note_orphans(
-    used: Mapping[Path, int],
-    texts: Callable[[Path], dict[str, list[Path]]],
-    images: Sequence[Path],
-    images_dir: Path,
-    faults: ImportFaults,
-) -> None:
-    """Note the text files beside label files that look like labels and belong to no image."""
     beside = {path for label in used for found in texts(label.parent).values() for path in found}
     for path in filter(_looks_like_labels, sorted(beside - used.keys())):
         fault = f"no image of this name below {images_dir}; add it, or delete this"
-        faults.add(str(path), fault + hint_at_place(path.stem, images))
+        result.faults.add(str(path), fault + hint_at_place(path.stem, paths))
+    if is_whole:  # otherwise a part of it was chosen
+        result.notes += _unused(source, images_dir, {label.parent for label in used})
+    result.notes += search.left_out()
+    without = sum(not found for found in labels.values())
+    if without:
+        result.notes.append(f"{without} images have no label file: taken as without objects")
+    if _look_like_keypoints(result.images):
+        result.notes.append(
+            "WARNING: all objects read as a box (x y width height) with points inside it, as pose "
+            "labels do: are these keypoints instead of outlines?"
+        )
+    return result
 
 
-def _read_image(
-    path: Path, labels: list[Path], used: Counter[Path], images_dir: Path
-) -> LabelledImage:
-    """An image without objects, where its labels are clear."""
-    if any(used[label] > 1 for label in labels):
-        raise LabelFault(f"belongs to several images, {path} is one; keep one of them")
-    if len(labels) > 1 and len({label.read_bytes() for label in labels}) > 1:
-        others = listed(labels[1:], between=" and ")
-        raise LabelFault(f"and {others} both belong to {path} and differ; delete the wrong one")
-    return open_image(path, images_dir)
+def _unused(source: Path, images_dir: Path, label_folders: set[Path]) -> list[str]:
+    """Lines on images and label files of a data set that lie where none were looked for."""
+    images = list_images(source, FileSearch(follows_links=True, excluded=images_dir))
+    texts = FileSearch(follows_links=True).find(source, {".txt"})
+    texts = [path for path in texts if path.parent not in label_folders]
+    texts = [path for path in texts if _looks_like_labels(path)]
+    found = (
+        (images, "images", f"outside {images_dir}: --images {source} takes all"),
+        (texts, "label files", "in folders whose labels no image has: are the images missing?"),
+    )
+    return [
+        f"WARNING: {len(paths)} {what} are left out, such as {paths[0]}, {where}"
+        for paths, what, where in found
+        if paths
+    ]
 
 
 def _texts_by_stem(folder: Path) -> dict[str, list[Path]]:
