@@ -97,6 +97,11 @@ class FastInstObjective:
 
     def count(self, batch: Batch) -> Counts:
         """Count what this part of the batch adds to the divisors; on the host, from the targets."""
+        if batch.is_ignored is not None:
+            raise ValueError(
+                'config.data.crowd is "ignore", which FastInst does not know: its masks are compared '
+                'in random points. Use "drop", as its recipe does.'
+            )
         per_image = np.asarray(batch.is_target).sum(-1)
         number, height, width = batch.images.shape[:3]
         places = (height // PROPOSAL_STRIDE) * (width // PROPOSAL_STRIDE)
