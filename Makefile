@@ -2,7 +2,7 @@
 #   make demo    draw a small data set, train, evaluate, draw pictures (docs/performance.md has its time)
 #   make test    the whole test suite
 #   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
-#   make kill-test  kill small runs at 30 random moments and compare the losses (some minutes)
+#   make kill-test  disturb small runs at 4 x 30 random moments and compare the losses (half an hour)
 #   make lint    ruff: rules and format          make types    pyright
 #   make parity  the largest error against each recorded case of the original
 # Another interpreter or environment: make test PYTHON=python3.12 VENV=.venv312
@@ -15,6 +15,7 @@ DEMO_CONFIG ?= configs/shapes.py
 DEMO_RUN ?= runs/shapes
 DEMO_FLAGS ?=
 FUZZ_EXAMPLES ?= 2500
+KILLS ?= 30
 MUTATED_FILES := test_mutated_files_are_read_or_refused_by_one_type_of_error
 FUZZ_TESTS := tests/unit/test_fuzz.py tests/unit/test_weights_files.py::$(MUTATED_FILES)
 # In the order of the folders, where the long files come first: by itself xdist takes those with few
@@ -59,7 +60,8 @@ fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q --timeout=3600 --durations=12 $(FUZZ_TESTS)
 
 kill-test: $(STAMP)
-	$(BIN)/python tests/end_to_end/kill_at_random.py --kills 30
+	for by in kill tee twins full; do \
+	  $(BIN)/python tests/end_to_end/kill_at_random.py --times $(KILLS) --by $$by || exit 1; done
 
 parity: $(STAMP)
 	$(BIN)/python -m pytest tests/parity -q

@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(map(line, report["rows"])))
     missed = [target for target in report["targets"] if target["is_met"] is not True]
     for target in missed:
-        print(f"MISSED: {target}")
+        got = "not measured" if target["value"] is None else f"{target['value']:.2f}"
+        sign = ">=" if target["measure"] == "speed" else "<="
+        name = f"{target['work']}, {target['measure']} against {target['against']}"
+        print(f"MISSED: {name}: {got}, expected {sign} {target['limit']:g}")
     return 1 if missed and arguments.check else 0
 
 

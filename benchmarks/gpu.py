@@ -36,7 +36,7 @@ LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
 GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
 PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
 SMOKE_SECONDS = 165
-PATIENCE = 10  # times the limits of parts on a CPU
+PATIENCE = 10  # times the limits and seconds of parts on a CPU
 
 
 class Part(NamedTuple):
@@ -132,7 +132,8 @@ class Run:
 
     def measure(self, part: Part) -> None:
         """Run processes until the part's rows are there, or have failed, or its time is up."""
-        flags, end, fruitless = part.flags, min(self.end, time.monotonic() + part.seconds), 0
+        patience, flags, fruitless = PATIENCE if self.arguments.dry_run else 1, part.flags, 0
+        end = min(self.end, time.monotonic() + patience * part.seconds)
         while fruitless < 2:
             before = self.found()
             names = [name for name in self.wanted(part) if name not in self.failed]
@@ -141,8 +142,7 @@ class Run:
             script = "torch_side.py" if todo and todo[0].startswith("torch/") else "gpu_jax.py"
             if not todo or script in self.without or left < part.least:
                 return
-            limit = part.limit * (PATIENCE if self.arguments.dry_run else 1)
-            fault = self.run(script, todo, limit, left, flags)
+            fault = self.run(script, todo, patience * part.limit, left, flags)
             new = self.found()[len(before) :]
             if fault and len(new) < len(todo):
                 fruitless = 0 if new else fruitless + 1

@@ -57,7 +57,7 @@ def _objective() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.train = ConfigDict()
-    data.train.images = "datasets/coco/train2017"  # folder, relative to where the command runs
+    data.train.images = "datasets/coco/train2017"  # folder
     data.train.annotations = "datasets/coco/annotations/instances_train2017.json"
     data.val = ConfigDict()
     data.val.images = "datasets/coco/val2017"
@@ -65,6 +65,7 @@ def _data() -> ConfigDict:
     data.train.tfds = ""  # in place of both: "coco_instances/train", see `sparseinst build-tfds`
     data.val.tfds = ""
     data.tfds_dir = ""  # where that was built; "" is TFDS's default, ~/tensorflow_datasets
+    data.root = ""  # where relative paths lead from; "" is where the command runs, and is stored
     data.classes = ()  # names of the classes to keep; () keeps all that the json has
     data.exclude_classes = ()  # names of the classes to leave out
     data.class_map = ()  # merge and rename before that: ("van=car", "bus=car", "ped=person")

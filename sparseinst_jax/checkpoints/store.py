@@ -9,15 +9,17 @@ on any number of devices.
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import absl.logging
 import jax
@@ -36,6 +38,7 @@ from sparseinst_jax.checkpoints.folders import (
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.runtime.files import FolderLock, make_folder, remove_empty
 
+Value = TypeVar("Value")
 _HALF = ".orbax-checkpoint-tmp"  # how Orbax calls a save that is not complete
 _NUM_LATEST = 2  # the one before the last is there if the last cannot be read
 # Why a checkpoint cannot be written; TensorStore and Orbax wrap it in a page of their own words.
@@ -72,13 +75,15 @@ class Checkpoints:
         self._lock: FolderLock | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._let_go)
-            self._open(path, read_only)
+            if read_only:
+                self.directory, self._only_step = locate(path)
+                self._while_saving(lambda: self._open(path, read_only))
+            else:
+                self._open(path, read_only)
             undo.pop_all()
 
     def _open(self, path: str | Path, read_only: bool) -> None:
-        if read_only:
-            self.directory, self._only_step = locate(path)
-        else:
+        if not read_only:
             self.directory, self._only_step = Path(path).resolve() / "checkpoints", None
             _silence_failed_saves()
             self._made = make_folder(self.directory, "--workdir")
@@ -277,7 +282,7 @@ class Checkpoints:
             shapes = self._manager.item_metadata(candidate)["model"]
             return self._restore(candidate, {"model": jax.tree.map(_empty, dict(shapes))})
 
-        restored, _ = self._first_readable(self._candidates(step), read)
+        restored = self._read_listed(step, read)
         model = jax.tree.map(np.asarray, restored["model"])
         return model["params"], model["statistics"], restored["meta"]
 
@@ -287,10 +292,32 @@ class Checkpoints:
         Args:
           step: as in `restore_model`.
         """
-        restored, _ = self._first_readable(
-            self._candidates(step), lambda candidate: self._restore(candidate, {})
-        )
-        return restored["meta"]
+        return self._read_listed(step, lambda candidate: self._restore(candidate, {}))["meta"]
+
+    def _read_listed(
+        self, step: int | str | None, read: Callable[[int], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Read the first readable checkpoint, of those that are there by now."""
+        tries = itertools.count()
+
+        def look() -> dict[str, Any]:
+            if next(tries):
+                self._manager.reload()
+            return self._first_readable(self._candidates(step), read)[0]
+
+        return self._while_saving(look)
+
+    def _while_saving(self, read: Callable[[], Value]) -> Value:
+        """Read again where training, replaced what was listed."""
+        for seconds in (0.1, 0.5, 2.0, None):
+            listed = whole_steps(self.directory)
+            try:
+                return read()
+            except Exception:
+                time.sleep(seconds or 0)
+                if seconds is None or whole_steps(self.directory) == listed:
+                    raise
+        raise AssertionError("unreachable")
 
     def _first_readable(
         self, candidates: Sequence[int], read: Callable[[int], dict[str, Any]]
@@ -300,16 +327,18 @@ class Checkpoints:
         for step in candidates:
             try:
                 limits.refuse_unsafe_files(self.directory / str(step))
-                return read(step), step
+                found = read(step)
+                for fault in faults:
+                    print(fault, file=sys.stderr)
+                return found, step
             # Damage appears as almost any error: KeyError, JSON errors, errors of TensorStore.
             except Exception as error:
                 faults.append(f"{self.directory / str(step)} cannot be read: {_first_line(error)}")
-                print(faults[-1], file=sys.stderr)
         raise ValueError(
             "no checkpoint can be read:\n  "
             + "\n  ".join(faults)
-            + f"\nGive another checkpoint; to start over, delete {self.directory} or give another"
-            " --workdir."
+            + "\nIf another process writes there, try again; otherwise give another checkpoint, or,"
+            " to start over, another --workdir."
         )
 
     def _score(self, step: int) -> float:

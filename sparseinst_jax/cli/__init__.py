@@ -10,7 +10,6 @@ docs/faults.md.
 
 import difflib
 import errno
-import functools
 import importlib
 import logging
 import os
@@ -67,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    if argv is None:
-        return _be_the_process(main)
-    arguments = list(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     lines = "\n".join(f"  {name:13}{text}" for name, text in _COMMANDS.items())
     usage = f"usage: sparseinst COMMAND ...\n\n{lines}\n\nsparseinst COMMAND --help says more."
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     name, *rest = arguments or [""]
     if name in _COMMANDS:
-        return run(name, rest)
+        return run(name, rest, is_process=argv is None)
+    if argv is None:
+        guard_output()
     if name in ("", "-h", "--help"):
         print(usage)
         return 0 if arguments else 2
@@ -90,25 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _be_the_process(function: Callable[[Sequence[str]], int]) -> int:
-    """Call a function with the arguments of the process, whose only purpose it is."""
-    guard_output()
-    code: Any = 1
-    try:
-        code = function(sys.argv[1:])
-        return code
-    except SystemExit as error:
-        code = error.code
-        raise
-    finally:
-        if code:
-            # What libraries leave unfinished says the same once more, in tracebacks.
-            sys.unraisablehook = lambda _: None
-            hosts.end_within(_SECONDS_TO_END, code if isinstance(code, int) else 1)
-
-
 def run(
-    command: str | Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None
+    command: str | Callable[[Sequence[str]], int | None],
+    argv: Sequence[str] | None = None,
+    *,
+    is_process: bool = False,
 ) -> int:
     """Prepare the process, run a command and report its errors.
 
@@ -120,30 +105,41 @@ def run(
     Args:
       command: its name, or a function that takes the arguments and returns the exit code or None.
       argv: arguments after the name; None as in `main`. In each, `~` stands for the home folder.
+      is_process: whether the process is the command's, as where argv is None.
 
     Returns:
       The exit code; 1 after a message to the user (or what the error asks for, such as 73), 130
       after an interruption (Ctrl-C), 75 after the loss of another host.
     """
     if argv is None:
-        return _be_the_process(functools.partial(run, command))
-    process.set_environment()
+        argv, is_process = sys.argv[1:], True
+    if is_process:
+        guard_output()
     function: Any = command
-    if isinstance(command, str):
-        module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
-        function = module.main
-    if "jax" in sys.modules:  # a few commands do without
-        process.trim_after_compiling()
-    logging.basicConfig(format="%(levelname)s: %(message)s")  # for warnings, as in our own lines
+    code: Any = 1
     try:
+        process.set_environment()
+        process.shorten_plugin_errors()
+        if isinstance(command, str):
+            module = importlib.import_module(f"sparseinst_jax.cli.{command.replace('-', '_')}")
+            function = module.main
+        if "jax" in sys.modules:  # a few commands do without
+            process.trim_after_compiling()
+        logging.basicConfig(format="%(levelname)s: %(message)s")  # as in our own lines
         code = function([_at_home(word) for word in argv]) or 0
         hosts.report(DONE)
-        return code
     except BaseException as error:
-        exit_code = _report_error(error)
-        if exit_code is None:
+        reported = _report_error(error)
+        if reported is None:
+            code = error.code if isinstance(error, SystemExit) else 1
             raise
-        return exit_code
+        code = reported
+    finally:
+        if is_process and code:
+            # What libraries leave unfinished says the same once more, in tracebacks.
+            sys.unraisablehook = lambda _: None
+            hosts.end_within(_SECONDS_TO_END, code if isinstance(code, int) else 1)
+    return code
 
 
 def _at_home(word: str) -> str:
@@ -192,7 +188,9 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError) and not _has_working_directory():
         return "the working directory was removed: change to one that exists, and start again"
     is_for_users = isinstance(error, (ValueError, FileNotFoundError))
-    return str(error) if is_for_users and _raised_here(error) else None
+    if is_for_users and _raised_here(error):
+        return str(error)
+    return process.explain_jax_error(error)
 
 
 def _has_working_directory() -> bool:

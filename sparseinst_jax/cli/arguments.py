@@ -15,8 +15,7 @@ from sparseinst_jax.inference.prediction import score_fault
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
-from sparseinst_jax.setup.loading import load_run
-from sparseinst_jax.setup.weights_file import load_weights_file
+from sparseinst_jax.setup.loading import load_run, load_weights_file
 
 _PREFIX = "--config."
 
@@ -215,8 +214,9 @@ def open_model(arguments: argparse.Namespace) -> NamedModel:
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
-        predictor = load_weights_file(config, arguments.weights)
-        return NamedModel(predictor, config, workdir, f"weights {arguments.weights}")
+        predictor, origin = load_weights_file(config, arguments.weights)
+        title = f"weights {arguments.weights}, class names from {origin}"
+        return NamedModel(predictor, config, workdir, title)
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)
@@ -232,5 +232,7 @@ def stored_config(arguments: argparse.Namespace) -> Any:
         return load_config(workdir / "config.json", arguments.overrides)
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
-    with Checkpoints(arguments.checkpoint or workdir, read_only=True) as checkpoints:
+    with Checkpoints(
+        getattr(arguments, "checkpoint", None) or workdir, read_only=True
+    ) as checkpoints:
         return load_config(checkpoints.read_meta()["config"], arguments.overrides)

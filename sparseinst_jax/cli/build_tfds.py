@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sparseinst_jax.cli.next_command import train_command
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.progress import ImageProgress
 
@@ -75,5 +76,5 @@ def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:
     ]
     if len(splits) == 1:
         keys.append("--config.train.eval_every=0  # or build it with --val-json")
-    train = " \\\n    ".join(["  sparseinst train --config finetune", *keys])
-    return [f"{folder}: {number} shards, {size / 1e6:.1f} MB", "Next:", train]
+    title = f"{folder}: {number} shards, {size / 1e6:.1f} MB"
+    return [title, "Next:", train_command(keys)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
+from sparseinst_jax.cli.next_command import train_words
 from sparseinst_jax.data.check_report import DataReport, make_report
 from sparseinst_jax.data.faults import Fault, grouped
 from sparseinst_jax.drawing import data_page
@@ -70,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"page: {output / data_page.PAGE}, sheet: {output / data_page.SHEET}")
     if report.fatal:
         return 1
-    words = ["sparseinst", "train", f"--config={arguments.config or 'finetune'}"]
+    words, remark = train_words()
+    if arguments.config:
+        words, remark = ["sparseinst", "train", f"--config={arguments.config}"], ""
     if arguments.json:
         parts = ("train", "val") if arguments.val_json else ("train",)
         words += [
@@ -80,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         words += ["--config.train.eval_every=0"] * (not arguments.val_json)
     print(next_commands(words + words_of_overrides(arguments)))
+    print(f"  {remark}\n" * bool(remark), end="")
     return 0
 
 

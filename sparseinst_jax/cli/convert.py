@@ -19,7 +19,7 @@ from sparseinst_jax.runtime.files import check_writable, read_json
 from sparseinst_jax.runtime.messages import listed, next_commands
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import find_config, load_config
-from sparseinst_jax.setup.weights_file import names_and_ids
+from sparseinst_jax.setup.loading import names_and_ids
 from sparseinst_jax.weights.convert import Shapes, original_shapes, ours_to_original
 from sparseinst_jax.weights.network_files import (
     ConvertedWeights,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sparseinst_jax.cli.next_command import train_command
 from sparseinst_jax.data.classes import warn_of_alike
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes
@@ -266,7 +267,7 @@ def _next_commands(outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
     check = f"  sparseinst check-data {shlex.quote(str(outputs['train']))} --images {images}"
     if "val" in outputs:
         check += f" --val-json {shlex.quote(str(outputs['val']))}"
-    train = ["  sparseinst train --config finetune"]
+    train = []
     for part in ("train", "val"):
         if part in outputs:
             train.append(
@@ -275,4 +276,4 @@ def _next_commands(outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
             )
     if "val" not in outputs:
         train.append("--config.train.eval_every=0  # or hold images out with --val-output")
-    return ["Next:", check, " \\\n    ".join(train)]
+    return ["Next:", check, train_command(train)]

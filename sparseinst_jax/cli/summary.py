@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     parse_size,
     size_fault,
+    stored_config,
     words_of_overrides,
 )
 from sparseinst_jax.cli.measuring import machine, timing
@@ -24,7 +26,6 @@ from sparseinst_jax.models.complexity import Parameters, count_macs, count_param
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.runtime.messages import columns, next_commands
 from sparseinst_jax.setup import builders
-from sparseinst_jax.setup.config import load_config
 
 NUM_CLASSES = 80
 DESCRIPTION = """\
@@ -32,6 +33,7 @@ Parameters, multiply-accumulates and memory of a configuration's network, part b
 and no data are needed.
 
   sparseinst summary --config giam_r50
+  sparseinst summary --workdir RUN
   sparseinst summary --config giam_r50 --size 320x448 --batch 8 --json
 """
 
@@ -48,34 +50,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--size", metavar="HxW", type=parse_size, default=(640, 864), help="640x864"
     )
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="images, default 1")
-    parser.add_argument("--classes", metavar="K", type=int, default=NUM_CLASSES, help="default 80")
+    parser.add_argument("--classes", metavar="K", type=int, help="default: the run's, or 80")
     parser.add_argument("--json", action="store_true", help="all facts as JSON")
     arguments = parse_command_line(parser, argv)
     _check(arguments)
-    config: Any = load_config(arguments.config, arguments.overrides)
-    model = builders.build_model(config.model, arguments.classes, seed=None)
+    config: Any = stored_config(arguments)
+    classes = arguments.classes or _classes_of(arguments.workdir) or NUM_CLASSES
+    model = builders.build_model(config.model, classes, seed=None)
     facts = {
-        "config": arguments.config,
+        "config": arguments.config or arguments.workdir,
         "dtype": config.model.dtype,
-        "num_classes": arguments.classes,
+        "num_classes": classes,
         **describe(model, arguments.size, arguments.batch),
     }
     print(json.dumps(facts, indent=1) if arguments.json else text(facts))
     if not arguments.json:
-        words = [f"--config={arguments.config}", *words_of_overrides(arguments)]
+        source = "config" if arguments.config else "workdir"
+        words = [f"--{source}={getattr(arguments, source)}", *words_of_overrides(arguments)]
         print(next_commands(["sparseinst", "benchmark", *words, "--only", "latency"]))
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> None:
     faults = [size_fault("--size", arguments.size)]
-    if not arguments.config:
-        faults.append("--config NAME is needed, such as --config giam_r50")
+    if bool(arguments.config) == bool(arguments.workdir):
+        faults.append("give --config NAME, such as --config giam_r50, or --workdir RUN")
     for name in ("batch", "classes"):
-        if getattr(arguments, name) < 1:
-            faults.append(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            faults.append(f"--{name} must be at least 1, got {value}")
     if any(faults):
         raise ValueError("\n".join(filter(None, faults)))
+
+
+def _classes_of(workdir: str | None) -> int | None:
+    """The number of classes of a run; None without a run, or before it has saved."""
+    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
+
+    if workdir is None or not (Path(workdir) / "checkpoints").is_dir():
+        return None
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return len(checkpoints.read_meta()["class_names"])
 
 
 def text(facts: Mapping[str, Any]) -> str:

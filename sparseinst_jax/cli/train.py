@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ stopped by a signal."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse `--config NAME [--workdir DIR] [--init-from PATH] [--config.KEY=VALUE ...]` and train.
 
+    Or `--workdir RUN` alone, to continue it.
+
     Returns:
       The exit code, see `_DESCRIPTION`.
     """
@@ -35,19 +38,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)
-    if arguments.config is None:
-        parser.error("--config NAME is needed, such as --config shapes")
+    source = arguments.config
+    if source is None:  # a run has its own
+        source = Path(arguments.workdir or "") / "config.json"
+        if not arguments.workdir or not source.is_file():
+            parser.error(
+                "--config NAME is needed, such as --config finetune; or the --workdir of a run to "
+                f"continue{f': {source} does not exist' if arguments.workdir else ''}"
+            )
     if arguments.init_from is not None:
         if "train.init_from" in arguments.overrides:
             parser.error("give --init-from or --config.train.init_from, not both")
         arguments.overrides["train.init_from"] = arguments.init_from
     # Faults are reported before the hosts wait for one another.
-    load_config(arguments.config, arguments.overrides)
+    load_config(source, arguments.overrides)
     process.unmap_freed_blocks()
     hosts.join(arguments.distributed)
-    workdir = arguments.workdir or default_workdir(arguments.config)
+    workdir = arguments.workdir or default_workdir(source)
     try:
-        result = train(arguments.config, workdir, arguments.overrides)
+        result = train(source, workdir, arguments.overrides)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -58,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _look_at(result: TrainResult) -> list[str]:
     """The command that shows what a finished run has learned."""
-    data: Any = load_config(result.workdir / "config.json").data
-    run = f"--workdir={result.workdir}"
-    if not (data.val.annotations or data.val.tfds):
+    run, stored = f"--workdir={result.workdir}", result.workdir / "config.json"
+    data: Any = load_config(stored).data if stored.is_file() else None
+    if data is not None and not (data.val.annotations or data.val.tfds):
         return ["sparseinst", "predict", run, data.train.images or "PHOTOS"]
     scores = [row["AP"] for row in result.rows if "AP" in row]
     is_best = not scores or scores[-1] == max(scores)

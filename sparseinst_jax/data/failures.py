@@ -5,8 +5,10 @@ An image that cannot be used is left out and listed; processes that died or hang
 
 import contextlib
 import csv
+import errno
 import multiprocessing
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -20,8 +22,8 @@ from sparseinst_jax.data.plan import ImagePlan
 from sparseinst_jax.data.records import ImageRecord
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
-from sparseinst_jax.runtime.files import written_whole
-from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.files import keep_beside, written_whole
+from sparseinst_jax.runtime.messages import brief, listed
 
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
@@ -169,12 +171,21 @@ def _writer(file):
 
 
 def _read(path: Path) -> list[tuple[str, ...]]:
-    """The whole rows; a line that a crash cut off is dropped."""
+    """The whole rows; a line that a crash cut off is dropped, what others broke is kept beside."""
     if not path.exists():
         return []
-    text = path.read_text()
-    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))[1:]
-    return [tuple(row) for row in rows if len(row) == len(SkippedImages._COLUMNS)]
+    text = path.read_text(errors="replace")
+    rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))
+    columns = SkippedImages._COLUMNS
+    good = [tuple(row) for row in rows if len(row) == len(columns) and row[0].isdecimal()]
+    bad = [
+        f"line {number}: expected {','.join(columns)}, got {brief(','.join(row))}"
+        for number, row in enumerate(rows, start=1)
+        if tuple(row) not in (columns, *good)
+    ]
+    if bad:
+        keep_beside(path, bad)
+    return good
 
 
 Item = TypeVar("Item")
@@ -188,10 +199,15 @@ class _LostError(Exception):
     """The reader delivers nothing any more; the text is the reason."""
 
 
+class _FullError(_LostError):
+    """There was no room in the shared memory through which processes hand over what they read."""
+
+
 def supervised(
     start: Callable[[int], Iterator[Item]],
     number: int,
     print_line: Callable[[str], None] | None = None,
+    start_alone: Callable[[int], Iterator[Item]] | None = None,
 ) -> Generator[Item, None, None]:
     """Iterate over `number` items of a reader, and start it again if it dies or hangs.
 
@@ -200,6 +216,7 @@ def supervised(
         the iterator. Must give the same items whenever it is called.
       number: of items.
       print_line: takes a line for the user; by default to standard error.
+      start_alone: the same without processes, for when shared memory is too small for them.
 
     Raises:
       ValueError: the reader was lost `MAX_FAILURES` times in a row at the same item.
@@ -215,6 +232,12 @@ def supervised(
                 yield item
                 done, failures = done + 1, 0
         except _LostError as lost:
+            if isinstance(lost, _FullError) and start_alone is not None:
+                print_line(
+                    f"WARNING: {lost}; this process reads from here on, more slowly. {_CURE}"
+                )
+                start, start_alone = start_alone, None
+                continue
             failures += 1
             if failures >= MAX_FAILURES:
                 raise ValueError(
@@ -225,6 +248,20 @@ def supervised(
             print_line(f"WARNING: {lost}; reading starts again at the same batch")
         finally:
             reader.close()
+
+
+_CURE = (
+    "Processes need it larger: `docker run --shm-size=8g`, or a volume of memory at /dev/shm; or"
+    " --config.data.num_workers=0."
+)
+
+
+def _shared_memory() -> str:
+    try:
+        size = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return "shared memory is too small"
+    return f"/dev/shm ({size.total >> 20} MiB, {size.free >> 20} free) is too small"
 
 
 class _Reader:
@@ -253,7 +290,11 @@ class _Reader:
             self._is_lost = True
             code = [p.exitcode for p in self._processes if p.exitcode]
             number = f" (exit code {code[0]})" if code else ""
+            if -signal.SIGBUS in code:
+                raise _FullError(f"{_shared_memory()} for a process that reads images")
             raise _LostError(f"a process that reads images has died{number}")
+        if isinstance(value, OSError) and value.errno == errno.ENOSPC:  # images are only read
+            raise _FullError(f"{_shared_memory()} for processes that read images")
         raise value
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ _OTHER_SUFFIXES = frozenset(
     ".heic .heif .avif .jxl .svg .psd .pdf .eps .exr .dng .cr2 .cr3 .nef .arw .orf .raf .rw2 "
     ".mp4 .mov .avi .mkv .webm".split()
 )
-MAX_FILES_SEEN = 100_000  # in the search for a file that is not where it should be
 MAX_NAMES = 5  # of what is left out, in one line
 
 
@@ -43,12 +42,13 @@ class FileSearch:
         self._excluded = None if excluded is None else os.path.realpath(excluded)
         self._left_out: dict[str, dict[str, None]] = {}
 
-    def find(self, folder: Path, suffixes: Set[str]) -> list[Path]:
+    def find(self, folder: Path, suffixes: Set[str] | None = None) -> list[Path]:
         """The files in and below a folder in the order of their paths.
 
         Args:
             folder: may be a link itself, and hidden.
-            suffixes: endings in small letters with the dot; those of files may be in capitals.
+            suffixes: endings in small letters with the dot; those of files may be in capitals. None
+                for all files.
         """
         root = os.path.realpath(folder)
         seen, links = {root}, list[str]()
@@ -65,7 +65,7 @@ class FileSearch:
         return sorted(found)
 
     def _below(
-        self, start: str, suffixes: Set[str], seen: set[str], links: list[str]
+        self, start: str, suffixes: Set[str] | None, seen: set[str], links: list[str]
     ) -> Iterator[Path]:
         """Walk through a folder; links to others are added to ``links``."""
         for parent, folders, files in os.walk(start, onerror=self._note_unreadable):
@@ -76,7 +76,8 @@ class FileSearch:
             for name in sorted(folders):
                 path = os.path.join(parent, name)
                 if _is_hidden(name):
-                    if _holds_any(path, suffixes):
+                    inside = (name for _, _, names in os.walk(path) for name in names)
+                    if any(_has_ending(name, suffixes) for name in inside):
                         self._leave_out(_HIDDEN, path)
                 elif os.path.islink(path):
                     links.append(path)
@@ -86,12 +87,11 @@ class FileSearch:
             folders[:] = visible
             for name in files:
                 path = os.path.join(parent, name)
-                ending = os.path.splitext(name)[1].lower()
-                if ending not in suffixes:
-                    if ending in _OTHER_SUFFIXES and ".jpg" in suffixes and not _is_hidden(name):
+                if not _has_ending(name, suffixes):
+                    is_picture = suffixes and ".jpg" in suffixes and not _is_hidden(name)
+                    if is_picture and _has_ending(name, _OTHER_SUFFIXES):
                         self._leave_out(_UNREAD, path)
-                    continue
-                if _is_hidden(name):
+                elif _is_hidden(name):
                     self._leave_out(_HIDDEN, path)
                 elif os.path.isfile(path):
                     yield Path(path)
@@ -128,12 +128,8 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM_FOLDERS
 
 
-def _holds_any(folder: str, suffixes: Set[str]) -> bool:
-    return any(
-        os.path.splitext(name)[1].lower() in suffixes
-        for _, _, files in os.walk(folder)
-        for name in files
-    )
+def _has_ending(name: str, suffixes: Set[str] | None) -> bool:
+    return suffixes is None or os.path.splitext(name)[1].lower() in suffixes
 
 
 # In what the names of one file differ between tools and systems.
@@ -152,7 +148,7 @@ class FileNames:
     """The names of the files below a folder, to say what a file that is missing may be called.
 
     Args:
-        root: is walked through when first asked, up to `MAX_FILES_SEEN` files.
+        root: is walked through when first asked.
     """
 
     def __init__(self, root: Path) -> None:
@@ -161,14 +157,8 @@ class FileNames:
     @functools.cached_property
     def paths(self) -> list[str]:
         """Relative to the folder."""
-        found: list[str] = []
-        for parent, folders, files in os.walk(self.root):
-            folders[:] = sorted(name for name in folders if not _is_hidden(name))
-            below = os.path.relpath(parent, self.root)
-            found += [os.path.normpath(os.path.join(below, name)) for name in sorted(files)]
-            if len(found) > MAX_FILES_SEEN:
-                break
-        return found
+        found = FileSearch(follows_links=True).find(self.root)
+        return [str(path.relative_to(self.root)) for path in found]
 
     @functools.cached_property
     def _known(self) -> tuple[dict[str, str], ...]:
@@ -187,17 +177,17 @@ class FileNames:
             name: relative to the folder, as a label file writes it.
         """
         wanted = _plain(name)
-        keys = wanted, os.path.basename(wanted), os.path.splitext(wanted)[0]
-        for key, known, place in zip(keys, self._known, range(3), strict=True):
-            if key in known:
-                found = known[key]
-                difference = (
-                    f"it differs in {_differences(name, found)}",
-                    "was another folder meant?",
-                    "it has another ending",
-                )[place]
-                return f"; there is {self.root / found}: {difference}"
-        return ""
+        by_path, by_name, by_stem = self._known
+        if found := by_path.get(wanted):
+            what = f"it differs in {_differences(name, found)}"
+        elif found := by_name.get(os.path.basename(wanted)):
+            what = "was another folder meant?"
+            above = wanted.removesuffix(_plain(found)).strip("/")
+            if above and _plain(str(self.root)).endswith(f"/{above}"):
+                what = f"is the folder that holds {above} meant?"
+        elif found := by_stem.get(os.path.splitext(wanted)[0]):
+            what = "it has another ending"
+        return f"; there is {self.root / found}: {what}" if found else ""
 
 
 def _plain(name: str) -> str:

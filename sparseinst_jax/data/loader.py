@@ -164,7 +164,8 @@ def train_batches(
         host_count: number of hosts.
         num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
             start a fresh interpreter: the calling script needs ``if __name__ == "__main__":``.
-            One that dies or hangs is replaced, see ``failures.supervised``.
+            One that dies or hangs is replaced, see ``failures.supervised``; where shared memory
+            is too small for them the threads of this process take over.
         on_step: leave out images that cannot be used, see ``failures``, and call this before
             each batch with them: (number of the step from 1, images). None raises.
 
@@ -180,13 +181,14 @@ def train_batches(
     plan.batch(start_step, host_index, host_count)
 
     # Processes get the records by name: they open the files of a large data set themselves.
-    def start(done: int) -> Iterator[tuple[Batch, tuple[Skip, ...]]]:
+    def start(done: int, processes: int = num_workers) -> Iterator[tuple[Batch, tuple[Skip, ...]]]:
         first, number = start_step + done, num_steps - done
-        options = host_index, host_count, on_step is not None, num_workers > 0
+        options = host_index, host_count, on_step is not None, processes > 0
         source = _Steps(dataset.records, plan, first, number, *options)
-        return _run_grain(source, num_workers)
+        return _run_grain(source, processes)
 
-    items = supervised(start, num_steps)
+    alone = functools.partial(start, processes=0) if num_workers else None
+    items = supervised(start, num_steps, start_alone=alone)
     try:
         for step, (batch, skips) in enumerate(items, start=start_step + 1):
             if on_step is not None:

@@ -54,7 +54,10 @@ class _Shape:
 
 
 def draw_if_missing(
-    train_annotations: str | os.PathLike, val_annotations: str | os.PathLike
+    train_annotations: str | os.PathLike,
+    val_annotations: str | os.PathLike,
+    *,
+    had_data: bool = False,
 ) -> None:
     """Draw the data set that a configuration names, with the default arguments, where it is due.
 
@@ -65,14 +68,21 @@ def draw_if_missing(
     Args:
         train_annotations: the training json of the configuration.
         val_annotations: its validation json.
+        had_data: a run has used the data before: then an empty folder is where a disk is missing.
 
     Raises:
-        ValueError: the folder holds drawn shapes, but as another version drew them.
+        ValueError: the folder holds drawn shapes, but as another version drew them; or it is empty
+            and had data.
     """
     train, val = Path(train_annotations), Path(val_annotations)
     folder = train.parent
     if val.parent != folder or (train.name, val.name) != ("train.json", "val.json"):
         return
+    if had_data and folder.is_dir() and not any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is empty, where the run had its data: is a disk not mounted? Mount it; or "
+            "remove the folder, and the same command draws the shapes again"
+        )
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         print(f"drawing the shapes data set in {folder}", flush=True)
         draw_shapes_dataset(folder)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.runtime.messages import listed
+
 _LOCK = "run.lock"
 
 
@@ -104,17 +106,29 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def sync(file: int | Path) -> None:
+def keep_beside(path: Path, faults: Sequence[str]) -> None:
+    """Copy a file that holds what cannot be read, before it is written anew, and say why."""
+    names = [path.with_name(f"{path.name}.unreadable{end}") for end in ("", *range(1, 1000))]
+    copy = next(name for name in names if not name.exists())
+    shutil.copy2(path, copy)
+    print(
+        f"WARNING: {path}: {listed(faults, 3, '; ')}. The other rows are kept; the file as it was"
+        f" is now {copy.name}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk, where the file system can say so."""
-    number = os.open(file, os.O_RDONLY) if isinstance(file, Path) else file
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     except OSError as error:  # some network drives cannot; others report here what they lost
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
-        if isinstance(file, Path):
-            os.close(number)
+        os.close(number)
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
@@ -184,14 +198,19 @@ def broken_json(
     return f"{what} {path} is not a whole json: {reason}; {cure}"
 
 
-def cache_folder(name: str) -> Path:
+def cache_folder(name: str) -> Path | None:
     """The folder for files that can be made again, `~/.cache/sparseinst_jax/NAME`; may not exist.
 
-    Raises:
-        RuntimeError: the user has no home.
+    None where nothing can be kept: the user has no home (in a container, nor an entry among the
+    system's users), or it may not be written.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "sparseinst_jax" / name
+    try:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(root) / "sparseinst_jax" / name
+        check_writable(folder, "XDG_CACHE_HOME")
+    except (RuntimeError, ValueError):
+        return None
+    return folder
 
 
 def check_writable(folder: str | os.PathLike, option: str) -> None:

@@ -8,8 +8,11 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import logging
 import os
+import re
 import sys
+import traceback
 
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import cache_folder
@@ -58,17 +61,19 @@ def set_environment() -> None:
     `MALLOC_ARENA_MAX`, `GLIBC_TUNABLES`). The cache lies in
     `~/.cache/sparseinst_jax/xla`, so that the second run of a command starts in seconds. It takes
     every program, not only those that compile for a second (JAX's rule): an evaluation of many
-    sizes has dozens of small ones.
+    sizes has dozens of small ones. Where there is no home to write in, nothing is kept.
     """
     os.environ.setdefault("PJRT_NPROC", str(_num_threads()))
     threads = os.environ.setdefault("NPROC", os.environ["PJRT_NPROC"])
     _share_heaps(threads)
-    cache = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("xla")))
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or cache_folder("xla")
+    if cache is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     shortest = os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     if "jax" in sys.modules:  # JAX read the environment when it was imported
         import jax
 
-        jax.config.update("jax_compilation_cache_dir", cache)
+        jax.config.update("jax_compilation_cache_dir", cache and str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", float(shortest))
 
 
@@ -134,6 +139,71 @@ def trim_after_compiling() -> None:
     jax.monitoring.register_event_duration_secs_listener(listen)
 
 
+_GPU = re.compile(r"CUDA|DNN|ptxas|PTX|NCCL|HSA|ROCm")  # in what XLA says of a GPU it cannot use
+_GPU_CURE = (
+    "compare `nvidia-smi` with the table in docs/gpu.md (JAX does not see my GPU), install the "
+    'parts for that driver, such as pip install -U "sparseinst_jax[cuda13]", or set '
+    "JAX_PLATFORMS=cpu to do without the GPU"
+)
+
+
+def explain_jax_error(error: BaseException) -> str | None:
+    """Say what kept JAX from starting or filled the memory, and the cure; None for other errors."""
+    reason = (str(error).splitlines() or [""])[0].partition(" (set JAX_PLATFORMS")[0].rstrip(".")
+    reason = reason or "no such device was found"
+    kinds = RuntimeError | AssertionError | ImportError
+    if isinstance(error, kinds) and not _has_jax_started() and _is_of_jax(error):
+        asked = os.environ.get("JAX_PLATFORMS")
+        if "jaxlib" in reason:
+            cure = "install parts that belong together, such as pip install -U jax jaxlib"
+        else:
+            cure = f"unset JAX_PLATFORMS={asked}, or {_GPU_CURE}" if asked else _GPU_CURE
+        return f"JAX cannot start: {reason}. Cure: {cure}"
+    is_of_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if isinstance(error, MemoryError) or (is_of_xla and "RESOURCE_EXHAUSTED" in reason):
+        place = "device" if is_of_xla else "machine"
+        return (
+            f"the memory of the {place} is full ({reason}). Cure: in training "
+            "--config.train.micro_batches=2 (or 4; the same result in parts), smaller images "
+            "(--config.data.train_sizes) or --config.model.dtype=bfloat16; otherwise "
+            "--config.eval.batch_size=1; and end other programs that use the memory"
+        )
+    if is_of_xla and _GPU.search(reason):
+        return f"the GPU cannot be used: {reason}. Cure: {_GPU_CURE}"
+    return None
+
+
+def _is_of_jax(error: BaseException) -> bool:
+    """Whether JAX raised an error; it takes its own frames out of most tracebacks, with a note."""
+    frames = traceback.extract_tb(error.__traceback__)
+    is_within = bool(frames) and re.search(r"[/\\]jax(lib)?[/\\]", frames[-1].filename)
+    notes = [*getattr(error, "__notes__", ()), type(error.__cause__).__name__]
+    return bool(is_within) or any(
+        "JAX has removed" in note or note == "UnfilteredStackTrace" for note in notes
+    )
+
+
+def _has_jax_started() -> bool:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    return getattr(bridge, "backends_are_initialized", lambda: False)()
+
+
+def shorten_plugin_errors() -> None:
+    """Let JAX log in one line, not as a traceback, that the plugin of a GPU cannot be used."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        if record.exc_info and record.exc_info[1] is not None:
+            reason = (str(record.exc_info[1]).splitlines() or [""])[0].rstrip(".")
+            record.msg, record.args, record.exc_info = (
+                f"JAX goes on without a plugin, which says: {reason}. Cure: {_GPU_CURE}",
+                None,
+                None,
+            )
+        return True
+
+    logging.getLogger("jax._src.xla_bridge").addFilter(shorten)
+
+
 def refuse_forked() -> None:
     """Refuse to compute in a process that was forked after JAX had started: it would hang.
 
@@ -153,8 +223,7 @@ _forked: list[bool] = []
 
 
 def _note_fork() -> None:
-    bridge = sys.modules.get("jax._src.xla_bridge")
-    if getattr(bridge, "backends_are_initialized", lambda: False)():
+    if _has_jax_started():
         _forked.append(True)
 
 

@@ -9,10 +9,11 @@ beside a checkpoint.
 import ast
 import difflib
 import json
+import os
 import re
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from ml_collections import ConfigDict
 from sparseinst_jax import configs
 from sparseinst_jax.setup import config_history
 
-# A run may be continued with other values of these: they move no weight.
+_DATA_PATHS = (
+    *("data.train.images", "data.train.annotations", "data.val.images", "data.val.annotations"),
+    "data.tfds_dir",
+)
+PATH_KEYS = (*_DATA_PATHS, "train.init_from")
+# A run may be continued with other values of these: they move no weight. Data may lie elsewhere by
+# now; whether they are the same is compared by their content, see `refusals.refuse_changed_data`.
 FREE_KEYS = (
+    *(*_DATA_PATHS, "data.root"),
     "train.num_steps",
     "train.micro_batches",  # fewer devices have less memory; the gradient is that of the batch
     "train.log_every",
@@ -41,6 +49,9 @@ def load_config(
     source: str | Path | Mapping[str, Any] | ConfigDict, overrides: Mapping[str, Any] | None = None
 ) -> ConfigDict:
     """Load a configuration and apply overrides.
+
+    In paths `~` is the home folder. Relative paths that a run has stored lead from where it was
+    started (`data.root`), if anything is there; those of overrides from where the command runs.
 
     Args:
       source: a name such as "giam_r50", a `.py` file with `get_config()`, a stored `.json` file, a
@@ -71,8 +82,25 @@ def load_config(
         else:
             raise ValueError(f"--config must name a .py or a stored .json file, got {path}.")
     apply_overrides(config, overrides or {})
+    _locate(config, overrides or {})
     config.lock()
     return config
+
+
+def _locate(config: ConfigDict, overrides: Collection[str]) -> None:
+    """Make paths such that they can be opened from where the command runs."""
+    flat = flatten(config)
+    root = os.path.expanduser(flat.get("data.root", ""))
+    for key in PATH_KEYS:
+        given = flat.get(key) or ""
+        path = os.path.expanduser(given)
+        if root and path and key not in overrides:
+            there = os.path.join(root, path)
+            if "data.root" in overrides or os.path.exists(there) or not os.path.exists(path):
+                path = there
+        if path != given:
+            with config.unlocked():
+                config.update_from_flattened_dict({key: path})
 
 
 def find_config(source: str | Path) -> Path:
@@ -173,7 +201,12 @@ def diff(first: ConfigDict, second: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 def forbidden_changes(stored: ConfigDict, wanted: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """The part of `diff` with which a run cannot be continued."""
-    return {key: pair for key, pair in diff(stored, wanted).items() if key not in FREE_KEYS}
+    return {
+        key: pair
+        for key, pair in diff(stored, wanted).items()
+        if key not in FREE_KEYS
+        and not (key in PATH_KEYS and all(pair) and len(set(map(os.path.abspath, pair))) == 1)
+    }
 
 
 def default_workdir(source: str | Path) -> Path:

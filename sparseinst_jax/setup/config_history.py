@@ -16,6 +16,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.train.tfds": "",
     "data.val.tfds": "",
     "data.tfds_dir": "",
+    "data.root": "",
     "data.classes": (),
     "data.exclude_classes": (),
     "data.class_map": (),

@@ -13,12 +13,24 @@ from sparseinst_jax.runtime import hosts
 from sparseinst_jax.setup.builders import num_masks
 
 
-def draw_missing_data(config: Any) -> None:
-    """Draw the demo's data set where it is asked for and missing, on the first host."""
+def draw_missing_data(config: Any, had_data: bool | None = None) -> None:
+    """Draw the demo's data set where it is asked for and missing, on the first host.
+
+    Args:
+        config: with `data.generator`.
+        had_data: whether a run has used the data before; None: where the configuration is a run's.
+
+    Raises:
+        ValueError: see `shapes.draw_if_missing`.
+    """
     if config.data.generator == "shapes":
         data = config.data
         hosts.first_alone(
-            lambda: shapes.draw_if_missing(data.train.annotations, data.val.annotations)
+            lambda: shapes.draw_if_missing(
+                data.train.annotations,
+                data.val.annotations,
+                had_data=bool(data.root) if had_data is None else had_data,
+            )
         )
 
 

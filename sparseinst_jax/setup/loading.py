@@ -1,4 +1,4 @@
-"""From a run on disk to a predictor."""
+"""From a run or a weights file on disk to a predictor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sparseinst_jax.data.classes import choose_classes
+from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, choose_classes
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
@@ -19,6 +19,11 @@ from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.datasets import load_val, name_of
+from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
+from sparseinst_jax.weights.network_files import classes_that_fit, count_classes
+from sparseinst_jax.weights.reading import read_weights_file
+from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 NO_CHOICE = {"classes": (), "class_map": (), "exclude_classes": ()}  # of `config.data`
 
@@ -52,23 +57,97 @@ def load(
     path: str | os.PathLike,
     step: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    config: str | os.PathLike | None = None,
 ) -> Predictor:
-    """Load a predictor from a run.
+    """Load a predictor from a run, whose configuration and classes are stored with it.
 
-    The configuration and the classes are those stored with the checkpoint.
+    Or from a weights file of any implementation, with `config`: see `load_weights_file`.
 
     Args:
-        path: a run folder, its `checkpoints` folder, or the folder of one step.
+        path: a run folder, its `checkpoints` folder, the folder of one step, or a weights file.
         step: a step, "best" (highest AP in training) or None for the last.
         overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
+        config: of a weights file: the configuration that describes its network, such as "giam_r50".
 
     Raises:
         FileNotFoundError: there is no such checkpoint.
         ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
             network than the checkpoint's.
     """
-    predictor, _, _ = load_run(path, step, overrides)
-    return predictor
+    path = Path(path).expanduser()
+    if path.is_file():
+        if config is None:
+            raise ValueError(
+                f"{path} is a weights file, which does not describe its network: name the "
+                f'configuration, load("{path.name}", config="giam_r50") (`sparseinst zoo` lists '
+                "them), or give a run folder"
+            )
+        refuse_forked()
+        return load_weights_file(load_config(config, overrides), path)[0]
+    if config is not None and path.is_dir():
+        raise ValueError(
+            f"{path} is no weights file, and a run has its own configuration: leave out config, or "
+            "override its keys"
+        )
+    return load_run(path, step, overrides)[0]
+
+
+def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]:
+    """Load a predictor from a weights file of any kind and implementation.
+
+    Where the file does not name its classes, they are those of `config.data.val` or, where these
+    annotations are missing, of COCO.
+
+    Args:
+        config: the whole configuration; it must describe the network of the file.
+        weights: the file.
+
+    Returns:
+        The predictor, and where the names of its classes are from.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ValueError: the file does not fit the network or the classes; says how.
+    """
+    weight_names = FAMILIES[config.model.family].weights
+    file = read_weights_file(weights)
+    state = rename_to_original(file.arrays, weight_names).arrays
+    annotations = name_of(config.data.val)
+    found = count_classes(state, weight_names)
+    names, ids = COCO_CLASS_NAMES, COCO_CATEGORY_IDS
+    origin = f"COCO (there is no {annotations})"
+    trained = NO_CHOICE
+    if named := classes_that_fit(file.classes, found, weights):
+        (names, ids), origin = names_and_ids(named), str(weights)
+    elif config.data.val.tfds or Path(annotations).is_file():
+        dataset, origin = load_val(config, with_images=False), annotations
+        if found in (None, len(dataset.class_names)):
+            trained = config.data
+        else:
+            everything = config.copy_and_resolve_references()
+            everything.data.update(NO_CHOICE)
+            dataset = load_val(everything, with_images=False)
+        names, ids = dataset.class_names, dataset.category_ids
+    if found not in (None, len(names)):
+        raise ValueError(
+            f"{weights} is of a model with {found} classes, {origin} has {len(names)}: give "
+            "the json (--config.data.val.annotations) of the classes that the weights were trained "
+            "with; to start training from them with other classes use sparseinst train --init-from."
+        )
+    apply, params, statistics = functional(build_model(config.model, len(names), seed=None))
+    loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
+    chosen = choose_known_classes(names, ids, config.data, trained)
+    return build_predictor(config, apply, *loaded, *chosen), origin
+
+
+def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names of classes that a file gives, with its ids, those of COCO or else 1, 2, ..."""
+    names = tuple(classes.names)
+    if classes.category_ids is not None:
+        return names, tuple(classes.category_ids)
+    is_coco = names == COCO_CLASS_NAMES
+    return names, COCO_CATEGORY_IDS if is_coco else tuple(range(1, len(names) + 1))
 
 
 def load_run(
@@ -80,7 +159,7 @@ def load_run(
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
     refuse_forked()
-    with Checkpoints(Path(path), read_only=True) as checkpoints:
+    with Checkpoints(Path(path).expanduser(), read_only=True) as checkpoints:
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
     class_names, category_ids = meta["class_names"], meta["category_ids"]

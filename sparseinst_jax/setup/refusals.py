@@ -29,6 +29,8 @@ def refuse_changes(
     if stored is None:
         return []
     changes = configs.forbidden_changes(configs.load_config(stored["config"]), config)
+    if stored["config"]["train"].get("init_from") == config.train.init_from:
+        changes.pop("train.init_from", None)  # the run was moved: the file was to be there, or here
     if changes:
         lines = [f"  {key}: {a!r} in the run, {b!r} now" for key, (a, b) in changes.items()]
         raise ValueError(

@@ -23,6 +23,7 @@ from sparseinst_jax.runtime.output import lost_output_noted
 from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
 from sparseinst_jax.setup.config import default_workdir, diff, load_config
+from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
@@ -91,6 +92,7 @@ def train(
     hosts.refuse_differences("configuration or workdir", f"{workdir} {config.to_json()}")
     refusals.refuse_values(config)
     config, lines = resolve_schedule(config, overrides or ())
+    config.data.root = os.getcwd()
     with Checkpoints(workdir) as checkpoints, lost_output_noted(workdir):
         stored = checkpoints.read_meta() if checkpoints.steps else None
         for line in refusals.refuse_changes(stored, config, workdir):
@@ -100,6 +102,7 @@ def train(
             if end is not None:
                 print_line(end)
                 return TrainResult(workdir, stored["step"], 0)
+        draw_missing_data(config, had_data=(workdir / "config.json").is_file())
         skipped = _skipped_images(config, workdir, 0 if stored is None else stored["step"])
         run = make_run(config, print_line, is_new=stored is None, skipped=skipped)
         refusals.refuse_classes(stored, run.meta, workdir)
@@ -109,7 +112,8 @@ def train(
             write_json(workdir / "config.json", config.to_dict(), indent=2)
         print_line(f"configuration {name}, the whole of it in {workdir / 'config.json'}")
         for key, (before, now) in diff(preset, config).items():
-            print_line(f"  {key} = {now!r} ({name}: {before!r})")
+            if key != "data.root":
+                print_line(f"  {key} = {now!r} ({name}: {before!r})")
         for line in lines:
             print_line(line)
         state = run.first_state
@@ -179,9 +183,9 @@ def _open_trainer(
     config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
 ) -> Iterator[Trainer]:
     """Make the trainer; afterwards close its files and draw the curves."""
-    settings, rows = config.train, _rows(workdir, done)
-    is_first_host = jax.process_index() == 0
+    settings, is_first_host = config.train, jax.process_index() == 0
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
+    rows = _rows(workdir, done)
     with open(os.devnull, "w") as nowhere:
         shown_progress = progress.Progress(
             settings.num_steps,
@@ -234,8 +238,8 @@ def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.
 
 
 def _rows(workdir: Path, done: int | float = float("inf")) -> list[dict[str, float | int]]:
-    """Read the metrics of the steps done so far."""
-    rows = progress.read_metrics(workdir / _METRICS_FILE)
+    """Read the metrics of the steps done so far; `MetricsFile` reports what cannot be read."""
+    rows = progress.read_metrics(workdir / _METRICS_FILE, [])
     return [row for row in rows if row["step"] <= done]
 
 

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.runtime.files import written_whole
-from sparseinst_jax.runtime.messages import rounded
+from sparseinst_jax.runtime.files import keep_beside, written_whole
+from sparseinst_jax.runtime.messages import brief, listed, rounded
 
 Row = Mapping[str, float | int]
 _REDRAW_SECONDS = 0.1
@@ -41,7 +41,9 @@ class MetricsFile:
     """A CSV file with one row per step; a step never occurs twice.
 
     Opening drops the rows after `last_step`, which a resumed run will write again, and a row that
-    was cut off by a crash. The columns grow when a new metric appears.
+    was cut off by a crash. The columns grow when a new metric appears. A file that was removed or
+    altered by others gets its header again, and what cannot be read of it is kept beside it: each
+    with a line to standard error.
 
     Args:
       path: of the file; made if missing.
@@ -49,28 +51,47 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, last_step: int):
-        self._path = path
-        rows = [row for row in read_metrics(path) if row["step"] <= last_step]
+        self._path, self._columns = path, ["step"]
+        rows = [row for row in self._readable() if row["step"] <= last_step]
         self._columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step"]
+        lost = last_step - len({row["step"] for row in rows})
+        if lost > 0:
+            _warn(f"{path} lacks the rows of {lost} of the {last_step} steps done")
         self._rewrite(rows)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Append rows and flush them."""
         new = [key for row in rows for key in row if key not in self._columns]
-        if new:
+        is_there = self._path.exists()
+        if new or not is_there or not self._has_our_header():
+            if not is_there:
+                _warn(f"{self._path} was removed; it begins again at step {rows[0]['step']}")
+            kept = self._readable()
             self._columns += dict.fromkeys(new)
-            self._rewrite(read_metrics(self._path))
+            self._rewrite(kept)
         with self._path.open("a", newline="") as file:
             self._writer(file).writerows(_as_text(rows))
 
     def close(self) -> None:
         """Nothing stays open between writes."""
 
+    def _has_our_header(self) -> bool:
+        with self._path.open(errors="replace") as file:
+            return file.readline().rstrip("\n") == ",".join(self._columns)
+
+    def _readable(self) -> list[dict[str, float | int]]:
+        faults: list[str] = []
+        rows = read_metrics(self._path, faults)
+        if faults:
+            keep_beside(self._path, faults)
+        return rows
+
     def _writer(self, file: TextIO) -> csv.DictWriter:
         return csv.DictWriter(file, self._columns, restval="", lineterminator="\n")
 
     def _rewrite(self, rows: Sequence[Row]) -> None:
         """Replace the file at once, so that a crash leaves the old or the new one."""
+        self._columns += dict.fromkeys(k for row in rows for k in row if k not in self._columns)
         with written_whole(self._path) as temporary, temporary.open("w", newline="") as file:
             writer = self._writer(file)
             writer.writeheader()
@@ -273,23 +294,56 @@ class Progress:
         return [*parts, f"epoch {epoch:.1f}", f"{rates['memory_gib']:.1f} GiB"]
 
 
-def read_metrics(path: Path) -> list[dict[str, float | int]]:
+def read_metrics(path: Path, faults: list[str] | None = None) -> list[dict[str, float | int]]:
     """Read the whole rows of a metrics file; empty cells are left out.
+
+    Args:
+      path: of the file.
+      faults: takes what cannot be read, line by line; such rows are left out.
 
     Returns:
       Rows of numbers in the order of the file; none if it does not exist.
+
+    Raises:
+      ValueError: something cannot be read, and nobody takes the `faults`.
     """
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_text("utf-8-sig", "replace")
     # A line without its end was cut off by a crash, maybe in the middle of a number.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    rows = []
-    for cells in csv.DictReader(lines):
-        row: dict[str, Any] = {k: float(v) for k, v in cells.items() if k and v}
-        if "step" in row:
+    lines = csv.reader(text[: text.rfind("\n") + 1].splitlines())
+    header = next(lines, ["step"])
+    rows, found = [], []
+    if "step" not in header:
+        found.append(f"line 1 names no column step, got {brief(','.join(header))}")
+        lines = ()
+    for number, cells in enumerate(lines, start=2):
+        try:
+            if len(cells) != len(header):
+                raise ValueError(f"{len(cells)} cells, expected {len(header)}")
+            row = {
+                name: _number(name, cell) for name, cell in zip(header, cells, strict=True) if cell
+            }
             rows.append({**row, "step": int(row["step"])})
+        except (ValueError, KeyError, OverflowError) as error:
+            reason = "no step" if isinstance(error, KeyError) else str(error)
+            found.append(f"line {number}: {reason}")
+    if found and faults is None:
+        raise ValueError(f"{path} cannot be read: {listed(found, 3, '; ')}. Mend or remove it.")
+    if faults is not None:
+        faults += found
     return rows
+
+
+def _number(column: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise ValueError(f"{column} is {brief(cell)}, expected a number") from None
+
+
+def _warn(line: str) -> None:
+    print(f"WARNING: {line}", file=sys.stderr, flush=True)
 
 
 def memory_gib() -> float:

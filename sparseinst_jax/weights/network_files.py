@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,17 +64,18 @@ def classes_that_fit(
     """The classes that a file names; None where it names none.
 
     Raises:
-      ValueError: if its network finds another number of classes.
+      ValueError: if its network finds another number of classes, or two have one name.
     """
-    if named is None or num_classes in (None, len(named.names)):
-        return named
-    if len(named.names) == 1:
+    if named is None or (len(named.names) == 1 and num_classes != 1):
         return None  # some text under the name, no list
-    raise ValueError(
-        f"{path} finds {num_classes} classes and names {len(named.names)} (under {named.place}: "
-        f"{listed(named.names, _MOST_NAMES)}): give the right names by sparseinst convert "
-        "--classes FILE.json."
-    )
+    found = f"{len(named.names)} classes (under {named.place}: {listed(named.names, _MOST_NAMES)})"
+    cure = "give the right names by sparseinst convert --classes FILE.json."
+    if num_classes not in (None, len(named.names)):
+        raise ValueError(f"{path} finds {num_classes} classes and names {found}: {cure}")
+    twice = [name for name, count in Counter(named.names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} names {found}, of these {listed(twice)} twice: {cure}")
+    return named
 
 
 def convert_file(

@@ -1,19 +1,27 @@
-"""Kill training runs by SIGKILL at random moments, and compare with one that was left alone.
+"""Disturb training runs at random moments, and compare with one that was left alone.
 
-    python tests/end_to_end/kill_at_random.py --kills 30
+    python tests/end_to_end/kill_at_random.py --times 30 [--by kill|tee|twins|full]
+
+* kill: SIGKILL.
+* tee: what a run prints goes through `tee`; SIGINT, SIGTERM or SIGHUP to both of them.
+* twins: the same command is started a second time; half of the first ones are then killed.
+* full: the disk becomes full (a small one in memory, mounted as root or by `unshare -rm`).
 
 Four kinds of moments take turns: any time after the start (mostly while a run starts or restores),
-in training, in the middle of a save, in the middle of an evaluation. A killed run is started again
-by the same command until it is finished; then another run begins, until all kills are done. Every
+in training, in the middle of a save, in the middle of an evaluation. A run that ended is started
+again by the same command until it is finished; then another run begins, until all is done. Every
 column of metrics.csv that does not measure time or memory must equal the uninterrupted run's, as
-text; no step may occur twice; no process may be left. Exit code 1 if anything differs.
+text; no step may occur twice; no step saved before may be lost; exit codes must be those of
+docs/faults.md, within a minute; no process may be left. Exit code 1 if anything differs.
 """
 
 import argparse
 import contextlib
 import csv
+import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +39,8 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402
 MEASURED = ("images_per_second", "data_wait", "memory_gib")  # columns that never repeat
 MOMENTS = ("any time", "training", "save", "evaluation")
 START_SECONDS = 12.0
+MOST_SECONDS = 90.0  # from a disturbance to the end; a start takes 20 s where others work too
+DISK = "size=60m"
 _POLL_SECONDS = 0.001
 
 
@@ -53,12 +63,22 @@ def command(data: Path, workdir: Path, *words: str) -> list[str]:
     return [*start, *given, *words]
 
 
-def start(words: list[str], log: Path, cache: Path) -> subprocess.Popen:
-    """Start a run that writes into a log."""
+def start(words: list[str], log: Path, cache: Path, tee: bool = False) -> subprocess.Popen:
+    """Start a run that writes into a log, if wanted through `tee` in its process group."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    options: dict = {"stderr": subprocess.STDOUT, "env": environment, "start_new_session": True}
+    if not tee:
+        with log.open("w") as file:
+            return subprocess.Popen(words, stdout=file, **options)
+    log.write_text("")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, **options)
     with log.open("w") as file:
-        return subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        group = {"process_group": process.pid, "stdout": file}
+        subprocess.Popen(["tee", os.devnull], stdin=process.stdout, **group)
+    assert process.stdout is not None
+    process.stdout.close()  # only `tee` has the reading end
+    return process
 
 
 def rows(workdir: Path) -> list[dict[str, str]]:
@@ -70,13 +90,56 @@ def rows(workdir: Path) -> list[dict[str, str]]:
 
 def kill_at(process: subprocess.Popen, is_time: Callable[[], bool]) -> bool:
     """Kill a process by SIGKILL when it is time; False if it ended before."""
+    is_there = wait_until(process, is_time)
+    if is_there:
+        process.kill()
+        process.wait()
+    return is_there
+
+
+def wait_until(process: subprocess.Popen, is_time: Callable[[], bool]) -> bool:
+    """Wait until it is time; False if the process ended before."""
     while process.poll() is None:
         if is_time():
-            process.send_signal(signal.SIGKILL)
-            process.wait()
             return True
         time.sleep(_POLL_SECONDS)
     return False
+
+
+def disturb(by: str, process: subprocess.Popen, again: Callable, disk: Path, draw: random.Random):
+    """Disturb a run in a way, and wait; gives what happened and the faults of its end."""
+    what, codes, faults = by, {0}, []
+    if by == "kill":
+        process.kill()
+        codes = {-signal.SIGKILL}
+    elif by == "tee":
+        number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+        what, codes = number.name, {0, 128 + number, -number}
+        os.killpg(process.pid, number)
+    elif by == "twins":
+        second = again()
+        code = second.wait(MOST_SECONDS)
+        if code != 73 and not (code == 0 and process.poll() == 0):
+            faults.append(f"the second start ended with {code}")
+        what = f"a second start, which ended with {code}"
+        if process.poll() is None and draw.random() < 0.5:
+            process.kill()
+            what, codes = f"{what}; the first one killed", {-signal.SIGKILL}
+    else:
+        filler, codes = disk / "filler", {0, 1}
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 16)):
+                pass
+    try:
+        code = process.wait(MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        faults.append("it hangs")
+    (disk / "filler").unlink(missing_ok=True)
+    if code not in codes:
+        faults.append(f"exit code {code}, expected one of {sorted(codes)}")
+    return f"{what}, exit code {code}", faults
 
 
 def moment(kind: str, workdir: Path, log: Path, draw: random.Random) -> Callable[[], bool]:
@@ -109,9 +172,9 @@ def moment(kind: str, workdir: Path, log: Path, draw: random.Random) -> Callable
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Processes (of Linux) that were started with the folder in their environment."""
+    """Processes (of Linux) that were started with the folder on their command line."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             if str(folder).encode() in path.read_bytes():
                 found.append(int(path.parent.name))
@@ -119,44 +182,58 @@ def processes_of(folder: Path) -> list[int]:
 
 
 def main() -> int:
-    """Kill as often as asked for; print what happened."""
+    """Disturb as often as asked for; print what happened."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--times", type=int, default=30)
+    parser.add_argument("--by", choices=("kill", "tee", "twins", "full"), default="kill")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.by == "full" and "DISK" not in os.environ:  # once more, where mounts are ours
+        environment = {**os.environ, "DISK": "1"}
+        return subprocess.call(["unshare", "-rm", sys.executable, *sys.argv], env=environment)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, disk = Path(name), Path(name) / "disk"
+        disk.mkdir()
+        if arguments.by == "full":
+            subprocess.check_call(["mount", "-t", "tmpfs", "-o", DISK, "disk", str(disk)])
+        cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "xla"))
         data = draw_shapes_dataset(folder / "data", num_train=12, num_val=4, image_size=(64, 64))
         whole = folder / "uninterrupted"
-        process = start(command(data, whole), folder / "log", folder / "xla")
+        process = start(command(data, whole), folder / "log", cache)
         if process.wait():
             print((folder / "log").read_text())
             return 1
         wanted = rows(whole)
-        killed = faults = number = 0
-        while killed < arguments.kills:
+        done = faults = number = 0
+        while done < arguments.times:
             number += 1
-            workdir, log = folder / f"run{number}", folder / "log"
+            workdir, log = disk / f"run{number}", folder / "log"
+            words = command(data, workdir)
             while True:
-                process = start(command(data, workdir), log, folder / "xla")
-                kind = MOMENTS[killed % len(MOMENTS)]
+                process = start(words, log, cache, arguments.by == "tee")
+                kind = MOMENTS[done % len(MOMENTS)]
                 is_time = moment(kind, workdir, log, draw)
-                if killed >= arguments.kills:
+                if done >= arguments.times:
                     process.wait()
                     break
-                if not kill_at(process, is_time):
+                if not wait_until(process, is_time):
                     break
-                killed += 1
-                saved = whole_steps(workdir / "checkpoints")
-                done = rows(workdir)[-1:] if (workdir / "metrics.csv").exists() else []
-                halves = len(list((workdir / "checkpoints").glob("*tmp*")))
+                done += 1
+                saved = whole_steps(workdir / "checkpoints")[-1:]
+                again = functools.partial(start, words, folder / "log2", cache)
+                what, wrong = disturb(arguments.by, process, again, disk, draw)
+                left = whole_steps(workdir / "checkpoints")[-1:]
+                if left < saved:
+                    wrong.append(f"step {saved} is lost")
+                if (text := log.read_text()).count("Traceback") or "loop is closed" in text:
+                    wrong.append("a traceback")
                 print(
-                    f"kill {killed}, {kind}: run {number}, metrics to step"
-                    f" {done[0]['step'] if done else 0}, saved {saved[-1:] or 0}, half saves"
-                    f" {halves}",
-                    flush=True,
+                    f"{done}, {kind}: {what}; saved {saved}, then {left} {wrong or ''}", flush=True
                 )
+                if wrong:
+                    faults += 1
+                    print(text[-3000:])
             found = rows(workdir) if process.returncode == 0 else []
             is_equal = found == wanted
             faults += not is_equal
@@ -165,9 +242,15 @@ def main() -> int:
                 print(log.read_text()[-3000:])
                 pairs = zip(found, wanted, strict=False)
                 print([pair for pair in pairs if pair[0] != pair[1]][:2])
+            if arguments.by == "full":
+                shutil.rmtree(workdir)
         time.sleep(5)  # processes that read images notice within seconds that they are alone
         left = processes_of(folder)
-        print(f"{killed} kills, {number} runs, {faults} differ; processes left: {left}")
+        if arguments.by == "full":
+            subprocess.check_call(["umount", str(disk)])
+        print(
+            f"{arguments.by} {done} times, {number} runs, {faults} faults; processes left: {left}"
+        )
     return 1 if faults or left else 0
 
 

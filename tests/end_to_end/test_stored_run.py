@@ -12,7 +12,7 @@ from sparseinst_jax import cli
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.weights_file import load_weights_file
+from sparseinst_jax.setup.loading import load_weights_file
 from sparseinst_jax.training.progress import read_metrics
 from sparseinst_jax.weights.convert import ours_to_original
 
@@ -118,10 +118,11 @@ def test_a_weights_file_is_of_all_classes_or_of_those_that_are_chosen(run, tmp_p
     with Checkpoints(run, read_only=True) as checkpoints:
         params, statistics, _ = checkpoints.restore_model(None)
     np.savez(tmp_path / "w.npz", **ours_to_original(params, statistics, NAMES))
-    whole = load_weights_file(config, tmp_path / "w.npz")
+    whole, origin = load_weights_file(config, tmp_path / "w.npz")
+    assert origin == "data/train.json"
     assert len(set(whole.class_names)) == 3
     config.data.class_map = tuple(MERGED.split(","))
-    merged = load_weights_file(config, tmp_path / "w.npz")
+    merged, _ = load_weights_file(config, tmp_path / "w.npz")
     assert merged.class_names == ("round", "round", "plain triangle")
     config.data.exclude_classes = ("plain triangle",)
-    assert load_weights_file(config, tmp_path / "w.npz").category_ids[2] is None
+    assert load_weights_file(config, tmp_path / "w.npz")[0].category_ids[2] is None

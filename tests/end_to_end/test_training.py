@@ -329,7 +329,7 @@ def test_the_live_line_ends_before_anything_else_is_printed(data, tmp_path, monk
     stream.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", stream)
     assert train(data, tmp_path, train__num_steps=1) == 0
-    *_, live, finished = stream.getvalue().splitlines()
+    *_, live, finished, _, _ = stream.getvalue().splitlines()  # and the next command
     assert live.startswith("step 1/1") and finished.startswith("finished: step 1")
 
 

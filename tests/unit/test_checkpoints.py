@@ -2,6 +2,7 @@ import contextlib
 import re
 import resource
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -108,9 +109,7 @@ def test_nothing_readable_lists_what_is_wrong(tmp_path):
     truncate_arrays(tmp_path / "checkpoints" / "1")
     with (
         Checkpoints(tmp_path, read_only=True) as checkpoints,
-        pytest.raises(
-            ValueError, match=r"can be read:\n.*checkpoints/1[\s\S]*delete .*checkpoints"
-        ),
+        pytest.raises(ValueError, match=r"can be read:\n.*checkpoints/1[\s\S]*another --workdir"),
     ):
         checkpoints.restore_model()
 
@@ -224,3 +223,58 @@ def test_checkpoints_that_vanish_while_a_run_saves(tmp_path, what):
         assert checkpoints.steps == (3, 4)
         params, _, _ = checkpoints.restore_model()
     assert_same(params, make_state(4).params)
+
+
+@pytest.mark.parametrize("wanted", [None, "best"])
+def test_what_training_replaces_while_it_is_read_is_looked_for_again(
+    tmp_path, monkeypatch, capsys, wanted
+):
+    save(tmp_path, (1, None), (2, None))
+    folder, restore, overtaken = tmp_path / "checkpoints", Checkpoints._restore, []
+
+    def restore_late(self, step, targets):
+        if not overtaken:  # two saves later
+            overtaken.append(step)
+            shutil.rmtree(folder / "1")
+            shutil.rmtree(folder / "2")
+            save(tmp_path / "other", (3, None), (4, None))
+            for path in (tmp_path / "other" / "checkpoints").iterdir():
+                path.rename(folder / path.name)
+        return restore(self, step, targets)
+
+    monkeypatch.setattr(Checkpoints, "_restore", restore_late)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        params, _, meta = checkpoints.restore_model(wanted)
+    assert_same(params, make_state(4).params)
+    assert meta["step"] == 4 and overtaken
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_is_read_while_it_saves(tmp_path):
+    save(tmp_path, (1, None))
+    failed: list[BaseException] = []
+
+    def write():
+        try:
+            save(tmp_path, *((step, None) for step in range(2, 40)))
+        except BaseException as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    steps = []
+    while writer.is_alive():
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            params, _, meta = checkpoints.restore_model()
+        assert_same(params, make_state(meta["step"]).params)
+        steps.append(meta["step"])
+    assert not failed and steps == sorted(steps) and len(set(steps)) > 2
+
+
+def test_what_cannot_be_read_is_never_told_to_be_deleted(tmp_path):
+    save(tmp_path, (1, None))
+    (tmp_path / "checkpoints" / "1" / "meta" / "metadata").write_text("{")
+    with pytest.raises(ValueError, match="If another process writes there") as error:
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            checkpoints.read_meta()
+    assert "delete" not in str(error.value)

@@ -58,6 +58,14 @@ def test_the_package_runs_as_a_module():
     assert json.loads(done.stdout)[0]["config"]
 
 
+def test_a_reader_that_leaves_is_no_traceback():
+    command = [sys.executable, "-u", "-m", "sparseinst_jax", "zoo"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline().startswith(b"config ")
+        process.stdout.close()  # as `zoo | head -1`
+        assert b"Traceback" not in process.stderr.read()
+
+
 @pytest.mark.parametrize(
     "given, meant",
     [

@@ -291,11 +291,18 @@ def test_names_of_cocos_classes_get_its_ids_and_other_numbers_of_names_are_refus
     with Checkpoints(tmp_path / "o", read_only=True) as checkpoints:
         assert checkpoints.read_meta()["category_ids"][-1] == 90
     path = _beside(state, tmp_path / "n.pkl", names={0: "cat", 1: "dog"})
-    with pytest.raises(ValueError, match=r"finds 80 classes and names 2 \(under names: cat, dog\)"):
+    with pytest.raises(
+        ValueError, match=r"finds 80 classes and names 2 classes \(under names: cat, "
+    ):
         run(path, "--config", TINY, "--output", tmp_path / "n")
     (tmp_path / "names.json").write_text(json.dumps([str(i) for i in range(80)]))
     classes = ("--classes", tmp_path / "names.json")
     assert run(path, "--config", TINY, "--output", tmp_path / "n", *classes) == 0
+    path = _beside(state, tmp_path / "t.pkl", names=["cat", *map(str, range(78)), "cat"])
+    with pytest.raises(
+        ValueError, match=r"names 80 classes .*, of these cat twice: give the right"
+    ):
+        run(path, "--config", TINY, "--output", tmp_path / "t")
 
 
 def test_a_backbone_alone_and_other_networks_are_refused_with_what_to_do(tmp_path):

@@ -110,15 +110,16 @@ def test_predict_takes_what_is_named_and_says_what_it_left_out(tmp_path):
         ("my photo.jpg", "my_photo.jpg", "differs in spaces or _"),
         ("Sub/A b.JPG", "sub\\a%20b.jpg", r"\ in place of / and codes such as %20 and capital"),
         ("train/a.jpg", "a.jpg", "was another folder meant?"),
+        ("b.jpg", "photos/b.jpg", "is the folder that holds photos meant?"),
         ("a.png", "a.jpg", "it has another ending"),
         ("b.png", "a.jpg", ""),
     ],
 )
 def test_what_a_missing_file_may_be_called_is_said_with_what_differs(tmp_path, there, wanted, hint):
-    _files(tmp_path, there)
-    found = FileNames(tmp_path).hint(wanted)
+    photos = _files(tmp_path / "photos", there)
+    found = FileNames(photos).hint(wanted)
     assert hint in found
-    assert found == "" if not hint else found.startswith(f"; there is {tmp_path / there}: ")
+    assert found == "" if not hint else found.startswith(f"; there is {photos / there}: ")
 
 
 def _json(folder, *names):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sparseinst_jax import cli
+from sparseinst_jax.cli import next_command
 from sparseinst_jax.cli.arguments import split_overrides
 from sparseinst_jax.data.classes import choose_classes, warn_of_alike
 from sparseinst_jax.data.coco import decode_mask, load_coco, read_record
@@ -218,18 +219,46 @@ def test_two_jsons_are_written_both_or_not_at_all(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "t.json"]
 
 
-def test_the_next_commands_are_ones_that_work(tmp_path, capsys):
+@pytest.mark.parametrize(
+    "variables, devices, offered",
+    [
+        ({"JAX_PLATFORMS": "cpu"}, True, "--config=finetune_small"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config=finetune --init-from=WEIGHTS"),
+        ({}, True, "--config=finetune --init-from=WEIGHTS"),
+        ({}, False, "--config=finetune_small"),
+    ],
+)
+def test_a_network_that_the_machine_can_train_is_offered(
+    monkeypatch, tmp_path, variables, devices, offered
+):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "nvidia0").write_text("")
+    monkeypatch.setattr(next_command, "_DEVICES", (str(tmp_path / "nvidia[0-9]*"),) * devices)
+    monkeypatch.setattr(next_command.importlib.util, "find_spec", lambda name: name)
+    command = next_command.train_command(["--config.data.train.annotations=a.json"])
+    assert command.startswith(f"  sparseinst train {offered} \\\n    --config.data.train")
+    assert "--init-from=WEIGHTS" in command and "sparseinst zoo" in command
+
+
+def test_the_next_commands_are_ones_that_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     source = _data_set(tmp_path / "my data")
     outputs = ("--output", tmp_path / "a train.json", "--val-output", tmp_path / "val.json")
     assert _run("yolo", source, *outputs) == 0
     text = capsys.readouterr().out.split("Next:\n")[1]
-    check, train = (shlex.split(line) for line in text.replace("\\\n", "").splitlines())
+    check, train, rest = (
+        shlex.split(line, comments=True) for line in text.replace("\\\n", "").splitlines()
+    )
+    assert rest == []  # a remark, which a shell passes over
     assert check[:3] == ["sparseinst", "check-data", str(outputs[1])]
     assert cli.main([*check[1:], "--output", str(tmp_path / "page")]) == 0
     assert "val.json: 2 images, 4 objects, 2 classes" in capsys.readouterr().out
     assert train[:2] == ["sparseinst", "train"]
     rest, overrides = split_overrides(train[2:])
-    data = config.load_config(rest[1], overrides).data
+    assert rest == ["--config=finetune_small"]  # what a CPU trains in minutes
+    data = config.load_config(rest[0].removeprefix("--config="), overrides).data
     assert (data.train.annotations, data.val.annotations) == (str(outputs[1]), str(outputs[3]))
     assert data.train.images == data.val.images == str(source / "images")
 
@@ -238,10 +267,10 @@ def test_without_validation_data_the_next_command_does_not_evaluate(tmp_path, ca
     source = _data_set(tmp_path / "data", num_images=2)
     assert _run("yolo", source, "--output", tmp_path / "t.json") == 0
     text = capsys.readouterr().out.split("Next:\n")[1].replace("\\\n", "").splitlines()
-    train = shlex.split(text[-1], comments=True)
+    train = shlex.split(text[-2], comments=True)
     rest, overrides = split_overrides(train[2:])
-    assert config.load_config(rest[1], overrides).train.eval_every == 0
-    assert "--val-output" in text[-1]
+    assert config.load_config(rest[0].removeprefix("--config="), overrides).train.eval_every == 0
+    assert "--val-output" in text[-2]
 
 
 def test_classes_that_differ_in_capitals_only_are_pointed_out(tmp_path, capsys):

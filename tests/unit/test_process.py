@@ -4,8 +4,13 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from sparseinst_jax import cli
+from sparseinst_jax.data._index import cache
 from sparseinst_jax.runtime import process
 
 
@@ -120,3 +125,79 @@ def test_memory_is_given_back_once_for_each_program_compiled():
     command = [sys.executable, "-c", TRIMMED]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.split("\n") == ["[0]", "[0]", ""]
+
+
+@pytest.mark.parametrize("home", [None, "not writable"])
+def test_without_a_home_nothing_is_kept(monkeypatch, tmp_path, home):
+    def nobody(*_):
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    if home is not None:
+        (tmp_path / "file").write_text("")  # the administrator may write in every folder
+        monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.delitem(process.sys.modules, "jax", raising=False)
+    process.set_environment()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert cache._root() is None
+
+
+START_ERRORS = {
+    # The environment, then what the one line says.
+    ("JAX_PLATFORMS", "cuda"): "no such device was found. Cure: unset JAX_PLATFORMS=cuda, or ",
+    ("JAX_PLATFORMS", "tpu"): "Unable to initialize backend 'tpu'",
+    ("JAX_PLATFORMS", "nonsense"): "Backend 'nonsense' is not in the list of known backends",
+    ("JAX_TRACEBACK_FILTERING", "off"): "no such device was found",
+    ("JAX_TRACEBACK_FILTERING", "remove_frames"): "no such device was found",
+}
+
+
+@pytest.mark.parametrize("variable", START_ERRORS)
+def test_a_device_that_is_asked_for_and_absent_is_one_line_with_a_cure(variable):
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= dict([variable])
+    command = [sys.executable, "-m", "sparseinst_jax", "summary", "--config", "tiny"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: JAX cannot start: ") and START_ERRORS[variable] in line
+    assert "docs/gpu.md" in line and "JAX_PLATFORMS=cpu to do without the GPU" in line
+
+
+def test_full_memory_and_an_unusable_gpu_are_one_line_with_a_cure(capsys):
+    def fill(_):
+        return jnp.zeros(10**13).sum()
+
+    def fill_host(_):
+        return np.zeros(10**15)
+
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("FAILED_PRECONDITION: DNN library initialization failed.")
+
+    assert [cli.run(function, []) for function in (fill, fill_host, fail)] == [1, 1, 1]
+    device, host, gpu = capsys.readouterr().err.splitlines()
+    assert device.startswith("error: the memory of the device is full (RESOURCE_EXHAUSTED: Out of")
+    assert "--config.train.micro_batches=2" in device and "--config.eval.batch_size=1" in device
+    assert host.startswith("error: the memory of the machine is full (Unable to allocate")
+    assert gpu.startswith("error: the GPU cannot be used: FAILED_PRECONDITION: DNN library")
+    with pytest.raises(RuntimeError, match="ours"):  # a fault of the program keeps its traceback
+        cli.run(lambda _: _raise(RuntimeError("ours")), [])
+
+
+def _raise(error):
+    raise error
+
+
+def test_a_plugin_that_does_not_fit_is_one_line(tmp_path):
+    plugin = tmp_path / "jax_plugins" / "xla_other"
+    plugin.mkdir(parents=True)
+    fault = "Found cuDNN version 8907, but JAX was built against version 9800."
+    (plugin / "__init__.py").write_text(f"def initialize(): raise RuntimeError({fault!r})")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-m", "sparseinst_jax", "summary", "--config", "tiny"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0 and run.stdout
+    (line,) = run.stderr.splitlines()
+    assert f"JAX goes on without a plugin, which says: {fault} Cure: compare `nvidia-smi`" in line

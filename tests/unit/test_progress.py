@@ -222,3 +222,31 @@ def test_tensorboard_gets_each_value_at_its_step(tmp_path):
         found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         content = content[16 + length :]
     assert found == [(3, "loss/total", 1.5), (3, "AP", 0.25), (4, "loss/total", 1.25)]
+
+
+def test_a_metrics_file_removed_or_altered_gets_its_header_and_no_row_is_lost_in_silence(
+    tmp_path, capsys
+):
+    path = tmp_path / "metrics.csv"
+    file = progress.MetricsFile(path, 0)
+    file.write([{"step": 1, "loss/total": 2.0}])
+    path.unlink()
+    file.write([{"step": 2, "loss/total": 1.5}, {"step": 3, "loss/total": 1.0}])
+    assert path.read_text() == "step,loss/total\n2,1.5\n3,1\n"
+    assert "was removed; it begins again at step 2" in capsys.readouterr().err
+    # The header is lost, as when an earlier version went on writing.
+    path.write_text("2,1.5\n3,1\n")
+    file.write([{"step": 4, "loss/total": 0.5}])
+    assert path.read_text() == "step,loss/total\n4,0.5\n"
+    assert (tmp_path / "metrics.csv.unreadable").read_text() == "2,1.5\n3,1\n"
+    assert "line 1 names no column step, got '2,1.5'" in capsys.readouterr().err
+    # Saved by a spreadsheet: a mark in front, other line ends, one cell that is no number.
+    path.write_bytes(b"\xef\xbb\xbfstep,loss/total\r\n4,0.5\r\n5,a lot\r\n6,0.25,\r\n7,0.125\r\n")
+    with pytest.raises(ValueError, match=r"metrics.csv cannot be read: line 3: loss/total is 'a"):
+        progress.read_metrics(path)
+    progress.MetricsFile(path, 7)
+    assert [row["step"] for row in progress.read_metrics(path)] == [4, 7]
+    told = capsys.readouterr().err
+    assert "line 3: loss/total is 'a lot', expected a number; line 4: 3 cells, expected 2" in told
+    assert "is now metrics.csv.unreadable1" in told
+    assert "lacks the rows of 5 of the 7 steps done" in told

@@ -38,7 +38,7 @@ def test_what_was_resolved_resolves_to_itself_and_says_what_it_is_written_for():
     assert diff(resolved, again) == {} and lines == []
 
 
-@pytest.mark.parametrize("name", ["base", "finetune", "shapes", "tiny"])
+@pytest.mark.parametrize("name", ["base", "finetune", "finetune_small", "shapes", "tiny"])
 def test_a_config_as_it_stands_is_not_scaled(name):
     loaded = load_config(CONFIGS / f"{name}.py")
     resolved, lines = resolve_schedule(loaded)

@@ -163,3 +163,16 @@ def test_the_drawing_stays_the_same_over_releases():
     assert labels.tolist() == content["labels"]
     assert masks.sum((1, 2)).tolist() == content["areas"]
     np.testing.assert_allclose(image.mean((0, 1)), content["mean"], atol=0.01)
+
+
+def test_the_empty_place_of_a_runs_data_is_not_drawn_into(tmp_path, monkeypatch):
+    _draw_little(monkeypatch)
+    folder = tmp_path / "shapes"
+    folder.mkdir()
+    jsons = folder / "train.json", folder / "val.json"
+    with pytest.raises(ValueError, match=f"{folder} is empty, where the run had its"):
+        draw_if_missing(*jsons, had_data=True)
+    assert not any(folder.iterdir())
+    folder.rmdir()  # nothing can be mounted there
+    draw_if_missing(*jsons, had_data=True)
+    assert (folder / "val.json").is_file()

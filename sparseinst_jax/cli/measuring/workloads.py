@@ -21,11 +21,9 @@ from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
-from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.predictor import Predictor, Prepared
+from sparseinst_jax.inference.predictor import Pending, Predictor, Prepared
 from sparseinst_jax.models.ops import normalize_images
-from sparseinst_jax.models.sparseinst import inference
-from sparseinst_jax.models.sparseinst.model import MASK_STRIDE, Outputs
+from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets
@@ -142,13 +140,14 @@ class Bench:
         model = builders.build_model(self.config.model, number, seed, frozen)
         apply, *random = functional(model)
         # One copy for all of inference; on a CPU "the device" is the same memory.
-        return Network(apply, *jax.device_put(weights or tuple(random)), number, model)
+        params, statistics = jax.device_put(weights or tuple(random))
+        return Network(apply, params, statistics, number, model)
 
     _network = functools.cached_property(make_network)
 
     def predictor(self, batch: int) -> Predictor:
         """Make a predictor that sends so many images together."""
-        assert self.valid_size  # raises where photos do not fill the padded image
+        valid_size(self.photo_size, self.size)  # raises where photos do not fill it
         apply, params, statistics, number, _ = self._network
         given = {"data.eval_size": sorted(self.size), "eval.batch_size": batch}
         names = [f"class {i + 1}" for i in range(number)]
@@ -191,14 +190,10 @@ class Bench:
         def run() -> int:
             return sum(len(chunk) for found in predictor.run(items) for chunk, _ in found.chunks)
 
-        def on_device(params: Tree, statistics: Tree, images: jax.Array, valid: jax.Array) -> Any:
-            x = normalize_images(images, valid)
-            return inference.select(self._network.apply(params, statistics, x, train=False)[0])
-
         def compiled() -> dict[str, Any]:
             images = np.zeros((batch, *self.size, 3), np.uint8)
-            given = *self._network[1:3], images, np.full((batch, 2), valid, np.int32)
-            return {"network and scores": jax.jit(on_device).lower(*given).compile()}
+            given = *predictor._placed, images, np.full((batch, 2), valid, np.int32)
+            return {"network and scores": predictor._forward.lower(*given).compile()}
 
         facts = {**self.sizes, "batch": batch}
         return Workload(run, batch, facts, compiled=compiled, details=lambda: _kept(run() / batch))
@@ -221,21 +216,19 @@ class Bench:
 
     def post_processing(self) -> Workload:
         """From the network's outputs on the device, all kept, to masks at the original size."""
-        (height, width), valid = self.size, self.valid_size
-        number = builders.num_masks(self.config.model)
+        (height, width), number = self.size, builders.num_masks(self.config.model)
         outputs = Outputs(
             _normal(1, number, self._network.num_classes),
             4 * _normal(1, number, height // 4, width // 4),
             _normal(1, number),
         )
-        outputs, select = jax.device_put(outputs), jax.jit(inference.select)
-        cut = masks.MaskCut(inference.MASK_THRESHOLD, MASK_STRIDE)
+        predictor = self.predictor(1)
+        outputs, select = jax.device_put(outputs), jax.jit(predictor._select_outputs)
+        item = Prepared(_noise_images(1, self.valid_size)[0], self.photo_size, self.valid_size)
 
         def run() -> int:
-            selection = select(outputs)
-            (kept,) = np.nonzero(jax.device_get(selection[:4])[-1][0])
-            chunks = masks.upsample_masks(selection.masks, 0, kept, valid, self.photo_size, cut)
-            return sum(len(chunk) for chunk, _ in chunks)
+            (found,) = predictor.finish([Pending([0], [item], select(outputs))])
+            return sum(len(chunk) for chunk, _ in found.chunks)
 
         return Workload(
             run,

@@ -3,7 +3,7 @@
 Small jsons are read each time. Of a large one the columns go to a folder that is named by the
 hash of the json's bytes, so a json that was changed is another one, and a copy of it is the same.
 Other rules have folders of their own. A folder is written under another name and renamed when it
-is whole; whatever does not fit in one when it is opened is built again.
+is whole and on the disk; one that is not byte for byte what was written is built again.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from sparseinst_jax.data._index.columns import FORMAT, CocoIndex, open_index
 from sparseinst_jax.data._index.reader import build_index
-from sparseinst_jax.runtime.files import cache_folder
+from sparseinst_jax.runtime.files import cache_folder, sync
 
 # Raise it when another index comes of the same json: a rule, a fault, a message. A test reminds.
 RULES = 2
@@ -47,9 +47,13 @@ def read_index(path: Path) -> CocoIndex:
         with open(path, "rb") as file:
             return build_index(path, file, None)
     root = _root()
-    found = None if root is None else _open(root / _key(_hash(path)))
-    if found is not None:
-        return found
+    if root is not None:
+        folder = root / _key(_hash(path))
+        found = _open(folder)
+        if found is not None:
+            return found
+        if folder.exists():
+            _print(f"the index of {path} kept in {folder} is damaged; it is built again")
     _print(f"indexing {path} ({size / 1e6:.0f} MB) ...")
     start = time.monotonic()
     index = _build(path, root)
@@ -71,10 +75,7 @@ def _root() -> Path | None:
     chosen = os.environ.get(VARIABLE, "")
     if chosen.lower() in ("off", "0"):
         return None
-    try:
-        return Path(chosen) if chosen else cache_folder("index")
-    except RuntimeError:  # the user has no home folder
-        return None
+    return Path(chosen) if chosen else cache_folder("index")
 
 
 def _key(digest: str) -> str:
@@ -90,7 +91,7 @@ def _hash(path: Path) -> str:
 def _open(folder: Path) -> CocoIndex | None:
     """Open a cached index; None if it is missing or damaged."""
     try:
-        index = open_index(folder)
+        index = open_index(folder, is_cache=True)
     except _BROKEN:
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well
@@ -151,6 +152,8 @@ def _build_kept(path: Path, root: Path) -> CocoIndex:
         with open(path, "rb") as file:
             source = _Hashing(file)
             build_index(path, source, temporary)  # type: ignore[arg-type]
+        for written in (*temporary.iterdir(), temporary):
+            sync(written)
         folder = root / _key(source.hash.hexdigest())
         _rename(temporary, folder)
     finally:

@@ -7,6 +7,7 @@ there is nothing in it that could be run.
 
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -197,11 +198,24 @@ def save_index(index: CocoIndex, folder: Path) -> None:
         "num_objects": index.num_objects,
         "num_without_mask": index.num_without_mask,
     }
+    description["checksums"] = _checksums(index.columns, description)
     (folder / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
 
 
-def open_index(folder: Path) -> CocoIndex:
-    """Map an index that was saved to a folder, and check that its columns fit together.
+def _checksums(columns: Columns, description: Mapping[str, Any]) -> dict[str, int]:
+    """CRC-32 of each column, and of the description without its checksums."""
+    known = {name: value for name, value in description.items() if name != "checksums"}
+    found = {name: zlib.crc32(np.ascontiguousarray(columns[name]).data) for name in DTYPES}
+    return {**found, DESCRIPTION: zlib.crc32(json.dumps(known).encode())}
+
+
+def open_index(folder: Path, is_cache: bool = False) -> CocoIndex:
+    """Map an index that was saved to a folder, and check it: every byte, and that columns fit.
+
+    Args:
+        folder: of the index.
+        is_cache: it can be built again, so that one without checksums is refused. Data sets that
+            were built before there were any are read.
 
     Raises:
         ValueError, KeyError, TypeError, OSError: it is damaged, or of another format.
@@ -210,6 +224,12 @@ def open_index(folder: Path) -> CocoIndex:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{folder} is not an index of format {FORMAT}")
     columns = open_columns(folder, description["lengths"])
+    if is_cache or "checksums" in description:
+        written = description["checksums"]
+        for name, found in _checksums(columns, description).items():
+            if found != written[name]:
+                file = name if name == DESCRIPTION else _file_name(name)
+                raise ValueError(f"{folder / file} is not what was written")
     check(columns, len(description["categories"]))
     categories, images, annotations = description["faults"]
     return CocoIndex(
@@ -243,7 +263,11 @@ def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Colum
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"
+    return folder / _file_name(name)
+
+
+def _file_name(name: str) -> str:
+    return f"{name}.bin"
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

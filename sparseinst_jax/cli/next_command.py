@@ -1,0 +1,37 @@
+"""The command to train with, of those that make a data set: one that this machine can run."""
+
+import glob
+import importlib.util
+import os
+from collections.abc import Sequence
+
+# NVIDIA's, under Windows, AMD's, Google's.
+_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+
+
+def train_command(keys: Sequence[str]) -> str:
+    """The command that trains on the data that `keys` name, one on each line, and a remark."""
+    words, remark = train_words()
+    return " \\\n    ".join([f"  {' '.join(words)}", *keys]) + f"\n  {remark}"
+
+
+def train_words() -> tuple[list[str], str]:
+    """The beginning of a command that this machine can run, and a remark for a shell to ignore."""
+    if may_have_accelerator():
+        return (
+            ["sparseinst", "train", "--config=finetune", "--init-from=WEIGHTS"],
+            "# WEIGHTS: a published file, `sparseinst zoo` says where they are",
+        )
+    return (
+        ["sparseinst", "train", "--config=finetune_small"],
+        "# a small network from random weights, as there is no accelerator; with one: "
+        "--config=finetune --init-from=WEIGHTS (see `sparseinst zoo`)",
+    )
+
+
+def may_have_accelerator() -> bool:
+    """Whether JAX will probably find an accelerator: asked at once, without starting JAX."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms.split(",")[0] != "cpu"
+    has_plugin = any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    return has_plugin and any(map(glob.glob, _DEVICES))
