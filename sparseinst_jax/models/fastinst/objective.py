@@ -99,8 +99,8 @@ class FastInstObjective:
         """Count what this part of the batch adds to the divisors; on the host, from the targets."""
         if batch.is_ignored is not None:
             raise ValueError(
-                'config.data.crowd is "ignore", which FastInst does not know: its masks are compared '
-                'in random points. Use "drop", as its recipe does.'
+                'config.data.crowd is "ignore", which FastInst does not know: it compares masks in '
+                'random points. Use "drop", as its recipe does.'
             )
         per_image = np.asarray(batch.is_target).sum(-1)
         number, height, width = batch.images.shape[:3]
