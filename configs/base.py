@@ -78,7 +78,7 @@ def _data() -> ConfigDict:
     data.crowd = "drop"  # crowd regions train as background; "ignore": neither right nor wrong
     data.train_sizes = tuple(range(416, 641, 32))  # short side in pixels, one is drawn per image
     data.train_max_size = 853  # long side in pixels, at most
-    data.resize_rule = "detectron2"  # sizes, crops, filters of training; or "paddledetection"
+    data.resize_rule = "detectron2"  # of training; or "paddledetection", "mmdetection"
     data.annotation_filter = "detectron2"  # objects to learn; or "paddledetection", "mmdetection"
     data.eval_size = (640, 853)  # short side, and the most that the long side may have
     data.on_error = "stop"  # if an image cannot be read; or "skip": use an empty one instead
@@ -105,7 +105,7 @@ def _train() -> ConfigDict:
     train.milestones = (210_000, 250_000)  # steps at which the learning rate falls
     train.lr_decay = 0.1  # factor at each milestone
     train.log_every = 50  # steps
-    train.checkpoint_every = 5000  # steps
+    train.checkpoint_every = 5000  # steps; and three minutes after the last save
     train.eval_every = 10_000  # steps; 0 is never
     train.early_stopping = 0  # stop after this many evaluations without a better AP; 0 is off
     train.skip_nonfinite = 0  # NaN or infinite steps in a row to skip before stopping

@@ -16,8 +16,8 @@ from sparseinst_jax.setup.train import TrainResult, train
 from sparseinst_jax.training.nonfinite import NonFiniteLossError
 
 _DESCRIPTION = """Train on COCO-format data. Starting the same command again continues the run.
-Exit codes: 0 done, 1 error or non-finite loss, 75 another host was lost, 130 and 143 saved and
-stopped by a signal."""
+Exit codes: 0 done, 1 error or non-finite loss, 73 another process trains in the folder, 75 another
+host was lost, 129, 130 and 143 saved and stopped by a signal."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

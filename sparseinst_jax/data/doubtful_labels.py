@@ -18,7 +18,7 @@ from sparseinst_jax.data.segmentations import encode_segmentation
 from sparseinst_jax.runtime.messages import listed, percent
 
 SAME_IOU = 0.95  # of two masks of one image, from which on they are one object
-MAX_COMPARED = 2000  # objects of an image
+MAX_COMPARED = 500  # objects of an image; of more than that only equal masks are found
 FITTING_IOU = 0.7  # of two boxes
 TOLERANCE = 3.0  # pixels that the sides of boxes may be off
 AREA_FACTOR = 2.0  # between areas that fit
@@ -66,8 +66,10 @@ def measure(record: ImageRecord, class_names: Sequence[str]) -> tuple[Measured, 
         outside.append(_outside(annotation, record))
     if not encoded:
         return Measured(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0)), faults
-    areas = np.array(rle.area(encoded), np.int64)
-    measured = Measured(np.array(rle.toBbox(encoded)), areas, np.array(outside))
+    # One by one: with NumPy 2 pycocotools fails on lists of more than 255.
+    areas = np.array([rle.area(mask) for mask in encoded], np.int64)
+    boxes = np.array([rle.toBbox(mask) for mask in encoded])
+    measured = Measured(boxes, areas, np.array(outside))
     named = {fault.message.partition(":")[0] for fault in faults}
     for annotation, area in zip(record.annotations, areas.tolist(), strict=True):
         if not area and (name := _name(annotation, record)) not in named:
@@ -99,11 +101,15 @@ def _copies(
     record: ImageRecord, class_names: Sequence[str], encoded: Sequence, measured: Measured
 ) -> list[Fault]:
     """The objects of an image whose mask an earlier one has as well."""
-    chosen = np.flatnonzero(measured.areas > 0)[:MAX_COMPARED]
-    boxes = measured.boxes[chosen]
-    first, second = np.triu_indices(len(chosen), 1)
-    is_near = _ious(boxes[first], boxes[second]) >= SAME_IOU**2
-    first, second = chosen[first[is_near]], chosen[second[is_near]]
+    chosen = np.flatnonzero(measured.areas > 0)
+    if len(chosen) <= MAX_COMPARED:
+        first, second = chosen[np.stack(np.triu_indices(len(chosen), 1))]
+        is_near = _ious(measured.boxes[first], measured.boxes[second]) >= SAME_IOU**2
+        first, second = first[is_near], second[is_near]
+    else:
+        earliest = {encoded[place]["counts"]: place for place in chosen[::-1].tolist()}
+        first = np.array([earliest[encoded[place]["counts"]] for place in chosen.tolist()])
+        first, second = first[first < chosen], chosen[first < chosen]
     faults, known = [], set[int]()
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
         if b in known or rle.iou([encoded[b]], [encoded[a]], [0])[0, 0] < SAME_IOU:

@@ -8,6 +8,7 @@ import csv
 import errno
 import multiprocessing
 import queue
+import re
 import shutil
 import signal
 import sys
@@ -288,10 +289,10 @@ class _Reader:
         # Grain's own words; the fault of an image is no RuntimeError.
         if isinstance(value, RuntimeError) and "terminated unexpectedly" in str(value):
             self._is_lost = True
-            code = [p.exitcode for p in self._processes if p.exitcode]
-            number = f" (exit code {code[0]})" if code else ""
-            if -signal.SIGBUS in code:
+            found = re.search(r"exit code (-?\d+)", str(value))
+            if found and int(found[1]) == -signal.SIGBUS:
                 raise _FullError(f"{_shared_memory()} for a process that reads images")
+            number = f" ({found[0]})" if found else ""
             raise _LostError(f"a process that reads images has died{number}")
         if isinstance(value, OSError) and value.errno == errno.ENOSPC:  # images are only read
             raise _FullError(f"{_shared_memory()} for processes that read images")

@@ -201,11 +201,15 @@ def as_rgb(image: ImageLike) -> np.ndarray:
         return read_image(cast(BinaryIO, image), getattr(image, "name", "of an open file"))
     if isinstance(image, Image.Image):
         return _of_pillow(image)
-    array = np.asarray(image)
+    try:
+        array: Any = np.asarray(image)
+    except ValueError:  # a list of rows of several lengths
+        array = np.empty(0, object)
+    shape = list(array.shape)
     if array.ndim == 2:
         array = array[:, :, None]
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        got = f"{array.dtype} {list(np.shape(image))}"
+        got = f"{array.dtype} {shape}"
         kind = "" if hasattr(image, "shape") else f"{type(image).__name__}, as an array "
         raise ValueError(
             "expected an image: a path, a file or its bytes, a Pillow image, or a uint8 array "

@@ -355,7 +355,8 @@ def _own(rles: Sequence[Any]) -> Any:
 
 def areas_of(rles: Sequence[Any]) -> np.ndarray:
     """Count the pixels of each RLE: int [D]."""
-    return np.asarray(coco_mask.area(_own(rles)), np.int64) if rles else np.zeros(0, np.int64)
+    # One by one: with NumPy 2 pycocotools fails on lists of more than 255.
+    return np.array([coco_mask.area(rle) for rle in rles], np.int64)
 
 
 def boxes_of(rles: Sequence[Any]) -> np.ndarray:

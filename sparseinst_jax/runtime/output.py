@@ -12,6 +12,7 @@ import select
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 LOST_OUTPUT = "lost_output.txt"  # in a run's folder
 _lost: str | None = None  # why something was dropped, the first time
@@ -33,7 +34,7 @@ class _Unfailing(io.RawIOBase):
     def isatty(self) -> bool:
         return os.isatty(self._number)
 
-    def write(self, data: memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         while True:
             try:
                 return os.write(self._number, data)

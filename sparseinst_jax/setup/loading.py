@@ -84,7 +84,7 @@ def load(
                 "them), or give a run folder"
             )
         refuse_forked()
-        return load_weights_file(load_config(config, overrides), path)[0]
+        return load_weights_file(load_config(os.fspath(config), overrides), path)[0]
     if config is not None and path.is_dir():
         raise ValueError(
             f"{path} is no weights file, and a run has its own configuration: leave out config, or "

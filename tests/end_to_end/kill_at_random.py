@@ -67,7 +67,7 @@ def start(words: list[str], log: Path, cache: Path, tee: bool = False) -> subpro
     """Start a run that writes into a log, if wanted through `tee` in its process group."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(cache)}
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    options: dict = {"stderr": subprocess.STDOUT, "env": environment, "start_new_session": True}
+    options: dict = {"stderr": subprocess.STDOUT, "env": environment, "process_group": 0}
     if not tee:
         with log.open("w") as file:
             return subprocess.Popen(words, stdout=file, **options)
@@ -191,6 +191,9 @@ def main() -> int:
     if arguments.by == "full" and "DISK" not in os.environ:  # once more, where mounts are ours
         environment = {**os.environ, "DISK": "1"}
         return subprocess.call(["unshare", "-rm", sys.executable, *sys.argv], env=environment)
+    for number in (signal.SIGHUP, signal.SIGTERM):  # a run inherits what `nohup` ignores
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
         folder, disk = Path(name), Path(name) / "disk"

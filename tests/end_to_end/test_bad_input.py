@@ -392,8 +392,9 @@ def _write_run(folder):
 
 
 def _listing(folder):
+    # A folder's time changes when a lock in it comes and goes.
     return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        str(path.relative_to(folder)): 0 if path.is_dir() else path.stat().st_mtime_ns
         for path in sorted(folder.rglob("*"))
         if "__pycache__" not in path.parts
     }

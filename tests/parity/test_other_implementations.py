@@ -31,8 +31,9 @@ from tests.parity.cases import CONFIGS, to_nchw
 INFERENCE = ("mmdet_iam_r50", "paddle_giam_r50", "paddle_giam_r50vd_ssld_dcn_aug")
 # Of PaddleDetection's bicubic test images, in which up to 21 values may be off by one.
 PIXELS_APART = 21
-# Seen: 1.5e-4, 6e-4 and 2e-5 of the deviation, at equal input and with 21 values off by one.
-LOGITS, MASK_LOGITS, ENCODER_MAX = 3e-4, 2e-3, 1e-4
+# Encoder (in deviations), class and objectness logits, mask logits. Seen 4e-6, 2e-5, 1.3e-4 at
+# equal input, and 3.7e-4, 1.5e-4, 2.2e-3 with a few of 1.5 million values of it off by one.
+TENSORS = {"mmdet": (1e-4, 1e-4, 1e-3), "paddle": (1.5e-3, 5e-4, 8e-3)}
 SCORE = 2e-4  # seen 8e-5
 MASK_PIXELS = 20  # that flip in a mask, seen 9
 
@@ -230,9 +231,11 @@ def test_every_recorded_tensor_of_a_photo_is_theirs(name, data_dir, errors):
 
     valid_size = np.array([resized.shape[:2]], np.int32)
     inputs, encoder, outputs = jax.device_get(run(params, statistics, images, valid_size))
-    inside = 1.01 / (255 * 0.22) if case.is_paddle else 1e-5  # one value of a pixel off by one
-    case.compare(errors, "0/input", to_nchw(inputs), inside, "input")
-    case.compare(errors, "0/encoder", to_nchw(encoder), ENCODER_MAX * encoder.std(), "encoder")
-    case.compare(errors, "0/pred_logits", outputs.class_logits, LOGITS, "outputs")
-    case.compare(errors, "0/pred_scores", outputs.objectness_logits[..., None], LOGITS, "outputs")
-    case.compare(errors, "0/pred_masks", outputs.mask_logits, MASK_LOGITS, "outputs")
+    one_level = 1.01 / (255 * 0.22) if case.is_paddle else 1e-5
+    case.compare(errors, "0/input", to_nchw(inputs), one_level, "input")
+    encoder_bound, bound, mask_bound = TENSORS[name.partition("_")[0]]
+    encoder = to_nchw(encoder)
+    case.compare(errors, "0/encoder", encoder, encoder_bound * encoder.std(), "encoder")
+    case.compare(errors, "0/pred_logits", outputs.class_logits, bound, "outputs")
+    case.compare(errors, "0/pred_scores", outputs.objectness_logits[..., None], bound, "outputs")
+    case.compare(errors, "0/pred_masks", outputs.mask_logits, mask_bound, "outputs")

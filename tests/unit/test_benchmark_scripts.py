@@ -342,4 +342,15 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
     ]
     names = [name for part in gpu.PARTS for name in part.rows]
     assert len(names) == len(set(names))
+    compiled, forms = "torch/compiled/", ("plain", "padded", "split")
+    asked = ["rates/product/8192", "rates/copy/1024", "rates/to_device/2", "rates/to_host/37"]
+    asked += [f"op/first/{form}/{way}" for form in forms for way in ("forward", "grad")]
+    asked += ["op/maps/grouped/grad", "op/maps/split_104/grad", "op/maps/dense/grad"]
+    asked += ["op/stem/plain/grad", "op/stem/padded_8/grad", "op/deformable_res4/deformable/grad"]
+    asked += ["with_masks/1", "with_masks/1/20", "torch/graphs/network/1", "torch/bf16/network/1"]
+    for work in ("network/1", "network/64", "training/8", "training/32"):
+        asked += [work, compiled + work, f"torch/eager/{work}"]
+    asked += [f"matching/{form}/8" for form in ("none", "host", "callback", "device", "overlapped")]
+    asked += [f"stage/32/{stage}/grad" for stage in measured.STAGES]
+    assert set(asked) <= set(names)
     assert set(measured.STAGES) >= {before for _, before in measured.STAGES.values()} - {""}

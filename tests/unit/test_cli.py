@@ -108,3 +108,41 @@ def test_an_interruption_is_no_traceback(capsys):
 
     assert cli.run(interrupted, []) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_home_folder_may_be_named_where_a_shell_does_not_expand_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen = []
+    cli.run(seen.extend, ["--workdir=~/a=b", "--config.data.train.images=~/x", "~/y", "~", "a~/b"])
+    home = str(tmp_path)
+    assert seen == [
+        f"--workdir={home}/a=b",
+        f"--config.data.train.images={home}/x",
+        f"{home}/y",
+        home,
+        "a~/b",
+    ]
+
+
+def test_what_the_machine_refuses_in_the_middle_is_one_message(tmp_path, monkeypatch, capsys):
+    for number, cure in ((24, "ulimit -n"), (27, "ulimit -f"), (5, "look after the disk")):
+        error = OSError(number, "It failed")
+        assert cli.run(lambda _, error=error: (_ for _ in ()).throw(error), []) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: It failed: ") and cure in line
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert cli.run(lambda _: Path("x").resolve(), []) == 1
+    assert "error: the working directory was removed" in capsys.readouterr().err
+
+
+def test_a_command_ends_soon_after_a_failure_whatever_threads_wait_for():
+    program = (
+        "import threading, time; from sparseinst_jax import cli; from sparseinst_jax.runtime"
+        " import hosts; threading.Thread(target=time.sleep, args=(600,)).start();"
+        "hosts.end_within(0.5, 7); print('said')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (7, b"said\n")

@@ -267,3 +267,15 @@ def test_a_stored_configuration_that_is_damaged_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json: a stored configuration must be JSON"):
         configs.load_config(tmp_path / "config.json")
+
+
+def test_moved_data_are_no_other_run_and_weights_are_compared_by_place(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    stored = configs.load_config("tiny", {"train.init_from": "a.npz"})
+    moved = {"data.train.images": "elsewhere", "data.val.annotations": "/val.json"}
+    wanted = configs.load_config(stored, {**moved, "train.init_from": str(tmp_path / "a.npz")})
+    assert configs.forbidden_changes(stored, wanted) == {}
+    other = configs.load_config(stored, {"train.init_from": "", "data.train.tfds": "coco/x"})
+    assert configs.forbidden_changes(stored, other).keys() == {"train.init_from", "data.train.tfds"}
+    at_home = configs.load_config("tiny", {"data.train.images": "~/photos"})
+    assert at_home.data.train.images == str(Path.home() / "photos")

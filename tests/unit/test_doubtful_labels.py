@@ -137,6 +137,19 @@ def test_an_object_that_is_there_twice_is_named_with_its_copy(tmp_path):
     ]
 
 
+def test_of_very_many_objects_in_an_image_equal_ones_are_found(tmp_path):
+    corners = [(x, y) for x in range(1, 78, 3) for y in range(1, 58, 3)]  # 494 triangles
+    many = [
+        entry(1000 + i, 0, [x, y, x + 3, y, x, y + 3], area=None, bbox=None)
+        for i, (x, y) in enumerate(corners)
+    ]
+    turned = PENTAGON[4:] + PENTAGON[:4]
+    others = [entry(10 + i, 0, [60, i, 70, i, 60, i + 9]) for i in range(9)]
+    write(tmp_path, [*objects(), *many, *others, entry(99, 0, turned)])
+    faults = check(tmp_path)[1]
+    assert faults == ["annotation 99 (0.png): has the mask of annotation 0 (class cat); delete one"]
+
+
 def test_a_mask_that_cannot_be_drawn_is_a_fault_with_its_annotation(tmp_path, monkeypatch):
     write(tmp_path, objects())
     monkeypatch.setattr("sparseinst_jax.data.segmentations.MAX_MOVED_BORDER", 100)

@@ -1,6 +1,11 @@
 """Files written whole, folders refused with a cure, json files read with a reason."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,3 +99,37 @@ def test_what_is_written_appears_whole_or_not_at_all(tmp_path, is_folder):
     write("good")
     assert (output / "part" if is_folder else output).read_text() == "good"
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_folder_is_locked_until_its_holder_ends_however_that_happens(tmp_path):
+    program = (
+        "import pathlib, sys, time; from sparseinst_jax.runtime.files import FolderLock;"
+        "lock = FolderLock(pathlib.Path(sys.argv[1]), '--workdir'); print(flush=True);"
+        "time.sleep(60)"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    root = Path(files.__file__).parents[2]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=root) as holder:
+        holder.stdout.readline()
+        with pytest.raises(files.FolderInUseError, match=rf"process {holder.pid}, since 2"):
+            files.FolderLock(tmp_path, "--workdir")
+        holder.send_signal(signal.SIGSTOP)  # a process that hangs still holds it
+        with pytest.raises(files.FolderInUseError):
+            files.FolderLock(tmp_path, "--workdir")
+        holder.kill()
+        holder.wait()
+        lock = files.FolderLock(tmp_path, "--workdir")
+    assert f"process {os.getpid()}, " in (tmp_path / "run.lock").read_text()
+    with pytest.raises(files.FolderInUseError):  # of the same process, too
+        files.FolderLock(tmp_path, "--workdir")
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_there_are_no_locks_a_line_says_so(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    files.FolderLock(tmp_path, "--workdir").release()
+    assert "cannot be locked (Operation not supported)" in capsys.readouterr().err

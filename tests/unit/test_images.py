@@ -306,7 +306,7 @@ def test_addresses_are_refused_with_a_cure(path):
             as_rgb(given)
 
 
-@pytest.mark.parametrize("wrong", [None, 5, [[1, 2], [3, 4]], ["a.jpg"], {}])
+@pytest.mark.parametrize("wrong", [None, 5, [[1, 2], [3, 4]], [[1, 2], [3]], ["a.jpg"], {}])
 def test_what_is_no_image_is_named(wrong):
     with pytest.raises(ValueError, match=f"expected an image: a path.*got {type(wrong).__name__}"):
         as_rgb(wrong)

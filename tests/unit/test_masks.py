@@ -176,3 +176,11 @@ def test_boxes_enclose_masks_with_exclusive_ends():
     boxes = masks.boxes_of(masks.encode_masks(drawn))
     np.testing.assert_array_equal(boxes, [[3, 2, 11, 5], [0, 0, 0, 0]])
     assert masks.boxes_of([]).shape == (0, 4)
+
+
+def test_areas_of_more_masks_than_pycocotools_counts_at_once():
+    drawn = np.zeros((300, 4, 5), bool)
+    for place in range(300):
+        drawn[place].reshape(-1)[: place % 21] = True
+    assert masks.areas_of(masks.encode_masks(drawn)).tolist() == [i % 21 for i in range(300)]
+    assert masks.areas_of([]).shape == (0,)

@@ -1,6 +1,7 @@
 """What PaddleDetection's SparseInst does otherwise: data, schedule, averages, evaluation."""
 
 import itertools
+import json
 from pathlib import Path
 
 import jax
@@ -11,12 +12,13 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from sparseinst_jax.data import transforms as T
-from sparseinst_jax.data.coco import Annotation, ImageRecord
+from sparseinst_jax.data.coco import Annotation, ImageRecord, load_coco
 from sparseinst_jax.data.ecosystems import find_protocol, opencv_resize, paddledetection
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
-from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.evaluation.evaluator import predict_dataset
+from sparseinst_jax.inference.predictor import FoundInstances, Predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, Outputs
 from sparseinst_jax.models.trees import functional
@@ -442,3 +444,46 @@ def test_maps_normalised_after_the_product_give_what_they_give_before_it(rng):
     before = np.einsum("bhwm,bhwc->bmc", maps, features)
     before = before.reshape(2, 2, 6, 8).transpose(0, 2, 1, 3).reshape(2, 6, 16)
     np.testing.assert_allclose(branch.pool(logits, features), before, rtol=0, atol=1e-5)
+
+
+def test_images_without_an_object_to_learn_are_not_predicted(tmp_path):
+    box = {"bbox": [2, 2, 8, 8], "area": 64.0, "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]]}
+    kinds = ({}, {"iscrowd": 1}, {"ignore": 1}, {"bbox": None}, {"area": 0.0}, None, {})
+    content = {"categories": [{"id": 7, "name": "cat"}], "images": [], "annotations": []}
+    for i, kind in enumerate(kinds):
+        name = f"{i}.png"
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+        content["images"].append({"id": i, "file_name": name, "height": 32, "width": 32})
+        if kind is not None:
+            entry = {"id": i + 1, "image_id": i, "category_id": 7, "iscrowd": 0, **box, **kind}
+            entry = {key: value for key, value in entry.items() if value is not None}
+            content["annotations"].append(entry)
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    prepared = []
+
+    class Blind:
+        class_names, eval_size, num_together = ("cat",), (64, 85), 1
+
+        def __init__(self, name):
+            self.protocol = find_protocol(name)
+
+        def prepare(self, image):
+            prepared.append(image)
+            return image
+
+        def start(self, items):
+            return items
+
+        def finish(self, pending):
+            none = np.zeros(0, np.int32)
+            return [FoundInstances(none, none, iter(()), image.shape[:2]) for image in pending]
+
+    dataset = load_coco(tmp_path / "val.json", tmp_path)
+    for name, expected in (("original", 7), ("paddledetection", 2)):
+        prepared.clear()
+        assert predict_dataset(Blind(name), dataset) == []
+        assert len(prepared) == expected
+    content["annotations"] = content["annotations"][1:3]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"leaves out all 7 images of .*eval\.protocol=original"):
+        predict_dataset(Blind("paddledetection"), load_coco(tmp_path / "val.json", tmp_path))

@@ -42,14 +42,32 @@ def test_a_reader_that_died_is_started_again_at_the_same_item():
     reader, said = Reader({3: [die], 4: [die]}), []
     assert list(supervised(reader, 6, said.append)) == [0, 1, 2, 3, 4, 5]
     assert reader.starts == [0, 3, 4] and reader.closed == 3
-    assert len(said) == 2 and "has died; reading starts again at the same batch" in said[0]
+    assert len(said) == 2 and "has died (exit code -9); reading starts again at" in said[0]
 
 
 def test_a_reader_that_dies_twice_at_the_same_item_ends_the_run_with_a_message():
     reader, said = Reader({3: [die, die]}), []
-    with pytest.raises(ValueError, match=r"has died, 2 times in a row.*data.num_workers"):
+    with pytest.raises(
+        ValueError, match=r"has died \(exit code -9\), 2 times in a row.*data.num_workers"
+    ):
         list(supervised(reader, 6, said.append))
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError(DIED.replace("-9", "-7")), OSError(28, "No space left on device")]
+)
+def test_without_room_in_shared_memory_processes_are_done_without(fault):
+    def fail():
+        raise fault
+
+    reader, alone, said = Reader({3: [fail]}), Reader({}), []
+    assert list(supervised(reader, 6, said.append, alone)) == [0, 1, 2, 3, 4, 5]
+    assert reader.starts == [0] and alone.starts == [3]
+    (line,) = said
+    assert line.startswith("WARNING: /dev/shm (") and "--shm-size=8g" in line
+    with pytest.raises(ValueError, match=r"/dev/shm .* is too small"):  # where it cannot be
+        list(supervised(Reader({0: [fail, fail]}), 6, said.append))
 
 
 def test_a_reader_that_hangs_is_left_and_another_one_started(monkeypatch):

@@ -14,6 +14,7 @@ import pytest
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.training import trainer
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.optimizer import moving_average
 from sparseinst_jax.training.progress import Progress
@@ -277,3 +278,29 @@ def test_from_the_loop_to_the_loss_there_are_four_functions(tmp_path):
         trainer = plain_trainer(Looks(), checkpoints, 1)
         trainer.run(first_state(False), batches())
     assert seen == [["run", "__call__", "_second_half"]]
+
+
+def test_a_save_is_due_by_time_too_on_one_host_and_on_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "SAVE_SECONDS", -1.0)
+    for number, steps in ((1, (3, 4)), (2, (3, 4))):
+        with Checkpoints(tmp_path / str(number)) as checkpoints:
+            ours = plain_trainer(OneNumber(), checkpoints, 4)
+            ours._num_hosts = number
+            assert ours.run(first_state(False), batches()) == 0
+            assert checkpoints.steps == steps
+
+
+def test_a_run_without_a_checkpoint_saves_before_its_first_evaluation(tmp_path):
+    seen = []
+    with Checkpoints(tmp_path) as checkpoints:
+        ours = plain_trainer(OneNumber(), checkpoints, 4)
+        ours._intervals = Intervals(num_steps=4, log_every=1, checkpoint_every=0, eval_every=2)
+
+        def evaluate(*_):
+            checkpoints.wait()
+            seen.append(checkpoints.steps)
+            return {"AP": 0.5}
+
+        ours._evaluate = evaluate
+        assert ours.run(first_state(False), batches()) == 0
+    assert seen == [(1,), (1, 2)]
