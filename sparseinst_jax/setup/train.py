@@ -133,8 +133,8 @@ def train(
             if skipped is not None:
                 print("\n".join(skipped.summary()), flush=True)
         step = checkpoints.latest_step or 0
-    if exit_code == 0:
-        print_line(f"finished: step {step}; results in {workdir}")
+        if exit_code == 0:
+            print_line(f"finished: step {step}; results in {workdir}")
     return TrainResult(workdir, step, exit_code)
 
 

@@ -399,12 +399,13 @@ def test_classes_are_matched_by_name(tmp_path):
 def test_missing_images_are_all_named_before_the_first_is_predicted(tmp_path, predictor):
     content = {
         "images": [
-            {"id": key, "file_name": f"{key}.png", "height": 5, "width": 5} for key in (1, 2)
+            {"id": key, "file_name": f"{key}.png", "height": 5, "width": 5} for key in (1, 2, 3)
         ],
         "categories": [{"id": 1, "name": "cat"}],
     }
     (tmp_path / "val.json").write_text(json.dumps(content))
-    with pytest.raises(FileNotFoundError, match=r"2 of 2 images[\s\S]*1\.png[\s\S]*2\.png"):
+    (tmp_path / "3.png").write_text("")  # where all are missing, one stands for them
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 images[\s\S]*1\.png[\s\S]*2\.png"):
         evaluate_dataset(predictor, load_coco(tmp_path / "val.json", tmp_path))
 
 
