@@ -37,7 +37,6 @@ def select(
         The selection, the most probable pair first; its masks are logits of stride 8.
     """
     last = outputs.heads[-1]
-    assert last.class_logits is not None, "the last head always classifies"
     probs = jax.nn.softmax(last.class_logits.astype(jnp.float32), axis=-1)[..., :-1]
     num_classes = probs.shape[-1]
     pairs = probs.reshape(len(probs), -1)

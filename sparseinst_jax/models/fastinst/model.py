@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
       mask_logits: float32 [B, N, H/8, W/8].
     """
 
-    class_logits: jax.Array | None
+    class_logits: Any
     mask_logits: jax.Array
 
 
@@ -65,8 +65,8 @@ class Outputs(NamedTuple):
     proposal_logits: jax.Array
     query_locations: jax.Array
     memory: tuple[Memory, ...]
-    query_positions: jax.Array | None
-    pixel_positions: jax.Array | None
+    query_positions: Any
+    pixel_positions: Any
 
 
 class PixelDecoder(nnx.Module):
