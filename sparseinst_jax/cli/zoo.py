@@ -11,17 +11,19 @@ from sparseinst_jax.weights import zoo
 from sparseinst_jax.weights.zoo import Row
 
 DESCRIPTION = """\
-The published SparseInst models: AP, speed, size, weights, the ImageNet weights to start from, and
-the command that converts the weights. Scores and speeds are published ones, not ours.
+The published SparseInst and FastInst models: AP, speed, size, weights, the ImageNet weights to
+start from, and the command that converts the weights. Scores and speeds are published ones, not
+ours.
 
   sparseinst zoo                     all of them
   sparseinst zoo r50vd dcn           those whose line holds both words
 """
 COLUMNS = ("config", "model", "input", "AP val", "AP test-dev", "FPS", "params M", "GMAC", "GFLOPs")
 LEGEND = (
-    "Input: short side, the long one at most 853. GMAC: billions of multiply-accumulates for an",
-    "image of 640 x 864, which the original calls GFLOPs; here GFLOPs are two to each. Parameters",
-    "as the original counts them; others count frozen norms, too: --json.",
+    "Input: short side, the long one at most 853 (of 576: 777). GMAC: billions of",
+    "multiply-accumulates for an image of 640 x 864, which the originals call GFLOPs; here GFLOPs",
+    "are two to each. Parameters as the originals count them; others count frozen norms, too:",
+    "--json.",
 )
 UNKNOWN_HASH = "sha256 unknown"
 

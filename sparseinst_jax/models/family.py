@@ -14,6 +14,10 @@ import jax
 
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.models.weight_names import UNPUBLISHED, WeightNames
+from sparseinst_jax.runtime.messages import brief
+
+# Nobody needs more; a configuration that came with a checkpoint may hold any number.
+MAX_SIZE = 1 << 16
 
 
 class Selection(NamedTuple):
@@ -78,3 +82,16 @@ class Family:
     masks_are_logits: bool = False
     scores_at_original_size: bool = False
     weights: WeightNames = UNPUBLISHED
+
+
+def size_faults(options: Mapping[str, Any], most: Mapping[str, int]) -> list[str]:
+    """List which of the named options are no whole numbers from 1 to the most that each may be."""
+    found = []
+    for key, limit in most.items():
+        value = options[key]
+        if type(value) is not int:
+            found.append(f"{key} must be an integer, got {brief(value)}")
+        elif not 1 <= value <= limit:
+            bound = "at least 1" if value < 1 else f"at most {limit}"
+            found.append(f"{key} must be {bound}, got {brief(value)}")
+    return found

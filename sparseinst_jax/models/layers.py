@@ -7,6 +7,7 @@ Layout: images NHWC, convolution kernels HWIO, linear kernels [in, out].
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
 Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]
 
 NORM_EPSILON = 1e-5
+POOL_SIZES = (1, 2, 3, 6)
 
 
 class FrozenStatistic(nnx.Variable):
@@ -52,6 +54,12 @@ def msra(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarr
 def torch_uniform(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
     """Draw U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default for kernels and biases."""
     return (rng.random(shape, np.float32) * 2 - 1) * np.float32(1.0 / np.sqrt(fan_in))
+
+
+def glorot(rng: np.random.Generator, shape, fan_in: int, fan_out: int) -> np.ndarray:
+    """Draw U(-b, b), b = sqrt(6 / (fan_in + fan_out)): PyTorch's `xavier_uniform_`."""
+    bound = np.sqrt(6.0 / (fan_in + fan_out))
+    return (rng.random(shape, np.float32) * 2 - 1) * np.float32(bound)
 
 
 def normal(deviation: float) -> Initializer:
@@ -292,6 +300,30 @@ class GroupNorm(nnx.Module):
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
         normalized = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)
         return (normalized * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class PyramidPooling(nnx.Module):
+    """Means over 1x1, 2x2, 3x3 and 6x6 windows, projected, upsampled and joined with the input."""
+
+    def __init__(self, channels: int, *, dtype: Any, rng: np.random.Generator):
+        conv = functools.partial(
+            Conv,
+            kernel_init=torch_uniform,
+            bias_init=torch_uniform,
+            dtype=dtype,
+            rng=rng,
+        )
+        self.stages = nnx.List([conv(channels, channels // 4, 1) for _ in POOL_SIZES])
+        joined = channels + len(POOL_SIZES) * (channels // 4)
+        self.bottleneck = conv(joined, channels, 1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C] to the same
+        pooled = [
+            ops.relu(stage(ops.adaptive_average_pool(x, size)))
+            for stage, size in zip(self.stages, POOL_SIZES, strict=True)
+        ]
+        pooled = [ops.resize_bilinear(p, x.shape[1:3]) for p in pooled]
+        return ops.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
 
 
 NORMS: dict[str, Callable[[int], nnx.Module]] = {

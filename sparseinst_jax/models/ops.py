@@ -38,6 +38,21 @@ def normalize_images(images: jax.Array, valid_size: jax.Array) -> jax.Array:
     return jnp.where(inside, normalized, 0.0)
 
 
+def require_padding(images: jax.Array, stride: int) -> None:
+    """Refuse images [B, H, W, ...] whose sides are no multiples of the stride.
+
+    Raises:
+      ValueError: with the size to pad to.
+    """
+    height, width = images.shape[1:3]
+    if height % stride or width % stride:
+        padded = tuple(-(-n // stride) * stride for n in (height, width))
+        raise ValueError(
+            f"images must be padded to multiples of {stride}, got {(height, width)}. "
+            f"Pad with zeros on the right and at the bottom to {padded}."
+        )
+
+
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
     """Return max(x, 0), with the gradient 1 where the result is above 0.

@@ -50,7 +50,9 @@ class WeightNames(NamedTuple):
     Attributes:
       title: of the family, for messages.
       parts: first names of its own modules; a file without any holds a backbone alone.
-      class_layer: the published name of the layer with one output for each class.
+      class_layers: published names of the layers with one output for each class; a network has
+        the first one, and may lack others.
+      has_no_object: whether these have one output more, for no object.
       options: which keys of a configuration decide whether a file fits, for messages.
       renames: modules, from our paths (`encoder/fusion`) to the published names.
       leaves: arrays beyond kernels, biases and norms, from ours to the published ones.
@@ -59,15 +61,20 @@ class WeightNames(NamedTuple):
 
     title: str
     parts: tuple[str, ...]
-    class_layer: str
+    class_layers: tuple[str, ...]
     options: str
+    has_no_object: bool = False
     renames: tuple[Rename, ...] = ()
     leaves: tuple[Leaf, ...] = ()
     ignored: tuple[Ignored, ...] = ()
 
+    def is_of_class_layer(self, name: str) -> bool:
+        """Whether the published name is that of an array of a class layer."""
+        return name.rpartition(".")[0] in self.class_layers
+
 
 # Of a family without published weights: what PyTorch would call the paths of its parameters.
-UNPUBLISHED = WeightNames("such a", parts=(), class_layer="", options="options")
+UNPUBLISHED = WeightNames("such a", parts=(), class_layers=("",), options="options")
 
 
 def rename_module(rules: Iterable[Rename], module: str) -> str | None:

@@ -83,7 +83,7 @@ def load_initial_weights(
     """
     own = ours_to_original(params, statistics, names)
     given = _read(Path(path), names)
-    head = [name for name in own if name.startswith(f"{names.class_layer}.")]
+    head = [name for name in own if names.is_of_class_layer(name)]
     fresh = {
         name: reason
         for name, array in own.items()

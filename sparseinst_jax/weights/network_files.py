@@ -54,8 +54,8 @@ class ConvertedWeights(NamedTuple):
 
 def count_classes(arrays: Mapping[str, Any], names: WeightNames) -> int | None:
     """The number of classes that a state dict under the original's names was trained with."""
-    shape = np.shape(arrays.get(f"{names.class_layer}.bias", 0))
-    return shape[0] if len(shape) == 1 else None
+    shape = np.shape(arrays.get(f"{names.class_layers[0]}.bias", 0))
+    return shape[0] - names.has_no_object if len(shape) == 1 else None
 
 
 def classes_that_fit(
@@ -143,7 +143,7 @@ def _no_whole_network(path: str | Path, found: RenamedWeights, names: WeightName
             f"network: start training from it with sparseinst train --init-from {path}."
         )
     return (
-        f"{path} has no {names.class_layer}.bias, so it is no {names.title} network: "
+        f"{path} has no {names.class_layers[0]}.bias, so it is no {names.title} network: "
         f"{found.evidence}. Give a checkpoint of the original release or of an implementation in "
         "docs/convert.md."
     )
@@ -184,8 +184,7 @@ def closest_network(
 def part_of(name: str, names: WeightNames) -> str:
     """The row of an array with an original name."""
     first, _, rest = name.partition(".")
-    is_class_head = name.startswith(f"{names.class_layer}.")
-    return _CLASS_HEAD if is_class_head else first if rest else _OTHER
+    return _CLASS_HEAD if names.is_of_class_layer(name) else first if rest else _OTHER
 
 
 def part_table(

@@ -1,4 +1,4 @@
-"""The published SparseInst models as data: scores, sizes, and where their weights are.
+"""The published models as data: scores, sizes, and where their weights are.
 
 Scores, speeds and addresses are those of the model tables named in `SOURCES`. Nothing here was
 computed with this code but the sizes: parameters and multiply-accumulates of each network, which a
@@ -15,12 +15,16 @@ SOURCES = {
         "github.com/hustvl/SparseInst, its README: AP on val2017 and test-dev2017, FPS on an RTX "
         "2080 Ti; the weights also at https://pan.baidu.com/s/1tot7Wcoi4J1xh8ZS7VikZg, word lkdo"
     ),
+    "FastInst": (
+        "github.com/junjiehe96/FastInst, its README: AP on val2017 and test-dev2017, FPS on a V100"
+    ),
     "PaddleDetection": (
         "PaddleDetection, pull request 7357 (not merged), its README: AP on val2017 with an "
         "evaluation of its own (--config.eval.protocol=paddledetection)"
     ),
     "mmdetection": "mmdetection, projects/SparseInst: AP on val2017, FPS without a device",
 }
+_FASTINST = "https://github.com/junjiehe96/FastInst/releases/download/v0.1.0/"
 _DRIVE = "https://drive.google.com/file/d/"
 _PADDLE = "https://bj.bcebos.com/v1/paddledet/models/"
 _PADDLE_BACKBONES = "https://paddledet.bj.bcebos.com/models/pretrained/"
@@ -119,6 +123,11 @@ NETWORKS = {
     "giam_pvt_b1": Network(22_164_129, 0, 0, 84.88),
     "giam_pvt_b2_linear": Network(30_708_641, 0, 0, 94.03),
     "giam_r50vd_dcnv2": Network(33_685_152, 53_248, 53_248, 104.45),
+    "fastinst_r50_x1": Network(29_658_035, 53_120, 53_120, 64.60),
+    "fastinst_r50_x3": Network(34_176_597, 53_120, 53_120, 81.96),
+    "fastinst_r101_x3": Network(53_116_501, 105_344, 105_344, 122.87),
+    "fastinst_r50vd_dcn_x1": Network(30_174_965, 53_248, 53_248, 67.92),
+    "fastinst_r50vd_dcn_x3": Network(34_693_527, 53_248, 53_248, 85.27),
 }
 
 
@@ -129,7 +138,8 @@ class Row(NamedTuple):
       config: name of the file in configs/, without its ending.
       source: key of SOURCES.
       model: decoder and backbone, as the table names them.
-      short_side: of the evaluated images, pixels; the long side is at most 853.
+      short_side: of the evaluated images, pixels; the long side is at most 853, for 576 at most
+        777.
       ap_val, ap_test: mask AP on val2017 and test-dev2017, None where not published.
       fps: images per second, None where not published.
       network: key of NETWORKS.
@@ -173,6 +183,13 @@ giam_darknet53                 | G-IAM, DarkNet-53                | 640 |    - |
 giam_pvt_b1                    | G-IAM, PVTv2-B1                  | 640 | 35.3 | 36.0 | 33.5
 giam_pvt_b2_linear             | G-IAM, PVTv2-B2-li               | 640 | 37.2 | 38.2 | 26.5
 """,
+    "FastInst": """
+fastinst_r50_x1                | FastInst-D1, R-50                | 576 | 34.9 | 35.6 | 53.8
+fastinst_r50_x3                | FastInst-D3, R-50                | 640 | 37.9 | 38.6 | 35.5
+fastinst_r101_x3               | FastInst-D3, R-101               | 640 | 38.9 | 39.9 | 28.0
+fastinst_r50vd_dcn_x1          | FastInst-D1, R-50-d-DCN          | 576 | 37.4 | 38.0 | 47.8
+fastinst_r50vd_dcn_x3          | FastInst-D3, R-50-d-DCN          | 640 | 40.1 | 40.5 | 32.5
+""",
     "PaddleDetection": """
 paddle_iam_r50                 | IAM, R-50                        | 640 | 32.2 |    - |    -
 paddle_iam_r50_aug             | IAM, R-50, crops                 | 640 | 32.7 |    - |    -
@@ -208,6 +225,13 @@ giam_pvt_b1 | giam_pvt_b1 | pvt_b1 | 13l9JgTz3sF6j3vSVHOOhAYJnCf-QuNe_
 giam_pvt_b2_linear | giam_pvt_b2_linear | pvt_b2_linear | 1DFxQnFg_UL6kmMoNC4StUKo79RXVHyNF
 mmdet_iam_r50 | iam_r50 | r50 | -
 """,
+    f"{_FASTINST}fastinst_{{}}.pth": """
+fastinst_r50_x1 | fastinst_r50_x1 | r50 | R50_ppm-fpn_x1_576_34.9
+fastinst_r50_x3 | fastinst_r50_x3 | r50 | R50_ppm-fpn_x3_640_37.9
+fastinst_r101_x3 | fastinst_r101_x3 | r101 | R101_ppm-fpn_x3_640_38.9
+fastinst_r50vd_dcn_x1 | fastinst_r50vd_dcn_x1 | r50vd | R50-vd-dcn_ppm-fpn_x1_576_37.4
+fastinst_r50vd_dcn_x3 | fastinst_r50vd_dcn_x3 | r50vd | R50-vd-dcn_ppm-fpn_x3_640_40.1
+""",
     f"{_PADDLE}sparseinst_{{}}.pdparams": """
 paddle_iam_r50 | iam_r50 | paddle_r50 | r50_150e_coco
 paddle_iam_r50_aug | iam_r50 | paddle_r50 | r50_150e_coco_aug
@@ -218,6 +242,7 @@ paddle_giam_r50vd_ssld_aug | giam_r50vd | paddle_ssld | r50vd_ssld_giam_150_coco
 paddle_giam_r50vd_ssld_dcn_aug | giam_r50vd_dcnv2 | paddle_ssld | r50vd_ssld_dcn_giam_150e_coco_aug
 """,
 }
+_FASTINST_COST = "its README counts {} GFLOPs, a mean over val2017"
 _NO_ROW = "a configuration of the original without a row"
 _AVERAGED = "the file holds the moving average of the weights"
 _NOTES = {
@@ -231,6 +256,9 @@ _NOTES = {
     "giam_cspdarknet53": "the table says G-IAM, the original's file the softmax decoder",
     "giam_darknet53": f"{_NO_ROW}, from random weights",
     "giam_pvt_b1": "48.9 FPS on an RTX 3090",
+    "fastinst_r50_x1": _FASTINST_COST.format(49.6),
+    "fastinst_r50_x3": _FASTINST_COST.format(75.5),
+    "fastinst_r101_x3": _FASTINST_COST.format(112.9),
     "paddle_giam_r50vd_ssld_aug": _AVERAGED,
     "paddle_giam_r50vd_ssld_dcn_aug": _AVERAGED,
     "mmdet_iam_r50": "the table's link is empty",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.target_masks import TargetForm
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
@@ -25,7 +27,8 @@ from sparseinst_jax.weights import zoo
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
-VARIANTS = [path for path in CONFIGS if path.stem != "base"]
+BASES = ("base", "fastinst_base")  # of each family: what its configurations start from
+VARIANTS = [path for path in CONFIGS if path.stem not in BASES]
 NUM_CLASSES = 3
 VARIANT_LINES = 15
 
@@ -60,13 +63,13 @@ def _steps() -> dict[str, ConfigDict]:
 STEPS = _steps()
 
 
-def _batch(size: int = 2, targets: int = 3) -> Batch:
+def _batch(form: TargetForm, size: int = 2, targets: int = 3) -> Batch:
     height, width = 64, 96
     return Batch(
         np.zeros((size, height, width, 3), np.uint8),
         np.full((size, 2), (height, width), np.int32),
         np.zeros((size, targets), np.int32),
-        np.zeros((size, targets, height // 4, width // 4), np.uint8),
+        np.zeros((size, targets, *form.shape((height, width))), np.uint8),
         np.ones((size, targets), bool),
         None,
     )
@@ -78,7 +81,8 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = functional(model)
     step, _ = make_step(config, apply, params, optimizer.rules_of(model))
-    batch = _batch()
+    family = FAMILIES[config.model.family]
+    batch = _batch(family.targets)
     opt_state = jax.eval_shape(step.optimizer.init, params)
     average = (params, statistics) if config.train.ema_decay else None
     state = TrainState(jnp.int32(0), params, statistics, opt_state, average)
@@ -89,13 +93,13 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
         outputs, pull_back, statistics, scores = step._first_half(
             state.params, state.statistics, state.step, places, batch
         )
-        seen["score"], seen["outputs"] = scores["masks"], outputs
+        seen["scores"], seen["outputs"] = scores, outputs
         rest = outputs, pull_back, statistics, batch, matches, counts, places
         return step._second_half(state, 0, None, *rest, is_last=True)
 
     # One device: `vmap` over an axis of one gives the collectives their axis without a device.
     mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0, 0), axis_name=DEVICE_AXIS)
-    matches = {"masks": np.zeros((2, 3), np.int32)}
+    matches = {key: np.zeros((2, 3), np.int32) for key in MATCHINGS[config.model.family](config)}
     counts = np.float32(6), step.objective.count(batch)
     given = batch, matches, counts, np.arange(2, dtype=np.int32)
     one = jax.tree.map(lambda x: np.asarray(x)[None], given)
@@ -108,13 +112,51 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     assert {value.shape for value in metrics.values()} == {(1,)}
     assert metrics.pop(STOP).dtype == np.int32
     assert {value.dtype.name for value in metrics.values()} == {"float32"}
-    wanted = {"loss/total", "loss/class", "loss/mask", "loss/dice", "loss/objectness"}
-    assert metrics.keys() == wanted | {"grad_norm", "num_targets"}
-    assert seen["score"].shape == (2, config.model.num_masks, 3)
+    wanted = {"total", *TERMS[config.model.family](config)}
+    wanted = {f"loss/{term}" for term in wanted} | {"grad_norm", "num_targets"}
+    assert metrics.keys() == wanted
+    assert seen["scores"].keys() == matches.keys()
     # The results are float32 in every compute type: matching and losses are.
-    assert {x.dtype.name for x in (*seen["outputs"], seen["score"])} == {"float32"}
-    assert seen["outputs"].class_logits.shape == (2, config.model.num_masks, NUM_CLASSES)
-    assert seen["outputs"].mask_logits.shape == (2, config.model.num_masks, 8, 12)
+    most = min(family.num_masks(builders.model_options(config.model)), 64 * 96 // 16**2)
+    for key, score in seen["scores"].items():
+        number = config.model.num_masks if key == "masks" else 24 if key == "proposal" else most
+        assert (score.shape, score.dtype.name) == ((2, number, 3), "float32")
+    selection = jax.eval_shape(family.select, _for_inference(apply, state))
+    stride = family.mask_stride
+    assert selection.scores.dtype.name == selection.masks.dtype.name == "float32"
+    assert selection.masks.shape[2:] == (64 // stride, 96 // stride)
+
+
+def _layers(config):
+    return range(config.model.num_layers)
+
+
+MATCHINGS = {
+    "sparseinst": lambda config: ("masks",),
+    "fastinst": lambda config: (
+        *("guided", "proposal"),
+        *(f"head_{i}" for i in range(config.model.num_layers + 1)),
+    ),
+}
+TERMS = {
+    "sparseinst": lambda config: ("class", "mask", "dice", "objectness"),
+    "fastinst": lambda config: (
+        "proposal",
+        *(
+            f"{kind}{part}"
+            for kind in ("class", "mask", "dice")
+            for part in (
+                "",
+                *(f"_{pass_}_{i}" for pass_ in ("guided", "head") for i in _layers(config)),
+            )
+        ),
+    ),
+}
+
+
+def _for_inference(apply, state):
+    images = jax.ShapeDtypeStruct((2, 64, 96, 3), jnp.float32)
+    return jax.eval_shape(lambda p, s, x: apply(p, s, x)[0], state.params, state.statistics, images)
 
 
 @by_variant
@@ -150,7 +192,7 @@ def test_a_variant_is_short_and_says_command_hardware_and_ap(path):
 
 
 def test_every_published_row_has_a_configuration_and_no_other_has_a_row():
-    own = {"finetune", "finetune_small", "shapes", "tiny"}
+    own = {"finetune", "finetune_small", "shapes", "shapes_fastinst", "tiny"}
     assert {path.stem for path in VARIANTS} - own == ROWS.keys()
 
 
@@ -159,11 +201,16 @@ def test_a_published_configs_name_says_what_it_holds(name):
     config = load_config(ROOT / "configs" / f"{name}.py")
     model, words = config.model, name.split("_")
     is_softmax = "softmax" in words or "cspdarknet53" in words
-    assert model.num_groups == (1 if "iam" in words else 4)
-    assert model.normalizer == ("softmax" if is_softmax else "sigmoid")
+    is_fastinst = model.family == "fastinst"
+    assert is_fastinst == ("fastinst" in words)
+    if is_fastinst:
+        assert model.num_layers == int(words[-1].removeprefix("x"))
+    else:
+        assert model.num_groups == (1 if "iam" in words else 4)
+        assert model.normalizer == ("softmax" if is_softmax else "sigmoid")
     assert model.dtype == ("bfloat16" if "bf16" in words else "float32")
     has_crop = config.data.augmentation == "flip_resize_crop"
-    assert has_crop == ("aug" in words)
+    assert has_crop == ("aug" in words or is_fastinst)
     assert has_crop or config.data.augmentation == "flip_resize"
     if {"r50", "r50vd", "r101"} & set(words):
         assert _resnet(model.backbone) == _wanted_resnet(words)
@@ -195,19 +242,22 @@ OTHER_BACKBONES = {
 }
 
 
-@pytest.mark.parametrize("name", ["base", *ROWS])
+@pytest.mark.parametrize("name", [*BASES, *ROWS])
 def test_what_no_published_recipe_has_is_off_in_all_of_them(name):
     config = load_config(ROOT / "configs" / f"{name}.py")
     train, data = config.train, config.data
     assert (train.gradient_clip_norm, train.early_stopping, train.lr_decay) == (0, 0, 0.1)
-    assert train.base_batch_size == train.batch_size == 64
-    assert (train.learning_rate, train.weight_decay) == (5e-5, 0.05)
+    is_fastinst = config.model.family == "fastinst"
+    assert train.base_batch_size == train.batch_size == (16 if is_fastinst else 64)
+    assert (train.learning_rate, train.weight_decay) == (1e-4 if is_fastinst else 5e-5, 0.05)
     assert (data.copy_paste, data.keep_empty, data.crowd) == (0, False, "drop")
     assert (data.train_sizes, data.train_max_size) == (tuple(range(416, 641, 32)), 853)
     assert config.eval.protocol == "original"
-    assert dict(config.objective) == dict(load_config(ROOT / "configs/base.py").objective)
+    base = load_config(ROOT / "configs" / f"{BASES[is_fastinst]}.py")
+    assert dict(config.objective) == dict(base.objective)
     if name in ROWS:
-        assert data.eval_size == (ROWS[name].short_side, 853)
+        side = ROWS[name].short_side
+        assert data.eval_size == (side, 777 if side == 576 else 853)
 
 
 PADDLE_STEPS = 117_266 // 64  # of an epoch, the last incomplete batch left out
@@ -215,6 +265,7 @@ RECIPES = {
     "SparseInst": ("detectron2", "detectron2", 0, 1000, 270_000),
     "PaddleDetection": ("paddledetection", "paddledetection", 2, 1000, 150 * PADDLE_STEPS),
     "mmdetection": ("mmdetection", "mmdetection", 1, 0, 270_000),
+    "FastInst": ("detectron2", "detectron2", 0, 0, 368_750),
 }
 
 
@@ -228,7 +279,8 @@ def test_a_row_is_trained_as_its_implementation_trains_it(name):
     assert train.ema_decay == (0.9998 if "ssld" in name else 0)
     epochs = (114, 137) if name == "paddle_giam_r50vd_ssld_aug" else (115, 136)
     paddle = tuple(epoch * PADDLE_STEPS for epoch in epochs)
-    assert train.milestones == (paddle if source == "PaddleDetection" else (210_000, 250_000))
+    others = {"PaddleDetection": paddle, "FastInst": (327_778, 355_092)}
+    assert train.milestones == others.get(source, (210_000, 250_000))
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -256,10 +308,19 @@ def test_the_base_config_is_the_published_recipe():
     assert (train.learning_rate, train.weight_decay, train.warmup_steps) == (5e-5, 0.05, 1000)
     assert (data.train_sizes, data.train_max_size) == (tuple(range(416, 641, 32)), 853)
     assert (config.eval.score_threshold, config.eval.mask_threshold) == (0.005, 0.45)
-    weights = dataclasses.asdict(
-        builders.build_objective(config, apply=None)  # the defaults equal the config's
-    )
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_what_a_base_config_says_are_the_defaults(name):
+    config = load_config(ROOT / "configs" / f"{name}.py")
+    family = FAMILIES[config.model.family]
+    weights = vars(builders.build_objective(config, apply=None))
+    empty = family.objective(None, builders.model_options(config.model))
     assert {key: weights[key] for key in config.objective} == dict(config.objective)
+    assert {key: vars(empty)[key] for key in config.objective} == dict(config.objective)
+    defaults = inspect.signature(family.select).parameters
+    for key in set(config.eval) - {"batch_size", "protocol"}:
+        assert defaults[key].default == config.eval[key], key
 
 
 def test_every_key_is_read_somewhere():
@@ -274,6 +335,6 @@ def test_every_key_is_read_somewhere():
                 names.add(node.target.id)  # fields of a dataclass
             elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "pop":
                 names.update(arg.value for arg in node.args if isinstance(arg, ast.Constant))
-    keys = flatten(load_config(ROOT / "configs/base.py"))
+    keys = [key for name in BASES for key in flatten(load_config(ROOT / f"configs/{name}.py"))]
     dead = [key for key in keys if not set(key.split(".")) <= names]
     assert dead == [], f"no code reads these options: {dead}"

@@ -72,6 +72,13 @@ ORIGINALS = {
     "giam_pvt_b1": Original(22_164_129, 0, 21.76, 6.68, 32.82, 85.05),
     "giam_pvt_b2_linear": Original(30_708_641, 0, 30.35, 6.68, 32.82, 94.16),
 }
+FASTINST_PARAMETERS = {
+    "fastinst_r50_x1": 29_658_035,
+    "fastinst_r50_x3": 34_176_597,
+    "fastinst_r101_x3": 53_116_501,
+    "fastinst_r50vd_dcn_x1": 30_174_965,
+    "fastinst_r50vd_dcn_x3": 34_693_527,
+}
 # PyTorch's batch norm also holds a counter of batches; one for each norm.
 BATCH_COUNTERS = {"giam_cspdarknet53": 67, "giam_darknet53": 52}
 PADDLE_PARAMETERS = {
@@ -101,7 +108,10 @@ def test_with_the_norms_affine_values_they_equal_paddledetections_and_mmdetectio
 
 
 def test_the_originals_table_and_ours_hold_the_same_networks():
-    assert ORIGINALS.keys() | {"giam_r50vd_dcnv2"} == zoo.NETWORKS.keys()
+    known = ORIGINALS.keys() | FASTINST_PARAMETERS.keys() | {"giam_r50vd_dcnv2"}
+    assert known == zoo.NETWORKS.keys()
+    counted = {name: zoo.NETWORKS[name].parameters for name in FASTINST_PARAMETERS}
+    assert counted == FASTINST_PARAMETERS
 
 
 @pytest.mark.parametrize("network", ORIGINALS)

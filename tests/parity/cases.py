@@ -18,7 +18,8 @@ import numpy as np
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.sparseinst.weights import NAMES
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.family import Family
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
@@ -54,6 +55,10 @@ CONFIG_OF_ORIGINALS = {
     "sparse_inst_darknet53_giam.yaml": "giam_darknet53.py",
     "sparse_inst_pvt_b1_giam.yaml": "giam_pvt_b1.py",
     "sparse_inst_pvt_b2_li_giam.yaml": "giam_pvt_b2_linear.py",
+    "fastinst_R50_ppm-fpn_x1_576.yaml": "fastinst_r50_x1.py",
+    "fastinst_R50_ppm-fpn_x3_640.yaml": "fastinst_r50_x3.py",
+    "fastinst_R101_ppm-fpn_x3_640.yaml": "fastinst_r101_x3.py",
+    "fastinst_R50-vd-dcn_ppm-fpn_x1_576.yaml": "fastinst_r50vd_dcn_x1.py",
 }
 
 
@@ -94,6 +99,16 @@ class Case:
         return load_config(self.config_path)
 
     @property
+    def num_classes(self) -> int:
+        """K; the recordings are of COCO's classes where they do not say."""
+        return self.manifest.get("num_classes", 80)
+
+    @property
+    def family(self) -> Family:
+        """The family of the network."""
+        return FAMILIES[self.config.model.family]
+
+    @property
     def padded_size(self) -> tuple[int, int]:
         """The largest height and width of the batch, rounded up to multiples of 32."""
         sizes = np.array([image["net_hw"] for image in self.manifest["images"]])
@@ -102,11 +117,12 @@ class Case:
 
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
-        module = build_model(self.config.model, self.manifest["num_classes"], None)
+        module = build_model(self.config.model, self.num_classes, None)
         apply, params, statistics = functional(module)
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
-        return apply, *original_to_ours(state_dict, params, statistics, NAMES, source=self.name)
+        names = self.family.weights
+        return apply, *original_to_ours(state_dict, params, statistics, names, source=self.name)
 
     def batch(self) -> Batch:
         """The images with their objects, padded to the batch's largest size."""
@@ -123,12 +139,15 @@ class Case:
             n = entry.get("num_gt", 0)
             if n:
                 labels[i, :n], masks[i, :n, :h, :w] = golden_weights.instances(
-                    h, w, n, self.manifest["num_classes"], entry["gt_seed"]
+                    h, w, n, self.num_classes, entry["gt_seed"]
                 )
+                masks[i, entry.get("empty_masks", [])] = False
                 is_target[i, :n] = True
         sizes = np.array([entry["net_hw"] for entry in entries], np.int32)
         ids = np.arange(count, dtype=np.int64)
-        return Batch(images, sizes, labels, quarter(masks), is_target, ids)
+        is_sparseinst = self.config.model.family == "sparseinst"
+        encoded = quarter(masks) if is_sparseinst else np.packbits(masks, axis=-1)
+        return Batch(images, sizes, labels, encoded, is_target, ids)
 
 
 def quarter(masks: np.ndarray) -> np.ndarray:
@@ -139,41 +158,55 @@ def quarter(masks: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def load(name: str) -> Case:
-    """Read a case; nothing is unpickled."""
-    manifest = json.loads((GOLDEN / name / "manifest.json").read_text())
-    with np.load(GOLDEN / name / "tensors.npz", allow_pickle=False) as archive:
+    """Read a case, or "case/batch" of one with several batches; nothing is unpickled."""
+    folder, _, batch = name.partition("/")
+    manifest = json.loads((GOLDEN / folder / "manifest.json").read_text())
+    with np.load(GOLDEN / folder / "tensors.npz", allow_pickle=False) as archive:
         tensors = {key: archive[key] for key in archive.files}
+    if batch:
+        manifest |= manifest.pop("batches")[batch]
+        tensors = {
+            key.removeprefix(f"{batch}/"): x for key, x in tensors.items() if key.startswith(batch)
+        }
     return Case(name, manifest, tensors)
 
 
 @functools.cache
 def forward(name: str) -> dict[str, np.ndarray]:
     """Run our network on a case: every named tensor in the original's layout and by its name."""
-    case = load(name)
-    apply, params, statistics = case.model()
-    batch = case.batch()
-
-    @jax.jit
-    def run(params, statistics, images, valid_size):
-        named: dict[str, Any] = {}
-        inputs = ops.normalize_images(images, valid_size)
-        outputs, _ = apply(params, statistics, inputs, intermediates=named)
-        return inputs, outputs, named
-
-    inputs, outputs, named = run(params, statistics, batch.images, batch.valid_size)
-    ours = {key: to_nchw(np.asarray(value)) for key, value in named.items()}
-    ours |= {theirs: ours[key] for theirs, key in OUR_NAMES.items() if key in ours}
-    ours["input"] = to_nchw(np.asarray(inputs))
+    outputs, ours = run(load(name))
     ours["pred_logits"] = np.asarray(outputs.class_logits)
     ours["pred_scores"] = np.asarray(outputs.objectness_logits)[..., None]
     ours["pred_masks"] = np.asarray(outputs.mask_logits)
     return ours
 
 
+def run(case: Case, train: bool = False) -> tuple[Any, dict[str, np.ndarray]]:
+    """Run our network on a case: its outputs, and the tensors on the way by the original's names.
+
+    Maps are NCHW.
+    """
+    apply, params, statistics = case.model()
+    batch = case.batch()
+
+    @jax.jit
+    def forward(params, statistics, images, valid_size):
+        named: dict[str, Any] = {}
+        inputs = ops.normalize_images(images, valid_size)
+        outputs, _ = apply(params, statistics, inputs, train=train, intermediates=named)
+        return inputs, outputs, named
+
+    inputs, outputs, named = forward(params, statistics, batch.images, batch.valid_size)
+    ours = {key: to_nchw(np.asarray(value)) for key, value in named.items()}
+    ours |= {theirs: ours[key] for theirs, key in OUR_NAMES.items() if key in ours}
+    ours["input"] = to_nchw(np.asarray(inputs))
+    return outputs, ours
+
+
 OUR_NAMES = {
     **{f"backbone.{name}": name for name in ("res3", "res4", "res5")},
     **{f"backbone.{name}": name for name in ("csp2", "csp3", "csp4", "p2", "p3", "p4")},
-    **{"stem_pool": "stem", "layer1": "res2"},  # of variant d
+    **{"stem_pool": "stem", "layer1": "res2", "backbone.res2": "res2"},  # of variant d
     "pred_kernel": "mask_kernels",
 }
 

@@ -48,7 +48,8 @@ def test_photos_give_the_originals_coco_results(name, data_dir, errors, tmp_path
     state_dict = golden_weights.make(
         cases.load(manifest["config"]).manifest["state_dict"], manifest["weights_seed"]
     )
-    results = _evaluate(manifest, state_dict, folder / "train.json", images.parent, tmp_path)
+    config = cases.load(manifest["config"]).config_path
+    results = evaluate(config, manifest, state_dict, folder, tmp_path)
     predictor = _predictor(manifest, state_dict, dataset)
     ious = []
     for image_id in manifest["image_ids"]:
@@ -66,24 +67,26 @@ def test_photos_give_the_originals_coco_results(name, data_dir, errors, tmp_path
             errors.check("scores", f"score, image {image_id}", distance, SCORE)
             assert low - SCORE < ours["score"] < high + SCORE
             assert list(ours["segmentation"]["size"]) == wanted["size"]
-            iou = _iou(ours["segmentation"], {"size": wanted["size"], "counts": counts})
-            ious.append(iou)
-            errors.check("mask IoU", f"1 - IoU, image {image_id}", 1 - iou, 1 - MASK_IOU)
+            overlap = iou(ours["segmentation"], {"size": wanted["size"], "counts": counts})
+            ious.append(overlap)
+            errors.check("mask IoU", f"1 - IoU, image {image_id}", 1 - overlap, 1 - MASK_IOU)
     errors.check("mean mask IoU", "1 - mean IoU", 1 - np.mean(ious), 1 - MEAN_IOU)
 
 
-def _evaluate(manifest, state_dict, annotations, images, tmp_path) -> list[dict]:
-    """Run the command on the named photos; the results that it writes."""
+def evaluate(config, manifest, state_dict, folder, tmp_path) -> list[dict]:
+    """Run the command on the named photos of a folder; the results that it writes."""
     save_file(
         {key: np.ascontiguousarray(array) for key, array in state_dict.items()},
         tmp_path / "weights.safetensors",
     )
-    content, wanted = json.loads(annotations.read_text()), set(manifest["image_ids"])
+    (images,) = {path.parent for path in (folder / "images").rglob(manifest["file_names"][0])}
+    content = json.loads((folder / "train.json").read_text())
+    wanted = set(manifest["image_ids"])
     content["images"] = [entry for entry in content["images"] if entry["id"] in wanted]
     content["annotations"] = [e for e in content["annotations"] if e["image_id"] in wanted]
     (tmp_path / "six.json").write_text(json.dumps(content))
     arguments = {
-        "--config": cases.load(manifest["config"]).config_path,
+        "--config": config,
         "--weights": tmp_path / "weights.safetensors",
         "--output": tmp_path / "eval",
         "--config.data.val.annotations": tmp_path / "six.json",
@@ -126,7 +129,7 @@ def _cuts(cut: float) -> tuple[float, float, float]:
     return cut - NEAR_CUT, cut, cut + NEAR_CUT
 
 
-def _iou(ours, theirs) -> float:
+def iou(ours, theirs) -> float:
     first, second = (coco_mask.decode(rle).astype(bool) for rle in (ours, theirs))
     union = (first | second).sum()
     return float((first & second).sum() / union) if union else 1.0

@@ -20,7 +20,7 @@ from sparseinst_jax.training.optimizer import make_optimizer, make_schedule, rul
 from sparseinst_jax.training.step import TrainStep
 from tests.parity import other_cases
 from tests.parity.cases import quarter
-from tests.parity.test_training import keep_gradients
+from tests.parity.steps import keep_gradients
 
 CASES = ("train_mmdet_iam_r50", "train_paddle_giam_r50", "train_paddle_giam_r50vd_ssld_dcn_aug")
 TERMS = {

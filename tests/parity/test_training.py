@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
 import functools
-import gc
 
 import jax
 import numpy as np
-import optax
 import pytest
 
 from sparseinst_jax import matching
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.models.sparseinst.model import Outputs
-from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.setup.builders import build_objective
-from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
-from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights.convert import ours_to_original
-from tests.parity import cases
+from sparseinst_jax.training.optimizer import ParameterRules
+from tests.parity import cases, steps
 
 TRAIN_CASES = ("train_r50_base", "train_r50_giam", "train_r50vd_dcn_giam")
-NUM_STEPS = 5
 TERMS = {
     "class": "loss_ce",
     "mask": "loss_mask",
@@ -37,8 +28,6 @@ SCORE = 1e-5  # absolute; noise of the original 7e-7
 # zero have a random sign, so that runs drift apart: the original's own reach 3e-3 absolute.
 LOSS = (1e-5, 1e-3, 1e-3, 1e-2, 1e-2, 1e-2)
 GRADIENT_NORM = 1e-3  # relative; noise up to 1e-4
-GRADIENT = 1e-2  # of the rms of a parameter's samples; a ReLU unit near 0 moves single entries
-COSINE = 1e-5  # 1 - cosine of a parameter's gradient samples
 # After one step: 99 % of the entries, and the rest, whose gradient is near 0, within two steps.
 AFTER_1, AFTER_1_SHARE, AFTER_1_REST = 2e-6, 0.99, 2 * LEARNING_RATE
 AFTER_5, AFTER_5_SHARE, AFTER_5_REST = 1e-5, 0.95, 10 * LEARNING_RATE
@@ -47,84 +36,31 @@ AFTER_5, AFTER_5_SHARE, AFTER_5_REST = 1e-5, 0.95, 10 * LEARNING_RATE
 NULL_DIRECTION = "decoder.inst_branch.iam_conv.bias"
 
 
-@dataclasses.dataclass
-class Run:
-    """What five steps left, in the original's names: one entry a step in the lists."""
-
-    scores: list[np.ndarray]
-    query_index: list[np.ndarray]
-    losses: list[dict[str, float]]
-    gradient_norms: list[float]
-    gradients: dict[str, np.ndarray]
-    after: dict[int, dict[str, np.ndarray]]
-
-
-def keep_gradients() -> optax.GradientTransformation:
-    """Pass gradients on and keep the last ones as the state, where a test can read them."""
-    return optax.GradientTransformation(lambda params: params, lambda g, state, p=None: (g, g))
-
-
 @pytest.fixture(scope="module", params=TRAIN_CASES)
 def name(request):
     """Go through the cases one after the other, and give their gigabytes back."""
     yield request.param
     _train.cache_clear()
-    jax.clear_caches()
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc keeps what was freed
-    if trim is not None:
-        trim(0)
+    steps.give_memory_back()
 
 
 @functools.cache
-def _train(name: str) -> Run:
-    """Take five steps, and a sixth only for the losses after the fifth."""
+def _train(name: str) -> steps.Run:
     case = cases.load(name)
-    apply, params, statistics = case.model()
-    optimizer = optax.chain(
-        keep_gradients(),
-        make_optimizer(
-            params,
-            LEARNING_RATE,
-            case.manifest["optimizer"]["weight_decay"],
-            rules=ParameterRules(undecayed=("norm",)),
-        ),
-    )
-    step = TrainStep(build_objective(case.config, apply), optimizer, devices=jax.devices()[:1])
-    state = step.place(TrainState(np.int32(0), params, statistics, optimizer.init(params)))
-    run = Run([], [], [], [], {}, {})
-    match = matching.match
-
-    def spy(match_score, is_target, minimise):
-        assert not minimise
-        run.scores.append(np.array(match_score)[0])
-        run.query_index.append(match(match_score, is_target))
-        return run.query_index[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "match", spy)
-        for number in range(NUM_STEPS + 1):
-            state, metrics = step(state, case.batch())
-            metrics = {key: float(np.asarray(value).ravel()[0]) for key, value in metrics.items()}
-            run.losses.append(metrics)
-            run.gradient_norms.append(metrics["grad_norm"])
-            if number + 1 in (1, NUM_STEPS):
-                host = step.fetch(state)
-                run.after[number + 1] = ours_to_original(host.params, {}, NAMES)
-                if number == 0:
-                    run.gradients = ours_to_original(host.opt_state[0], {}, NAMES)
-    return run
+    apply, _, _ = case.model()
+    rules = ParameterRules(undecayed=("norm",))
+    return steps.take(case, build_objective(case.config, apply), LEARNING_RATE, rules)
 
 
 def test_match_scores_and_pairs_equal_the_originals(name, errors):
     case, run = cases.load(name), _train(name)
-    for image, score in enumerate(run.scores[0]):
+    for image, score in enumerate(run.scores[0]["masks"]):
         recorded = case.tensors[f"cost{image}"]
         error = np.abs(score[:, : recorded.shape[1]] - recorded).max(initial=0)
         errors.check("match scores", f"match score, image {image}", error, SCORE)
     for number, record in enumerate(case.manifest["steps_f32"]):
         expected = [set(zip(*pairs, strict=True)) for pairs in record["pairs"]]
-        query_index = run.query_index[number][0]
+        query_index = run.matches[number]["masks"]
         got = [{(q, t) for t, q in enumerate(row) if q >= 0} for row in query_index.tolist()]
         wrong = sum(len(e ^ g) for e, g in zip(expected, got, strict=True))
         errors.check("matched pairs", f"wrong pairs, step {number}", wrong, 0)
@@ -168,50 +104,34 @@ def test_every_gradient_equals_the_originals(name, errors):
     )
     for key in case.manifest["picked"]:
         if key != NULL_DIRECTION:
-            _compare_gradient(errors, case, key, run.gradients[key].ravel())
-
-
-def _compare_gradient(errors, case, key, gradient):
-    recorded = {part: case.tensors[f"param/{key}/{part}"] for part in ("idx", "grad", "grad_f64")}
-    got, want = gradient[recorded["idx"]].astype(np.float64), recorded["grad"].astype(np.float64)
-    rms = np.sqrt(np.mean(want**2))
-    error = _distance(got, recorded["grad"], recorded["grad_f64"]).max() / rms
-    errors.check("gradient entries", key.removeprefix("backbone."), error, GRADIENT)
-    cosine = got @ want / (np.linalg.norm(got) * np.linalg.norm(want))
-    errors.check("gradient cosine", key.removeprefix("backbone."), 1 - cosine, COSINE)
+            steps.compare_gradient(errors, case, key, run.gradients[key].ravel())
 
 
 @pytest.mark.parametrize(
-    ("steps", "near", "share", "rest"),
+    ("number", "near", "share", "rest"),
     [
         (1, AFTER_1, AFTER_1_SHARE, AFTER_1_REST),
-        (NUM_STEPS, AFTER_5, AFTER_5_SHARE, AFTER_5_REST),
+        (steps.NUM_STEPS, AFTER_5, AFTER_5_SHARE, AFTER_5_REST),
     ],
     ids=["one step", "five steps"],
 )
-def test_parameters_equal_the_originals_after(name, steps, near, share, rest, errors):
+def test_parameters_equal_the_originals_after(name, number, near, share, rest, errors):
     case, run = cases.load(name), _train(name)
     distances = []
     for key in case.manifest["picked"]:
-        recorded = {part: case.tensors[f"param/{key}/{part}"] for part in ("idx", f"after{steps}")}
-        got = run.after[steps][key].ravel()[recorded["idx"]]
-        distance = _distance(
-            got, recorded[f"after{steps}"], case.tensors[f"param/{key}/after{steps}_f64"]
+        recorded = {part: case.tensors[f"param/{key}/{part}"] for part in ("idx", f"after{number}")}
+        got = run.after[number][key].ravel()[recorded["idx"]]
+        distance = steps.distance(
+            got, recorded[f"after{number}"], case.tensors[f"param/{key}/after{number}_f64"]
         )
         if key == NULL_DIRECTION:
-            errors.check("null direction", f"step {steps}", distance.max(), 10 * LEARNING_RATE)
+            errors.check("null direction", f"step {number}", distance.max(), 10 * LEARNING_RATE)
         else:
             distances.append(distance)
     everything = np.concatenate(distances)
-    group = f"parameters, step {steps}"
+    group = f"parameters, step {number}"
     errors.check(group, f"{share:.0%} of the entries", np.quantile(everything, share), near)
     errors.check(group, "the worst entry", everything.max(), rest)
-
-
-def _distance(got, float32, float64):
-    """Distance to the nearer of the original's own float32 and float64 runs."""
-    got = got.astype(np.float64)
-    return np.minimum(np.abs(got - float32), np.abs(got - float64))
 
 
 def test_a_batch_without_objects_trains_the_class_loss_alone():

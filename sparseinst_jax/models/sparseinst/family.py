@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS
-from sparseinst_jax.models.family import Family
+from sparseinst_jax.models.family import MAX_SIZE, Family, size_faults
 from sparseinst_jax.models.sparseinst import inference
 from sparseinst_jax.models.sparseinst.model import MAP_STRIDE, MASK_STRIDE, Normalizer, SparseInst
 from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
 from sparseinst_jax.models.sparseinst.weights import NAMES
-from sparseinst_jax.runtime.messages import brief
 
-# Nobody needs these; a configuration that came with a checkpoint may hold any number.
-MAX_SIZE, MAX_CONVS = 1 << 16, 1 << 8
+MAX_CONVS = 1 << 8  # nobody needs more
 SIZES = {
     "encoder_channels": MAX_SIZE,
     "decoder_channels": MAX_SIZE,
@@ -30,14 +28,7 @@ def faults(*, normalizer: Any, **options: Any) -> list[str]:
     found, known = [], get_args(Normalizer)
     if normalizer not in known:
         found.append(f"normalizer must be one of {', '.join(known)}, got {normalizer!r}")
-    for key, most in SIZES.items():
-        value = options[key]
-        if type(value) is not int:
-            found.append(f"{key} must be an integer, got {brief(value)}")
-        elif not 1 <= value <= most:
-            limit = "at least 1" if value < 1 else f"at most {most}"
-            found.append(f"{key} must be {limit}, got {brief(value)}")
-    return found
+    return found + size_faults(options, SIZES)
 
 
 def make_objective(

@@ -16,11 +16,10 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.models import layers, ops
-from sparseinst_jax.models.layers import Conv, Linear
+from sparseinst_jax.models.layers import Conv, Linear, PyramidPooling
 
 STRIDE = 32  # the coarsest feature map's; padded sizes are multiples of it
 MAP_STRIDE, MASK_STRIDE = 8, 4  # of the activation maps, and of the masks, which are twice as fine
-POOL_SIZES = (1, 2, 3, 6)
 NORMALIZER_FLOOR = 1e-6
 PRIOR_BIAS = -float(np.log(99.0))  # sigmoid = 0.01: rare positives, as in RetinaNet
 
@@ -40,30 +39,6 @@ class Outputs(NamedTuple):
     class_logits: jax.Array
     mask_logits: jax.Array
     objectness_logits: jax.Array
-
-
-class PyramidPooling(nnx.Module):
-    """Means over 1x1, 2x2, 3x3 and 6x6 windows, projected, upsampled and joined with the input."""
-
-    def __init__(self, channels: int, *, dtype: Any, rng: np.random.Generator):
-        conv = functools.partial(
-            Conv,
-            kernel_init=layers.torch_uniform,
-            bias_init=layers.torch_uniform,
-            dtype=dtype,
-            rng=rng,
-        )
-        self.stages = nnx.List([conv(channels, channels // 4, 1) for _ in POOL_SIZES])
-        joined = channels + len(POOL_SIZES) * (channels // 4)
-        self.bottleneck = conv(joined, channels, 1)
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # [B, h, w, C] to the same
-        pooled = [
-            ops.relu(stage(ops.adaptive_average_pool(x, size)))
-            for stage, size in zip(self.stages, POOL_SIZES, strict=True)
-        ]
-        pooled = [ops.resize_bilinear(p, x.shape[1:3]) for p in pooled]
-        return ops.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
 
 
 class InstanceContextEncoder(nnx.Module):
@@ -362,13 +337,7 @@ class SparseInst(nnx.Module):
         Raises:
           ValueError: if H or W is no multiple of 32.
         """
-        height, width = images.shape[1:3]
-        if height % STRIDE or width % STRIDE:
-            padded = tuple(-(-n // STRIDE) * STRIDE for n in (height, width))
-            raise ValueError(
-                f"images must be padded to multiples of {STRIDE}, got {(height, width)}. "
-                f"Pad with zeros on the right and at the bottom to {padded}."
-            )
+        ops.require_padding(images, STRIDE)
         named = {} if intermediates is None else intermediates
         res3, res4, res5 = self.backbone(images, train, named)
         return self.decoder(self.encoder(res3, res4, res5, named), train, named)

@@ -1,0 +1,21 @@
+"""The demo's drawn shapes with a small FastInst from random weights; minutes on two CPU cores.
+
+Command: python train.py --config shapes_fastinst   (draws its data if missing)
+Hardware: 2 CPU cores; docs/performance.md has the time and the limits. Expected AP: not yet known.
+Table: none, there is no published counterpart.
+"""
+
+from sparseinst_jax.configs import fastinst_base, shapes
+
+
+def get_config():
+    """Return the demo's configuration with the other family."""
+    config = shapes.get_config()
+    recipe = fastinst_base.get_config()
+    with config.unlocked():
+        backbone, config.model = config.model.backbone, recipe.model
+        config.model.backbone = backbone
+        config.objective, config.eval = recipe.objective, recipe.eval
+    config.model.update(dict(channels=32, num_queries=20, num_heads=4, ffn_width=128))
+    config.objective.num_points = 1024  # the images have 20 480 pixels
+    return config

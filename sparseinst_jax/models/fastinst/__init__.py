@@ -1,0 +1,1 @@
+"""FastInst: the network, its objective, its inference, its published weights."""
