@@ -171,11 +171,13 @@ def parts(model: nnx.Module, size: tuple[int, int]) -> list[dict[str, Any]]:
       and `gmacs`, billions of multiply-accumulates of one image.
     """
     macs = count_macs(model, *size)
-    stages = [path for path in macs if path.startswith("backbone/") and path.count("/") == 1]
-    branches = [path for path in macs if path.startswith("decoder/") and path.count("/") == 1]
-    names = [n for n in (*stages, "backbone", "encoder", *branches, "decoder", "") if n in macs]
+    names = []
+    for part in (path for path in macs if path and "/" not in path):
+        if part in ("backbone", "decoder"):
+            names += [path for path in macs if path.rpartition("/")[0] == part]
+        names.append(part)
     listed = []
-    for name in names:
+    for name in (*names, ""):
         node: Any = model
         for step in filter(None, name.split("/")):
             node = getattr(node, step)
@@ -199,14 +201,11 @@ def activations(apply: Any, params: Any, statistics: Any, images: Any) -> list[d
 
     def forward(params: Any, statistics: Any, x: jax.Array) -> None:
         outputs, _ = apply(params, statistics, x, train=False, intermediates=found)
-        found.update(outputs._asdict())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+            found[jax.tree_util.keystr(path, simple=True, separator="/")] = leaf
 
     jax.eval_shape(forward, params, statistics, images)  # tracing fills `found`
-    return [
-        {"name": name, "shape": leaf.shape, "mib": _mib(leaf)}
-        for name, leaf in found.items()
-        if leaf is not None
-    ]
+    return [{"name": name, "shape": leaf.shape, "mib": _mib(leaf)} for name, leaf in found.items()]
 
 
 def residual_mib(apply: Any, params: Any, statistics: Any, images: Any) -> float:

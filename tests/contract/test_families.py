@@ -135,15 +135,14 @@ from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import functional
-from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.training.step import TrainStep
-from tests import outside_family
+from tests import outside_family, tiny_fastinst
 
 FAMILIES["dots"] = outside_family.DOTS
-config = outside_family.get_config()
+config = FAMILY.get_config()
 config.model.backbone.norm = "group_norm"
-rng = np.random.default_rng(0)
+rng = np.random.default_rng(1)  # no near tie: one that falls otherwise moves a gradient by 1 %
 batch = Batch(
     images=rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8),
     valid_size=np.full((4, 2), [64, 60], np.int32),
@@ -154,7 +153,7 @@ batch = Batch(
 )
 
 def run(number):
-    model = builders.build_model(config.model, 2, seed=1)
+    model = builders.build_model(config.model, 2, seed=2)
     apply, params, statistics = functional(model)
     optimizer, devices = optax.sgd(1e-3), jax.local_devices()[:number]
     step = TrainStep(builders.build_objective(config, apply), optimizer, seed=5, devices=devices)
@@ -178,9 +177,10 @@ print("equal")
 """
 
 
-def test_what_it_draws_does_not_depend_on_the_number_of_devices():
+@pytest.mark.parametrize("family", ["outside_family", "tiny_fastinst"])
+def test_what_it_draws_does_not_depend_on_the_number_of_devices(family):
     done = subprocess.run(
-        [sys.executable, "-c", _DEVICES],
+        [sys.executable, "-c", _DEVICES.replace("FAMILY.", f"{family}.")],
         cwd=ROOT,
         capture_output=True,
         text=True,
