@@ -57,7 +57,7 @@ def make_content(images: Sequence[LabelledImage], class_names: Sequence[str]) ->
                     "segmentation": found.segmentation,
                     "area": found.area,
                     "bbox": found.bbox,
-                    "iscrowd": 0,
+                    "iscrowd": int(found.is_crowd),
                 }
             )
     return content

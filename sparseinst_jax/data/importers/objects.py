@@ -30,12 +30,16 @@ class LabelFault(ValueError):
 
 
 class LabelledObject(NamedTuple):
-    """One object; ``area`` in px² and ``bbox`` (x, y, width, height) are those of its pixels."""
+    """One object; ``area`` in px² and ``bbox`` (x, y, width, height) are those of its pixels.
+
+    ``is_crowd`` says that it is a region of several objects that are not told apart.
+    """
 
     class_name: str
     segmentation: Segmentation
     area: int
     bbox: list[float]
+    is_crowd: bool = False
 
 
 @dataclass(slots=True)
