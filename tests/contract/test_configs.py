@@ -164,7 +164,7 @@ def test_a_run_would_accept_every_configuration(path):
     config = load_config(path)
     refusals.refuse_values(config)
     builders.check_model(config.model)
-    sizes = np.tile([(480, 640), (640, 427)], (64, 1))
+    sizes = np.tile([(320, 640), (640, 427)], (64, 1))  # the first as wide as Cityscapes'
     boxes = np.tile(np.float32([10, 20, 110, 220]), (128, 1, 1))
     dataset = SimpleNamespace(
         image_sizes=sizes, num_targets=np.ones(128, int), class_names=("a",), boxes_xyxy=list(boxes)

@@ -7,10 +7,10 @@
 * ADE20K, instances: ``images/training/A.jpg`` and ``annotations_instance/training/A.png``, whose
   red channel is one of 100 categories and whose green one numbers the objects, 0 is none.
 
-Masks become run lengths. detectron2 cuts Cityscapes' polygons by a geometry library, which is not
-needed here: it shifts them by half a pixel and widens them by half a pixel to come near to what
-Pillow draws, by which Cityscapes' own masks are made; here Pillow draws (on random polygons of some
-40 pixels the IoU with detectron2's masks is 0.98 in the median, and areas are 1 % smaller).
+Masks become run lengths. FastInst's original cuts Cityscapes' polygons by a geometry library, which
+is not needed here: it shifts and widens them by half a pixel to come near to what Pillow draws, by
+which Cityscapes' own masks are made, and here Pillow draws. (On random polygons of some 40 pixels
+the IoU with the original's masks is 0.98 in the median, and areas are 1 % smaller.)
 
 Source: specification of FastInst's data; detectron2's ``data/datasets/cityscapes.py`` and
 Mask2Former's ``datasets/prepare_ade20k_ins_seg.py`` (rules), cityscapesScripts'
