@@ -196,6 +196,7 @@ def _exclude(imported: Imported, excluded: Sequence[str]) -> None:
         kept = [found for found in image.objects if found.class_name not in excluded]
         count += len(image.objects) - len(kept)
         image.objects = kept
+        image.crowd = [found for found in image.crowd if found.class_name not in excluded]
     imported.class_names = tuple(n for n in imported.class_names if n not in excluded)
     imported.notes.append(f"{count} objects of {listed(excluded)}: left out, trained as background")
 
@@ -251,10 +252,10 @@ def _summary(path: Path, images: Sequence[LabelledImage], names: Sequence[str]) 
     counts = Counter(found.class_name for image in images for found in image.objects)
     shown = listed((f"{name} {counts[name]}" for name in names), 20)
     empty = sum(not image.objects for image in images)
-    crowd = sum(found.is_crowd for image in images for found in image.objects)
+    crowd = sum(len(image.crowd) for image in images)
     lines = [
         f"{path}: {len(images)} images ({empty} without objects), {counts.total()} objects"
-        + (f", {crowd} of them crowd regions" if crowd else ""),
+        + (f", {crowd} crowd regions" if crowd else ""),
         f"  objects of each class: {shown}",
     ]
     unseen = [name for name in names if not counts[name]]

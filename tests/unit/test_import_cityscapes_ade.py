@@ -50,7 +50,8 @@ def _objects(root, *objects):
     found = read_published("cityscapes", root)
     assert found.faults.lines == []
     (image,) = found.images
-    return [(o.class_name, o.is_crowd, _decoded(o)) for o in image.objects], found.notes
+    kinds = (False, image.objects), (True, image.crowd)
+    return [(o.class_name, crowd, _decoded(o)) for crowd, kind in kinds for o in kind], found.notes
 
 
 def _decoded(found_object):
@@ -97,8 +98,8 @@ def test_groups_are_crowd_and_only_eight_labels_are_classes(tmp_path):
         ("caravangroup", _rectangle(10, 12, 12, 15)),
     )
     assert [(name, crowd) for name, crowd, _ in found] == [
-        ("car", True),
         *((name, False) for name in reversed(CITYSCAPES_CLASSES)),
+        ("car", True),
     ]
 
 
@@ -162,11 +163,11 @@ def test_the_command_writes_both_parts_and_leaves_the_unlabelled_out(tmp_path, c
     assert "WARNING: 1 image of test without published labels" in printed
     assert "WARNING: 1 image of train_extra without published labels" in printed
     assert "class names from the list of cityscapes" in printed
-    assert "1 images (0 without objects), 2 objects, 1 of them crowd regions" in printed
+    assert "1 images (0 without objects), 1 objects, 1 crowd regions" in printed
     content = json.loads(outputs[0].read_text())
     assert [c["name"] for c in content["categories"]] == list(CITYSCAPES_CLASSES)
-    assert [(a["category_id"], a["iscrowd"]) for a in content["annotations"]] == [(1, 1), (3, 0)]
-    for output, crowds in zip(outputs, ([True, False], [False]), strict=True):
+    assert [(a["category_id"], a["iscrowd"]) for a in content["annotations"]] == [(3, 0), (1, 1)]
+    for output, crowds in zip(outputs, ([False, True], [False]), strict=True):
         dataset = load_coco(output, root / "leftImg8bit", check_files=True)
         assert dataset.class_names == CITYSCAPES_CLASSES
         assert [a.iscrowd for r in dataset.records for a in r.annotations] == crowds

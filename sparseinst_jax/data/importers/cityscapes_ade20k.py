@@ -170,8 +170,8 @@ def _read_polygons(path: Path, image: LabelledImage, faults: ImportFaults) -> in
                 continue
             mask = np.zeros(size, bool, order="F")  # as run lengths are encoded
             mask[box] = ndimage.binary_fill_holes(visible)
-            found = make_object(name, mask, size)
-            image.objects.append(found._replace(is_crowd=name != label))
+            kind = image.objects if name == label else image.crowd
+            kind.append(make_object(name, mask, size))
     return covered
 
 

@@ -30,23 +30,20 @@ class LabelFault(ValueError):
 
 
 class LabelledObject(NamedTuple):
-    """One object; ``area`` in px² and ``bbox`` (x, y, width, height) are those of its pixels.
-
-    ``is_crowd`` says that it is a region of several objects that are not told apart.
-    """
+    """One object; ``area`` in px² and ``bbox`` (x, y, width, height) are those of its pixels."""
 
     class_name: str
     segmentation: Segmentation
     area: int
     bbox: list[float]
-    is_crowd: bool = False
 
 
 @dataclass(slots=True)
 class LabelledImage:
     """One image; ``file_name`` is relative to the image folder, sizes are upright, in pixels.
 
-    ``part`` is "train", "val" or "test" in a data set that is divided already, else empty.
+    ``part`` is "train", "val" or "test" in a data set that is divided already, else empty;
+    ``crowd`` are regions of several objects of a class that are not told apart.
     """
 
     file_name: str
@@ -54,6 +51,7 @@ class LabelledImage:
     width: int
     objects: list[LabelledObject] = field(default_factory=list)
     part: str = ""
+    crowd: list[LabelledObject] = field(default_factory=list)
 
 
 class ImportFaults:
