@@ -11,12 +11,21 @@ from sparseinst_jax.cli.next_command import train_command
 from sparseinst_jax.data.classes import warn_of_alike
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes
-from sparseinst_jax.data.importers import coco_content, labelme, mask_images, mask_values, via, yolo
+from sparseinst_jax.data.importers import (
+    cityscapes_ade20k,
+    coco_content,
+    labelme,
+    mask_images,
+    mask_values,
+    via,
+    yolo,
+)
 from sparseinst_jax.data.importers.objects import Imported, LabelledImage
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.messages import listed
 
-FORMATS = ("yolo", "labelme", "via", "masks")
+_OF_TOOLS = ("yolo", "labelme", "via", "masks")  # whose classes are the user's
+FORMATS = (*_OF_TOOLS, *cityscapes_ade20k.LAYOUTS)
 MAX_FAULTS_SHOWN = 20
 MANY_OBJECTS = 10  # that cannot all have one number of corners by chance
 _OUTPUTS = {"train": "--output", "val": "--val-output", "test": "--test-output"}
@@ -27,6 +36,8 @@ Make a COCO json of labels in another format.
   sparseinst import-data labelme FOLDER --output train.json --val-output val.json --val-share 0.2
   sparseinst import-data via project.json --images photos --output train.json
   sparseinst import-data masks MASKS --layout objects --images photos --output train.json
+  sparseinst import-data cityscapes CITYSCAPES --output train.json --val-output val.json
+  sparseinst import-data ade20k ADEChallengeData2016 --output train.json --val-output val.json
 
 A data set that is divided into train, valid and test stays so: --output, --val-output and
 --test-output write one part each. A COCO json needs no import.
@@ -51,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(path.parent, _OUTPUTS[part])
         coco_content.refuse_foreign_file(path)
     imported = _read(arguments, list(outputs.values()))
-    if arguments.format != "yolo":  # which says it itself
+    if arguments.format in _OF_TOOLS[1:]:  # the others say it themselves
         origin = "the labels, in the order of the alphabet"
         given = {"--class": arguments.class_name, "--names": arguments.names}
         imported.notes.append(f"class names from {next((o for o in given if given[o]), origin)}")
@@ -120,6 +131,7 @@ def _checked_outputs(
     if arguments.output is None:
         parser.error("the following arguments are required: --output")
     for option, value, formats in (
+        ("--names", arguments.names, _OF_TOOLS),
         ("--attribute", arguments.attribute, ("via",)),
         ("--layout", arguments.layout, ("masks",)),
         ("--class", arguments.class_name, ("via", "masks")),
@@ -184,6 +196,7 @@ def _exclude(imported: Imported, excluded: Sequence[str]) -> None:
         kept = [found for found in image.objects if found.class_name not in excluded]
         count += len(image.objects) - len(kept)
         image.objects = kept
+        image.crowd = [found for found in image.crowd if found.class_name not in excluded]
     imported.class_names = tuple(n for n in imported.class_names if n not in excluded)
     imported.notes.append(f"{count} objects of {listed(excluded)}: left out, trained as background")
 
@@ -204,6 +217,8 @@ def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
             attribute=arguments.attribute,
             class_name=arguments.class_name,
         )
+    if arguments.format in cityscapes_ade20k.LAYOUTS:
+        return cityscapes_ade20k.read_published(arguments.format, source, images_dir)
     return mask_images.read_masks(
         source,
         images_dir,
@@ -237,8 +252,10 @@ def _summary(path: Path, images: Sequence[LabelledImage], names: Sequence[str]) 
     counts = Counter(found.class_name for image in images for found in image.objects)
     shown = listed((f"{name} {counts[name]}" for name in names), 20)
     empty = sum(not image.objects for image in images)
+    crowd = sum(len(image.crowd) for image in images)
     lines = [
-        f"{path}: {len(images)} images ({empty} without objects), {counts.total()} objects",
+        f"{path}: {len(images)} images ({empty} without objects), {counts.total()} objects"
+        + (f", {crowd} crowd regions" if crowd else ""),
         f"  objects of each class: {shown}",
     ]
     unseen = [name for name in names if not counts[name]]

@@ -235,9 +235,10 @@ def test_run_folder_is_named_after_the_configuration_file():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("[!_]*.py")), ids=lambda p: p.stem)
-def test_variants_have_the_keys_and_types_of_the_base(path):
-    base = configs.flatten(configs.load_config(ROOT / "configs" / "base.py"))
+def test_variants_have_the_keys_and_types_of_the_base_of_their_family(path):
     flat = configs.flatten(configs.load_config(path))
+    of_family = {"sparseinst": "base", "fastinst": "fastinst_base"}[flat["model.family"]]
+    base = configs.flatten(configs.load_config(ROOT / "configs" / f"{of_family}.py"))
     if flat["model.backbone.name"] != base["model.backbone.name"]:  # has options of its own
         base, flat = (
             {key: value for key, value in keys.items() if not key.startswith("model.backbone.")}

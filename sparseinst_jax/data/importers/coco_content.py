@@ -48,7 +48,7 @@ def make_content(images: Sequence[LabelledImage], class_names: Sequence[str]) ->
                 "width": image.width,
             }
         )
-        for found in image.objects:
+        for place, found in enumerate([*image.objects, *image.crowd]):
             content["annotations"].append(
                 {
                     "id": len(content["annotations"]) + 1,
@@ -57,7 +57,7 @@ def make_content(images: Sequence[LabelledImage], class_names: Sequence[str]) ->
                     "segmentation": found.segmentation,
                     "area": found.area,
                     "bbox": found.bbox,
-                    "iscrowd": 0,
+                    "iscrowd": int(place >= len(image.objects)),
                 }
             )
     return content

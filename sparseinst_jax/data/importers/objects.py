@@ -42,7 +42,8 @@ class LabelledObject(NamedTuple):
 class LabelledImage:
     """One image; ``file_name`` is relative to the image folder, sizes are upright, in pixels.
 
-    ``part`` is "train", "val" or "test" in a data set that is divided already, else empty.
+    ``part`` is "train", "val" or "test" in a data set that is divided already, else empty;
+    ``crowd`` are regions of several objects of a class that are not told apart.
     """
 
     file_name: str
@@ -50,6 +51,7 @@ class LabelledImage:
     width: int
     objects: list[LabelledObject] = field(default_factory=list)
     part: str = ""
+    crowd: list[LabelledObject] = field(default_factory=list)
 
 
 class ImportFaults:
