@@ -70,7 +70,8 @@ def test_it_trains_continues_evaluates_predicts_and_converts(config, data, tmp_p
         "from tests import tiny_fastinst\n\n\ndef get_config():\n"
         "    return tiny_fastinst.get_config()\n"
     )
-    assert main(["convert", str(theirs), "--config", str(path), "--output", str(back)]) == 0
+    convert = ["convert", str(theirs), "--config", str(path), "--output", str(back)]
+    assert main([*convert, "--classes", str(data / "train.json")]) == 0, capsys.readouterr().err
     jax.tree.map(np.testing.assert_array_equal, _weights(whole), _weights(back))
 
 
