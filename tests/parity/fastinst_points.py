@@ -24,6 +24,10 @@ class RecordedPoints:
     """
 
     def __init__(self, case: Case):
+        self.start(case)
+
+    def start(self, case: Case) -> None:
+        """Begin with the first step of a case; of the same shapes, where functions are compiled."""
         manifest = case.manifest
         self._seed = manifest.get("points_seed", manifest["points"].get("seed"))
         self._num_layers = case.config.model.num_layers

@@ -189,7 +189,7 @@ def test_summary_prints_what_the_network_has(capsys):
 def test_summary_refuses_what_cannot_be(capsys):
     with pytest.raises(ValueError, match="multiples of 32, got 65x96") as fault:
         summary.main(["--size", "65x96", "--batch", "0"])
-    assert "--config NAME is needed" in str(fault.value)
+    assert "give --config NAME, such as --config giam_r50" in str(fault.value)
     assert "--batch must be at least 1, got 0" in str(fault.value)
 
 

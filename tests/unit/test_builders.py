@@ -30,7 +30,7 @@ def test_an_unknown_family_is_refused_with_those_there_are_and_the_rest_is_looke
     model.family = "x"
     model.backbone.width = 1
     assert refusal(model)[1:] == [
-        "  model.family must be one of sparseinst, got 'x'",
+        "  model.family must be one of sparseinst, fastinst, got 'x'",
         "  model.backbone.width must be at least 2, got 1",
     ]
 

@@ -214,9 +214,8 @@ def test_a_checkpoint_of_mmengine_loads_without_mmengine(read, rng):
     found = read(torch_zip(content, storages))
     np.testing.assert_array_equal(found.arrays["conv.weight"], weights)
     assert found.notes == [
-        "took the weights under state_dict",
-        "left out ema_state_dict: mmengine keeps the average under state_dict and the last weights "
-        "there",
+        "took the weights under state_dict, where mmengine keeps the moving average",
+        "left out ema_state_dict: with mmengine, the last weights, not averaged",
         "not read, beside the weights: meta, message_hub",
     ]
 
