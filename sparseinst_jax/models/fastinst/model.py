@@ -363,7 +363,8 @@ class DualPathDecoder(nnx.Module):
 
     def __call__(self, y3: jax.Array, y4: jax.Array, train: bool, intermediates: dict) -> Outputs:
         """Map the levels of strides 8 and 16 to the predictions."""
-        batch, *size, channels = y3.shape
+        batch, height, width, channels = y3.shape
+        size = height, width
         features, positions, locations, proposal_logits = self.propose(y4, intermediates)
         repeated = (batch, self.num_auxiliary, channels)
         extra = (self.auxiliary_features, self.auxiliary_positions)
@@ -374,7 +375,6 @@ class DualPathDecoder(nnx.Module):
         pixel_positions = ops.resize_bilinear(self.positions[...], size).astype(y3.dtype)
         pixel_positions = pixel_positions.reshape(1, -1, channels)
         memory = Memory(features, y3.reshape(batch, -1, channels))
-        size = size[0], size[1]
         found = [self._predict(0, memory, size, train)]
         memories = []
         for i, layer in enumerate(self.layers):
