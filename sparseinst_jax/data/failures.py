@@ -7,6 +7,7 @@ import contextlib
 import csv
 import errno
 import multiprocessing
+import multiprocessing.heap
 import queue
 import re
 import shutil
@@ -265,6 +266,17 @@ def _shared_memory() -> str:
     return f"/dev/shm ({size.total >> 20} MiB, {size.free >> 20} free) is too small"
 
 
+def _share_numbers_in_files() -> None:
+    """Let the numbers that processes share lie in a file, not in /dev/shm.
+
+    A page there is taken when it is first touched: where readers have filled it by then, SIGBUS
+    would end this process.
+    """
+    arena: Any = multiprocessing.heap.Arena
+    if hasattr(arena, "_dir_candidates"):
+        arena._dir_candidates = []
+
+
 class _Reader:
     """A thread that iterates, with the processes that it started."""
 
@@ -315,6 +327,7 @@ class _Reader:
         # Processes inherit what is blocked: a terminal's Ctrl-C must not end them halfway.
         with contextlib.suppress(AttributeError):  # no such thing on Windows
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        _share_numbers_in_files()
         try:
             items = start(first)
             try:
