@@ -72,6 +72,7 @@ class Checkpoints:
     def __init__(self, path: str | Path, read_only: bool = False):
         self._made: list[Path] = []
         self._saving: int | None = None
+        self._half: Path | None = None  # what a failed save left
         self._lock: FolderLock | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(self._let_go)
@@ -128,6 +129,8 @@ class Checkpoints:
                 with self._save_errors():
                     self._manager.close()
         finally:
+            if self._half is not None:  # threads may have written on until now
+                _remove(self._half)
             self._let_go()
 
     def _let_go(self) -> None:
@@ -207,8 +210,8 @@ class Checkpoints:
                 raise
             steps = [s for s in whole_steps(self.directory) if s != self._saving]
             if jax.process_count() == 1:  # what there is of it would only fill the disk
-                half = self.directory / f"{self._saving}{_HALF}"
-                shutil.rmtree(half, ignore_errors=True)
+                self._half = self.directory / f"{self._saving}{_HALF}"
+                _remove(self._half)
             last = f"{self.directory / str(max(steps))} is complete" if steps else "there is none"
             raise SaveError(
                 f"the checkpoint of step {self._saving} could not be saved:"
@@ -448,6 +451,15 @@ def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
         # minutes for a signal that never comes, and the process with them.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder into which threads of a failed save may still be writing."""
+    for _ in range(40):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
+        time.sleep(0.05)
 
 
 def _storable(tree: Any) -> Any:

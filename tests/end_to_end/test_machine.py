@@ -69,7 +69,7 @@ def test_a_save_without_room_ends_the_run_at_once_with_one_message(data, tmp_pat
     assert process.wait(WAIT) == 1
     said = capfd.readouterr().err
     assert "Traceback" not in said and "loop is closed" not in said and "awaited" not in said
-    message, _, _ = said.partition(f"{run}/checkpoints:\n")  # from there on it is `ls`
+    message, _, left = said.partition(f"{run}/checkpoints:\n")  # from there on it is `ls`
     assert message.count("error: ") == 1
     assert f"{run}/" in message
     # A picture of the first batches can be what finds no room, before a save does.
@@ -77,6 +77,7 @@ def test_a_save_without_room_ends_the_run_at_once_with_one_message(data, tmp_pat
         assert message.count("could not be saved") == 1
         assert f"{run}/checkpoints" in message or "there is none" in message
         assert "The last one: " in message
+    assert "orbax-checkpoint-tmp" not in left  # the half save does not fill the disk
 
 
 @pytest.mark.parametrize(
