@@ -1,7 +1,7 @@
-"""The demo's drawn shapes with a small FastInst from random weights; minutes on two CPU cores.
+"""The demo's drawn shapes with a small FastInst from random weights.
 
 Command: python train.py --config shapes_fastinst   (draws its data if missing)
-Hardware: 2 CPU cores; docs/performance.md has the time and the limits. Expected AP: not yet known.
+Hardware: any; its time and its AP have not been measured yet.
 Table: none, there is no published counterpart.
 """
 
