@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
-from sparseinst_jax.inference.prediction import score_fault
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.prediction import score_fault
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import load_run, load_weights_file
