@@ -24,12 +24,14 @@ def load(
 ) -> Predictor | FilePredictor:
     """Load a predictor from a run, whose configuration and classes are stored with it.
 
-    Or from a file that `sparseinst export` wrote, which needs no JAX; or from a weights file of any
-    implementation, with `config`: see `setup.loading.load_weights_file`.
+    Or by the name of a published model, such as "giam_r50_aug", whose weights are downloaded the
+    first time (`setup.published`); from a file that `sparseinst export` wrote, which needs no JAX;
+    or from a weights file of any implementation, with `config`: see
+    `setup.loading.load_weights_file`.
 
     Args:
-        path: a run folder, its `checkpoints` folder, the folder of one step, an exported `.onnx`
-            file, or a weights file.
+        path: a run folder, its `checkpoints` folder, the folder of one step, a name of
+            `sparseinst download --list`, an exported `.onnx` file, or a weights file.
         step: a step, "best" (highest AP in training) or None for the last.
         overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
         config: of a weights file: the configuration that describes its network, such as "giam_r50".
@@ -40,14 +42,14 @@ def load(
         ValueError: the checkpoint or file cannot be read, an override is not valid, or it asks for
             another network than the checkpoint's.
     """
-    path = Path(path).expanduser()
-    if path.suffix.lower() == SUFFIX:
+    file = Path(path).expanduser()
+    if file.suffix.lower() == SUFFIX:
         if step is not None or config is not None or overrides:
             raise ValueError(
-                f"{path} holds its configuration and one state: leave out step, config and"
+                f"{file} holds its configuration and one state: leave out step, config and"
                 " overrides, or export it again with them"
             )
-        return FilePredictor(path, runtime or DEFAULT_RUNTIME)
+        return FilePredictor(file, runtime or DEFAULT_RUNTIME)
     if runtime is not None:
         raise ValueError(
             f"{path} is computed by JAX: runtime={runtime!r} is for a {SUFFIX} file, see"

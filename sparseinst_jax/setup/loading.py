@@ -24,7 +24,7 @@ from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.converting import names_and_ids
 from sparseinst_jax.setup.datasets import load_val, name_of
-from sparseinst_jax.setup.published import local_weights
+from sparseinst_jax.setup.published import config_of, local_weights
 from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
 from sparseinst_jax.weights.network_files import classes_that_fit, count_classes
 from sparseinst_jax.weights.reading import read_weights_file
@@ -59,13 +59,18 @@ def build_predictor(
 
 
 def load_checkpoint(
-    path: Path,
+    path: str | os.PathLike,
     step: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
     *,
     config: str | os.PathLike | None = None,
 ) -> Predictor:
-    """Load a predictor from a run, or from a weights file with `config`; see `setup.load`."""
+    """Load a predictor from all that `setup.load` takes but an exported file."""
+    if named := config_of(path):
+        refuse_forked()
+        chosen = load_config(os.fspath(config or named), overrides)
+        return load_weights_file(chosen, os.fspath(path))[0]
+    path = Path(path).expanduser()
     if path.is_file():
         if config is None:
             raise ValueError(
