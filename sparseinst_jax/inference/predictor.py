@@ -194,7 +194,7 @@ class Predictor(BasePredictor):
             protocol=self._protocol_name,
             config=self._config,
             model=model,
-            cut=self._cut,
+            cut=self.cut,
             size=size,
         )
 
@@ -234,7 +234,7 @@ class Predictor(BasePredictor):
         def upsample(row: int, chosen: np.ndarray, item: Prepared) -> Any:
             device, place = divmod(row, self.batch_size)
             sizes = item.mask_size, item.original_size
-            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self._cut)
+            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self.cut)
 
         return Fetched(scores, labels, query_index, is_kept, by_device[0], upsample)
 

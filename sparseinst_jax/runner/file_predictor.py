@@ -114,10 +114,11 @@ class FilePredictor(BasePredictor):
         found = self._run(images, valid_size)
         name = "mask_logits" if data.masks_are_logits else "mask_probs"
         wanted = ("scores", "labels", "is_kept", name, *["query_index"] * data.masks_are_logits)
-        shape = len(images), data.num_masks, *(side // data.mask_stride for side in sides)
+        grid = tuple(side // data.mask_stride for side in sides)
         if (
             not set(wanted) <= found.keys()
-            or found[name].shape != shape
+            or found[name].shape[2:] != grid
+            or found[name].shape[1] > data.num_masks
             or not _is_below(found["labels"], len(data.class_names))
             or not _is_below(found.get("query_index", found["labels"][:0]), data.num_masks)
         ):
@@ -134,7 +135,7 @@ class FilePredictor(BasePredictor):
 
         def upsample(row: int, chosen: np.ndarray, item: Prepared) -> Any:
             sizes = item.mask_size, item.original_size
-            return upsample_masks(masks[row], chosen, *sizes, self._cut)
+            return upsample_masks(masks[row], chosen, *sizes, self.cut)
 
         is_kept = selection["is_kept"].astype(bool)
         return Fetched(selection["scores"], labels, query_index, is_kept, masks, upsample)
