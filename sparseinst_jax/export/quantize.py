@@ -5,6 +5,7 @@ A quantiser's default also rounds the products that make masks and scores, which
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,17 +38,27 @@ def quantized(
         def get_next(self) -> Any:
             return next(self._photos, None)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_static(
-            model,
-            path,
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
-        )
-        return onnx.load(path)
+    logger = logging.getLogger()
+    logger.addFilter(_is_news)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            quantize_static(
+                model,
+                path,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+            )
+            return onnx.load(path)
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Leave out the advice to fold batch norms before, which they are."""
+    return "pre-processing before quantization" not in record.getMessage()
 
 
 def _inputs(exported: BasePredictor, photos: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
