@@ -34,9 +34,9 @@ def narrow(name: str, **changes: Any) -> Any:
         model.update(_FASTINST if model.family == "fastinst" else _SPARSEINST)
         model.dtype = "float32"
         if backbone.name == "pvt":
-            backbone.update(embed_dims=(8, 8, 20, 16), stage_depths=(1, 1, 1, 2))
+            backbone.update(embed_dims=(8, 8, 20, 16), stage_depths=(1, 1, 1, 1))
         else:
-            backbone.update(width=8, stage_depths=(1, 1, 2, 1, 1)[: len(backbone.stage_depths)])
+            backbone.update(width=8, stage_depths=(1,) * len(backbone.stage_depths))
         if norm := changes.pop("norm", None):
             backbone.norm = norm
         model.update(changes)
