@@ -161,6 +161,8 @@ class FilePredictor(GraphPredictor):
         source = source if isinstance(source, bytes) else Path(source)
         name = "the content" if isinstance(source, bytes) else str(source)
         metadata = read_metadata(source)
+        if metadata.precision == "int8" and runtime == "openvino_bf16":
+            raise ValueError(f"{name} is int8 already: give the runtime openvino or onnxruntime")
         super().__init__(name, metadata, open_session(source, runtime), **options)
 
 
