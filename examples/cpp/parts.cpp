@@ -1,0 +1,32 @@
+// The parts that must equal the package's, one at a time, for tests/end_to_end/test_cpp.py.
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <string>
+
+#include "masks.hpp"
+
+int main(int count, char** values) try {
+  const std::string part = count > 1 ? values[1] : "";
+  if (part == "read" && count == 4) {  // PHOTO PICTURE
+    write_png(values[3], read_image(values[2]));
+  } else if (part == "resize" && count == 6) {  // PHOTO HEIGHT WIDTH PICTURE
+    write_png(values[5], resize(read_image(values[2]), {std::stoi(values[3]), std::stoi(values[4])}));
+  } else if (part == "taps" && count == 6) {  // GRID STRIDE VALID LENGTH
+    const AxisTaps taps = upsampling_taps(std::stoi(values[2]), std::stoi(values[3]), std::stoi(values[4]),
+                                          std::stoi(values[5]));
+    for (size_t i = 0; i < taps.first.size(); ++i)
+      std::printf("%d %.9g %.9g %.9g\n", taps.first[i], taps.weights[3 * i], taps.weights[3 * i + 1],
+                  taps.weights[3 * i + 2]);
+  } else if (part == "metadata") {  // the JSON on standard input
+    const std::string text(std::istreambuf_iterator<char>(std::cin), {});
+    const Metadata metadata = read_metadata(text);
+    for (const auto& name : metadata.class_names) std::cout << quoted(name) << '\n';
+  } else {
+    return 2;
+  }
+  return 0;
+} catch (const std::exception& error) {
+  std::cerr << error.what() << '\n';
+  return 1;
+}
