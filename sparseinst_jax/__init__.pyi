@@ -5,8 +5,8 @@ from . import matching as matching
 from . import models as models
 from . import training as training
 from . import weights as weights
-from .inference.prediction import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
+from .runner.prediction import Prediction as Prediction
 from .runtime.process import prepare_process as prepare_process
 from .setup.evaluate import evaluate as evaluate
 from .setup.loading import load as load
