@@ -152,8 +152,17 @@ void append_json(std::string& json, size_t image_id, const Metadata& metadata, c
           ", " + std::to_string(mask.size.width) + "], \"counts\": " + quoted(mask.counts()) + "}}";
 }
 
+Network open_network(const std::string& path, const Options& options) {
+  if (!std::filesystem::is_regular_file(path)) throw std::runtime_error("there is no file " + path);
+  try {
+    return Network(path, options);
+  } catch (const std::exception& error) {
+    throw std::runtime_error("model " + path + " cannot be opened: " + error.what());
+  }
+}
+
 int run(const Arguments& arguments) {
-  Network network(arguments.model, arguments.options);
+  Network network = open_network(arguments.model, arguments.options);
   const Metadata metadata = read_metadata(network.metadata());
   if (!arguments.output.empty()) std::filesystem::create_directories(arguments.output);
   std::string json;

@@ -18,6 +18,19 @@ int main(int count, char** values) try {
     for (size_t i = 0; i < taps.first.size(); ++i)
       std::printf("%d %.9g %.9g %.9g\n", taps.first[i], taps.weights[3 * i], taps.weights[3 * i + 1],
                   taps.weights[3 * i + 2]);
+  } else if (part == "masks" && count == 11) {  // GRID (two lengths) STRIDE VALID SIZE (two each) THRESHOLD ARE_LOGITS; the grid on standard input
+    const auto size = [&](int at) { return Size{std::stoi(values[at]), std::stoi(values[at + 1])}; };
+    const Size grid = size(2), valid = size(5), photo = size(7);
+    Metadata metadata = {};
+    metadata.mask_threshold = std::stof(values[9]);
+    metadata.masks_are_logits = std::stoi(values[10]);
+    const int stride = std::stoi(values[4]);
+    const AxisTaps rows = upsampling_taps(grid.height, stride, valid.height, photo.height);
+    const AxisTaps columns = upsampling_taps(grid.width, stride, valid.width, photo.width);
+    const std::vector<float> mask(std::istream_iterator<float>(std::cin), {});
+    if (mask.size() != size_t(grid.height) * grid.width) return 2;
+    const Mask made = upsample(mask.data(), grid, rows, columns, metadata);
+    std::printf("%s %lld %.9g\n", made.counts().c_str(), static_cast<long long>(made.area()), made.mean_inside);
   } else if (part == "metadata") {  // the JSON on standard input
     const std::string text(std::istreambuf_iterator<char>(std::cin), {});
     const Metadata metadata = read_metadata(text);

@@ -78,8 +78,8 @@ async function segment(source, height, width) {
   for (const name of ["base", "overlay"]) Object.assign($(name), { height, width });
   $("base").getContext("2d").drawImage(canvas, 0, 0);
   Object.assign(state, { found, chosen: null });
-  found.instances.forEach((instance, index) => Object.assign(instance, { colour: colourOf(index) }));
   found.instances.sort((a, b) => b.score - a.score);
+  found.instances.forEach((instance, index) => (instance.colour = colourOf(index)));
   show();
   return found;
 }
@@ -114,6 +114,7 @@ async function startCamera() {
     return say(`No camera: ${error.message ?? error}. Browsers offer it on https and on localhost only.`);
   }
   const stream = state.stream;
+  $("status").ariaLive = "off"; // it changes with every picture
   $("camera").setAttribute("aria-pressed", "true");
   $("camera").textContent = "Stop the camera";
   Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
@@ -133,6 +134,7 @@ async function startCamera() {
 function stopCamera() {
   state.stream?.getTracks().forEach((track) => track.stop());
   state.stream = null;
+  $("status").ariaLive = "polite";
   $("camera").setAttribute("aria-pressed", "false");
   $("camera").textContent = "Camera";
 }

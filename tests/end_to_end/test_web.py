@@ -15,11 +15,11 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
-from sparseinst_jax.runner.metadata import KEY
 
 import sparseinst_jax
 from sparseinst_jax.data.transforms import padded_size, resized_size
-from sparseinst_jax.inference import masks
+from sparseinst_jax.runner import masks, run_lengths
+from sparseinst_jax.runner.metadata import KEY
 
 PAGE = Path(__file__).parents[2] / "examples" / "web"
 # Before, a resize always began with the columns.
@@ -92,13 +92,11 @@ def test_masks_equal_the_package(are_logits, rng):
     values = np.asarray(Image.fromarray(coarse).resize(grid[::-1], Image.Resampling.BICUBIC))
     values = np.log(np.clip(values, 0.01, 0.99) / 0.5) if are_logits else values
     cut = masks.MaskCut(threshold, 4, are_logits, measures=True)
-    ((expected, mean),) = masks.upsample_masks(
-        values[None, None], 0, np.array([0]), valid, size, cut
-    )
+    ((expected, mean),) = masks.upsample_masks(values[None], np.array([0]), valid, size, cut)
     metadata = {"mask_threshold": threshold, "masks_are_logits": are_logits}
     task = {"grid": grid, "stride": 4, "valid": valid, "size": size, "metadata": metadata}
     made = part("masks", values=values.ravel().tolist(), **task)
-    rle = masks.encode_transposed(expected)[0]
+    rle = run_lengths.encode_transposed(expected)[0]
     assert made["counts"] == rle["counts"]
     assert made["area"] == expected.sum() > 100
     assert made["mean"] == pytest.approx(float(mean[0]), abs=1e-6)
@@ -198,7 +196,7 @@ def assert_equal_results(made, found, atol=1e-4, iou=0.999):
     scores = [[entry["score"] for entry in entries] for entries in (made, expected)]
     np.testing.assert_allclose(*scores, atol=atol)
     for one, other in zip(made, expected, strict=True):
-        both = masks.decode_masks(
+        both = run_lengths.decode_masks(
             [one["segmentation"], other["segmentation"]], found.image.shape[:2]
         )
         assert (both[0] & both[1]).sum() > iou * (both[0] | both[1]).sum()
