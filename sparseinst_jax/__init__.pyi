@@ -9,5 +9,5 @@ from .inference.predictor import Predictor as Predictor
 from .runner.prediction import Prediction as Prediction
 from .runtime.process import prepare_process as prepare_process
 from .setup.evaluate import evaluate as evaluate
-from .setup.loading import load as load
+from .setup.load import load as load
 from .setup.train import train as train

@@ -120,7 +120,7 @@ def draw_instances(
         part = part.repeat(factor, axis=0).repeat(factor, axis=1)
         view, filled = canvas[top:bottom, left:right], is_filled[top:bottom, left:right]
         free = part & ~filled
-        view[free] = np.rint((1 - MASK_OPACITY) * view[free] + MASK_OPACITY * np.array(used[index]))
+        view[free] = _tints(used[index])[view[free], np.arange(3)]
         filled |= part
         outlines.append((np.nonzero(contour(part, line)), (top, left), used[index]))
     for (y, x), (top, left), colour in reversed(outlines):
@@ -128,6 +128,13 @@ def draw_instances(
     picture = Image.fromarray(canvas)
     _draw_captions(picture, captions, used, cells, cell, fonts.font_for(captions, font_size))
     return picture
+
+
+def _tints(colour: Colour) -> np.ndarray:
+    """What each of the 256 values becomes under a mask: uint8 [256, 3]."""
+    values = np.arange(256)[:, None]
+    mixed = (1 - MASK_OPACITY) * values + MASK_OPACITY * np.array(colour)
+    return np.rint(mixed).astype(np.uint8)
 
 
 def shades(colour: Colour) -> list[Colour]:
