@@ -32,7 +32,7 @@ struct Arguments {
 };
 
 struct Instance {
-  int64_t label;
+  size_t label;
   float score;
   Mask mask;
 };
@@ -79,10 +79,10 @@ std::vector<Instance> find_instances(const Image& photo, Network& network, const
   const size_t cells = size_t(found.grid.height) * found.grid.width;
   std::vector<Instance> instances;
   for (size_t i = 0; i < found.scores.size(); ++i) {
-    const int64_t label = found.labels[i];
-    if (!found.is_kept[i] || !metadata.category_ids.at(size_t(label))) continue;
-    const size_t mask_index = size_t(found.mask_index[i]);
-    if ((mask_index + 1) * cells > found.masks.size()) throw std::runtime_error("no mask " + std::to_string(mask_index));
+    const size_t label = size_t(found.labels[i]), mask_index = size_t(found.mask_index[i]);
+    if (!cells || label >= metadata.class_names.size() || mask_index >= found.masks.size() / cells)
+      throw std::runtime_error("the model names a class or a mask that it does not have");
+    if (!found.is_kept[i] || !metadata.category_ids[label]) continue;
     Mask mask = upsample(&found.masks[mask_index * cells], found.grid, rows, columns, metadata);
     if (!mask.area()) continue;
     const float factor = metadata.scores_at_original_size ? mask.mean_inside : 1;
@@ -136,7 +136,7 @@ void print(const Metadata& metadata, const std::vector<Instance>& instances) {
   for (size_t i = 0; i < instances.size(); ++i) {
     const auto& [label, score, mask] = instances[i];
     const auto [red, green, blue] = colour_of(i);
-    std::printf("  %-20s %.4f  %8lld pixels  #%02x%02x%02x\n", metadata.class_names[size_t(label)].c_str(),
+    std::printf("  %-20s %.4f  %8lld pixels  #%02x%02x%02x\n", metadata.class_names[label].c_str(),
                 score, static_cast<long long>(mask.area()), red, green, blue);
   }
 }
@@ -147,7 +147,7 @@ void append_json(std::string& json, size_t image_id, const Metadata& metadata, c
   std::snprintf(number, sizeof number, "%.9g", score);
   json += json.empty() ? "[" : ",\n ";
   json += "{\"image_id\": " + std::to_string(image_id) +
-          ", \"category_id\": " + std::to_string(*metadata.category_ids[size_t(label)]) +
+          ", \"category_id\": " + std::to_string(*metadata.category_ids[label]) +
           ", \"score\": " + number + ", \"segmentation\": {\"size\": [" + std::to_string(mask.size.height) +
           ", " + std::to_string(mask.size.width) + "], \"counts\": " + quoted(mask.counts()) + "}}";
 }

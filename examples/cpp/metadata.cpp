@@ -225,20 +225,17 @@ Size Metadata::resized(Size photo) const {
     scale = longest_side / std::max(height, width);
     height *= scale, width *= scale;
   }
-  return {std::max(int(height + 0.5), 1), std::max(int(width + 0.5), 1)};
+  const auto rounded = [&] { return Size{std::max(int(height + 0.5), 1), std::max(int(width + 0.5), 1)}; };
+  const Size size = rounded();
+  if (!fixed_size || (size.height <= fixed_size->height && size.width <= fixed_size->width)) return size;
+  scale = std::min(double(fixed_size->height) / photo.height, double(fixed_size->width) / photo.width);
+  height = photo.height * scale, width = photo.width * scale;
+  return rounded();
 }
 
 Size Metadata::padded(Size size) const {
-  if (!fixed_size) {
-    const auto up = [this](int side) { return (side + size_multiple - 1) / size_multiple * size_multiple; };
-    return {up(size.height), up(size.width)};
-  }
-  if (size.height > fixed_size->height || size.width > fixed_size->width)
-    throw std::runtime_error(
-        "the photo becomes " + std::to_string(size.height) + "x" + std::to_string(size.width) +
-        ", but the model takes " + std::to_string(fixed_size->height) + "x" +
-        std::to_string(fixed_size->width) + " at most; export one without --size");
-  return *fixed_size;
+  const auto up = [this](int side) { return (side + size_multiple - 1) / size_multiple * size_multiple; };
+  return fixed_size ? *fixed_size : Size{up(size.height), up(size.width)};
 }
 
 std::string quoted(const std::string& text) {

@@ -56,16 +56,20 @@ Selection Network::run(const Image& padded, Size valid) {
   const auto* masks = find("mask_probs") ? find("mask_probs") : find("mask_logits");
   if (!scores || !labels || !is_kept || !masks)
     throw std::runtime_error("the model was not written by `sparseinst export`");
-  const size_t count = scores->GetTensorTypeAndShapeInfo().GetElementCount();
+  const auto size_of = [](const Ort::Value* value) { return value->GetTensorTypeAndShapeInfo().GetElementCount(); };
+  const size_t count = size_of(scores);
+  const auto* index = find("query_index");
+  if (size_of(labels) != count || size_of(is_kept) != count || (index && size_of(index) != count))
+    throw std::runtime_error("the model gives other numbers of labels than of scores");
   found.scores.assign(scores->GetTensorData<float>(), scores->GetTensorData<float>() + count);
   found.labels.assign(labels->GetTensorData<int64_t>(), labels->GetTensorData<int64_t>() + count);
   found.is_kept.assign(is_kept->GetTensorData<bool>(), is_kept->GetTensorData<bool>() + count);
   found.mask_index.resize(count);
   std::iota(found.mask_index.begin(), found.mask_index.end(), 0);
-  if (const auto* index = find("query_index"))
-    std::copy_n(index->GetTensorData<int64_t>(), count, found.mask_index.begin());
-  const auto shape = masks->GetTensorTypeAndShapeInfo();
-  found.grid = {int(shape.GetShape()[2]), int(shape.GetShape()[3])};
-  found.masks.assign(masks->GetTensorData<float>(), masks->GetTensorData<float>() + shape.GetElementCount());
+  if (index) std::copy_n(index->GetTensorData<int64_t>(), count, found.mask_index.begin());
+  const std::vector<int64_t> shape = masks->GetTensorTypeAndShapeInfo().GetShape();
+  if (shape.size() != 4) throw std::runtime_error("the model's masks have no four axes");
+  found.grid = {int(shape[2]), int(shape[3])};
+  found.masks.assign(masks->GetTensorData<float>(), masks->GetTensorData<float>() + size_of(masks));
   return found;
 }

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <numeric>
 #include <stdexcept>
 
@@ -40,24 +39,30 @@ Selection Network::run(const Image& padded, Size valid) {
   state_->request.set_tensor("valid_size", ov::Tensor(ov::element::i64, {1, 2}, valid_size));
   state_->request.infer();
 
-  const auto scores = state_->request.get_tensor("scores"), labels = state_->request.get_tensor("labels"),
-             is_kept = state_->request.get_tensor("is_kept");
+  const auto get = [&](const char* name, size_t count = 0) {
+    const ov::Tensor tensor = state_->request.get_tensor(name);
+    if (count && tensor.get_size() != count)
+      throw std::runtime_error(std::string("the model gives another number of ") + name + " than scores");
+    return tensor;
+  };
+  const ov::Tensor scores = get("scores");
   const size_t count = scores.get_size();
+  const ov::Tensor labels = get("labels", count), is_kept = get("is_kept", count);
   Selection found;
   found.scores.assign(scores.data<float>(), scores.data<float>() + count);
   found.labels.assign(labels.data<int64_t>(), labels.data<int64_t>() + count);
-  const auto* kept = static_cast<const char*>(is_kept.data());
-  found.is_kept.assign(kept, kept + count);
+  found.is_kept.assign(is_kept.data<bool>(), is_kept.data<bool>() + count);
   found.mask_index.resize(count);
   std::iota(found.mask_index.begin(), found.mask_index.end(), 0);
   const char* masks_name = "mask_probs";
   for (const auto& output : state_->compiled.outputs()) {
     if (output.get_names().count("mask_logits")) masks_name = "mask_logits";
     if (!output.get_names().count("query_index")) continue;
-    const auto index = state_->request.get_tensor("query_index");
+    const ov::Tensor index = get("query_index", count);
     found.mask_index.assign(index.data<int64_t>(), index.data<int64_t>() + count);
   }
-  const auto masks = state_->request.get_tensor(masks_name);
+  const ov::Tensor masks = get(masks_name);
+  if (masks.get_shape().size() != 4) throw std::runtime_error("the model's masks have no four axes");
   found.grid = {int(masks.get_shape()[2]), int(masks.get_shape()[3])};
   found.masks.assign(masks.data<float>(), masks.data<float>() + masks.get_size());
   return found;

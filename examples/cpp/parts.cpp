@@ -31,6 +31,11 @@ int main(int count, char** values) try {
     if (mask.size() != size_t(grid.height) * grid.width) return 2;
     const Mask made = upsample(mask.data(), grid, rows, columns, metadata);
     std::printf("%s %lld %.9g\n", made.counts().c_str(), static_cast<long long>(made.area()), made.mean_inside);
+  } else if (part == "sizes" && count == 4) {  // HEIGHT WIDTH; the JSON on standard input
+    const Metadata metadata = read_metadata({std::istreambuf_iterator<char>(std::cin), {}});
+    const Size resized = metadata.resized({std::stoi(values[2]), std::stoi(values[3])});
+    const Size padded = metadata.padded(resized);
+    std::printf("%d %d %d %d\n", resized.height, resized.width, padded.height, padded.width);
   } else if (part == "metadata") {  // the JSON on standard input
     const std::string text(std::istreambuf_iterator<char>(std::cin), {});
     const Metadata metadata = read_metadata(text);

@@ -8,26 +8,25 @@ const TAPS = 3;
 const EPSILON = 1e-6;
 
 // The size a photo is resized to: detectron2's ResizeShortestEdge, unrounded until the end.
-export function resizedSize({ height, width }, { shortest_side, longest_side }) {
+export function resizedSize({ height, width }, { shortest_side, longest_side, fixed_size }) {
+  const rounded = (h, w) => ({ height: Math.max(Math.floor(h + 0.5), 1), width: Math.max(Math.floor(w + 0.5), 1) });
   let scale = shortest_side / Math.min(height, width);
   let [newHeight, newWidth] = height < width ? [shortest_side, scale * width] : [scale * height, shortest_side];
   if (Math.max(newHeight, newWidth) > longest_side) {
     scale = longest_side / Math.max(newHeight, newWidth);
     [newHeight, newWidth] = [newHeight * scale, newWidth * scale];
   }
-  return { height: Math.max(Math.floor(newHeight + 0.5), 1), width: Math.max(Math.floor(newWidth + 0.5), 1) };
+  const size = rounded(newHeight, newWidth);
+  if (fixed_size === null || (size.height <= fixed_size[0] && size.width <= fixed_size[1])) return size;
+  scale = Math.min(fixed_size[0] / height, fixed_size[1] / width);
+  return rounded(height * scale, width * scale);
 }
 
 // The size that the network gets.
 export function paddedSize({ height, width }, { size_multiple, fixed_size }) {
   const up = (side) => Math.ceil(side / size_multiple) * size_multiple;
-  if (fixed_size === null) return { height: up(height), width: up(width) };
-  if (height > fixed_size[0] || width > fixed_size[1])
-    throw new Error(
-      `the photo becomes ${height}x${width}, but the model takes ${fixed_size.join("x")} at most; ` +
-        "export one without --size",
-    );
-  return { height: fixed_size[0], width: fixed_size[1] };
+  const [paddedHeight, paddedWidth] = fixed_size ?? [up(height), up(width)];
+  return { height: paddedHeight, width: paddedWidth };
 }
 
 // The image without its fourth channel.

@@ -14,8 +14,8 @@ import PIL
 import pytest
 from PIL import Image
 
-import sparseinst_jax
 from sparseinst_jax.data.images import read_image
+from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.runner import masks, run_lengths
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
@@ -205,6 +205,16 @@ METADATA = {
 }
 
 
+def test_sizes_equal_the_package(parts, rng):
+    for size in [tuple(map(int, size)) for size in rng.integers(1, 4000, (50, 2))]:
+        resized = resized_size(size, 640, 853)
+        made = parts("sizes", *size, input=json.dumps(METADATA)).stdout.split()
+        assert list(map(int, made)) == [*resized, *padded_size(resized)]
+    fixed = json.dumps(METADATA | {"fixed_size": [640, 864]})
+    for size, expected in [((480, 640), "640 853 640 864"), ((640, 480), "640 480 640 864")]:
+        assert parts("sizes", *size, input=fixed).stdout.strip() == expected
+
+
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_metadata_are_read_as_python_reads_them(ascii_only, parts):
     done = parts("metadata", input=json.dumps(METADATA, ensure_ascii=ascii_only))
@@ -241,18 +251,9 @@ def test_hostile_metadata_are_refused_in_words(parts):
         assert done.stderr.startswith("the model"), (text[:200], done.stderr)
 
 
-@pytest.fixture(scope="module")
-def model(stored_run, tmp_path_factory):
-    """A trained network of a few layers, its photos, and its file."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    predictor = sparseinst_jax.load(stored_run)
-    predictor.export(path)
-    return predictor, path
-
-
 @pytest.mark.skipif(not HAS_OPENVINO, reason="needs openvino (pip install openvino)")
-def test_the_program_finds_what_python_finds(model, stored_run, build, tmp_path):
-    predictor, path = model
+def test_the_program_finds_what_python_finds(stored_model, stored_run, build, tmp_path):
+    predictor, path = stored_model
     drawn = sorted(Path(stored_run.parent / "data/images/train").glob("*.png"))[:3]
     photos = []
     for number, (photo, size) in enumerate(
@@ -291,8 +292,8 @@ def test_the_program_finds_what_python_finds(model, stored_run, build, tmp_path)
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason="needs openvino (pip install openvino)")
-def test_wrong_arguments_and_files_are_refused_in_words(model, build, tmp_path):
-    path = model[1]
+def test_wrong_arguments_and_files_are_refused_in_words(stored_model, build, tmp_path):
+    path = stored_model[1]
     (tmp_path / "broken.onnx").write_bytes(path.read_bytes()[:1000])
     photo = tmp_path / "photo.png"
     Image.new("RGB", (40, 30)).save(photo)

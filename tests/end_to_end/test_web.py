@@ -16,7 +16,6 @@ import PIL
 import pytest
 from PIL import Image
 
-import sparseinst_jax
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.runner import masks, run_lengths
 from sparseinst_jax.runner.metadata import KEY
@@ -72,6 +71,10 @@ def test_sizes_equal_the_package(rng):
     resized = [resized_size(size, 640, 853) for size in sizes]
     expected = [[*size, *padded_size(size)] for size in resized]
     assert part("sizes", sizes=sizes, metadata=metadata) == expected
+    fitting = part(
+        "sizes", sizes=[(480, 640), (640, 480)], metadata=metadata | {"fixed_size": [640, 864]}
+    )
+    assert fitting == [[640, 853, 640, 864], [640, 480, 640, 864]]
 
 
 @pytest.mark.parametrize(
@@ -102,17 +105,8 @@ def test_masks_equal_the_package(are_logits, rng):
     assert made["mean"] == pytest.approx(float(mean[0]), abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def model(stored_run, tmp_path_factory):
-    """A trained network of a few layers, and its file."""
-    path = tmp_path_factory.mktemp("model") / "model.onnx"
-    predictor = sparseinst_jax.load(stored_run)
-    predictor.export(path)
-    return predictor, path
-
-
-def test_metadata_are_read_and_other_files_refused_in_words(model):
-    content = model[1].read_bytes()
+def test_metadata_are_read_and_other_files_refused_in_words(stored_model):
+    content = stored_model[1].read_bytes()
     place = content.rindex(KEY.encode())
     files = [content, content[:place], content[: place + 40], b"", b"\x00\x01", b"text" * 100]
     files += [
@@ -120,8 +114,8 @@ def test_metadata_are_read_and_other_files_refused_in_words(model):
         b"\x72\xff\xff\xff\xff\xff\xff\xff\x7f",
     ]
     read, *refused = part("metadata", files=[text_of(file) for file in files])
-    assert read["class_names"] == list(model[0].class_names)
-    assert read["mask_threshold"] == model[0].mask_threshold
+    assert read["class_names"] == list(stored_model[0].class_names)
+    assert read["mask_threshold"] == stored_model[0].mask_threshold
     assert all(isinstance(message, str) and len(message) > 20 for message in refused), refused
     assert "schema is 2" in refused[5]
 
@@ -154,8 +148,8 @@ def serve(path):
 
 
 @pytest.fixture
-def page(browser, model):
-    server, address = serve(model[1])
+def page(browser, stored_model):
+    server, address = serve(stored_model[1])
     opened = browser.new_page()
     requests: list[str] = []
     opened.on("request", lambda request: requests.append(request.url))
@@ -202,10 +196,10 @@ def assert_equal_results(made, found, atol=1e-4, iou=0.999):
         assert (both[0] & both[1]).sum() > iou * (both[0] | both[1]).sum()
 
 
-def test_the_page_finds_what_python_finds(page, photo, model):
+def test_the_page_finds_what_python_finds(page, photo, stored_model):
     page.set_input_files("#photo", photo)
     wait_for(page, r"^\d+ objects? in ")
-    found = model[0](photo)
+    found = stored_model[0](photo)
     assert_equal_results(saved(page), found)
     shown = found.above(0.4)
     order = np.argsort(-shown.scores, kind="stable")
