@@ -8,7 +8,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from sparseinst_jax.cli.arguments import (
     words_of_model,
     workdir_of,
 )
+from sparseinst_jax.cli.predicted_labels import FORMS, PredictedLabels
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
 from sparseinst_jax.inference.predictor import Predictor
@@ -44,6 +45,7 @@ video or a camera (its number, 0): a video with the objects drawn.
 
   sparseinst predict --workdir RUN photo.jpg folder 'more/*.jpg' list.txt --output out
   sparseinst predict --weights giam_r50_aug photo.jpg --output out
+  sparseinst predict --workdir RUN folder --output out --to labelme --to table
   sparseinst predict --workdir RUN clip.mp4 --output drawn.mp4
   sparseinst predict --workdir RUN 0 --output camera.mp4
 """
@@ -109,6 +111,7 @@ def predict_files(
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
+    also: Callable[[int, Prediction], None] = lambda number, prediction: None,
 ) -> list[PredictedFile]:
     """Predict image files and draw each as `<name>.png`; read, compute and draw at the same time.
 
@@ -117,6 +120,7 @@ def predict_files(
         paths: image files; the place of a file is its `image_id`.
         output: folder of the pictures.
         score_threshold: lowest score that is drawn; the results hold every detection.
+        also: gets the place of each file and its prediction, in threads.
     """
     output.mkdir(parents=True, exist_ok=True)
     together = 2 * predictor.num_together
@@ -141,6 +145,7 @@ def predict_files(
         if isinstance(found, str):
             return PredictedFile(path, [], 0.0, found)
         found.save(output / f"{names[image_id]}.png", score_threshold)
+        also(image_id, found)
         entries = [{**entry, "file_name": str(path)} for entry in found.to_coco(image_id)]
         return PredictedFile(path, entries, max((entry["score"] for entry in entries), default=0.0))
 
@@ -194,6 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=SHOWN_SCORE,
         help=f"lowest score that is drawn, default {SHOWN_SCORE}; predictions.json holds all",
     )
+    parser.add_argument(
+        "--to",
+        choices=tuple(FORMS),
+        action="append",
+        default=[],
+        help="; ".join(f"{name}: also {what}" for name, what in FORMS.items())
+        + "; may be given several times; of images",
+    )
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
@@ -215,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{source.title}, on {counted(len(videos), 'video')}")
         code = _predict_videos(source.predictor, videos, output, arguments) or code
     same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
     lower = f"--score-threshold={arguments.score_threshold / 2:g}"
     print(next_commands(["sparseinst", "predict", *same, lower]))
     return code
@@ -257,9 +271,11 @@ def _predict_images(
     source: NamedModel, paths: Sequence[Path], output: Path, arguments: argparse.Namespace
 ) -> int:
     print(f"{source.title}, on {counted(len(paths), 'image')}")
-    files = predict_files(source.predictor, paths, output, arguments.score_threshold)
+    threshold = arguments.score_threshold
+    labels = PredictedLabels(arguments.to, paths, output, threshold)
+    files = predict_files(source.predictor, paths, output, threshold, labels.add)
     write_json(output / "predictions.json", [entry for file in files for entry in file.entries])
-    print("\n".join(describe(files, output, arguments.score_threshold)))
+    print("\n".join([*describe(files, output, threshold), *labels.write()]))
     faults = [file.fault for file in files if file.fault]
     for fault in faults:
         print(f"failed: {printable(fault)}", file=sys.stderr)

@@ -28,7 +28,8 @@ def draw_frame(
     Returns:
         uint8 [h, w, 3], a whole factor larger where the frame is small.
     """
-    decoded = (coco_mask.decode(rle).astype(bool) for rle in rles)  # type: ignore[arg-type]
+    # In the order of the image's pixels: masks lie column by column.
+    decoded = (np.array(coco_mask.decode(rle), bool, order="C") for rle in rles)  # type: ignore[arg-type]
     return np.asarray(draw_instances(image, decoded, captions, colours))
 
 
