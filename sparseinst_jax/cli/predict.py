@@ -28,8 +28,8 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.predicted_labels import FORMS, PredictedLabels
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
-from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_video
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
@@ -107,7 +107,7 @@ class PredictedFile(NamedTuple):
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: BasePredictor,
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
@@ -283,7 +283,7 @@ def _predict_images(
 
 
 def _predict_videos(
-    predictor: Predictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
+    predictor: BasePredictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
 ) -> int:
     """Draw videos; a signal ends one in the middle, and leaves what was drawn."""
     names = unique_names([f"camera{each}" if each.isdecimal() else each for each in videos])
