@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparseinst_jax.data.ecosystems import find_protocol
 from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.activations import Activations
 from sparseinst_jax.inference.prediction import Prediction, score_fault
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
@@ -78,6 +80,24 @@ class FoundInstances(NamedTuple):
         return rles, np.concatenate(scores)
 
 
+class Forward(NamedTuple):
+    """What a network computes on its way, for one image.
+
+    Attributes:
+        outputs: what it returns: of SparseInst `class_logits` [1, N, K], `mask_logits`
+            [1, N, H/4, W/4] and `objectness_logits` [1, N].
+        intermediates: the named tensors in the order of the network, NHWC: "res3", "encoder",
+            "instance_activation_maps", "mask_features" and so on.
+        image: uint8 [H, W, 3], the resized and padded image.
+        valid_size: (height, width) of the part of it that is no padding.
+    """
+
+    outputs: Any
+    intermediates: dict[str, jax.Array]
+    image: np.ndarray
+    valid_size: Size
+
+
 class Predictor:
     """Find instances with a trained network.
 
@@ -134,7 +154,7 @@ class Predictor:
             family.scores_at_original_size,
         )
 
-        self._apply = apply
+        self._apply, self.family = apply, family
         self._select_outputs = functools.partial(family.select, **options)
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])
@@ -256,6 +276,33 @@ class Predictor:
                 is_kept = (masks.areas_of(rles) > 0) & (scores >= score_threshold)
                 predictions.append(prediction[is_kept])
         return predictions
+
+    def forward(self, image: ImageLike) -> Forward:
+        """Run the network on one image and keep everything it computes on the way."""
+        resized = self.prepare(as_rgb(image)).image
+        height, width = resized.shape[:2]
+        padded = np.zeros((*padded_size((height, width)), 3), np.uint8)
+        padded[:height, :width] = resized
+        images = normalize_images(jnp.asarray(padded[None]), jnp.array([[height, width]]))
+        params, statistics = self._weights
+        intermediates: dict[str, jax.Array] = {}
+        outputs, _ = self._apply(params, statistics, images, intermediates=intermediates)
+        return Forward(outputs, intermediates, padded, (height, width))
+
+    def activations(self, image: ImageLike) -> Activations:
+        """Find the instances of one image, and where the network looked for each of them.
+
+        Raises:
+            ValueError: networks of this family have no activation maps.
+        """
+        if self.family.activations is None:
+            raise ValueError(
+                "networks of this family have no activation maps: its Family says no `activations`;"
+                " see what forward(image).intermediates holds"
+            )
+        prediction, forward = self(image), self.forward(image)
+        maps = self.family.activations(forward.outputs, forward.intermediates)
+        return Activations.of(prediction, maps, forward.image.shape[:2], forward.valid_size)
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""

@@ -14,7 +14,9 @@ import sparseinst_jax
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"configs", "data", "losses", "matching", "models", "training", "weights"}
-NAMES = {"Prediction", "Predictor", "evaluate", "load", "prepare_process", "train"}
+NAMES = {"Activations", "Prediction", "Predictor", "TrainResult", "build_model", "build_objective"}
+NAMES |= {"evaluate", "fit", "load", "load_coco", "load_config", "plot_activations"}
+NAMES |= {"prepare_process", "train"}
 
 
 def test_the_public_names_are_these():
