@@ -95,10 +95,10 @@ PARTS = (
     Part(_both("deformable_res4/dense deformable_res4/deformable")),
     Part(("network/64",)),
     Part(_torch("compiled/network/64"), 25),
+    Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
     Part(("matching/none/8", "matching/host/8"), 30),
     Part(_both("deformable_res5/dense deformable_res5/deformable")),
     Part(_torch("eager/network/1", "eager/training/8", "eager/training/32")),
-    Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
     Part(("network/1/command_buffer",), flags=GRAPHS),
     Part(("training/8/command_buffer",), 40, flags=GRAPHS),
     Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever

@@ -25,6 +25,7 @@ from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.host_watch import DONE, LOST_HOST
 from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.output import guard_output
+from sparseinst_jax.runtime.pages import PAGES, where
 
 _COMMANDS = {
     "train": "train on COCO-format data, or continue a run",
@@ -38,6 +39,7 @@ _COMMANDS = {
     "zoo": "every published model: AP, sizes, where the weights are",
     "benchmark": "speed and memory: inference, training, input, scoring",
     "summary": "parameters, operations and memory of a network, part by part",
+    "doctor": "what this machine has, whether it computes, and a cure for each fault",
 }
 # What the machine refuses, wherever it is met, and what to do about it.
 _CURES = {
@@ -69,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     lines = "\n".join(f"  {name:13}{text}" for name, text in _COMMANDS.items())
     usage = f"usage: sparseinst COMMAND ...\n\n{lines}\n\nsparseinst COMMAND --help says more."
+    if arguments[:1] == ["help"] and arguments[1:] and arguments[1] in PAGES:
+        print(where(arguments[1]))
+        return 0
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     name, *rest = arguments or [""]

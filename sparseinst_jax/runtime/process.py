@@ -16,6 +16,7 @@ import traceback
 
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import cache_folder
+from sparseinst_jax.runtime.pages import page
 
 # With as many CPU threads as cores, two cores can hang on collectives that wait for one another.
 # Each thread takes memory of its own, so that a single device gets one for each core.
@@ -141,9 +142,9 @@ def trim_after_compiling() -> None:
 
 _GPU = re.compile(r"CUDA|DNN|ptxas|PTX|NCCL|HSA|ROCm")  # in what XLA says of a GPU it cannot use
 _GPU_CURE = (
-    "compare `nvidia-smi` with the table in docs/gpu.md (JAX does not see my GPU), install the "
-    'parts for that driver, such as pip install -U "sparseinst_jax[cuda13]", or set '
-    "JAX_PLATFORMS=cpu to do without the GPU"
+    "run `sparseinst doctor`, which names the cause; compare `nvidia-smi` with the table in the "
+    'docs, install the parts for that driver, such as pip install -U "sparseinst_jax[cuda13]", or '
+    f"set JAX_PLATFORMS=cpu to do without the GPU {page('gpu-not-seen')}"
 )
 
 
@@ -166,7 +167,8 @@ def explain_jax_error(error: BaseException) -> str | None:
             f"the memory of the {place} is full ({reason}). Cure: in training "
             "--config.train.micro_batches=2 (or 4; the same result in parts), smaller images "
             "(--config.data.train_sizes) or --config.model.dtype=bfloat16; otherwise "
-            "--config.eval.batch_size=1; and end other programs that use the memory"
+            "--config.eval.batch_size=1; and end other programs that use the memory "
+            + page("memory")
         )
     if is_of_xla and _GPU.search(reason):
         return f"the GPU cannot be used: {reason}. Cure: {_GPU_CURE}"

@@ -22,6 +22,8 @@ LAYERS = (
     ("setup",),
     ("training", "evaluation"),
     ("inference", "weights"),
+    ("export",),
+    ("runner",),
     ("checkpoints", "drawing"),
     ("models",),
     ("losses", "matching"),

@@ -163,7 +163,7 @@ def test_a_device_that_is_asked_for_and_absent_is_one_line_with_a_cure(variable)
     assert run.returncode == 1
     (line,) = run.stderr.splitlines()
     assert line.startswith("error: JAX cannot start: ") and START_ERRORS[variable] in line
-    assert "docs/gpu.md" in line and "JAX_PLATFORMS=cpu to do without the GPU" in line
+    assert "(docs: gpu-not-seen)" in line and "JAX_PLATFORMS=cpu to do without the GPU" in line
 
 
 def test_full_memory_and_an_unusable_gpu_are_one_line_with_a_cure(capsys):
@@ -200,4 +200,6 @@ def test_a_plugin_that_does_not_fit_is_one_line(tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout
     (line,) = run.stderr.splitlines()
-    assert f"JAX goes on without a plugin, which says: {fault} Cure: compare `nvidia-smi`" in line
+    assert (
+        f"JAX goes on without a plugin, which says: {fault} Cure: run `sparseinst doctor`" in line
+    )

@@ -1,0 +1,1 @@
+"""What runs an exported file: NumPy, Pillow, pycocotools and a runtime; never JAX."""

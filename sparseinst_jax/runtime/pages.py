@@ -1,0 +1,24 @@
+"""Short, stable names of places in the docs, for messages: `(docs: gpu-not-seen)`.
+
+A page can be split or renamed; the name in a message that somebody pasted somewhere stays.
+`sparseinst help NAME` says where a name leads.
+"""
+
+PAGES = {
+    "caches": "questions.md",
+    "gpu-not-seen": "gpu.md#jax-does-not-see-my-gpu",
+    "memory": "gpu.md#memory",
+}
+
+
+def page(name: str) -> str:
+    """Name a place of the docs at the end of a message: `(docs: NAME)`; only a name of `PAGES`."""
+    assert name in PAGES, name
+    return f"(docs: {name})"
+
+
+def where(name: str) -> str:
+    """Say in a line where a name leads."""
+    file, _, heading = PAGES[name].partition("#")
+    at = f', "{heading.replace("-", " ")}"' if heading else ""
+    return f"docs/{file}{at}"
