@@ -92,7 +92,7 @@ def _tracked_text() -> list[Path]:
     )
     if listing.returncode:
         pytest.skip("not a git clone")
-    binary = (".npz", ".xz", ".png", ".jpg", ".json")
+    binary = (".npz", ".xz", ".png", ".jpg", ".json", ".safetensors")
     paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     return [path for path in paths if path.suffix not in binary and path.is_file()]
 

@@ -225,7 +225,13 @@ class MaskBranch(nnx.Module):
 
 
 class IAMDecoder(nnx.Module):
-    """Coordinates, the instance and mask branches, and their product: the masks."""
+    """Coordinates, the instance and mask branches, and their product: the masks.
+
+    Attributes:
+      instance_branch: class of the instance branch, for a subclass to replace.
+    """
+
+    instance_branch: Any = InstanceBranch
 
     def __init__(
         self,
@@ -241,7 +247,7 @@ class IAMDecoder(nnx.Module):
         shared: dict[str, Any] = dict(
             channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
         )
-        self.inst_branch = InstanceBranch(in_channels + 2, **shared, **instance_options)
+        self.inst_branch = self.instance_branch(in_channels + 2, **shared, **instance_options)
         self.mask_branch = MaskBranch(in_channels + 2, **shared)
 
     def __call__(self, features: jax.Array, train: bool, intermediates: dict) -> Outputs:
@@ -279,9 +285,14 @@ class SparseInst(nnx.Module):
       dtype: compute type; parameters, normalisers and results are float32.
       rng: source of the initial weights.
 
+    Attributes:
+      make_decoder: class of the decoder, for a subclass to replace.
+
     Raises:
       ValueError: if `decoder_channels` is no multiple of `num_groups`.
     """
+
+    make_decoder: Any = IAMDecoder
 
     def __init__(
         self,
@@ -308,7 +319,7 @@ class SparseInst(nnx.Module):
         self.encoder = InstanceContextEncoder(
             backbone.out_channels, encoder_channels, dtype=dtype, rng=rng
         )
-        self.decoder = IAMDecoder(
+        self.decoder = self.make_decoder(
             encoder_channels,
             channels=decoder_channels,
             num_convs=decoder_convs,
