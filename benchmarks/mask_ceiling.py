@@ -17,6 +17,7 @@ from sparseinst_jax.data import coco, transforms
 from sparseinst_jax.evaluation import coco_metrics
 from sparseinst_jax.inference import masks
 from sparseinst_jax.models import ops
+from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.runtime.messages import in_percent
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "AR100")
@@ -41,7 +42,7 @@ def through_grid(record, category_ids, size, num_masks, stride) -> list[dict]:
         return []
     kept = np.arange(len(grids))
     chunks = masks.upsample_masks(np.stack(grids)[None], 0, kept, resized, original, CUT)
-    rles = [rle for chunk, _ in chunks for rle in masks.encode_transposed(chunk)]
+    rles = [rle for chunk, _ in chunks for rle in run_lengths.encode_transposed(chunk)]
     return [
         {"image_id": record.image_id, "category_id": category_ids[label], "score": 1.0}
         | {"segmentation": rle}

@@ -8,8 +8,8 @@ from . import weights as weights
 from .data.coco import load_coco as load_coco
 from .inference.activations import Activations as Activations
 from .inference.activations import plot_activations as plot_activations
-from .inference.prediction import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
+from .runner.prediction import Prediction as Prediction
 from .runtime.process import prepare_process as prepare_process
 from .setup.config import load_config as load_config
 from .setup.evaluate import evaluate as evaluate

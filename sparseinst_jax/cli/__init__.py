@@ -36,6 +36,7 @@ _COMMANDS = {
     "import-data": "YOLO, LabelMe and VIA labels and mask images to a COCO json",
     "build-tfds": "a COCO folder to a few large files that TFDS reads",
     "convert": "weights of other implementations to a checkpoint, and back",
+    "download": "published weights by name",
     "zoo": "every published model: AP, sizes, where the weights are",
     "benchmark": "speed and memory: inference, training, input, scoring",
     "summary": "parameters, operations and memory of a network, part by part",

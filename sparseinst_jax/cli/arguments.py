@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
-from sparseinst_jax.inference.prediction import score_fault
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.prediction import score_fault
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import load_run, load_weights_file
+from sparseinst_jax.setup.published import config_of
 
 _PREFIX = "--config."
 
@@ -136,8 +137,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="folder of one checkpoint, or of a run")
     parser.add_argument(
         "--weights",
-        metavar="FILE",
-        help="weights of this package, the original release or another implementation; needs "
+        metavar="NAME_OR_FILE",
+        help="a published model by its name (`sparseinst download --list`), such as giam_r50_aug; "
+        "or weights of this package, the original release or another implementation, which need "
         "--config; the class names come from config.data.val.annotations or, where that is missing "
         "and there are 80, are COCO's",
     )
@@ -154,7 +156,16 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """
     faults = []
     if arguments.weights and not arguments.config:
-        faults.append("--weights needs --config FILE, which describes the network of the file")
+        arguments.config = config_of(arguments.weights)  # a published name has one
+    if arguments.weights and not arguments.config:
+        faults.append(
+            "--weights needs --config FILE, which describes the network of the file"
+            + (
+                ""
+                if Path(arguments.weights).is_file()
+                else f"; there is no file {arguments.weights}"
+            )
+        )
     if arguments.weights and arguments.checkpoint:
         faults.append("give --weights or --checkpoint, not both")
     if arguments.checkpoint and arguments.workdir:
@@ -172,7 +183,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         faults.append(f'--step expects a number or "best", got {arguments.step!r}')
     if not (arguments.config or arguments.workdir or arguments.checkpoint):
         faults.append(
-            "no model named: give --workdir RUN, --checkpoint DIR or --config and --weights"
+            "no model named: give --workdir RUN, --checkpoint DIR or --weights NAME, such as "
+            "--weights=giam_r50_aug (`sparseinst download --list`), or --weights FILE with --config"
         )
     if fault := score_fault(getattr(arguments, "score_threshold", 0.0)):
         faults.append(f"--score-threshold: {fault}")

@@ -25,7 +25,7 @@ from sparseinst_jax.data.failures import Skip, SkippedImages
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, load_json, read_truth, score
 from sparseinst_jax.evaluation.evaluator import predict_dataset, truth_of
 from sparseinst_jax.evaluation.report import draw_pictures, write_report
-from sparseinst_jax.inference.prediction import SHOWN_SCORE
+from sparseinst_jax.runner.prediction import SHOWN_SCORE
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.runtime.messages import next_commands

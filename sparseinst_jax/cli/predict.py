@@ -24,9 +24,9 @@ from sparseinst_jax.cli.arguments import (
     workdir_of,
 )
 from sparseinst_jax.data.file_search import FileSearch
-from sparseinst_jax.data.images import image_suffixes, refuse_address
-from sparseinst_jax.inference.prediction import SHOWN_SCORE, Prediction
-from sparseinst_jax.inference.predictor import Predictor, as_rgb
+from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
+from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead

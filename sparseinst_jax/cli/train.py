@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--init-from",
         metavar="PATH",
-        help="start from these weights, the same as --config.train.init_from: a file (.pth,"
-        " .pkl, .pdparams, .npz, .safetensors), or a run or checkpoint folder",
+        help="start from these weights, the same as --config.train.init_from: a published name"
+        " (`sparseinst download --list`), such as giam_r50 or r50; a file (.pth, .pkl, .pdparams,"
+        " .npz, .safetensors), or a run or checkpoint folder",
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)

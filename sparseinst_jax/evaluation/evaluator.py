@@ -29,14 +29,14 @@ from sparseinst_jax.data.records import IndexedRecords
 from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
-from sparseinst_jax.inference.prediction import coco_results
+from sparseinst_jax.runner.prediction import coco_results
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
 class ImagePredictor(Protocol):
-    """What the evaluator needs of a predictor; `inference.predictor.Predictor` is one."""
+    """What the evaluator needs of a predictor; `runner.predictor.BasePredictor` is one."""
 
     class_names: tuple[str, ...]
     eval_size: tuple[int, int]

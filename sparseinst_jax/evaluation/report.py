@@ -22,8 +22,8 @@ from sparseinst_jax.evaluation.errors import (
     find_errors,
     worst_images,
 )
-from sparseinst_jax.inference.masks import LazyMasks
-from sparseinst_jax.inference.prediction import Prediction
+from sparseinst_jax.runner.prediction import Prediction
+from sparseinst_jax.runner.run_lengths import LazyMasks
 from sparseinst_jax.runtime.files import replace_file, unique_names
 from sparseinst_jax.runtime.messages import in_percent
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sparseinst_jax.drawing.activations import draw_activations
-from sparseinst_jax.inference.prediction import SHOWN_SCORE, Prediction
+from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,74 +15,27 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from sparseinst_jax.models import ops
+from sparseinst_jax.runner.masks import (
+    MASKNESS_EPSILON,
+    NUM_TAPS,
+    AxisOperator,
+    MaskCut,
+    upsampling_operator,
+)
 
-# Two neighbouring rows of the padded image lean on at most three neighbouring rows of the mask.
-NUM_TAPS = 3
 # Floats of one chunk after both operators: bounds the memory of very large photographs.
 MAX_CHUNK_PIXELS = 16 * 1024 * 1024
 MAX_CHUNK = 16
 # An accelerator has more memory, and each wait costs more: most of a photograph's masks at once.
 MAX_PACKED_PIXELS = 128 * 1024 * 1024
 MAX_PACKED, MIN_PACKED = 128, 8
-MASKNESS_EPSILON = 1e-6
-
-
-class AxisOperator(NamedTuple):
-    """Weighted taps that make each output row (or column) from rows of the mask grid.
-
-    Attributes:
-        index: int32 [P, NUM_TAPS], rows of the mask grid.
-        weight: float32 [P, NUM_TAPS], their weights; the rows past the original size are all zero.
-    """
-
-    index: np.ndarray
-    weight: np.ndarray
-
-
-def _bilinear_pairs(source_length: int, target_length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return index and weight [target_length, 2] of the two source pixels, in float64."""
-    lower, upper, fraction = ops.bilinear_taps(source_length, target_length, np.float64)
-    return np.stack([lower, upper], axis=1), np.stack([1.0 - fraction, fraction], axis=1)
-
-
-@functools.lru_cache(maxsize=1024)
-def upsampling_operator(
-    mask_length: int, stride: int, valid_length: int, original_length: int, bucket_length: int
-) -> AxisOperator:
-    """Compose upsampling by the stride, crop and resize to the original size along one axis.
-
-    Args:
-        mask_length: rows of the mask grid.
-        stride: rows of the padded image for each of them.
-        valid_length: rows of the padded image that hold the resized image.
-        original_length: rows of the original image.
-        bucket_length: rows of the result, at least `original_length`; the rest is zero.
-
-    Returns:
-        The operator with `bucket_length` output rows.
-    """
-    outer_index, outer_weight = _bilinear_pairs(valid_length, original_length)
-    inner_index, inner_weight = _bilinear_pairs(mask_length, mask_length * stride)
-    # [original, 2 rows of the image, 2 rows of the mask]
-    index = inner_index[outer_index]
-    weight = outer_weight[:, :, None] * inner_weight[outer_index]
-    start = np.minimum(index.min(axis=(1, 2)), max(mask_length - NUM_TAPS, 0))
-    taps = np.zeros((bucket_length, NUM_TAPS))
-    rows = np.broadcast_to(np.arange(original_length)[:, None, None], index.shape)
-    np.add.at(taps, (rows, index - start[:, None, None]), weight)
-    all_start = np.zeros(bucket_length, np.int64)
-    all_start[:original_length] = start
-    all_index = np.minimum(all_start[:, None] + np.arange(NUM_TAPS), mask_length - 1)
-    return AxisOperator(all_index.astype(np.int32), taps.astype(np.float32))
 
 
 def bucket_length(original_length: int) -> int:
@@ -110,22 +63,6 @@ def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
         for tap in range(NUM_TAPS)
     ]
     return terms[0] + terms[1] + terms[2]
-
-
-class MaskCut(NamedTuple):
-    """How masks become zeros and ones at the original size.
-
-    Attributes:
-        threshold: a pixel belongs to the mask where its probability is larger.
-        stride: pixels of the padded image for one of the mask.
-        are_logits: the masks are logits until they have the original size.
-        measures: whether the mean probability inside each mask is asked for.
-    """
-
-    threshold: float
-    stride: int
-    are_logits: bool = False
-    measures: bool = False
 
 
 @jax.jit
@@ -302,70 +239,3 @@ def _fetch(
         masks = np.unpackbits(masks, axis=-1, count=height)
     masks = np.ascontiguousarray(masks[:, :, :height])
     return masks, None if scores is None else np.asarray(scores)[:count]
-
-
-def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Encode uint8 [D, width, height] as D compressed RLEs with `counts` as text (for json)."""
-    rles: Any = coco_mask.encode(masks.transpose(2, 1, 0))
-    return [
-        {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-        for rle in rles
-    ]
-
-
-def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Encode masks [D, height, width] (bool or 0/1) as compressed RLEs, COCO's format."""
-    return encode_transposed(np.ascontiguousarray(np.asarray(masks).transpose(0, 2, 1), np.uint8))
-
-
-def decode_masks(rles: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
-    """Decode compressed RLEs to bool [D, height, width]; `size` is needed when there are none."""
-    if not rles:
-        return np.zeros((0, *size), bool)
-    masks = coco_mask.decode(_own(rles))  # [height, width, D]
-    return np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool)
-
-
-class LazyMasks(Sequence[np.ndarray]):
-    """Masks that are decoded one at a time, each time they are asked for.
-
-    A hundred masks of a photograph of 12 million pixels take 1.2 GB, one of them 12 MB.
-
-    Args:
-        segmentations: what stands for each mask.
-        decode: makes a mask, bool [height, width], of one.
-    """
-
-    def __init__(self, segmentations: Sequence[Any], decode: Callable[[Any], np.ndarray]):
-        self._segmentations, self._decode = segmentations, decode
-
-    def __len__(self) -> int:
-        return len(self._segmentations)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return LazyMasks(self._segmentations[index], self._decode)
-        return self._decode(self._segmentations[index])
-
-
-def _own(rles: Sequence[Any]) -> Any:
-    """Make the list that pycocotools asks for; its type stubs know single RLEs only."""
-    return list(rles)
-
-
-def areas_of(rles: Sequence[Any]) -> np.ndarray:
-    """Count the pixels of each RLE: int [D]."""
-    # One by one: with NumPy 2 pycocotools fails on lists of more than 255.
-    return np.array([coco_mask.area(rle) for rle in rles], np.int64)
-
-
-def boxes_of(rles: Sequence[Any]) -> np.ndarray:
-    """Enclose each RLE in a box: float32 [D, 4] as x0, y0, x1, y1 in pixels, ends exclusive.
-
-    An empty mask has the box 0, 0, 0, 0.
-    """
-    if not rles:
-        return np.zeros((0, 4), np.float32)
-    boxes = coco_mask.toBbox(_own(rles)).astype(np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 
 from sparseinst_jax.models import cuda, forms
 from sparseinst_jax.models.cpu import convolution as cpu_convolution
+from sparseinst_jax.models.taps import bilinear_matrix, bilinear_taps
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -225,38 +225,6 @@ def gelu(x: jax.Array) -> jax.Array:
     By `erf`, as PyTorch; `jax.nn.gelu` takes `erfc`, which is more than twice as slow on XLA:CPU.
     """
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
-
-
-def bilinear_taps(
-    source: int, target: int, dtype: Any = np.float32
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Place every pixel of an axis between two of another length: half-pixel centres.
-
-    Args:
-      source: number of pixels that are read.
-      target: number of pixels that are made.
-      dtype: of all numbers on the way: float32, as the reference computes its coordinates, or
-        float64 for operators that are composed of others.
-
-    Returns:
-      lower and upper index, int32 [target], both inside the axis, and the upper one's weight.
-    """
-    scale, half = dtype(source) / dtype(target), dtype(0.5)
-    position = np.maximum((np.arange(target, dtype=dtype) + half) * scale - half, dtype(0))
-    lower = np.minimum(position.astype(np.int32), source - 1)
-    return lower, np.minimum(lower + 1, source - 1), position - lower.astype(dtype)
-
-
-def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """Return the [target, source] matrix of bilinear resizing along one axis.
-
-    Half-pixel centres, no antialiasing: `align_corners=False` of PyTorch's `interpolate`.
-    """
-    lower, upper, weight = bilinear_taps(source, target)
-    matrix = np.zeros((target, source), np.float32)
-    np.add.at(matrix, (np.arange(target), lower), 1 - weight)
-    np.add.at(matrix, (np.arange(target), upper), weight)
-    return matrix
 
 
 def _interpolate(x: jax.Array, axis: int, target: int) -> jax.Array:

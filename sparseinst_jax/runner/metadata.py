@@ -15,8 +15,10 @@ Where `masks_are_logits` (FastInst) the last one is called `mask_logits`, and th
 where that has the size of the photo.
 
 A photo [h, w] is resized so that its short side has `shortest_side` pixels, or where its long side
-would pass `longest_side`, the long one that: in float64, each side int(x + 0.5) at the end, at least
-1; see `data.transforms.resized_size`. A photo of that size already is taken as it is.
+would pass `longest_side`, the long one that: in float64, each side int(x + 0.5) at the end, at
+least 1; see `data.transforms.resized_size`. A photo of that size already is taken as it is. Where
+there is a `fixed_size` [H, W] and the result does not fit into it, the photo is resized by
+min(H / h, W / w) instead, rounded in the same way.
 
 H and W are multiples of `size_multiple`, or `fixed_size`. To the photo's size a mask goes by two
 bilinear resizes without antialiasing (half-pixel centres): times S, crop to `valid_size`, then to

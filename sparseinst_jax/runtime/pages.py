@@ -5,9 +5,11 @@ A page can be split or renamed; the name in a message that somebody pasted somew
 """
 
 PAGES = {
-    "caches": "questions.md",
+    "caches": "weights.md#where-files-are-kept",
+    "cannot-download": "weights.md#when-a-download-fails",
     "gpu-not-seen": "gpu.md#jax-does-not-see-my-gpu",
     "memory": "gpu.md#memory",
+    "weights": "weights.md",
 }
 
 

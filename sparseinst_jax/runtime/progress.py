@@ -40,22 +40,39 @@ class ImageProgress:
     What the first images took does not count for the time left: a network is compiled with them.
 
     Args:
-        total: number of images.
+        total: number of images; None where it is not known.
         stream: where to write, or None for silence.
         what: the word before the count.
+        unit: of what is counted; "B" is written as MB.
+        first: what to say until the first are done.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = sys.stderr, what: str = "evaluated"):
-        self.total, self.stream, self.what = total, stream, what
+    def __init__(
+        self,
+        total: int | None,
+        stream: TextIO | None = sys.stderr,
+        what: str = "evaluated",
+        unit: str = "image",
+        first: str = "the first take longer",
+    ):
+        self.total, self.stream, self.what, self.unit = total, stream, what, unit
         self.done = 0
         self._first, self._first_seconds = 0, 0.0  # the images that came first, and their time
+        self._before_first = first
         self._bar: tqdm | None = None
 
     def __enter__(self) -> ImageProgress:
         self._start = self._last = time.monotonic()
         if self.stream is not None and self.stream.isatty():
-            self._bar = tqdm(total=self.total, file=self.stream, unit="image", desc=self.what)
-            self._bar.set_postfix_str("the first take longer")
+            is_bytes = self.unit == "B"
+            self._bar = tqdm(
+                total=self.total,
+                file=self.stream,
+                unit=self.unit,
+                unit_scale=is_bytes,
+                desc=self.what,
+            )
+            self._bar.set_postfix_str(self._before_first)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,15 +98,19 @@ class ImageProgress:
 
     def line(self, seconds: float) -> str:
         """Write the state after `seconds`: count, speed and time left, or in the end time taken."""
-        state = f"{self.what} {self.done}/{self.total} images"
-        speed = self.done / max(seconds, 1e-9)
+        scale, unit = (1e6, "MB") if self.unit == "B" else (1, f"{self.unit}s")
+        total = "" if self.total is None else f"/{round(self.total / scale)}"
+        state = f"{self.what} {round(self.done / scale)}{total} {unit}"
+        speed = self.done / max(seconds, 1e-9) / scale
         if self.done == self.total:
             # Of a few images in no time at all a speed would say nothing.
-            took = f" in {rounded(seconds)} s, {rounded(speed)} images/s"
+            took = f" in {rounded(seconds)} s, {rounded(speed)} {unit}/s"
             return state + took * (seconds >= 1)
         if self.done == self._first:
             return state
         speed = (self.done - self._first) / max(seconds - self._first_seconds, 1e-9)
+        state += f", {rounded(speed / scale)} {unit}/s"
+        if self.total is None:
+            return state
         left = round((self.total - self.done) / max(speed, 1e-9))
-        eta = f"{left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
-        return f"{state}, {rounded(speed)} images/s, ETA {eta}"
+        return f"{state}, ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"

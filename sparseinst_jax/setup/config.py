@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from sparseinst_jax import configs
 from sparseinst_jax.setup import config_history
+from sparseinst_jax.weights.zoo import published
 
 _DATA_PATHS = (
     *("data.train.images", "data.train.annotations", "data.val.images", "data.val.annotations"),
@@ -93,6 +94,8 @@ def _locate(config: ConfigDict, overrides: Collection[str]) -> None:
     root = os.path.expanduser(flat.get("data.root", ""))
     for key in PATH_KEYS:
         given = flat.get(key) or ""
+        if key == "train.init_from" and given in published():
+            continue  # a name, which is the same everywhere
         path = os.path.expanduser(given)
         if root and path and key not in overrides:
             there = os.path.join(root, path)

@@ -19,11 +19,12 @@ from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup.builders import build_model
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.converting import names_and_ids
 from sparseinst_jax.setup.datasets import load_val, name_of
+from sparseinst_jax.setup.published import config_of, local_weights
 from sparseinst_jax.weights.convert import original_to_ours, rename_to_original
 from sparseinst_jax.weights.network_files import classes_that_fit, count_classes
 from sparseinst_jax.weights.reading import read_weights_file
-from sparseinst_jax.weights.reading.trainer_content import FileClasses
 
 NO_CHOICE = {"classes": (), "class_map": (), "exclude_classes": ()}  # of `config.data`
 
@@ -63,10 +64,13 @@ def load(
 ) -> Predictor:
     """Load a predictor from a run, whose configuration and classes are stored with it.
 
-    Or from a weights file of any implementation, with `config`: see `load_weights_file`.
+    Or by the name of a published model, such as "giam_r50_aug", whose weights are downloaded the
+    first time (`setup.published`); or from a weights file of any implementation, with `config`: see
+    `load_weights_file`.
 
     Args:
-        path: a run folder, its `checkpoints` folder, the folder of one step, or a weights file.
+        path: a run folder, its `checkpoints` folder, the folder of one step, a name of
+            `sparseinst download --list`, or a weights file.
         step: a step, "best" (highest AP in training) or None for the last.
         overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
         config: of a weights file: the configuration that describes its network, such as "giam_r50".
@@ -78,6 +82,10 @@ def load(
         ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
             network than the checkpoint's.
     """
+    if named := config_of(path):
+        refuse_forked()
+        chosen = load_config(os.fspath(config or named), overrides)
+        return load_weights_file(chosen, os.fspath(path))[0]
     path = Path(path).expanduser()
     if path.is_file():
         if config is None:
@@ -104,7 +112,7 @@ def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]
 
     Args:
         config: the whole configuration; it must describe the network of the file.
-        weights: the file.
+        weights: the file, or the name of a published one.
 
     Returns:
         The predictor, and where the names of its classes are from.
@@ -114,6 +122,7 @@ def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]
         ValueError: the file does not fit the network or the classes; says how.
     """
     weight_names = FAMILIES[config.model.family].weights
+    weights = local_weights(weights)
     file = read_weights_file(weights)
     state = rename_to_original(file.arrays, weight_names).arrays
     annotations = name_of(config.data.val)
@@ -142,15 +151,6 @@ def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]
     loaded = original_to_ours(state, params, statistics, weight_names, source=str(weights))
     chosen = choose_known_classes(names, ids, config.data, trained)
     return build_predictor(config, apply, *loaded, *chosen), origin
-
-
-def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names of classes that a file gives, with its ids, those of COCO or else 1, 2, ..."""
-    names = tuple(classes.names)
-    if classes.category_ids is not None:
-        return names, tuple(classes.category_ids)
-    is_coco = names == COCO_CLASS_NAMES
-    return names, COCO_CATEGORY_IDS if is_coco else tuple(range(1, len(names) + 1))
 
 
 def load_run(

@@ -122,8 +122,8 @@ def _read(path: Path, names: WeightNames) -> _GivenWeights:
     if not path.exists():
         raise FileNotFoundError(
             f"there are no weights to start from at {path}: --init-from takes a weights file of"
-            " PyTorch, Paddle, detectron2, .npz or .safetensors, a run folder, or the folder of"
-            " one checkpoint."
+            " PyTorch, Paddle, detectron2, .npz or .safetensors, a run folder, the folder of one"
+            " checkpoint, or a name of `sparseinst download --list`, such as r50 or giam_r50."
         )
     file = read_weights_file(path)
     found = rename_to_original(file.arrays, names)

@@ -285,6 +285,56 @@ def _rows() -> Iterator[Row]:
 
 
 ROWS = tuple(_rows())
+
+
+class Published(NamedTuple):
+    """A published file that can be asked for by its name.
+
+    Attributes:
+      name: of the configuration that describes a whole network, or the key of a backbone.
+      address: where it is published.
+      config: the configuration; "" for a backbone alone.
+      publisher: whose file it is.
+      licence: of the publisher's code; that of the weights themselves is not stated apart.
+      sha256_prefix: the start of its sha256, where it is published.
+    """
+
+    name: str
+    address: str
+    config: str
+    publisher: str
+    licence: str
+    sha256_prefix: str
+
+
+# The beginning of an address -> who publishes there, and the licence of their code.
+_PUBLISHERS = {
+    _DRIVE: ("github.com/hustvl/SparseInst", "MIT"),
+    _FASTINST: ("github.com/junjiehe96/FastInst", "MIT"),
+    _PADDLE: ("PaddleDetection", "Apache-2.0"),
+    _PADDLE_BACKBONES: ("PaddleDetection", "Apache-2.0"),
+    _TIMM: ("timm, github.com/huggingface/pytorch-image-models", "Apache-2.0"),
+    _PVT: ("github.com/whai362/PVT", "Apache-2.0"),
+    "https://download.pytorch.org/": ("torchvision, github.com/pytorch/vision", "BSD-3-Clause"),
+}
+
+
+def published() -> dict[str, Published]:
+    """Every file that can be asked for, by name: whole networks, then backbones."""
+
+    def entry(name: str, address: str, config: str, prefix: str) -> Published:
+        start = next(start for start in _PUBLISHERS if address.startswith(start))
+        return Published(name, address, config, *_PUBLISHERS[start], prefix)
+
+    rows = {
+        row.config: entry(row.config, row.weights, row.config, "") for row in ROWS if row.weights
+    }
+    backbones = {
+        name: entry(name, each.address, "", each.sha256_prefix) for name, each in BACKBONES.items()
+    }
+    return rows | backbones
+
+
 CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safetensors"
 
 

@@ -27,4 +27,4 @@ def test_every_name_is_used_and_every_used_name_is_known():
     sources = [path for path in (ROOT / "sparseinst_jax").rglob("*.py") if path.name != "pages.py"]
     text = "\n".join(path.read_text() for path in sources)
     assert set(re.findall(r'\bpage\("([^"]+)"\)', text)) <= PAGES.keys()
-    assert [name for name in PAGES if f'"{name}"' not in text] == []
+    assert [name for name in PAGES if not re.search(f"[\"']{name}[\"']", text)] == []

@@ -21,9 +21,9 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import report
 from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES
 from sparseinst_jax.evaluation.errors import ImageErrors
-from sparseinst_jax.inference import masks
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.setup import builders, loading
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.weights.convert import ours_to_original
@@ -252,7 +252,9 @@ def test_predict_finds_what_eval_finds_and_goes_on_after_a_broken_image(
         return entry["image_id"], entry["score"], entry["segmentation"]["counts"]
 
     # The evaluation's file has the empty masks too, as the original's.
-    expected = [e for e in read(evaluated / "predictions.json") if masks.areas_of([rle(e)])[0]]
+    expected = [
+        e for e in read(evaluated / "predictions.json") if run_lengths.areas_of([rle(e)])[0]
+    ]
     assert sorted(found, key=key) == sorted(expected, key=key)
     assert f"{len(found)} objects of any score: {output / 'predictions.json'}" in out
     shown = sum(entry["score"] >= 0.4 for entry in found)

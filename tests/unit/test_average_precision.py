@@ -9,7 +9,7 @@ from sparseinst_jax.evaluation import average_precision
 from sparseinst_jax.evaluation.average_precision import curves
 from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, METRIC_NAMES, evaluate
-from sparseinst_jax.inference.masks import encode_masks
+from sparseinst_jax.runner.run_lengths import encode_masks
 
 HEIGHT, WIDTH = 120, 150
 CATEGORIES = (90, 3, 17)  # not sorted

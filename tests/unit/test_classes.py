@@ -12,7 +12,7 @@ from sparseinst_jax.data.coco import decode_mask, load_coco
 from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
-from sparseinst_jax.inference.predictor import FoundInstances
+from sparseinst_jax.runner.predictor import FoundInstances
 from sparseinst_jax.setup import datasets
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import choose_known_classes

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.evaluation.coco_metrics import CLASS_METRIC_NAMES, METRIC_NAMES, evaluate
-from sparseinst_jax.inference.masks import encode_masks
-from sparseinst_jax.inference.prediction import coco_results
+from sparseinst_jax.runner.prediction import coco_results
+from sparseinst_jax.runner.run_lengths import encode_masks
 
 HEIGHT, WIDTH = 200, 220
 

@@ -12,7 +12,7 @@ from sparseinst_jax.data.coco import load_coco
 from sparseinst_jax.data.rules import ORIGINAL_PROTOCOL
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation import evaluator
-from sparseinst_jax.inference.predictor import FoundInstances
+from sparseinst_jax.runner.predictor import FoundInstances
 
 SIZES = ((64, 64), (64, 96))
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.inference import masks
+from sparseinst_jax.runner import run_lengths
 
 CUT = masks.MaskCut(0.45, stride=4)
 SIZES = [
@@ -148,7 +149,9 @@ def test_a_hundred_masks_of_a_large_photo_pass_through_little_memory():
 
 def test_lazy_masks_are_decoded_when_they_are_asked_for():
     asked = []
-    lazy = masks.LazyMasks("abc", lambda name: asked.append(name) or np.full((1, 2), name == "b"))
+    lazy = run_lengths.LazyMasks(
+        "abc", lambda name: asked.append(name) or np.full((1, 2), name == "b")
+    )
     assert (len(lazy), asked) == (3, [])
     assert lazy[1].all() and not lazy[-1].any()
     assert asked == ["b", "c"]
@@ -157,30 +160,36 @@ def test_lazy_masks_are_decoded_when_they_are_asked_for():
 
 def test_rle_runs_down_the_columns():
     mask = np.array([[[0, 1, 1], [0, 1, 0]]], bool)
-    (rle,) = masks.encode_masks(mask)
+    (rle,) = run_lengths.encode_masks(mask)
     assert rle["size"] == [2, 3]
     # runs of zeros and ones: 2 zeros, 3 ones, 1 zero, written as COCO's text
     assert rle["counts"] == "231"
-    np.testing.assert_array_equal(masks.decode_masks([rle], (2, 3)), mask)
+    np.testing.assert_array_equal(run_lengths.decode_masks([rle], (2, 3)), mask)
 
 
 def test_encoding_and_decoding_change_nothing(rng):
     drawn = rng.random((4, 17, 23)) < [[[0.0]], [[0.2]], [[0.9]], [[1.0]]]
-    np.testing.assert_array_equal(masks.decode_masks(masks.encode_masks(drawn), (17, 23)), drawn)
-    np.testing.assert_array_equal(masks.decode_masks([], (17, 23)), np.zeros((0, 17, 23), bool))
+    np.testing.assert_array_equal(
+        run_lengths.decode_masks(run_lengths.encode_masks(drawn), (17, 23)), drawn
+    )
+    np.testing.assert_array_equal(
+        run_lengths.decode_masks([], (17, 23)), np.zeros((0, 17, 23), bool)
+    )
 
 
 def test_boxes_enclose_masks_with_exclusive_ends():
     drawn = np.zeros((2, 10, 12), bool)
     drawn[0, 2:5, 3:11] = True
-    boxes = masks.boxes_of(masks.encode_masks(drawn))
+    boxes = run_lengths.boxes_of(run_lengths.encode_masks(drawn))
     np.testing.assert_array_equal(boxes, [[3, 2, 11, 5], [0, 0, 0, 0]])
-    assert masks.boxes_of([]).shape == (0, 4)
+    assert run_lengths.boxes_of([]).shape == (0, 4)
 
 
 def test_areas_of_more_masks_than_pycocotools_counts_at_once():
     drawn = np.zeros((300, 4, 5), bool)
     for place in range(300):
         drawn[place].reshape(-1)[: place % 21] = True
-    assert masks.areas_of(masks.encode_masks(drawn)).tolist() == [i % 21 for i in range(300)]
-    assert masks.areas_of([]).shape == (0,)
+    assert run_lengths.areas_of(run_lengths.encode_masks(drawn)).tolist() == [
+        i % 21 for i in range(300)
+    ]
+    assert run_lengths.areas_of([]).shape == (0,)

@@ -18,10 +18,11 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.target_masks import reduce_mask
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.evaluation.evaluator import predict_dataset
-from sparseinst_jax.inference.predictor import FoundInstances, Predictor
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, Outputs
 from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runner.predictor import FoundInstances
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor

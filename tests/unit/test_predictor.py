@@ -17,14 +17,16 @@ from PIL import Image
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.images import as_rgb
 from sparseinst_jax.data.transforms import padded_size, resize_image, resized_size
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset, match_categories
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.prediction import Prediction
-from sparseinst_jax.inference.predictor import Predictor, as_rgb
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runner import run_lengths
+from sparseinst_jax.runner.prediction import Prediction
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import load_run
@@ -231,7 +233,8 @@ def test_prediction_can_be_cut_drawn_saved_and_written(rng, tmp_path, predictor)
     assert [entry["category_id"] for entry in entries] == [CATEGORY_IDS[k] for k in found.labels]
     assert {entry["image_id"] for entry in entries} == {12}
     np.testing.assert_array_equal(
-        masks.decode_masks([entry["segmentation"] for entry in entries], (47, 75)), found.masks
+        run_lengths.decode_masks([entry["segmentation"] for entry in entries], (47, 75)),
+        found.masks,
     )
     boxes = found.boxes_xyxy
     for mask, (left, top, right, bottom) in zip(found.masks, boxes.astype(int), strict=True):
@@ -243,13 +246,13 @@ def test_drawing_holds_few_masks_at_a_time(monkeypatch, rng, predictor):
     found = predictor(draw_image(rng, 47, 75))
     decoded, alive = [], []
 
-    def decode(rles, size, original=masks.decode_masks):
+    def decode(rles, size, original=run_lengths.decode_masks):
         made = original(rles, size)
         decoded.append(weakref.ref(made))
         alive.append(sum(reference() is not None for reference in decoded))
         return made
 
-    monkeypatch.setattr(masks, "decode_masks", decode)
+    monkeypatch.setattr(run_lengths, "decode_masks", decode)
     found.plot(0.0)
     assert len(decoded) >= len(found) == 5
     assert max(alive) <= 2
@@ -318,7 +321,7 @@ def test_empty_masks_are_left_out_of_a_prediction_only(rng, weights, predictor):
     (raw,) = predictor.run([predictor.prepare(image)])  # what evaluation writes
     rles, scores = raw.encode()
     assert raw.query_index.tolist() == [0, 1, 3, 4, 5] and len(rles) == 5
-    assert (scores[[1, 3]] == 0).all() and len(found) == (masks.areas_of(rles) > 0).sum()
+    assert (scores[[1, 3]] == 0).all() and len(found) == (run_lengths.areas_of(rles) > 0).sum()
 
 
 def test_a_prediction_keeps_its_image_and_its_entries_are_plain(rng, predictor):

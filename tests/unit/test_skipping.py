@@ -13,7 +13,7 @@ from sparseinst_jax.data.target_masks import QUARTER_LEVELS
 from sparseinst_jax.data.train_image import load_train_image
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
-from sparseinst_jax.inference.predictor import FoundInstances
+from sparseinst_jax.runner.predictor import FoundInstances
 
 
 @pytest.fixture

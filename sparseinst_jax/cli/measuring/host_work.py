@@ -18,7 +18,7 @@ from sparseinst_jax.data.loader import make_batch, train_batches
 from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation.coco_metrics import evaluate
-from sparseinst_jax.inference import masks
+from sparseinst_jax.runner import run_lengths
 
 NO_END = 1_000_000_000  # steps; what is not taken is never read
 ROUNDS = 40  # batches, timed alternately
@@ -118,7 +118,7 @@ def encoding(size: tuple[int, int]) -> Workload:
     drawn = np.stack([_mask(np.random.default_rng([0, n]), size) for n in range(DETECTIONS)])
     transposed = np.ascontiguousarray(drawn.transpose(0, 2, 1))
     facts = {"photo_size": size, "masks": DETECTIONS}
-    return Workload(lambda: masks.encode_transposed(transposed), 1, facts)
+    return Workload(lambda: run_lengths.encode_transposed(transposed), 1, facts)
 
 
 def scores(size: tuple[int, int], num_images: int, num_objects: int) -> Workload:
@@ -142,8 +142,8 @@ def drawn_results(
         rng = np.random.default_rng([0, number])
         shapes = np.stack([_mask(rng, size) for _ in range(num_objects)])
         chosen = rng.integers(0, num_objects, DETECTIONS)
-        found = masks.encode_masks(np.roll(shapes[chosen], 3, axis=2))
-        drawn.append((masks.encode_masks(shapes), found, chosen))
+        found = run_lengths.encode_masks(np.roll(shapes[chosen], 3, axis=2))
+        drawn.append((run_lengths.encode_masks(shapes), found, chosen))
     annotations, detections = [], []
     for image_id in range(1, num_images + 1):
         objects, found, chosen = drawn[(image_id - 1) % NUM_DRAWN]

@@ -21,10 +21,11 @@ from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
-from sparseinst_jax.inference.predictor import Pending, Predictor, Prepared
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.trees import Tree, functional
+from sparseinst_jax.runner.predictor import Pending, Prepared
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets
 from sparseinst_jax.setup.config import load_config

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sparseinst_jax.drawing import pictures
-from sparseinst_jax.inference import masks
+from sparseinst_jax.runner import run_lengths
 
 SHOWN_SCORE = 0.4
 
@@ -46,7 +46,7 @@ class Instance(NamedTuple):
     def mask(self) -> np.ndarray:
         """The mask at the original size: bool [h, w]."""
         height, width = self.rle["size"]
-        return masks.decode_masks([self.rle], (height, width))[0]
+        return run_lengths.decode_masks([self.rle], (height, width))[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Prediction:
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, int | np.integer):
             rle, label, score = self.rles[index], self.labels[index], float(self.scores[index])
-            return Instance(self.names[label], score, masks.boxes_of([rle])[0], rle)
+            return Instance(self.names[label], score, run_lengths.boxes_of([rle])[0], rle)
         kept = np.arange(len(self))[index]
         return dataclasses.replace(
             self,
@@ -113,7 +113,7 @@ class Prediction:
     @functools.cached_property
     def masks(self) -> np.ndarray:
         """The masks at the original size: bool [D, h, w]."""
-        return masks.decode_masks(self.rles, self.image.shape[:2])
+        return run_lengths.decode_masks(self.rles, self.image.shape[:2])
 
     @property
     def class_names(self) -> list[str]:
@@ -123,7 +123,7 @@ class Prediction:
     @property
     def boxes_xyxy(self) -> np.ndarray:
         """The box around each mask: float32 [D, 4], x0 y0 x1 y1 in pixels, ends exclusive."""
-        return masks.boxes_of(self.rles)
+        return run_lengths.boxes_of(self.rles)
 
     def above(self, score_threshold: float) -> Prediction:
         """Return the instances whose score is at least `score_threshold`."""
@@ -143,8 +143,9 @@ class Prediction:
         captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
         captions = captions if labels else [caption.rpartition(" ")[2] for caption in captions]
         size = self.image.shape[:2]
-        drawn = masks.LazyMasks(
-            [shown.rles[index] for index in order], lambda rle: masks.decode_masks([rle], size)[0]
+        drawn = run_lengths.LazyMasks(
+            [shown.rles[index] for index in order],
+            lambda rle: run_lengths.decode_masks([rle], size)[0],
         )
         return pictures.draw_instances(self.image, drawn, captions, labels=labels)
 

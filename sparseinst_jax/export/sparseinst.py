@@ -1,0 +1,134 @@
+"""The writer of SparseInst: encoder, decoder and the scores of every query."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparseinst_jax.export.blocks import (
+    FLOAT,
+    array,
+    convolution,
+    coordinates,
+    enlarged,
+    enlarged_nearest,
+    linear,
+    pyramid_pooling,
+    relu,
+    sigmoid,
+    tokens,
+)
+from sparseinst_jax.export.graph import Graph
+from sparseinst_jax.models.sparseinst import inference, model
+
+STRIDE = model.MAP_STRIDE
+
+
+def write(g: Graph, module: model.SparseInst, maps: Any, options: dict[str, Any]) -> dict[str, str]:
+    """Write everything after the backbone.
+
+    Args:
+      g: the graph.
+      module: the network.
+      maps: the backbone's, strides 8, 16 and 32.
+      options: of `models.sparseinst.inference.select`.
+
+    Returns:
+      Names of the outputs to names of results.
+    """
+    with g.scope("encoder"):
+        encoded = _encoder(g, module.encoder, *maps)
+    with g.scope("decoder"):
+        class_logits, mask_logits, objectness = _decoder(g, module.decoder, encoded)
+    with g.scope("scores"):
+        return _select(g, class_logits, mask_logits, objectness, options)
+
+
+def _encoder(g: Graph, module: Any, res3: str, res4: str, res5: str) -> str:
+    def conv(name: str, i: int, x: str) -> str:
+        with g.scope(name, str(i)):
+            return convolution(g, getattr(module, name)[i], x)
+
+    lateral = conv("fpn_laterals", 0, res5)
+    with g.scope("ppm"):
+        p5 = pyramid_pooling(g, module.ppm, lateral, model.STRIDE)
+    p4 = g.add("Add", conv("fpn_laterals", 1, res4), enlarged_nearest(g, p5))
+    p3 = g.add("Add", conv("fpn_laterals", 2, res3), enlarged_nearest(g, p4))
+    levels = [
+        enlarged(g, conv("fpn_outputs", i, level), factor)
+        for i, (level, factor) in enumerate(((p5, 4), (p4, 2), (p3, 1)))
+    ]
+    with g.scope("fusion"):
+        return convolution(g, module.fusion, g.add("Concat", *levels[::-1], axis=1))
+
+
+def _decoder(g: Graph, module: Any, encoded: str) -> tuple[str, str, str]:
+    placed = g.add("Concat", coordinates(g, STRIDE), encoded, axis=1)
+    with g.scope("inst_branch"):
+        class_logits, kernels, objectness = _instances(g, module.inst_branch, placed)
+    with g.scope("mask_branch"):
+        branch = module.mask_branch
+        features = _stack(g, "mask_convs", branch.mask_convs, placed)
+        with g.scope("projection"):
+            features = convolution(g, branch.projection, features)
+        features = g.reshape(features, 0, branch.projection.kernel.shape[-1], -1)  # [B, D, h * w]
+    masks = g.add("MatMul", kernels, features)
+    masks = g.reshape(masks, 0, module.inst_branch.num_masks, *g.sides(STRIDE))
+    return class_logits, enlarged(g, masks, STRIDE // model.MASK_STRIDE), objectness
+
+
+def _stack(g: Graph, name: str, convs: Any, x: str) -> str:
+    for i, conv in enumerate(convs):
+        with g.scope(name, str(i)):
+            x = relu(g, convolution(g, conv, x))
+    return x
+
+
+def _instances(g: Graph, module: Any, placed: str) -> tuple[str, str, str]:
+    features = _stack(g, "inst_convs", module.inst_convs, placed)
+    with g.scope("iam_conv"):
+        logits = convolution(g, module.iam_conv, features)
+    groups, number = module.num_groups, module.num_masks
+    channels = module.iam_conv.kernel.shape[2] * groups
+    logits = g.reshape(logits, 0, groups * number, -1)  # [B, G * N, h * w]
+    if module.normalizer == "softmax":
+        logits = g.add("Add", logits, array(module.softmax_bias))
+        weight = g.add("Exp", g.add("Sub", logits, g.add("ReduceMax", logits, [2], keepdims=1)))
+    else:
+        weight = sigmoid(g, logits)
+    total = g.add("ReduceSum", weight, [2], keepdims=1)
+    total = g.add("Max", total, float(model.NORMALIZER_FLOOR))
+    pooled = g.add("Div", g.add("MatMul", weight, tokens(g, features, channels)), total)
+    if groups > 1:
+        pooled = g.transpose(g.reshape(pooled, 0, groups, number, channels), 0, 2, 1, 3)
+        pooled = g.reshape(pooled, 0, number, groups * channels)
+        with g.scope("fc"):
+            pooled = relu(g, linear(g, module.fc, pooled))
+    found = []
+    for name in ("cls_score", "mask_kernel", "objectness"):
+        with g.scope(name):
+            found.append(linear(g, getattr(module, name), pooled))
+    return found[0], found[1], found[2]
+
+
+def _select(
+    g: Graph, class_logits: str, mask_logits: str, objectness: str, options: dict[str, Any]
+) -> dict[str, str]:
+    """`models.sparseinst.inference.select`."""
+    threshold = options.get("mask_threshold", inference.MASK_THRESHOLD)
+    best = g.add(
+        "Sqrt", g.add("Mul", sigmoid(g, class_logits), sigmoid(g, objectness))
+    )  # [B, N, K]
+    labels = g.add("ArgMax", best, axis=2, keepdims=0)
+    scores = g.add("ReduceMax", best, [2], keepdims=0)
+    mask_probs = g.add("Sigmoid", mask_logits)
+    inside = g.add("Greater", mask_probs, float(threshold))
+    area = g.add("ReduceSum", g.add("Cast", inside, to=FLOAT), [2, 3], keepdims=0)
+    total = g.add("ReduceSum", g.add("Where", inside, mask_probs, 0.0), [2, 3], keepdims=0)
+    maskness = g.add("Div", total, g.add("Add", area, inference.MASKNESS_EPSILON))
+    least = options.get("score_threshold", inference.SCORE_THRESHOLD)
+    return {
+        "scores": g.add("Mul", scores, maskness),
+        "labels": labels,
+        "is_kept": g.add("Greater", scores, float(least)),
+        "mask_probs": mask_probs,
+    }
