@@ -10,13 +10,17 @@ import inspect
 import posixpath
 import re
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("data", "models", "losses", "matching", "training", "weights")
+ROOMS = ("data", "models", "losses", "matching", "training", "weights", "configs")
 ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "configs/base.py")
+NAMES = re.compile(
+    r"<!-- names of (\S+) -->.*", re.DOTALL
+)  # of a page of the reference, to its end
 LINK = re.compile(r"\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 MOST_LINES = 12  # of an output that is shown at once
 
@@ -33,8 +37,6 @@ def on_files(files, *, config):
         made |= _notebook(path)
     made["tutorials/index.md"] = (ROOT / "notebooks/README.md").read_text()
     _homes["tutorials/index.md"] = ROOT / "notebooks/README.md"
-    for room in ("", *ROOMS):
-        made[f"reference/{room or 'sparseinst_jax'}.md"] = _reference(room)
     waiting = [ROOT / name for name in ALWAYS]
     for uri, home in list(_homes.items()):
         text = made.get(uri)
@@ -64,7 +66,7 @@ def on_page_markdown(markdown, *, page, config, files):
         start = posixpath.dirname(page.file.src_uri)
         return f"]({posixpath.relpath(_address(target), start)}{link[2] or ''})"
 
-    return LINK.sub(moved, markdown)
+    return NAMES.sub(_names, LINK.sub(moved, markdown))
 
 
 def _outside(text: str, home: Path) -> list[Path]:
@@ -123,30 +125,25 @@ def _text(text: str) -> str:
     return '??? note "output"\n\n' + "\n".join(f"    {line}" for line in block.splitlines())
 
 
-def _reference(room: str) -> str:
-    """A page with every public name of a room."""
-    name = f"sparseinst_jax.{room}".rstrip(".")
-    module = importlib.import_module(name)
-    parts = [f"# {name}", inspect.getdoc(module) or ""]
-    public = getattr(module, "__all__", None)
+def _names(place: re.Match) -> str:
+    """Every public name of a room, each with its docstring."""
+    room = importlib.import_module(place[1])
+    public = getattr(room, "__all__", None)
     if public is None:  # a module of functions
-        return "\n\n".join([f"# {name}", f"::: {name}\n    options:\n      heading_level: 2"])
-    values = {each: getattr(module, each) for each in public if f"{name}.{each}" not in _ROOM_NAMES}
-    for each, value in values.items():
-        parts.append(f"## {each}")
-        parts.append(f"::: {_canonical(name, each, value)}")
+        return f"::: {place[1]}\n    options:\n      heading_level: 2"
+    chosen = [name for name in public if place[1] != "sparseinst_jax" or name not in ROOMS]
+    parts = [f"## {name}\n\n::: {_place(room, name)}" for name in chosen]
     return "\n\n".join(parts)
 
 
-_ROOM_NAMES = {f"sparseinst_jax.{room}" for room in (*ROOMS, "configs")}
-
-
-def _canonical(room: str, name: str, value: object) -> str:
+def _place(room: ModuleType, name: str) -> str:
     """Where a public name is defined: its docstring is read there."""
+    value = getattr(room, name)
     if inspect.ismodule(value):
         return value.__name__
     if inspect.isfunction(value) or inspect.isclass(value):
         return f"{value.__module__}.{value.__qualname__}"
-    stub = importlib.import_module(room).__file__.removesuffix("py") + "pyi"
-    line = re.search(rf"^from (\S+) import (\S+) as {name}$", Path(stub).read_text(), re.M)
-    return f"{room}{line[1]}.{line[2]}"
+    stub = Path(str(room.__file__)).with_suffix(".pyi").read_text()  # a dict or a type
+    line = re.search(rf"^from (\S+) import (\S+) as {name}$", stub, re.MULTILINE)
+    assert line is not None, name
+    return f"{room.__name__}{line[1]}.{line[2]}"

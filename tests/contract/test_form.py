@@ -241,7 +241,7 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 FILE_NAME = re.compile(r"\b\w[\w.-]*/[\w./-]+\.(?:py|md)\b")
 NOT_OURS = {"tools/test_net.py"}  # the original's
 
