@@ -166,6 +166,7 @@ def their_command(name: str, against: str, arguments: argparse.Namespace) -> lis
         *("--photo-size", *map(str, photo), "--objects", str(arguments.objects)),
         *("--device", arguments.device, "--dtype", arguments.dtype),
         *("--threads", str(arguments.threads), "--warmup", str(arguments.warmup)),
+        *("--row", Path(arguments.config).stem),
         *(["--weights", arguments.weights] if arguments.weights else []),
         *(["--contiguous"] * (not arguments.channels_last)),
     ]

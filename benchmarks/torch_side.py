@@ -1,12 +1,14 @@
 """PyTorch's side of gpu.py and compare_torch.py: torch/<mode>/<work>/<batch> of a yardstick.
 
 The yardstick is a Python file with `SparseInst(groups)` and, for one image, `postprocess(logits,
-masks, objectness, valid, original)`; tensors are NCHW, of the published sizes. Modes: eager and
-compiled (bfloat16 under autocast), graphs (compiled with `reduce-overhead`), bf16 (graphs, and
-weights that are bfloat16). Data takes the way of the package's own: uint8 images and masks from the
-host's pageable memory, normalised within the step. A step waits for the device once, where the
-match scores of the whole batch come to the host; scores and losses are compiled when the network
-is. Needs torch and SciPy, and of this package `timing` alone.
+masks, objectness, valid, original)`; or with `FastInst(row)`, which takes targets in training,
+`postprocess(logits, masks, valid, original)`, `losses(outputs, targets)`, `make_optimizer(model)`.
+Tensors are NCHW, of the published sizes. Modes: eager and compiled (bfloat16 under autocast),
+graphs (compiled with `reduce-overhead`), bf16 (graphs, and weights that are bfloat16). Data takes
+the way of the package's own: uint8 images and masks from the host's pageable memory, normalised
+within the step. A step of SparseInst waits for the device once, where the match scores of the whole
+batch come to the host; scores and losses are compiled when the network is. Needs torch and SciPy,
+and of this package `timing` alone.
 
 With --serve it writes no rows: it answers standard input, see `timing.serve`.
 """
@@ -42,7 +44,9 @@ class Setting:
         torch.manual_seed(0)
         self.yardstick, self.given, self.mode, self.batch = yardstick, given, mode, batch
         self.device = given.device
-        self.model = yardstick.SparseInst(given.groups)
+        self.is_fastinst = hasattr(yardstick, "FastInst")
+        make = yardstick.FastInst if self.is_fastinst else yardstick.SparseInst
+        self.model = make(given.row if self.is_fastinst else given.groups)
         if given.weights:
             state = torch.load(given.weights, map_location="cpu", weights_only=True)
             # Not strict: a release holds the pixels' mean and deviation too.
@@ -74,13 +78,13 @@ class Setting:
         if self.mode in ("graphs", "bf16"):
             torch.compiler.cudagraph_mark_step_begin()
 
-    def _forward(self, images: torch.Tensor) -> Any:
+    def _forward(self, images: torch.Tensor, *targets: Any) -> Any:
         x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.deviation
         if self.mode == "bf16":
-            return self.model(x.bfloat16())
+            return self.model(x.bfloat16(), *targets)
         is_half, kind = self.given.dtype == "bfloat16", self.device.split(":")[0]
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=is_half):
-            return self.model(x)
+            return self.model(x, *targets)
 
 
 def network(setting: Setting) -> tuple[Work, Work]:
@@ -106,10 +110,10 @@ def with_masks(setting: Setting, kept: int = 0) -> tuple[Work, None]:
 
     @torch.no_grad()
     def run() -> None:
-        for logits, masks, objectness in zip(*run_network(), strict=True):
-            score = objectness.float() + offset
+        for logits, masks, *objectness in zip(*run_network(), strict=True):
+            score = [logits.float() + offset for logits in objectness]  # of SparseInst
             sizes = tuple(given.valid_size), tuple(given.photo_size)
-            post(logits.float(), masks.float(), score, *sizes)[2].cpu()
+            post(logits.float(), masks.float(), *score, *sizes)[2].cpu()
 
     return run, None
 
@@ -118,16 +122,18 @@ def post(setting: Setting) -> tuple[Work, None]:
     """From the network's outputs on the device, all kept, to the masks at the photo's size."""
     given, device = setting.given, setting.device
     sizes = tuple(given.valid_size), tuple(given.photo_size)
-    height, width = given.size[0] // 4, given.size[1] // 4
-    logits, objectness = torch.randn(MASKS, CLASSES), torch.randn(MASKS, 1)
-    masks = 4 * torch.randn(MASKS, height, width)
-    outputs = [tensor.to(device) for tensor in (logits, masks, objectness)]
+    stride = 8 if setting.is_fastinst else 4
+    masks = 4 * torch.randn(MASKS, given.size[0] // stride, given.size[1] // stride)
+    outputs = [torch.randn(MASKS, CLASSES + setting.is_fastinst), masks]
+    outputs = [x.to(device) for x in (*outputs, *[torch.randn(MASKS, 1)] * (stride == 4))]
     function = setting.compiled(setting.yardstick.postprocess, graphs=False)
     return torch.no_grad()(lambda: function(*outputs, *sizes)[2].cpu()), None
 
 
 def training(setting: Setting) -> tuple[Work, None]:
     """From uint8 images and masks in the host's memory to the new weights."""
+    if setting.is_fastinst:
+        return _train_fastinst(setting), None
     batch, objects, rng = setting.batch, setting.given.objects, setting.rng
     height, width = setting.given.size[0] // 4, setting.given.size[1] // 4
     labels = rng.integers(0, CLASSES, (batch, objects))
@@ -151,6 +157,31 @@ def training(setting: Setting) -> tuple[Work, None]:
         return total
 
     return run, None
+
+
+def _train_fastinst(setting: Setting) -> Work:
+    (height, width), batch, objects = setting.given.size, setting.batch, setting.given.objects
+    labels = setting.rng.integers(0, CLASSES, (batch, objects))
+    masks = np.zeros((batch, objects, height, width), np.uint8)
+    for mask in masks.reshape(-1, height, width):
+        top, left = setting.rng.integers(0, (height // 2, width // 2))
+        rows, columns = setting.rng.integers(8, (height // 2, width // 2))
+        mask[top : top + rows, left : left + columns] = 1
+    is_half, kind = setting.given.dtype == "bfloat16", setting.device.split(":")[0]
+    optimizer = setting.yardstick.make_optimizer(setting.model, fused=setting.device != "cpu")
+
+    def run() -> Any:
+        sent = zip(setting.send(labels), setting.send(masks).float(), strict=True)
+        targets = [(classes, wanted) for classes, wanted in sent]
+        outputs = setting.forward(setting.send(setting.images), targets)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=is_half):
+            total = setting.yardstick.losses(outputs, targets)
+        total.backward()
+        optimizer.step()
+        return total
+
+    return run
 
 
 def _match(score: np.ndarray) -> np.ndarray:
@@ -275,6 +306,7 @@ def main() -> int:
     add("--photo-size", default=(480, 640), **pair)
     add("--objects", type=int, default=8)
     add("--groups", type=int, default=4)
+    add("--row", default="fastinst_r50_x1", help="of FastInst")
     add("--weights", help="state dict, maybe under the key model; else drawn")
     add("--device", default="cuda")
     add("--dtype", choices=("float32", "bfloat16"), default="bfloat16")

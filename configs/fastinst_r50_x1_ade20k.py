@@ -3,7 +3,7 @@
 Data: sparseinst import-data ade20k datasets/ADEChallengeData2016
   --output datasets/ADEChallengeData2016/train.json
   --val-output datasets/ADEChallengeData2016/val.json
-Command: python train.py --config fastinst_r50_x1_ade20k --init-from WEIGHTS
+Command: python train.py --config fastinst_r50_x1_ade20k --init-from fastinst_r50_x1
 Hardware: GPUs; hours and memory not measured, not yet trained. Expected AP: not known.
 Table: none. The original names the data set and has no recipe: sizes are those of its COCO recipe,
   the steps Mask2Former's, and the rate falls at COCO's shares of them.

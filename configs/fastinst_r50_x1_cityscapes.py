@@ -2,7 +2,7 @@
 
 Data: sparseinst import-data cityscapes datasets/cityscapes --output datasets/cityscapes/train.json
   --val-output datasets/cityscapes/val.json
-Command: python train.py --config fastinst_r50_x1_cityscapes --init-from WEIGHTS
+Command: python train.py --config fastinst_r50_x1_cityscapes --init-from fastinst_r50_x1
 Hardware: GPUs; hours and memory not measured, not yet trained. Expected AP: not known.
 Table: none. The original names the data set and has no recipe: the sizes are those of detectron2's
   Mask R-CNN there, the steps Mask2Former's, and the rate falls at COCO's shares of them.

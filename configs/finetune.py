@@ -1,6 +1,6 @@
 """Your own data: a COCO json and a folder of images; short schedule, from trained weights.
 
-Command: python train.py --config finetune --init-from WEIGHTS
+Command: python train.py --config finetune --init-from giam_r50
   --config.data.train.images=DIR --config.data.train.annotations=train.json
   --config.data.val.images=DIR --config.data.val.annotations=val.json
 From scratch (no weights): omit --init-from and set --config.model.backbone.norm=group_norm

@@ -16,6 +16,6 @@ from .setup.evaluate import evaluate as evaluate
 from .setup.fit import build_model as build_model
 from .setup.fit import build_objective as build_objective
 from .setup.fit import fit as fit
-from .setup.loading import load as load
+from .setup.load import load as load
 from .setup.train import TrainResult as TrainResult
 from .setup.train import train as train

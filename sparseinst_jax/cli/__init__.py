@@ -37,6 +37,7 @@ _COMMANDS = {
     "build-tfds": "a COCO folder to a few large files that TFDS reads",
     "convert": "weights of other implementations to a checkpoint, and back",
     "download": "published weights by name",
+    "export": "one file that onnxruntime, OpenVINO and browsers run, verified",
     "zoo": "every published model: AP, sizes, where the weights are",
     "benchmark": "speed and memory: inference, training, input, scoring",
     "summary": "parameters, operations and memory of a network, part by part",

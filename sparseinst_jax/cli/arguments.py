@@ -12,10 +12,13 @@ from typing import Any, NamedTuple
 
 from sparseinst_jax.checkpoints.folders import locate
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME, FilePredictor
+from sparseinst_jax.runner.onnx_file import SUFFIX, read_metadata
 from sparseinst_jax.runner.prediction import score_fault
+from sparseinst_jax.runner.sessions import RUNTIMES
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
-from sparseinst_jax.setup.loading import load_run, load_weights_file
+from sparseinst_jax.setup.loading import exported_config, load_exported, load_run, load_weights_file
 from sparseinst_jax.setup.published import config_of
 
 _PREFIX = "--config."
@@ -31,7 +34,7 @@ class NamedModel(NamedTuple):
         title: one line for the user that says what was loaded.
     """
 
-    predictor: Predictor
+    predictor: Predictor | FilePredictor
     config: Any
     workdir: Path
     title: str
@@ -132,9 +135,19 @@ def size_fault(name: str, size: tuple[int, int] | None) -> str:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name a model: --config, --workdir, --checkpoint, --weights, --step."""
+    """Add the arguments that name a model: --workdir, --checkpoint, --config, --weights, ..."""
     add_config_arguments(parser)
-    parser.add_argument("--checkpoint", metavar="DIR", help="folder of one checkpoint, or of a run")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="DIR_OR_FILE",
+        help="folder of one checkpoint, or of a run; or a file of `sparseinst export`, model.onnx",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=tuple(RUNTIMES),
+        help=f"what computes an exported file, default: {DEFAULT_RUNTIME}; openvino_bf16 is the"
+        " fastest where the CPU has bfloat16, and less exact",
+    )
     parser.add_argument(
         "--weights",
         metavar="NAME_OR_FILE",
@@ -177,6 +190,12 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             "give --config without --workdir and --checkpoint: a run has its own configuration; "
             "override its keys with --config.KEY=VALUE"
         )
+    if arguments.step and is_exported(arguments):
+        faults.append(
+            "--step chooses among the checkpoints of a run, an exported file has one state"
+        )
+    if arguments.runtime and not is_exported(arguments):
+        faults.append(f"--runtime is for an exported file: --checkpoint=model{SUFFIX}")
     if arguments.step and arguments.weights:
         faults.append("--step chooses among the checkpoints of a run, --weights has one state")
     if arguments.step and arguments.step != "best" and not arguments.step.isdigit():
@@ -194,7 +213,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def words_of_model(arguments: argparse.Namespace) -> list[str]:
     """The arguments that name the model, for another command about the same one."""
-    names = ("config", "workdir", "checkpoint", "weights", "step")
+    names = ("config", "workdir", "checkpoint", "runtime", "weights", "step")
     given = {name: getattr(arguments, name) for name in names}
     words = [f"--{name}={value}" for name, value in given.items() if value]
     return words + words_of_overrides(arguments)
@@ -205,10 +224,17 @@ def words_of_overrides(arguments: argparse.Namespace) -> list[str]:
     return [f"{_PREFIX}{key}={value}" for key, value in arguments.overrides.items()]
 
 
+def is_exported(arguments: argparse.Namespace) -> bool:
+    """Whether the model is a file that `sparseinst export` wrote."""
+    return Path(getattr(arguments, "checkpoint", None) or "").suffix.lower() == SUFFIX
+
+
 def workdir_of(arguments: argparse.Namespace) -> Path:
     """Return the run folder that the arguments mean, where outputs go by default."""
     if arguments.workdir:
         return Path(arguments.workdir)
+    if is_exported(arguments):
+        return default_workdir(arguments.checkpoint)
     if arguments.checkpoint:
         folder, _ = locate(arguments.checkpoint)
         return folder.parent if folder.name == "checkpoints" else folder
@@ -223,6 +249,11 @@ def open_model(arguments: argparse.Namespace) -> NamedModel:
         ValueError: the arguments or the files do not fit.
     """
     workdir = workdir_of(arguments)
+    if is_exported(arguments):
+        predictor, config = load_exported(
+            arguments.checkpoint, arguments.overrides, arguments.runtime or DEFAULT_RUNTIME
+        )
+        return NamedModel(predictor, config, workdir, f"exported file {arguments.checkpoint}")
     if arguments.weights:
         config: Any = load_config(arguments.config, arguments.overrides)
         draw_missing_data(config)
@@ -239,6 +270,8 @@ def stored_config(arguments: argparse.Namespace) -> Any:
     """Load the configuration alone, for a command that needs no model."""
     if arguments.config:
         return load_config(arguments.config, arguments.overrides)
+    if is_exported(arguments):
+        return exported_config(read_metadata(arguments.checkpoint), arguments.overrides)
     workdir = workdir_of(arguments)
     if (workdir / "config.json").is_file():
         return load_config(workdir / "config.json", arguments.overrides)

@@ -19,13 +19,13 @@ def train_words() -> tuple[list[str], str]:
     """The beginning of a command that this machine can run, and a remark for a shell to ignore."""
     if may_have_accelerator():
         return (
-            ["sparseinst", "train", "--config=finetune", "--init-from=WEIGHTS"],
-            "# WEIGHTS: a published file, `sparseinst zoo` says where they are",
+            ["sparseinst", "train", "--config=finetune", "--init-from=giam_r50"],
+            "# fetches published weights once; others: `sparseinst download --list`",
         )
     return (
         ["sparseinst", "train", "--config=finetune_small"],
         "# a small network from random weights, as there is no accelerator; with one: "
-        "--config=finetune --init-from=WEIGHTS (see `sparseinst zoo`)",
+        "--config=finetune --init-from=giam_r50 (see `sparseinst download --list`)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`sparseinst predict`: pictures and COCO results of images and folders."""
+"""`sparseinst predict`: pictures and COCO results of images and folders, and drawn videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from sparseinst_jax.cli.arguments import (
+    NamedModel,
     add_model_arguments,
     check_arguments,
     open_model,
@@ -23,21 +25,29 @@ from sparseinst_jax.cli.arguments import (
     words_of_model,
     workdir_of,
 )
+from sparseinst_jax.cli.predicted_labels import FORMS, PredictedLabels
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
 from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
+from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_video
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
-from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable
+from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
+from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 BATCH_SIZE = 8  # images that an accelerator gets together
+LOW_SCORE = 0.01  # the configurations keep all above 0.005
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json. Objects without a
-pixel at the size of the photo, which `sparseinst eval` writes for COCO's rules, are left out.
+pixel at the size of the photo, which `sparseinst eval` writes for COCO's rules, are left out. Of a
+video or a camera (its number, 0): a video with the objects drawn.
 
-  sparseinst predict --workdir RUN photo.jpg folder --output out
-  sparseinst predict --config FILE --weights FILE photo.jpg --output out
+  sparseinst predict --workdir RUN photo.jpg folder 'more/*.jpg' list.txt --output out
+  sparseinst predict --weights giam_r50_aug photo.jpg --output out
+  sparseinst predict --workdir RUN folder --output out --to labelme --to table
+  sparseinst predict --workdir RUN clip.mp4 --output drawn.mp4
+  sparseinst predict --workdir RUN 0 --output camera.mp4
 """
 
 
@@ -101,6 +111,7 @@ def predict_files(
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
+    also: Callable[[int, Prediction], None] = lambda number, prediction: None,
 ) -> list[PredictedFile]:
     """Predict image files and draw each as `<name>.png`; read, compute and draw at the same time.
 
@@ -109,6 +120,7 @@ def predict_files(
         paths: image files; the place of a file is its `image_id`.
         output: folder of the pictures.
         score_threshold: lowest score that is drawn; the results hold every detection.
+        also: gets the place of each file and its prediction, in threads.
     """
     output.mkdir(parents=True, exist_ok=True)
     together = 2 * predictor.num_together
@@ -133,6 +145,7 @@ def predict_files(
         if isinstance(found, str):
             return PredictedFile(path, [], 0.0, found)
         found.save(output / f"{names[image_id]}.png", score_threshold)
+        also(image_id, found)
         entries = [{**entry, "file_name": str(path)} for entry in found.to_coco(image_id)]
         return PredictedFile(path, entries, max((entry["score"] for entry in entries), default=0.0))
 
@@ -169,31 +182,138 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_arguments(parser)
-    parser.add_argument("inputs", metavar="IMAGE_OR_FOLDER", nargs="+")
-    parser.add_argument("--output", metavar="DIR", help="default: <workdir>/predictions")
+    parser.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="image, folder, pattern, .txt with one of these a line; video, or a camera's number",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="folder, or the file of one video; default: <workdir>/predictions",
+    )
     parser.add_argument(
         "--score-threshold",
         type=float,
         default=SHOWN_SCORE,
         help=f"lowest score that is drawn, default {SHOWN_SCORE}; predictions.json holds all",
     )
+    parser.add_argument(
+        "--to",
+        choices=tuple(FORMS),
+        action="append",
+        default=[],
+        help="; ".join(f"{name}: also {what}" for name, what in FORMS.items())
+        + "; may be given several times; of images",
+    )
     arguments = parse_command_line(parser, argv)
     check_arguments(arguments)
     output = Path(arguments.output or workdir_of(arguments) / "predictions")
-    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    inputs = expand_lists(arguments.inputs)
+    videos = [each for each in inputs if is_video(each)]
+    others = [each for each in inputs if not is_video(each)]
+    if output.suffix.lower() in WRITTEN and (others or len(videos) > 1):
+        raise ValueError(
+            f"--output {output} is one video, and there are {counted(len(inputs), 'input')}: give "
+            "a folder"
+        )
     check_writable(output, "--output")
-    paths, left_out = list_images(arguments.inputs, output)
+    paths, left_out = list_images(others, output) if others else ([], [])
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
-    if jax.default_backend() != "cpu":  # a CPU is as fast with one image as with several
-        arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
+    _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
     source = open_model(arguments)
+    code = _predict_images(source, paths, output, arguments) if paths else 0
+    if videos:
+        print(f"{source.title}, on {counted(len(videos), 'video')}")
+        code = _predict_videos(source.predictor, videos, output, arguments) or code
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
+    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
+    print(next_commands(["sparseinst", "predict", *same, lower]))
+    return code
+
+
+def expand_lists(inputs: Sequence[str]) -> list[str]:
+    """Replace files .txt by what their lines name, from the folder of the command.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text.
+    """
+    found = []
+    for given in inputs:
+        if not given.lower().endswith(".txt"):
+            found.append(given)
+            continue
+        if not os.path.isfile(given):
+            raise FileNotFoundError(
+                f"there is no list {given}: a text file with a path in each line"
+            )
+        try:
+            lines = Path(given).read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{given} is no list: it is no text ({error.reason})") from error
+        found += [line.strip() for line in lines if line.strip()]
+    return found
+
+
+def _choose_batches(arguments: argparse.Namespace, *, is_live: bool, only_shown: bool) -> None:
+    """Set how many images go together, and leave out early what no picture shows."""
+    if jax.default_backend() != "cpu" and not is_live:  # a CPU is as fast with one as with several
+        arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
+    if only_shown and arguments.score_threshold > LOW_SCORE:
+        # Scores only become less on the way to the picture.
+        arguments.overrides.setdefault("eval.score_threshold", str(arguments.score_threshold))
+
+
+def _predict_images(
+    source: NamedModel, paths: Sequence[Path], output: Path, arguments: argparse.Namespace
+) -> int:
     print(f"{source.title}, on {counted(len(paths), 'image')}")
-    files = predict_files(source.predictor, paths, output, arguments.score_threshold)
+    threshold = arguments.score_threshold
+    labels = PredictedLabels(arguments.to, paths, output, threshold)
+    files = predict_files(source.predictor, paths, output, threshold, labels.add)
     write_json(output / "predictions.json", [entry for file in files for entry in file.entries])
-    print("\n".join(describe(files, output, arguments.score_threshold)))
+    print("\n".join([*describe(files, output, threshold), *labels.write()]))
     faults = [file.fault for file in files if file.fault]
     for fault in faults:
         print(f"failed: {printable(fault)}", file=sys.stderr)
-    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
-    print(next_commands(["sparseinst", "predict", *same, lower]))
     return 1 if faults else 0
+
+
+def _predict_videos(
+    predictor: Predictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
+) -> int:
+    """Draw videos; a signal ends one in the middle, and leaves what was drawn."""
+    names = unique_names([f"camera{each}" if each.isdecimal() else each for each in videos])
+    code = 0
+    for video, name in zip(videos, names, strict=True):
+        suffix = Path(video).suffix.lower()
+        target = output / f"{name}{suffix if suffix in WRITTEN else '.mp4'}"
+        target = output if output.suffix.lower() in WRITTEN else target
+        start = time.monotonic()
+        with StopSignals("finishing the video") as stop:
+            done = predict_video(
+                predictor,
+                video,
+                target,
+                arguments.score_threshold,
+                should_stop=lambda stop=stop: stop.received is not None,
+                num_processes=(os.cpu_count() or 1) if jax.default_backend() != "cpu" else 0,
+            )
+        seconds = time.monotonic() - start
+        print(
+            f"{target}: {counted(done.frames, 'frame')}, {rounded(done.frames / seconds)} a second"
+        )
+        if done.dropped:
+            print(f"  {counted(done.dropped, 'frame')} of the camera came too fast: left out")
+        if done.damaged:
+            print(
+                f"  {counted(done.damaged, 'piece')} of {video} cannot be decoded", file=sys.stderr
+            )
+            code = 1
+        if stop.received is not None:
+            print(f"  stopped by {stop.received.name}")
+            return EXIT_CODES[stop.received]
+    return code

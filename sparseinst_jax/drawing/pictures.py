@@ -117,10 +117,11 @@ def draw_instances(
             colour = min(shades(instance_colour(labels[index])), key=near.count)
         used[index] = colour or instance_colour(index)
         part = mask[bounds[1] : bounds[3], bounds[0] : bounds[2]]
-        part = part.repeat(factor, axis=0).repeat(factor, axis=1)
+        part = part.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else part
         view, filled = canvas[top:bottom, left:right], is_filled[top:bottom, left:right]
         free = part & ~filled
-        view[free] = np.rint((1 - MASK_OPACITY) * view[free] + MASK_OPACITY * np.array(used[index]))
+        for channel, tints in zip(range(3), _tints(used[index]), strict=True):
+            np.copyto(view[..., channel], tints[view[..., channel]], where=free)
         filled |= part
         outlines.append((np.nonzero(contour(part, line)), (top, left), used[index]))
     for (y, x), (top, left), colour in reversed(outlines):
@@ -128,6 +129,12 @@ def draw_instances(
     picture = Image.fromarray(canvas)
     _draw_captions(picture, captions, used, cells, cell, fonts.font_for(captions, font_size))
     return picture
+
+
+def _tints(colour: Colour) -> np.ndarray:
+    """What each of the 256 values becomes under a mask: uint8 [3, 256]."""
+    mixed = (1 - MASK_OPACITY) * np.arange(256) + MASK_OPACITY * np.array(colour)[:, None]
+    return np.rint(mixed).astype(np.uint8)
 
 
 def shades(colour: Colour) -> list[Colour]:

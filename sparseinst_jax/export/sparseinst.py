@@ -23,6 +23,11 @@ from sparseinst_jax.models.sparseinst import inference, model
 STRIDE = model.MAP_STRIDE
 
 
+def num_masks(module: model.SparseInst) -> int:
+    """N."""
+    return module.decoder.inst_branch.num_masks
+
+
 def write(g: Graph, module: model.SparseInst, maps: Any, options: dict[str, Any]) -> dict[str, str]:
     """Write everything after the backbone.
 
@@ -114,21 +119,19 @@ def _select(
     g: Graph, class_logits: str, mask_logits: str, objectness: str, options: dict[str, Any]
 ) -> dict[str, str]:
     """`models.sparseinst.inference.select`."""
-    threshold = options.get("mask_threshold", inference.MASK_THRESHOLD)
     best = g.add(
         "Sqrt", g.add("Mul", sigmoid(g, class_logits), sigmoid(g, objectness))
     )  # [B, N, K]
     labels = g.add("ArgMax", best, axis=2, keepdims=0)
     scores = g.add("ReduceMax", best, [2], keepdims=0)
     mask_probs = g.add("Sigmoid", mask_logits)
-    inside = g.add("Greater", mask_probs, float(threshold))
+    inside = g.add("Greater", mask_probs, float(options["mask_threshold"]))
     area = g.add("ReduceSum", g.add("Cast", inside, to=FLOAT), [2, 3], keepdims=0)
     total = g.add("ReduceSum", g.add("Where", inside, mask_probs, 0.0), [2, 3], keepdims=0)
     maskness = g.add("Div", total, g.add("Add", area, inference.MASKNESS_EPSILON))
-    least = options.get("score_threshold", inference.SCORE_THRESHOLD)
     return {
         "scores": g.add("Mul", scores, maskness),
         "labels": labels,
-        "is_kept": g.add("Greater", scores, float(least)),
+        "is_kept": g.add("Greater", scores, float(options["score_threshold"])),
         "mask_probs": mask_probs,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -20,7 +20,28 @@ from sparseinst_jax.export.graph import Graph, Size
 from sparseinst_jax.models.sparseinst.model import SparseInst
 from sparseinst_jax.runner.metadata import KEY, Metadata
 
-FAMILY_WRITERS: dict[type, Callable[..., dict[str, str]]] = {SparseInst: sparseinst.write}
+
+class FamilyWriter(NamedTuple):
+    """How a family is written.
+
+    Attributes:
+      write: everything after the backbone: (graph, module, maps, options of `select`) to names of
+        outputs to names of results.
+      num_masks: of a module.
+    """
+
+    write: Callable[..., dict[str, str]]
+    num_masks: Callable[[Any], int]
+
+
+FAMILY_WRITERS: dict[type, FamilyWriter] = {
+    SparseInst: FamilyWriter(sparseinst.write, sparseinst.num_masks),
+}
+
+
+def num_masks(module: Any) -> int:
+    """N of a network."""
+    return _writer(FAMILY_WRITERS, module, "network").num_masks(module)
 
 
 def write_onnx(
@@ -42,7 +63,7 @@ def write_onnx(
         x = normalized_images(g)
     with g.scope("backbone"):
         maps = _writer(BACKBONE_WRITERS, module.backbone, "backbone")(g, module.backbone, x)
-    results = _writer(FAMILY_WRITERS, module, "network")(g, module, maps, dict(options))
+    results = _writer(FAMILY_WRITERS, module, "network").write(g, module, maps, options)
     rename(g, results)
     batch, sides = ("batch", ("height", "width")) if size is None else (1, size)
     inputs = {

@@ -7,20 +7,27 @@ else of the path from images to instances is `runner.predictor`'s.
 from __future__ import annotations
 
 import functools
+import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
+from sparseinst_jax.export.files import Exportable, export_onnx
+from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.activations import Activations
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
-from sparseinst_jax.models.trees import PureModel, Tree
+from sparseinst_jax.models.trees import PureModel, Tree, functional
 from sparseinst_jax.runner.masks import MaskCut
 from sparseinst_jax.runner.predictor import BasePredictor, Fetched, Pending, Prepared, Size
 from sparseinst_jax.runtime.messages import brief
@@ -67,7 +74,8 @@ class Predictor(BasePredictor):
         family: of the network: how its outputs are scored, and its masks brought back and cut.
         options: of `family.select`; `mask_threshold` among them also cuts the masks.
         batch_size: images that go through the network together on a device; fewer are filled up.
-        protocol: the test procedure, a key of `data.ecosystems.eval_protocols.PROTOCOLS`.
+        protocol: the test procedure, a key of `data.ecosystems.PROTOCOLS`.
+        config: the whole configuration as plain values, for those who are handed an exported file.
     """
 
     def __init__(
@@ -83,7 +91,9 @@ class Predictor(BasePredictor):
         options: Mapping[str, Any] | None = None,
         batch_size: int = 1,
         protocol: str = "original",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
+        self._family, self._protocol_name, self._config = family, protocol, dict(config or {})
         options = dict(options or {})
         eval_size = checked_settings(eval_size, batch_size, options)
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
@@ -94,7 +104,7 @@ class Predictor(BasePredictor):
             family.scores_at_original_size,
         )
         super().__init__(class_names, category_ids, eval_size, cut, batch_size, protocol)
-        self._apply, self.family = apply, family
+        self._apply, self._options = apply, options
         self._select_outputs = functools.partial(family.select, **options)
         self._weights = params, statistics
         self.use_devices(jax.local_devices()[:1])
@@ -149,6 +159,65 @@ class Predictor(BasePredictor):
             )
             self._placed = copy(np.arange(len(self._devices)), self._weights)
 
+    def export(
+        self,
+        path: str | os.PathLike,
+        *,
+        size: Size | None = None,
+        photos: Sequence[ImageLike] = (),
+        verifies: bool = True,
+    ) -> Agreement | None:
+        """Write the network as an ONNX file that runs without JAX, see `sparseinst_jax.load`.
+
+        The file is compared with this predictor on photos before it gets its name.
+
+        Args:
+            path: of the new file; an older one is replaced.
+            size: padded (height, width) for a file that takes one image of that size; by default
+                any number of images of any size.
+            photos: to compare on, see `__call__`; drawn ones by default.
+            verifies: whether it is compared.
+
+        Returns:
+            How far the file is from the model, within the bounds of rounding.
+
+        Raises:
+            ValueError: a part of the network has no writer, a package of the extra `export` is not
+                installed, or the file does not find what the model finds: then none is left.
+        """
+        return export_onnx(
+            self.exportable(size), Path(path), list(map(as_rgb, photos)) if verifies else None
+        )
+
+    def exportable(self, size: Size | None = None) -> Exportable:
+        """What `export` needs: the network as a module, and a float32 predictor on the CPU."""
+        params, statistics = jax.device_get(self._weights)
+        module = self._apply.module(params, statistics)
+        for _, node in nnx.iter_graph(module):
+            if isinstance(node, nnx.Module) and hasattr(node, "dtype"):
+                node.dtype = jnp.float32
+        model = Predictor(
+            *functional(module),
+            self.class_names,
+            self.category_ids,
+            self.eval_size,
+            family=self._family,
+            options=self._options,
+            protocol=self._protocol_name,
+        )
+        model.use_devices(jax.local_devices(backend="cpu")[:1])
+        return Exportable(
+            module=module,
+            weights=(params, statistics),
+            family=next(name for name, one in FAMILIES.items() if one is self._family),
+            options={**_defaults(self._family.select), **self._options},
+            protocol=self._protocol_name,
+            config=self._config,
+            model=model,
+            cut=self._cut,
+            size=size,
+        )
+
     def __reduce__(self) -> Any:
         raise TypeError(
             "a Predictor cannot be pickled or copied: it holds compiled functions and arrays on a "
@@ -174,13 +243,13 @@ class Predictor(BasePredictor):
         Raises:
             ValueError: networks of this family have no activation maps.
         """
-        if self.family.activations is None:
+        if self._family.activations is None:
             raise ValueError(
                 "networks of this family have no activation maps: its Family says no `activations`;"
                 " see what forward(image).intermediates holds"
             )
         prediction, forward = self(image), self.forward(image)
-        maps = self.family.activations(forward.outputs, forward.intermediates)
+        maps = self._family.activations(forward.outputs, forward.intermediates)
         return Activations.of(prediction, maps, forward.image.shape[:2], forward.valid_size)
 
     def start(self, items: Sequence[Prepared]) -> list[Pending]:
@@ -188,7 +257,8 @@ class Predictor(BasePredictor):
         refuse_forked()
         return super().start(items)
 
-    def _select(self, items: Sequence[Prepared], size: Size) -> Selection:
+    def select(self, items: Sequence[Prepared], size: Size) -> Selection:
+        """Send images of one padded size through the network; does not wait."""
         images = np.zeros((self.num_together, *size, 3), np.uint8)
         valid_size = np.zeros((self.num_together, 2), np.int32)
         for row, item in enumerate(items):
@@ -201,7 +271,7 @@ class Predictor(BasePredictor):
             valid_size = valid_size.reshape(*shape, 2)
         return self._forward(*self._placed, images, valid_size)
 
-    def _fetch(self, selection: Selection) -> Fetched:
+    def fetch(self, selection: Selection) -> Fetched:
         """Wait for the device; masks are upsampled there, when they are asked for."""
         scores, labels, query_index, is_kept = (
             np.reshape(array, (self.num_together, -1)) for array in jax.device_get(selection[:4])
@@ -213,7 +283,7 @@ class Predictor(BasePredictor):
             sizes = item.mask_size, item.original_size
             return masks.upsample_masks(by_device[device], place, chosen, *sizes, self._cut)
 
-        return Fetched(scores, labels, query_index, is_kept, upsample)
+        return Fetched(scores, labels, query_index, is_kept, by_device[0], upsample)
 
     def _masks_by_device(self, masks: jax.Array) -> list[jax.Array]:
         """Give what each device made, [B, N, H/S, W/S], on the first device.
@@ -225,6 +295,11 @@ class Predictor(BasePredictor):
             return [masks]
         parts = [masks.addressable_data(row) for row in range(len(self._devices))]
         return [jax.device_put(part, self._devices[0])[0] for part in parts]
+
+
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not one.empty}
 
 
 def _is_accelerator(device: Any) -> bool:

@@ -84,6 +84,10 @@ class PureModel:
             _restore(statistics_state, statistics, number),
         )
 
+    def module(self, params: Tree, statistics: Tree) -> Any:
+        """Make a module with these arrays."""
+        return self._restore(params, statistics)
+
     def for_inference(self) -> tuple[PureModel, Callable[[Tree, Tree], tuple[Tree, Tree]]]:
         """Make a form of the model with less to do for each image, and what makes its weights.
 

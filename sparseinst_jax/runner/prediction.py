@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from PIL import Image
 
+from sparseinst_jax.data.labelme_file import labelme_content
+from sparseinst_jax.data.outlines import EXACT
 from sparseinst_jax.drawing import pictures
 from sparseinst_jax.runner import run_lengths
 
@@ -157,6 +159,54 @@ class Prediction:
         """Return the instances as entries of a COCO results file: plain values, ready for json."""
         image_id = operator.index(image_id)
         return coco_results(image_id, self.rles, self.scores, self.labels, self.category_ids)
+
+    def to_table(self) -> dict[str, list[Any]]:
+        """Return columns of plain values, one entry an instance: `pandas.DataFrame` takes them.
+
+        `class_name`, `score`, the box `x0`, `y0`, `x1`, `y1` (pixels, ends exclusive), `pixels`.
+        """
+        boxes = self.boxes_xyxy.T.tolist()
+        return {
+            "class_name": self.class_names,
+            "score": self.scores.tolist(),
+            **dict(zip(("x0", "y0", "x1", "y1"), boxes, strict=True)),
+            "pixels": run_lengths.areas_of(self.rles).tolist(),
+        }
+
+    def to_labelme(
+        self, image_path: str | os.PathLike, score_threshold: float = 0.0, tolerance: float = EXACT
+    ) -> dict[str, Any]:
+        """Return the content of a LabelMe json: labels to be corrected by hand.
+
+        `sparseinst import-data labelme` reads them back, with the default tolerance pixel by pixel.
+
+        Args:
+            image_path: of the image, relative to the folder of the json.
+            score_threshold: lowest score of what is written; the score is each label's description.
+            tolerance: pixels that outlines may be off; 1 needs about a quarter of the corners.
+        """
+        shown = self.above(score_threshold)
+        size = (self.image.shape[0], self.image.shape[1])
+        objects = ((one.class_name, one.mask, f"score {one.score:.2f}") for one in shown)
+        return labelme_content(image_path, size, objects, tolerance)
+
+    def to_supervision(self) -> Any:
+        """Return `supervision.Detections`, with the class names as `data["class_name"]`.
+
+        Raises:
+            ValueError: supervision is not installed.
+        """
+        try:
+            from supervision import Detections
+        except ImportError as error:
+            raise ValueError('this needs supervision: pip install "supervision>=0.31"') from error
+        return Detections(
+            xyxy=self.boxes_xyxy,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels.astype(int),
+            data={"class_name": np.array(self.class_names, dtype=str)},
+        )
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

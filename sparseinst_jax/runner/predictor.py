@@ -78,6 +78,7 @@ class Fetched(NamedTuple):
         labels: int [B, D].
         query_index: int [B, D], the mask of each.
         is_kept: bool [B, D].
+        masks: float32 [B, N, H/S, W/S], where they are.
         upsample: brings masks of an image to its size: (row of the batch, query_index [D'], item)
             to chunks as of `masks.upsample_masks`.
     """
@@ -86,6 +87,7 @@ class Fetched(NamedTuple):
     labels: np.ndarray
     query_index: np.ndarray
     is_kept: np.ndarray
+    masks: Any
     upsample: Callable[[int, np.ndarray, Prepared], Iterator[Any]]
 
 
@@ -133,15 +135,16 @@ class BasePredictor:
         """Images that go through the network together."""
         return self.batch_size
 
-    def _select(self, items: Sequence[Prepared], size: Size) -> Any:
+    def select(self, items: Sequence[Prepared], size: Size) -> Any:
         """Send images of one padded size through the network."""
         raise NotImplementedError
 
-    def _fetch(self, selection: Any) -> Fetched:
-        """Wait for what `_select` gave."""
+    def fetch(self, selection: Any) -> Fetched:
+        """Wait for what `select` gave."""
         raise NotImplementedError
 
-    def _padded_size(self, item: Prepared) -> Size:
+    def padded_size(self, item: Prepared) -> Size:
+        """The next multiples of 32."""
         return padded_size((item.image.shape[0], item.image.shape[1]))
 
     @overload
@@ -212,20 +215,20 @@ class BasePredictor:
         """Hand images to the device, those of equal padded size together; does not wait."""
         groups: dict[Size, list[int]] = {}
         for position, item in enumerate(items):
-            groups.setdefault(self._padded_size(item), []).append(position)
+            groups.setdefault(self.padded_size(item), []).append(position)
         pending = []
         for size, members in groups.items():
             for first in range(0, len(members), self.num_together):
                 positions = members[first : first + self.num_together]
                 chosen = [items[position] for position in positions]
-                pending.append(Pending(positions, chosen, self._select(chosen, size)))
+                pending.append(Pending(positions, chosen, self.select(chosen, size)))
         return pending
 
     def finish(self, pending: Sequence[Pending]) -> list[FoundInstances]:
         """Wait for the network and fetch what is kept, in the order of `start`'s images."""
         found: dict[int, FoundInstances] = {}
         for positions, items, selection in pending:
-            scores, labels, query_index, is_kept, upsample = self._fetch(selection)
+            scores, labels, query_index, is_kept, _, upsample = self.fetch(selection)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
                 (kept,) = np.nonzero(is_kept[row])
                 if self.protocol.drops_last:

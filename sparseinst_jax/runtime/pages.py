@@ -9,6 +9,7 @@ PAGES = {
     "cannot-download": "weights.md#when-a-download-fails",
     "gpu-not-seen": "gpu.md#jax-does-not-see-my-gpu",
     "memory": "gpu.md#memory",
+    "video": "video.md",
     "weights": "weights.md",
 }
 

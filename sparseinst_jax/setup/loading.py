@@ -12,9 +12,12 @@ import jax
 import numpy as np
 
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, choose_classes
-from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.inference.predictor import Predictor, checked_settings
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import Tree, functional
+from sparseinst_jax.runner.file_predictor import FilePredictor
+from sparseinst_jax.runner.metadata import Metadata
+from sparseinst_jax.runner.onnx_file import read_metadata
 from sparseinst_jax.runtime.messages import printable
 from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup.builders import build_model
@@ -51,10 +54,11 @@ def build_predictor(
         options=options,
         batch_size=batch_size,
         protocol=protocol,
+        config=config.to_dict(),
     )
 
 
-def load(
+def load_checkpoint(
     path: str | os.PathLike,
     step: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -62,26 +66,7 @@ def load(
     config: str | os.PathLike | None = None,
     model: Any = None,
 ) -> Predictor:
-    """Load a predictor from a run, whose configuration and classes are stored with it.
-
-    Or by the name of a published model, such as "giam_r50_aug", whose weights are downloaded the
-    first time (`setup.published`); or from a weights file of any implementation, with `config`: see
-    `load_weights_file`.
-
-    Args:
-        path: a run folder, its `checkpoints` folder, the folder of one step, a name of
-            `sparseinst download --list`, or a weights file.
-        step: a step, "best" (highest AP in training) or None for the last.
-        overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
-        config: of a weights file: the configuration that describes its network, such as "giam_r50".
-        model: of a run that trained a module given to `fit`: such a module; its weights do not
-            matter.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-        ValueError: the checkpoint cannot be read, an override is not valid, or it asks for another
-            network than the checkpoint's.
-    """
+    """Load a predictor from all that `setup.load` takes but an exported file."""
     if named := config_of(path):
         refuse_forked()
         chosen = load_config(os.fspath(config or named), overrides)
@@ -183,6 +168,47 @@ def load_run(
         chosen = choose_known_classes(class_names, category_ids, config.data, trained)
         predictor = build_predictor(config, apply, params, statistics, *chosen)
     return predictor, config, int(meta["step"])
+
+
+# What an exported file cannot change: it is in the graph.
+_FREE = ("data.", "train.", "eval.batch_size")
+
+
+def exported_config(metadata: Metadata, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The configuration that an exported file holds.
+
+    Raises:
+        ValueError: overrides ask for what is in the graph, or are not valid.
+    """
+    fixed = [key for key in overrides or {} if not key.startswith(_FREE)]
+    if fixed:
+        raise ValueError(
+            f"an exported file has its network and thresholds in its graph: leave out"
+            f" {', '.join(f'--config.{key}' for key in fixed)}, or export it again with them"
+        )
+    return load_config(metadata.config or "base", overrides)
+
+
+def load_exported(
+    path: str | os.PathLike, overrides: Mapping[str, Any] | None, runtime: str
+) -> tuple[FilePredictor, Any]:
+    """Load a predictor from a file of `sparseinst export`; also returns its configuration."""
+    metadata = read_metadata(path)
+    with _named_faults(path):
+        config = exported_config(metadata, overrides)
+        classes = metadata.class_names, metadata.category_ids
+        if metadata.config:
+            trained = metadata.config["data"]
+            classes = choose_known_classes(*classes, config.data, trained)  # type: ignore[arg-type]
+        given = (metadata.shortest_side, metadata.longest_side)
+        if "data.eval_size" in (overrides or {}):
+            given = config.data.eval_size
+        batch_size = config.eval.batch_size
+        size = checked_settings(given, batch_size, {})
+        predictor = FilePredictor(
+            path, runtime, eval_size=size, classes=classes, batch_size=batch_size
+        )
+    return predictor, config
 
 
 def choose_known_classes(

@@ -29,7 +29,7 @@ from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
 from sparseinst_jax.setup.config import default_workdir, diff, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
-from sparseinst_jax.setup.loading import load
+from sparseinst_jax.setup.loading import load_checkpoint
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
@@ -77,12 +77,12 @@ class TrainResult:
     @property
     def best(self) -> Predictor:
         """A predictor of the step with the highest AP; the last one's where none was evaluated."""
-        return load(self.workdir, "best", model=self.model)
+        return load_checkpoint(self.workdir, "best", model=self.model)
 
     @property
     def last(self) -> Predictor:
         """A predictor of the last step that was saved."""
-        return load(self.workdir, model=self.model)
+        return load_checkpoint(self.workdir, model=self.model)
 
     def resume(self, num_steps: int | None = None) -> TrainResult:
         """Go on, by default to the end that the configuration says; see `train`."""

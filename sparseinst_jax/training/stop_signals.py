@@ -23,9 +23,13 @@ class StopSignals:
 
     A thread sees the second one, because the main thread may be in the middle of something
     compiled or of a save, where it runs no Python for a long time.
+
+    Args:
+        doing: what the first signal begins, for the user.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "finishing the step and saving") -> None:
+        self._doing = doing
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._fds: tuple[int, int] | None = None
@@ -56,7 +60,7 @@ class StopSignals:
         if self.received is None:
             self.received = signal.Signals(number)
             name = self.received.name
-            _write(f"{name}: finishing the step and saving; a second signal stops at once")
+            _write(f"{name}: {self._doing}; a second signal stops at once")
 
 
 def _watch(reading: int) -> None:

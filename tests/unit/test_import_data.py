@@ -223,8 +223,8 @@ def test_two_jsons_are_written_both_or_not_at_all(tmp_path):
     "variables, devices, offered",
     [
         ({"JAX_PLATFORMS": "cpu"}, True, "--config=finetune_small"),
-        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config=finetune --init-from=WEIGHTS"),
-        ({}, True, "--config=finetune --init-from=WEIGHTS"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config=finetune --init-from=giam_r50"),
+        ({}, True, "--config=finetune --init-from=giam_r50"),
         ({}, False, "--config=finetune_small"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_network_that_the_machine_can_train_is_offered(
     monkeypatch.setattr(next_command.importlib.util, "find_spec", lambda name: name)
     command = next_command.train_command(["--config.data.train.annotations=a.json"])
     assert command.startswith(f"  sparseinst train {offered} \\\n    --config.data.train")
-    assert "--init-from=WEIGHTS" in command and "sparseinst zoo" in command
+    assert "--init-from=giam_r50" in command and "sparseinst download" in command
 
 
 def test_the_next_commands_are_ones_that_work(tmp_path, capsys, monkeypatch):

@@ -357,7 +357,7 @@ FORK = """
 import os, sys
 import jax, numpy as np
 from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.setup.loading import load
+from sparseinst_jax.setup.load import load
 from sparseinst_jax.setup.train import train
 jax.devices()
 if os.fork():

@@ -19,11 +19,12 @@ from sparseinst_jax.cli.measuring.timing import Workload
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.coco import CocoDataset
 from sparseinst_jax.data.plan import TrainPlan
+from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.ops import normalize_images
-from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runner.predictor import Pending, Prepared
 from sparseinst_jax.runtime import process
@@ -38,7 +39,7 @@ Size = tuple[int, int]
 USUAL_SIZE = (640, 864)  # padded
 USUAL_PHOTO = (480, 640)  # of COCO; becomes 640 x 853
 NUM_PHOTOS = 32  # drawn for the input pipeline and for whole predictions
-LEVELS = 4  # of a target mask, see `Batch`
+BLOCK = 4  # pixels; a drawn object consists of such blocks
 STEPS_IN_PARTS = 3
 
 
@@ -217,12 +218,11 @@ class Bench:
 
     def post_processing(self) -> Workload:
         """From the network's outputs on the device, all kept, to masks at the original size."""
-        (height, width), number = self.size, builders.num_masks(self.config.model)
-        outputs = Outputs(
-            _normal(1, number, self._network.num_classes),
-            4 * _normal(1, number, height // 4, width // 4),
-            _normal(1, number),
-        )
+        apply, *weights = self._network[:3]
+        images = np.zeros((1, *self.size, 3), np.float32)
+        shapes, _ = jax.eval_shape(functools.partial(apply, train=False), *weights, images)
+        # Logits of masks, the arrays of rank 4, are as far from the cut as those of a network.
+        outputs = jax.tree.map(lambda x: _normal(*x.shape) * (4 if x.ndim == 4 else 1), shapes)
         predictor = self.predictor(1)
         outputs, select = jax.device_put(outputs), jax.jit(predictor._select_outputs)
         item = Prepared(_noise_images(1, self.valid_size)[0], self.photo_size, self.valid_size)
@@ -254,7 +254,8 @@ class Bench:
         step = TrainStep(objective, adamw, micro_batches=micro_batches, devices=devices)
         opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
         state = TrainState(np.int32(0), params, statistics, opt_state)
-        batch = random_batch(given.train_batch, given.train_size, given.objects, number)
+        form = FAMILIES[self.config.model.family].targets
+        batch = random_batch(given.train_batch, given.train_size, given.objects, number, form)
         return step, state, batch
 
     def train_step(self) -> Workload:
@@ -352,7 +353,7 @@ def step_in_parts(
 
 
 def random_batch(
-    number: int, size: Size, num_objects: int, num_classes: int, seed: int = 0
+    number: int, size: Size, num_objects: int, num_classes: int, form: TargetForm = QUARTER_LEVELS
 ) -> Batch:
     """Draw a batch of noise with boxes as objects.
 
@@ -361,15 +362,17 @@ def random_batch(
       size: (height, width) of the padded image, multiples of 32.
       num_objects: objects of every image, M.
       num_classes: K.
-      seed: any integer.
+      form: of their masks.
     """
-    rng = np.random.default_rng(seed)
-    height, width = size[0] // 4, size[1] // 4
-    masks = np.zeros((number, num_objects, height, width), np.uint8)
-    for mask in masks.reshape(-1, height, width):
+    rng = np.random.default_rng(0)
+    height, width = size[0] // BLOCK, size[1] // BLOCK
+    masks = np.zeros((number, num_objects, *form.shape(size)), np.uint8)
+    for encoded in masks.reshape(-1, *form.shape(size)):
+        mask = np.zeros((height, width), bool)
         top, left = rng.integers(0, height // 2), rng.integers(0, width // 2)
         rows, columns = rng.integers(2, height // 2 + 1), rng.integers(2, width // 2 + 1)
-        mask[top : top + rows, left : left + columns] = LEVELS
+        mask[top : top + rows, left : left + columns] = True
+        encoded[:] = form.encode(mask.repeat(BLOCK, 0).repeat(BLOCK, 1))
     return Batch(
         images=rng.integers(0, 256, (number, *size, 3), np.uint8),
         valid_size=np.full((number, 2), size, np.int32),

@@ -1,0 +1,169 @@
+"""How fast a video is drawn, against the network alone: frames a second, and memory.
+
+  python benchmarks/video.py --config giam_r50 --frames 300 [--size 720x1280] [--batch 8]
+
+A clip of moving shapes is written and drawn by a network of random weights. The threshold is such
+that about ten objects are drawn, and since random masks are noise, which no object looks like, a
+disc is added to each mask, which outweighs it. "Network": frames that are ready in memory go
+through the network and its selection. "With masks": and what is drawn of them is brought to the
+frames' size and packed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparseinst_jax import prepare_process
+
+prepare_process()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+from sparseinst_jax.cli.arguments import parse_size  # noqa: E402
+from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES  # noqa: E402
+from sparseinst_jax.models.families import FAMILIES  # noqa: E402
+from sparseinst_jax.models.family import Family  # noqa: E402
+from sparseinst_jax.models.trees import functional  # noqa: E402
+from sparseinst_jax.runner import video  # noqa: E402
+from sparseinst_jax.setup.builders import build_model  # noqa: E402
+from sparseinst_jax.setup.config import load_config  # noqa: E402
+from sparseinst_jax.setup.loading import build_predictor  # noqa: E402
+
+SHOWN = 10  # objects in a picture, about
+
+
+def frame(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Shapes over a gradient, a little further than in the frame before."""
+    height, width = size
+    ramp = np.linspace(40, 200, width, dtype=np.uint8)
+    picture = Image.fromarray(np.repeat(np.tile(ramp, (height, 1))[..., None], 3, axis=2))
+    draw = ImageDraw.Draw(picture)
+    for index in range(SHOWN):
+        x = (index * width // SHOWN + 3 * number) % width
+        y = (index * 2 + 1) * height // (2 * SHOWN)
+        colour = (37 * index % 256, 91 * index % 256, 53 * index % 256)
+        draw.ellipse((x, y - 40, x + 110, y + 50), fill=colour)
+    return np.asarray(picture)
+
+
+def with_discs(family: Family) -> Family:
+    """The family with a disc in each mask; all of the network is computed as before."""
+
+    def select(outputs: Any, **options: Any) -> Any:
+        logits = outputs.mask_logits  # [B, N, H/4, W/4]
+        height, width = logits.shape[-2:]
+        number = jnp.arange(logits.shape[1])[:, None, None]
+        y = (jnp.arange(height)[:, None] - (53 * number) % height) / (height / 10)
+        x = (jnp.arange(width) - (37 * number) % width) / (width / 16)
+        return family.select(
+            outputs._replace(mask_logits=1e-3 * logits + 20 * (1 - x**2 - y**2)), **options
+        )
+
+    return dataclasses.replace(family, select=select)
+
+
+def rate(run: Callable[[], object], frames: int) -> float:
+    """Frames a second of a call."""
+    start = time.perf_counter()
+    run()
+    return frames / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Measure, print a line and write json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="giam_r50")
+    parser.add_argument("--frames", type=int, default=300)
+    parser.add_argument("--size", type=parse_size, default=(720, 1280))
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=None)
+    parser.add_argument("--output", default=None)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config, {"eval.batch_size": arguments.batch})
+    FAMILIES[config.model.family] = with_discs(FAMILIES[config.model.family])
+    parts = functional(build_model(config.model, len(COCO_CLASS_NAMES), seed=0))
+    predictor = build_predictor(config, *parts, COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
+    image = frame(0, arguments.size)
+    best = np.sort(predictor(image).scores)[::-1]
+    threshold = float(best[min(SHOWN, len(best)) - 1])
+    config = load_config(config, {"eval.score_threshold": max(threshold, 0.005)})
+    predictor = build_predictor(config, *parts, COCO_CLASS_NAMES, COCO_CATEGORY_IDS)
+    is_cpu = jax.default_backend() == "cpu"
+    processes = arguments.processes
+    processes = (0 if is_cpu else os.cpu_count() or 1) if processes is None else processes
+    number = arguments.frames
+    with tempfile.TemporaryDirectory() as folder:
+        clip, drawn = Path(folder) / "clip.mp4", Path(folder) / "drawn.mp4"
+        with video.VideoWriter(clip, *video._CODECS[".mp4"], Fraction(30)) as writer:
+            for index in range(number):
+                writer.write(frame(index, arguments.size), Fraction(index, 30))
+        ready = [predictor.prepare(frame(i, arguments.size)) for i in range(predictor.num_together)]
+
+        def network() -> None:
+            pending = []
+            for _ in range(0, number, len(ready)):
+                pending.append(predictor.start(ready))
+                if len(pending) > 1:
+                    jax.block_until_ready(pending.pop(0)[0].selection)
+            jax.block_until_ready([each.selection for each in pending[0]])
+
+        def with_masks() -> None:
+            before = predictor.start(ready)
+            for _ in range(len(ready), number, len(ready)):
+                now = predictor.start(ready)
+                for found in predictor.finish(before):
+                    found.encode()
+                before = now
+            for found in predictor.finish(before):
+                found.encode()
+
+        for found in predictor.run(ready):
+            found.encode()
+        found_rates = {"network": rate(network, number), "with_masks": rate(with_masks, number)}
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        def whole() -> None:
+            done = video.predict_video(
+                predictor, clip, drawn, threshold, num_processes=processes, stream=None
+            )
+            assert done.frames == number, done
+
+        whole()  # processes have started, everything is compiled
+        found_rates["video"] = rate(whole, number)
+        found_rates["network_again"] = rate(network, number)
+    row = {
+        "config": arguments.config,
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "size": arguments.size,
+        "frames": number,
+        "batch": arguments.batch,
+        "processes": processes,
+        "shown": SHOWN,
+        "frames_per_s": {name: round(value, 2) for name, value in found_rates.items()},
+        "peak_mib_before": round(before),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+    print(json.dumps(row))
+    if arguments.output:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+        with Path(arguments.output).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

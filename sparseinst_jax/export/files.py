@@ -1,0 +1,144 @@
+"""Write an exported file: made, compared with the model, and only then given its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sparseinst_jax.export import verify
+from sparseinst_jax.export.verify import Agreement
+from sparseinst_jax.runner.file_predictor import FilePredictor
+from sparseinst_jax.runner.masks import MaskCut
+from sparseinst_jax.runner.metadata import KEY, PILLOW_BILINEAR, SIZE_MULTIPLE, Metadata
+from sparseinst_jax.runner.onnx_file import SUFFIX
+from sparseinst_jax.runner.predictor import BasePredictor, Size
+from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.files import check_writable, replace_file
+
+if TYPE_CHECKING:
+    import onnx
+
+RUNTIME = "onnxruntime"  # which a file is compared by
+
+
+@dataclasses.dataclass(frozen=True)
+class Exportable:
+    """A network and what belongs to it.
+
+    Attributes:
+      module: the network, computing in float32.
+      weights: its parameters and statistics, nested dicts of arrays.
+      family: name of the family.
+      options: of the family's `select`.
+      protocol: name of the test procedure.
+      config: the whole configuration, plain values.
+      model: what the file is compared with, on the CPU and in float32.
+      cut: how masks are brought back.
+      size: padded (height, width) of a file for one image of that size; None for any.
+    """
+
+    module: Any
+    weights: tuple[Any, Any]
+    family: str
+    options: Mapping[str, Any]
+    protocol: str
+    config: Mapping[str, Any]
+    model: BasePredictor
+    cut: MaskCut
+    size: Size | None
+
+    def metadata(self) -> Metadata:
+        """What the file says of itself, before it is compared."""
+        from sparseinst_jax.export.writer import num_masks, weights_sha256
+
+        shortest, longest = self.model.eval_size
+        return Metadata(
+            version=process.version(),
+            family=self.family,
+            precision="float32",
+            class_names=self.model.class_names,
+            category_ids=self.model.category_ids,
+            shortest_side=shortest,
+            longest_side=longest,
+            resize=PILLOW_BILINEAR if self.protocol == "original" else "other",
+            protocol=self.protocol,
+            size_multiple=SIZE_MULTIPLE,
+            fixed_size=self.size,
+            num_masks=num_masks(self.module),
+            mask_stride=self.cut.stride,
+            score_threshold=float(self.options["score_threshold"]),
+            mask_threshold=float(self.cut.threshold),
+            masks_are_logits=self.cut.are_logits,
+            scores_at_original_size=self.cut.measures,
+            config=self.config,
+            weights_sha256=weights_sha256(*self.weights),
+            verification=None,
+        )
+
+
+def export_onnx(
+    source: Exportable, path: Path, photos: Sequence[np.ndarray] | None
+) -> Agreement | None:
+    """Write an ONNX file whole or not at all.
+
+    Args:
+      source: the network.
+      path: of the new file.
+      photos: uint8 [h, w, 3], to compare on; drawn ones where there are none, or where they have
+        one padded size. None writes without comparing.
+
+    Raises:
+      ValueError: no writer, a missing package, a folder that cannot be written, or the file does
+        not find what the model finds.
+    """
+    check_output(path)
+    model = written(source)
+    agreement = None
+    if photos is not None:
+        exported = FilePredictor(model.SerializeToString(), RUNTIME)
+        agreement = verify.compare(
+            source.model, exported, verify.photos_of_two_sizes(exported, photos)
+        )
+        if faults := agreement.faults():
+            raise ValueError(
+                f"the exported network does not find what the model finds, so no file was written:"
+                f" {'; '.join(faults)}. Compared on {agreement}"
+            )
+        set_metadata(model, source.metadata()._replace(verification=record(agreement)))
+    replace_file(path, model.SerializeToString())
+    return agreement
+
+
+def record(agreement: Agreement) -> dict[str, Any]:
+    """The comparison, for the metadata."""
+    return {"passed": not agreement.faults(), "runtime": RUNTIME, **agreement._asdict()}
+
+
+def check_output(path: Path) -> None:
+    """Refuse a name or a folder that cannot be written to."""
+    if path.suffix.lower() != SUFFIX or path.is_dir():
+        raise ValueError(f"--output must be a {SUFFIX} file, got {path}")
+    check_writable(path.parent, "--output")
+
+
+def written(source: Exportable) -> onnx.ModelProto:
+    """Write the network as an ONNX model."""
+    try:
+        from sparseinst_jax.export.writer import write_onnx
+    except ImportError as error:
+        raise ValueError(
+            f"export needs a package that is not installed ({error}): pip install"
+            " 'sparseinst_jax[export]'"
+        ) from error
+    return write_onnx(source.module, source.options, source.metadata(), source.size)
+
+
+def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
+    """Replace what a model says of itself."""
+    for entry in model.metadata_props:
+        if entry.key == KEY:
+            entry.value = metadata.to_json()
