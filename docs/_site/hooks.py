@@ -106,9 +106,10 @@ def _notebook(path: Path) -> dict[str, str | bytes]:
         parts.append(f"```python\n{cell.source}\n```")
         for output in cell.outputs:
             data = output.get("data", {})
-            if "image/png" in data:
-                name = f"tutorials/{path.stem}_{len(made)}.png"
-                made[name] = base64.b64decode(data["image/png"])
+            kind = next((kind for kind in ("png", "jpeg") if f"image/{kind}" in data), None)
+            if kind is not None:
+                name = f"tutorials/{path.stem}_{len(made)}.{kind}"
+                made[name] = base64.b64decode(data[f"image/{kind}"])
                 parts.append(f"![output]({posixpath.basename(name)})")
             else:
                 text = output.get("text") or data.get("text/plain", "")
