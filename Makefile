@@ -1,6 +1,7 @@
 # Needs Python >= 3.11 and make; everything else is installed into $(VENV).
 #   make demo    draw a small data set, train, evaluate, draw pictures (docs/performance.md has its time)
 #   make test    the whole test suite
+#   make web-test  the page of examples/web in headless Chromium (apt-get install chromium; needs npm)
 #   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
 #   make kill-test  disturb small runs at 4 x 30 random moments and compare the losses (half an hour)
 #   make lint    ruff: rules and format          make types    pyright
@@ -28,7 +29,7 @@ TEST_FLAGS ?= -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart=
 export NPROC ?= 32
 export PJRT_NPROC ?= 32
 
-.PHONY: help install demo test fuzz kill-test parity lint types docs notebooks clean
+.PHONY: help install demo test web-test fuzz kill-test parity lint types docs notebooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -57,6 +58,11 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+web-test: $(STAMP)
+	cd examples/web && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
+	$(BIN)/python -m pytest -q tests/end_to_end/test_web.py
 
 fuzz: $(STAMP)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q --timeout=3600 --durations=12 $(FUZZ_TESTS)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparseinst_jax.cli.next_command import train_command
+from sparseinst_jax.cli.next_command import GENERAL, train_command
 from sparseinst_jax.data.classes import warn_of_alike
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import image_suffixes
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n".join(lines))
     for line in [*warn_of_alike(imported.class_names), *_warn_of_corners(imported.images)]:
         print(f"WARNING: {line}")
-    print("\n".join(_next_commands(outputs, imported.images_dir)))
+    print("\n".join(_next_commands(arguments.format, outputs, imported.images_dir)))
     return 0
 
 
@@ -278,7 +278,7 @@ def _warn_of_corners(images: Sequence[LabelledImage]) -> list[str]:
     ]
 
 
-def _next_commands(outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
+def _next_commands(form: str, outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
     """The commands to run next, ready to paste."""
     images = shlex.quote(str(images_dir))
     check = f"  sparseinst check-data {shlex.quote(str(outputs['train']))} --images {images}"
@@ -293,4 +293,7 @@ def _next_commands(outputs: Mapping[str, Path], images_dir: Path) -> list[str]:
             )
     if "val" not in outputs:
         train.append("--config.train.eval_every=0  # or hold images out with --val-output")
-    return ["Next:", check, train_command(train)]
+    recipe = GENERAL
+    if form in cityscapes_ade20k.LAYOUTS:
+        recipe = f"--config=fastinst_r50_x1_{form}", "--init-from=fastinst_r50_x1"
+    return ["Next:", check, train_command(train, recipe)]

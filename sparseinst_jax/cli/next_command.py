@@ -8,24 +8,31 @@ from collections.abc import Sequence
 # NVIDIA's, under Windows, AMD's, Google's.
 _DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 
+GENERAL = "--config=finetune", "--init-from=giam_r50"
 
-def train_command(keys: Sequence[str]) -> str:
-    """The command that trains on the data that `keys` name, one on each line, and a remark."""
-    words, remark = train_words()
+
+def train_command(keys: Sequence[str], recipe: Sequence[str] = GENERAL) -> str:
+    """The command that trains on the data that `keys` name, one on each line, and a remark.
+
+    Args:
+      keys: overrides of the configuration.
+      recipe: a configuration for this data and the weights to start from, for an accelerator.
+    """
+    words, remark = train_words(recipe)
     return " \\\n    ".join([f"  {' '.join(words)}", *keys]) + f"\n  {remark}"
 
 
-def train_words() -> tuple[list[str], str]:
+def train_words(recipe: Sequence[str] = GENERAL) -> tuple[list[str], str]:
     """The beginning of a command that this machine can run, and a remark for a shell to ignore."""
     if may_have_accelerator():
         return (
-            ["sparseinst", "train", "--config=finetune", "--init-from=giam_r50"],
+            ["sparseinst", "train", *recipe],
             "# fetches published weights once; others: `sparseinst download --list`",
         )
     return (
         ["sparseinst", "train", "--config=finetune_small"],
         "# a small network from random weights, as there is no accelerator; with one: "
-        "--config=finetune --init-from=giam_r50 (see `sparseinst download --list`)",
+        f"{' '.join(recipe)} (see `sparseinst download --list`)",
     )
 
 

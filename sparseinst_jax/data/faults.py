@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparseinst_jax.runtime.messages import listed, printable
+from sparseinst_jax.runtime.pages import page
 
 MAX_FAULTS_SHOWN = 20
 MAX_LENGTH = 1_000  # characters of one fault; values are shortened, paths can be long
@@ -61,12 +62,13 @@ class DatasetFaults:
         messages = [printable(fault.message, MAX_LENGTH) for fault in fatal]
         shown = listed(messages, MAX_FAULTS_SHOWN, "\n  ")
         more = " (`sparseinst check-data` lists all)" * (len(fatal) > MAX_FAULTS_SHOWN)
-        cure = "Correct the file (its form: https://cocodataset.org/#format-data)."
+        cure = "Correct the file (its form: https://cocodataset.org/#format-data) "
+        cure += page("data-faults")
         missing = [fault.kind == MISSING_IMAGE for fault in fatal]
         if any(missing):
             folder = "set config.data.train.images or config.data.val.images to their folder"
-            cure = f"Missing images: {folder}, or take them out of the json." + (
-                "" if all(missing) else f" {cure}"
+            cure = f"Missing images: {folder}, or take them out of the json " + (
+                page("data-faults") if all(missing) else f"\n{cure}"
             )
         raise ValueError(
             f"{self.path}: {len(fatal)} fault(s) in a file read as COCO instances:\n"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.pages import page
 
 _LOCK = "run.lock"
 
@@ -53,7 +54,8 @@ class FolderLock:
                 self._file.close()
                 raise FolderInUseError(
                     f"another process trains in {folder} ({holder}). End it or wait for it, or"
-                    f" give another {option}; {self._path} says who it is, and needs no cleaning."
+                    f" give another {option}; {self._path} says who it is, and needs no cleaning"
+                    f" {page('in-use')}"
                 ) from None
             except OSError as error:
                 print(

@@ -7,8 +7,13 @@ A page can be split or renamed; the name in a message that somebody pasted somew
 PAGES = {
     "caches": "weights.md#where-files-are-kept",
     "cannot-download": "weights.md#when-a-download-fails",
+    "changed-run": "faults.md#what-may-go-wrong",
+    "data-faults": "own_data.md#2-check-before-training",
+    "foreign-weights": "convert.md",
     "gpu-not-seen": "gpu.md#jax-does-not-see-my-gpu",
+    "in-use": "faults.md#exit-codes",
     "memory": "gpu.md#memory",
+    "not-finite": "questions.md",
     "video": "video.md",
     "weights": "weights.md",
 }

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sparseinst_jax.data import coco
 from sparseinst_jax.data.failures import ON_ERROR
 from sparseinst_jax.runtime import hosts
+from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import config_history
 from sparseinst_jax.training import batch_scaling
@@ -38,7 +39,7 @@ def refuse_changes(
             + "\n".join(lines)
             + "\nGive another --workdir for the new one, or the old values to continue. Only "
             + ", ".join(configs.FREE_KEYS)
-            + " may change."
+            + f" may change {page('changed-run')}"
         )
     return config_history.explain(config_history.complete(stored["config"])[1])
 
@@ -83,7 +84,8 @@ def refuse_changed_data(
     raise ValueError(
         f"the run in {folder} had other data:\n  {text}\nThe order of images and the scores would"
         " no longer be those of one run. Restore the data, give another --workdir (and --init-from"
-        f" {folder}), or continue anyway with --config.data.on_change=continue."
+        f" {folder}), or continue anyway with --config.data.on_change=continue"
+        f" {page('changed-run')}"
     )
 
 

@@ -15,6 +15,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints, SaveError
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import in_percent
+from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
@@ -268,7 +269,7 @@ class Trainer:
             f" Last good checkpoint: {place}. Look at the batch ({look}), lower"
             " train.learning_rate, or lengthen the warm-up (train.warmup_steps); bfloat16 users:"
             " try model.dtype=float32. --config.train.skip_nonfinite=N skips up to N such steps"
-            " in a row."
+            f" in a row {page('not-finite')}"
         )
 
     def _score(self, done: int, state: TrainState) -> dict[str, float]:

@@ -11,6 +11,7 @@ from sparseinst_jax.checkpoints.store import Checkpoints
 from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.messages import listed
+from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.weights.convert import original_to_ours, ours_to_original, rename_to_original
 from sparseinst_jax.weights.network_files import (
     by_reason,
@@ -207,7 +208,7 @@ def _guess(given: _GivenWeights, own: Mapping[str, Any]) -> str:
     there, here = _resnet_options(given.arrays), _resnet_options(own)
     if there is None:
         names = listed(given.file_names.values(), 8)
-        return f"Names in the file: {names}. docs/convert.md lists what can be read."
+        return f"Names in the file: {names}. What can be read: {page('foreign-weights')}"
     if there == here:
         return "The file has this backbone's stages and width, but not all: download it again."
     options = " ".join(f"--config.model.backbone.{key}={there[key]}" for key in there)

@@ -16,6 +16,7 @@ from sparseinst_jax.models.trees import Tree
 from sparseinst_jax.models.weight_names import WeightNames
 from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.messages import columns, listed
+from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.weights.convert import (
     RenamedWeights,
     Shapes,
@@ -145,7 +146,7 @@ def _no_whole_network(path: str | Path, found: RenamedWeights, names: WeightName
     return (
         f"{path} has no {names.class_layers[0]}.bias, so it is no {names.title} network: "
         f"{found.evidence}. Give a checkpoint of the original release or of an implementation in "
-        "docs/convert.md."
+        f"the docs {page('foreign-weights')}"
     )
 
 

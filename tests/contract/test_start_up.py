@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("scipy.optimize", "orbax", "grain", "tensorflow_datasets", "matplotlib", "pandas")
 # With `--help`; `build-tfds` alone may import what it is about.
 COMMANDS = ("train", "eval", "predict", "check-data", "debug-batch", "import-data", "convert")
-COMMANDS = (*COMMANDS, "benchmark", "summary", "build-tfds")
+COMMANDS = (*COMMANDS, "benchmark", "summary", "build-tfds", "download", "doctor")
 
 
 def imported(code: str) -> set[str]:

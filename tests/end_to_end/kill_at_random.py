@@ -1,6 +1,6 @@
 """Disturb training runs at random moments, and compare with one that was left alone.
 
-    python tests/end_to_end/kill_at_random.py --times 30 [--by kill|tee|twins|full]
+    python tests/end_to_end/kill_at_random.py --times 30 [--by kill|tee|twins|full] [--config FILE]
 
 * kill: SIGKILL.
 * tee: what a run prints goes through `tee`; SIGINT, SIGTERM or SIGHUP to both of them.
@@ -44,7 +44,7 @@ DISK = "size=60m"
 _POLL_SECONDS = 0.001
 
 
-def command(data: Path, workdir: Path, *words: str) -> list[str]:
+def command(config: str, data: Path, workdir: Path, *words: str) -> list[str]:
     """The command line of a run of a minute."""
     values = {
         "data.num_workers": 1,
@@ -58,8 +58,7 @@ def command(data: Path, workdir: Path, *words: str) -> list[str]:
         values[f"data.{split}.images"] = data / "images" / split
         values[f"data.{split}.annotations"] = data / f"{split}.json"
     given = [f"--config.{key}={value}" for key, value in values.items()]
-    tiny = ROOT / "configs" / "tiny.py"
-    start = [sys.executable, str(ROOT / "train.py"), f"--config={tiny}", f"--workdir={workdir}"]
+    start = [sys.executable, str(ROOT / "train.py"), f"--config={config}", f"--workdir={workdir}"]
     return [*start, *given, *words]
 
 
@@ -186,6 +185,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--by", choices=("kill", "tee", "twins", "full"), default="kill")
+    parser.add_argument(
+        "--config", default=str(ROOT / "configs/tiny.py"), help="of minutes at most"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.by == "full" and "DISK" not in os.environ:  # once more, where mounts are ours
@@ -203,7 +205,7 @@ def main() -> int:
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "xla"))
         data = draw_shapes_dataset(folder / "data", num_train=12, num_val=4, image_size=(64, 64))
         whole = folder / "uninterrupted"
-        process = start(command(data, whole), folder / "log", cache)
+        process = start(command(arguments.config, data, whole), folder / "log", cache)
         if process.wait():
             print((folder / "log").read_text())
             return 1
@@ -212,7 +214,7 @@ def main() -> int:
         while done < arguments.times:
             number += 1
             workdir, log = disk / f"run{number}", folder / "log"
-            words = command(data, workdir)
+            words = command(arguments.config, data, workdir)
             while True:
                 process = start(words, log, cache, arguments.by == "tee")
                 kind = MOMENTS[done % len(MOMENTS)]

@@ -324,12 +324,12 @@ def test_paddledetections_protocol_loses_one_detection_of_each_image(run, evalua
 
 
 def test_load_reads_a_run_with_its_classes_and_takes_overrides(run, evaluated):
-    found = loading.load(run.workdir, overrides={"data.eval_size": "(96, 128)"})
+    found = loading.load_checkpoint(run.workdir, overrides={"data.eval_size": "(96, 128)"})
     assert found.eval_size == (96, 128)
     assert found.class_names == tuple(read(evaluated / "metrics.json")["per_class"])
-    assert loading.load(run.workdir / "checkpoints" / "7").eval_size == (64, 96)
+    assert loading.load_checkpoint(run.workdir / "checkpoints" / "7").eval_size == (64, 96)
     with pytest.raises(FileNotFoundError, match="no checkpoint of step 5"):
-        loading.load(run.workdir, step=5)
+        loading.load_checkpoint(run.workdir, step=5)
 
 
 def test_faults_of_the_command_line_are_all_named(run):

@@ -191,4 +191,4 @@ def test_a_stored_test_size_that_would_take_all_memory_is_refused(eval_size):
 
 def test_a_stored_configuration_of_something_else_is_a_message(step):
     with pytest.raises(ValueError, match=r"stored with the checkpoint in .* is not one of this"):
-        loading.load(step)
+        loading.load_checkpoint(step)

@@ -163,6 +163,7 @@ def test_the_command_writes_both_parts_and_leaves_the_unlabelled_out(tmp_path, c
     assert "WARNING: 1 image of test without published labels" in printed
     assert "WARNING: 1 image of train_extra without published labels" in printed
     assert "class names from the list of cityscapes" in printed
+    assert "--config=fastinst_r50_x1_cityscapes --init-from=fastinst_r50_x1" in printed
     assert "1 images (0 without objects), 1 objects, 1 crowd regions" in printed
     content = json.loads(outputs[0].read_text())
     assert [c["name"] for c in content["categories"]] == list(CITYSCAPES_CLASSES)
