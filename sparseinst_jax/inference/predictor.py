@@ -19,8 +19,9 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.data.images import ImageLike, as_rgb
-from sparseinst_jax.data.transforms import padded_size
-from sparseinst_jax.export.files import Exportable, export_onnx
+from sparseinst_jax.data.transforms import padded_size, resized_size
+from sparseinst_jax.export import stablehlo
+from sparseinst_jax.export.files import Exportable, export_onnx, export_stablehlo
 from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
 from sparseinst_jax.inference.activations import Activations
@@ -166,8 +167,11 @@ class Predictor(BasePredictor):
         size: Size | None = None,
         photos: Sequence[ImageLike] = (),
         verifies: bool = True,
+        calibration: Sequence[ImageLike] = (),
     ) -> Agreement | None:
         """Write the network as an ONNX file that runs without JAX, see `sparseinst_jax.load`.
+
+        Or with the suffix .stablehlo as an artefact of `jax.export`, of one size.
 
         The file is compared with this predictor on photos before it gets its name.
 
@@ -177,6 +181,7 @@ class Predictor(BasePredictor):
                 any number of images of any size.
             photos: to compare on, see `__call__`; drawn ones by default.
             verifies: whether it is compared.
+            calibration: photos that make it int8: smaller and faster, and less exact.
 
         Returns:
             How far the file is from the model, within the bounds of rounding.
@@ -185,9 +190,14 @@ class Predictor(BasePredictor):
             ValueError: a part of the network has no writer, a package of the extra `export` is not
                 installed, or the file does not find what the model finds: then none is left.
         """
-        return export_onnx(
-            self.exportable(size), Path(path), list(map(as_rgb, photos)) if verifies else None
-        )
+        path, compared = Path(path), list(map(as_rgb, photos)) if verifies else None
+        if path.suffix == stablehlo.SUFFIX:
+            if calibration:
+                raise ValueError("int8 is for .onnx files: leave out calibration")
+            size = size or padded_size(resized_size((3, 4), *self.eval_size))
+            return export_stablehlo(self.exportable(size), path, compared)
+        source = self.exportable(size)
+        return export_onnx(source, path, compared, list(map(as_rgb, calibration)))
 
     def exportable(self, size: Size | None = None) -> Exportable:
         """What `export` needs: the network as a module, and a float32 predictor on the CPU."""
@@ -210,11 +220,12 @@ class Predictor(BasePredictor):
             module=module,
             weights=(params, statistics),
             family=next(name for name, one in FAMILIES.items() if one is self._family),
+            select=self._select_outputs,
             options={**_defaults(self._family.select), **self._options},
             protocol=self._protocol_name,
             config=self._config,
             model=model,
-            cut=self._cut,
+            cut=self.cut,
             size=size,
         )
 
@@ -281,7 +292,7 @@ class Predictor(BasePredictor):
         def upsample(row: int, chosen: np.ndarray, item: Prepared) -> Any:
             device, place = divmod(row, self.batch_size)
             sizes = item.mask_size, item.original_size
-            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self._cut)
+            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self.cut)
 
         return Fetched(scores, labels, query_index, is_kept, by_device[0], upsample)
 
