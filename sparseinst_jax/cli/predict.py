@@ -221,14 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(output, "--output")
     paths, left_out = list_images(others, output) if others else ([], [])
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
     _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
     source = open_model(arguments)
     code = _predict_images(source, paths, output, arguments) if paths else 0
     if videos:
         print(f"{source.title}, on {counted(len(videos), 'video')}")
         code = _predict_videos(source.predictor, videos, output, arguments) or code
-    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
-    same += [f"--to={form}" for form in arguments.to]
     lower = f"--score-threshold={arguments.score_threshold / 2:g}"
     print(next_commands(["sparseinst", "predict", *same, lower]))
     return code
