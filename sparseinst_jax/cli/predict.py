@@ -20,6 +20,7 @@ from sparseinst_jax.cli.arguments import (
     NamedModel,
     add_model_arguments,
     check_arguments,
+    is_exported,
     open_model,
     parse_command_line,
     words_of_model,
@@ -260,6 +261,8 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
 
 def _choose_batches(arguments: argparse.Namespace, *, is_live: bool, only_shown: bool) -> None:
     """Set how many images go together, and leave out early what no picture shows."""
+    if is_exported(arguments):  # what it was exported with
+        return
     if jax.default_backend() != "cpu" and not is_live:  # a CPU is as fast with one as with several
         arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
     if only_shown and arguments.score_threshold > LOW_SCORE:
