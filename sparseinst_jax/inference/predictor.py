@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from sparseinst_jax.export import stablehlo
 from sparseinst_jax.export.files import Exportable, export_onnx, export_stablehlo
 from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.activations import Activations
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
@@ -35,6 +36,24 @@ from sparseinst_jax.runtime.process import refuse_forked
 
 # Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
 MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
+
+
+class Forward(NamedTuple):
+    """What a network computes on its way, for one image.
+
+    Attributes:
+        outputs: what it returns: of SparseInst `class_logits` [1, N, K], `mask_logits`
+            [1, N, H/4, W/4] and `objectness_logits` [1, N].
+        intermediates: the named tensors in the order of the network, NHWC: "res3", "encoder",
+            "instance_activation_maps", "mask_features" and so on.
+        image: uint8 [H, W, 3], the resized and padded image.
+        valid_size: (height, width) of the part of it that is no padding.
+    """
+
+    outputs: Any
+    intermediates: dict[str, jax.Array]
+    image: np.ndarray
+    valid_size: Size
 
 
 class Predictor(BasePredictor):
@@ -216,6 +235,33 @@ class Predictor(BasePredictor):
             "device. Load it anew in each process, by sparseinst_jax.load(...), and start these by "
             'multiprocessing\'s "spawn"'
         )
+
+    def forward(self, image: ImageLike) -> Forward:
+        """Run the network on one image and keep everything it computes on the way."""
+        resized = self.prepare(as_rgb(image)).image
+        height, width = resized.shape[:2]
+        padded = np.zeros((*padded_size((height, width)), 3), np.uint8)
+        padded[:height, :width] = resized
+        images = normalize_images(jnp.asarray(padded[None]), jnp.array([[height, width]]))
+        params, statistics = self._weights
+        intermediates: dict[str, jax.Array] = {}
+        outputs, _ = self._apply(params, statistics, images, intermediates=intermediates)
+        return Forward(outputs, intermediates, padded, (height, width))
+
+    def activations(self, image: ImageLike) -> Activations:
+        """Find the instances of one image, and where the network looked for each of them.
+
+        Raises:
+            ValueError: networks of this family have no activation maps.
+        """
+        if self._family.activations is None:
+            raise ValueError(
+                "networks of this family have no activation maps: its Family says no `activations`;"
+                " see what forward(image).intermediates holds"
+            )
+        prediction, forward = self(image), self.forward(image)
+        maps = self._family.activations(forward.outputs, forward.intermediates)
+        return Activations.of(prediction, maps, forward.image.shape[:2], forward.valid_size)
 
     def start(self, items: Sequence[Prepared]) -> list[Pending]:
         """Hand images to the device, those of equal padded size together; does not wait."""

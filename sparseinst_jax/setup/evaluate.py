@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.coco import CocoDataset, load_coco
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
 from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME
@@ -21,7 +21,7 @@ from sparseinst_jax.setup.loading import load_exported, load_run
 
 def evaluate(
     model: BasePredictor | str | os.PathLike,
-    annotations: str | os.PathLike | None = None,
+    annotations: CocoDataset | str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -32,7 +32,8 @@ def evaluate(
     Args:
       model: a predictor, or what `load` takes: a run or a checkpoint, which all local devices then
         work for.
-      annotations: COCO json; by default the validation data of the run.
+      annotations: COCO json, or what `load_coco` made of one with its images; by default the
+        validation data of the run.
       images: folder that its file names are relative to.
       overrides: of the run's configuration, see `load`.
       num_workers: threads that read and resize images.
@@ -52,7 +53,9 @@ def evaluate(
     else:
         predictor, config, _ = load_run(model, overrides=overrides)
         predictor.use_devices(jax.local_devices())
-    if annotations is not None and images is not None:
+    if isinstance(annotations, CocoDataset):
+        dataset = annotations
+    elif annotations is not None and images is not None:
         if config is None:
             dataset = load_coco(annotations, images)
         else:  # with the classes that the run chose

@@ -197,7 +197,8 @@ def test_the_command_draws_videos_and_lists(stored_run, tmp_path, rng, monkeypat
     write_clip(Path("clip.mp4"), UNEVEN[:4], rng)
     arguments = ["predict", "--workdir", str(stored_run), "--score-threshold", "0.1"]
     assert cli.main([*arguments, "clip.mp4", "--output", "out.mp4"]) == 0
-    assert "out.mp4: 4 frames, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "out.mp4: 4 frames, " in said and "config.eval" not in said  # set for this call alone
     assert len(read_clip(Path("out.mp4"))) == 4
     image = stored_run.parent / "data/images/train/000001.png"
     Path("list.txt").write_text(f"{image}\n\nclip.mp4\n")
