@@ -20,6 +20,7 @@ from sparseinst_jax.cli.arguments import (
     NamedModel,
     add_model_arguments,
     check_arguments,
+    is_exported,
     open_model,
     parse_command_line,
     words_of_model,
@@ -28,8 +29,8 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.predicted_labels import FORMS, PredictedLabels
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
-from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_video
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
@@ -107,7 +108,7 @@ class PredictedFile(NamedTuple):
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: BasePredictor,
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
@@ -260,6 +261,8 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
 
 def _choose_batches(arguments: argparse.Namespace, *, is_live: bool, only_shown: bool) -> None:
     """Set how many images go together, and leave out early what no picture shows."""
+    if is_exported(arguments):  # what it was exported with
+        return
     if jax.default_backend() != "cpu" and not is_live:  # a CPU is as fast with one as with several
         arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
     if only_shown and arguments.score_threshold > LOW_SCORE:
@@ -283,7 +286,7 @@ def _predict_images(
 
 
 def _predict_videos(
-    predictor: Predictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
+    predictor: BasePredictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
 ) -> int:
     """Draw videos; a signal ends one in the middle, and leaves what was drawn."""
     names = unique_names([f"camera{each}" if each.isdecimal() else each for each in videos])

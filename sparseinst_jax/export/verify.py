@@ -128,9 +128,7 @@ def compare(
             ious.append(1 - different / max(int((a | b).sum()), 1))
             flipped[query] = different / max(int(a.sum()), 1)
         if not model.cut.measures:  # scores are measured on the grid
-            at_the_cut = np.abs(ours.probs - model.cut.threshold) <= AT_THE_CUT
-            area = np.maximum((ours.probs > model.cut.threshold).sum((1, 2)), 1)
-            flipped = dict(enumerate((at_the_cut.sum((1, 2)) / area).tolist()))
+            flipped = dict(enumerate(_flipped_cells(ours.probs, theirs.probs, model.cut.threshold)))
         for pair in ours.scores.keys() & theirs.scores.keys():
             gaps = np.abs(np.subtract(ours.scores[pair], theirs.scores[pair]))
             worst[1] = np.maximum(worst[1], gaps.max() - flipped[pair[0]])
@@ -145,6 +143,13 @@ def compare(
         mean_iou=float(np.mean(ious)),
         seconds=round(time.monotonic() - start, 1),
     )
+
+
+def _flipped_cells(ours: np.ndarray, theirs: np.ndarray, cut: float) -> list[float]:
+    """The share of each mask's cells that lie at the cut, and on its other side in the other."""
+    gap = np.minimum(np.abs(ours - cut), np.abs(theirs - cut))
+    moved = ((ours > cut) != (theirs > cut)) & (gap <= AT_THE_CUT)
+    return (moved.sum((1, 2)) / np.maximum((ours > cut).sum((1, 2)), 1)).tolist()
 
 
 def _find(predictor: BasePredictor, item: Prepared, size: Size) -> _Found:

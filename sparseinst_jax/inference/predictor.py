@@ -217,7 +217,7 @@ class Predictor(BasePredictor):
         return Exportable(
             module=module,
             weights=(params, statistics),
-            family=next(name for name, one in FAMILIES.items() if one is self._family),
+            family=next((name for name, one in FAMILIES.items() if one is self._family), "own"),
             select=self._select_outputs,
             options={**_defaults(self._family.select), **self._options},
             protocol=self._protocol_name,

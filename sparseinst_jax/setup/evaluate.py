@@ -12,13 +12,15 @@ import jax
 from sparseinst_jax.data.coco import CocoDataset, load_coco
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
-from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME
+from sparseinst_jax.runner.onnx_file import SUFFIX
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.setup.datasets import draw_missing_data, load_val
-from sparseinst_jax.setup.loading import load_run
+from sparseinst_jax.setup.loading import load_exported, load_run
 
 
 def evaluate(
-    model: Predictor | str | os.PathLike,
+    model: BasePredictor | str | os.PathLike,
     annotations: CocoDataset | str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
     *,
@@ -44,8 +46,10 @@ def evaluate(
       FileNotFoundError: the run, the json or images are missing.
       ValueError: they cannot be read or do not fit, or there is nothing to score against.
     """
-    if isinstance(model, Predictor):
+    if isinstance(model, BasePredictor):
         predictor, config = model, None
+    elif os.fspath(model).lower().endswith(SUFFIX):
+        predictor, config = load_exported(model, overrides, DEFAULT_RUNTIME)
     else:
         predictor, config, _ = load_run(model, overrides=overrides)
         predictor.use_devices(jax.local_devices())

@@ -6,8 +6,7 @@ import pytest
 
 from sparseinst_jax.export.backbones import BACKBONE_WRITERS
 from sparseinst_jax.export.writer import FAMILY_WRITERS
-from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.setup.builders import BACKBONES
+from sparseinst_jax.models.families import BACKBONES, FAMILIES
 from tests import exporting
 
 # Of onnx-tensorrt's table (docs/operators.md, TensorRT 10.0, operator sets up to 20), what our
