@@ -42,10 +42,8 @@ class Forward(NamedTuple):
     """What a network computes on its way, for one image.
 
     Attributes:
-        outputs: what it returns: of SparseInst `class_logits` [1, N, K], `mask_logits`
-            [1, N, H/4, W/4] and `objectness_logits` [1, N].
-        intermediates: the named tensors in the order of the network, NHWC: "res3", "encoder",
-            "instance_activation_maps", "mask_features" and so on.
+        outputs: what it returns, for a batch of one.
+        intermediates: the named tensors in the order of the network, such as "res3", NHWC.
         image: uint8 [H, W, 3], the resized and padded image.
         valid_size: (height, width) of the part of it that is no padding.
     """
