@@ -199,6 +199,11 @@ class Predictor(BasePredictor):
 
     def exportable(self, size: Size | None = None) -> Exportable:
         """What `export` needs: the network as a module, and a float32 predictor on the CPU."""
+        if not isinstance(self._apply, PureModel):
+            raise ValueError(
+                "only a network that is a module can be exported: make its predictor with what"
+                " `models.functional(module)` gives"
+            )
         params, statistics = jax.device_get(self._weights)
         module = self._apply.module(params, statistics)
         for _, node in nnx.iter_graph(module):
