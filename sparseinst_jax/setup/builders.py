@@ -11,15 +11,26 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.models.backbones.cspdarknet import CSPDarkNet
+from sparseinst_jax.models.backbones.efficientnet_lite import EfficientNetLite
 from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.models.backbones.resnet import ResNet
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family
 
-BACKBONES = {"resnet": ResNet, "cspdarknet": CSPDarkNet, "pvt": PyramidVisionTransformer}
+BACKBONES = {
+    "resnet": ResNet,
+    "cspdarknet": CSPDarkNet,
+    "pvt": PyramidVisionTransformer,
+    "efficientnet_lite": EfficientNetLite,
+}
 
 # A configuration of each backbone, for users who set only its name.
-_EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53", "pvt": "giam_pvt_b1"}
+_EXAMPLES = {
+    "resnet": "giam_r50",
+    "cspdarknet": "giam_cspdarknet53",
+    "pvt": "giam_pvt_b1",
+    "efficientnet_lite": "giam_lite0",
+}
 DTYPES = ("float32", "bfloat16")
 # What constructors are given by `build_model`, not by the options of a configuration.
 _GIVEN = ("self", "backbone", "num_classes", "frozen_stages", "dtype", "rng")
