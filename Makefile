@@ -5,6 +5,8 @@
 #   make fuzz    the property-based tests with $(FUZZ_EXAMPLES) new cases each, 25,000 in all (minutes)
 #   make kill-test  disturb small runs at 4 x 30 random moments and compare the losses (half an hour)
 #   make lint    ruff: rules and format          make types    pyright
+#   make docs    the site of docs/ in build/site; a dead link or an unknown name fails
+#   make notebooks  run the notebooks and store them with their outputs
 #   make parity  the largest error against each recorded case of the original
 # Another interpreter or environment: make test PYTHON=python3.12 VENV=.venv312
 
@@ -27,11 +29,11 @@ TEST_FLAGS ?= -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart=
 export NPROC ?= 32
 export PJRT_NPROC ?= 32
 
-.PHONY: help install demo test web-test fuzz kill-test parity lint types clean
+.PHONY: help install demo test web-test fuzz kill-test parity lint types docs notebooks clean
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n '2,10s/^# *//p' Makefile
+	@sed -n '2,11s/^# *//p' Makefile
 
 install: $(STAMP)
 
@@ -40,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "sparseinst_jax needs Python >= 3.11, got: $$($(PYTHON) --version 2>&1)." \
 	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,notebooks]"
 	@touch $@
 
 demo: $(STAMP)
@@ -58,7 +60,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 web-test: $(STAMP)
-	cd examples/web && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	cd examples/web && npm install --no-audit --no-fund
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	$(BIN)/python -m pytest -q tests/end_to_end/test_web.py
 
@@ -78,6 +80,13 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site: build/site/index.html"
+
+notebooks: $(STAMP)
+	$(BIN)/python notebooks/run.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -5,9 +5,17 @@ from . import matching as matching
 from . import models as models
 from . import training as training
 from . import weights as weights
+from .data.coco import load_coco as load_coco
+from .inference.activations import Activations as Activations
+from .inference.activations import plot_activations as plot_activations
 from .inference.predictor import Predictor as Predictor
 from .runner.prediction import Prediction as Prediction
 from .runtime.process import prepare_process as prepare_process
+from .setup.config import load_config as load_config
 from .setup.evaluate import evaluate as evaluate
+from .setup.fit import build_model as build_model
+from .setup.fit import build_objective as build_objective
+from .setup.fit import fit as fit
 from .setup.load import load as load
+from .setup.train import TrainResult as TrainResult
 from .setup.train import train as train

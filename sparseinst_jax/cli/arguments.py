@@ -134,7 +134,7 @@ def size_fault(name: str, size: tuple[int, int] | None) -> str:
     return f"{name} must be multiples of 32, got {size[0]}x{size[1]}"
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, **runtime: Any) -> None:
     """Add the arguments that name a model: --workdir, --checkpoint, --config, --weights, ..."""
     add_config_arguments(parser)
     parser.add_argument(
@@ -147,6 +147,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=tuple(RUNTIMES),
         help=f"what computes an exported file, default: {DEFAULT_RUNTIME}; openvino_bf16 is the"
         " fastest where the CPU has bfloat16, and less exact",
+        **runtime,
     )
     parser.add_argument(
         "--weights",
@@ -194,7 +195,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         faults.append(
             "--step chooses among the checkpoints of a run, an exported file has one state"
         )
-    if arguments.runtime and not is_exported(arguments):
+    # `benchmark` exports the model itself, for several runtimes.
+    if isinstance(arguments.runtime, str) and not is_exported(arguments):
         faults.append(f"--runtime is for an exported file: --checkpoint=model{SUFFIX}")
     if arguments.step and arguments.weights:
         faults.append("--step chooses among the checkpoints of a run, --weights has one state")

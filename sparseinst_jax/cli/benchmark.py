@@ -13,12 +13,13 @@ from typing import Any
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
+    is_exported,
     parse_command_line,
     parse_size,
     size_fault,
     words_of_overrides,
 )
-from sparseinst_jax.cli.measuring import host_work, machine, timing
+from sparseinst_jax.cli.measuring import host_work, machine, runtimes, timing
 from sparseinst_jax.cli.measuring.workloads import USUAL_PHOTO, Bench
 from sparseinst_jax.runtime.files import check_writable, write_json
 from sparseinst_jax.runtime.messages import columns, next_commands
@@ -41,6 +42,11 @@ post        the network's outputs to masks at the photo's size, every one kept
 scoring     predict: a data set's files to its results, as an evaluation does; encode: run lengths
             of 100 masks; evaluate: COCO's numbers
 
+With --runtime R [R ...] the model is exported, and each runtime is measured beside the package, in
+alternating rounds; an exported file itself by --checkpoint model.onnx:
+
+  sparseinst benchmark --config giam_r50 --runtime onnxruntime openvino openvino_bf16
+
 Every part is compiled twice, with an empty compilation cache and with a full one, then warmed up.
 The JSON is written after each part, so that what was measured before a failure is not lost.
 """
@@ -61,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_writable(Path(arguments.output).parent, "--output")
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         bench = Bench(arguments, Path(folder))
+        if arguments.runtime or arguments.exported or is_exported(arguments):
+            return _measure_runtimes(bench, Path(folder))
         if arguments.serve:
             return _serve(bench)
         report = measure(bench)
@@ -73,11 +81,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _measure_runtimes(bench: Bench, folder: Path) -> int:
+    """Measure exported files, beside the package unless the model is one; alternately."""
+    arguments = bench.arguments
+    if arguments.only or arguments.protocol or arguments.serve:
+        raise ValueError(
+            "exported files are measured in one way, network and with_masks: leave --only,"
+            " --protocol and --serve out, or --runtime and --exported"
+        )
+    note = functools.partial(print, file=sys.stderr, flush=True)
+    report = {"command": machine.command(), "machine": machine.describe()}
+    rows = runtimes.measure(bench, folder, _repeats(arguments), note)
+    print("", *runtimes.text(rows), sep="\n")
+    if arguments.output:
+        write_json(arguments.output, {**report, "results": rows}, indent=1)
+        print(f"\n{arguments.output}")
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     made = argparse.ArgumentParser("sparseinst benchmark", None, DESCRIPTION, formatter_class=raw)
-    add_model_arguments(made)
+    add_model_arguments(made, nargs="+", default=[])
+    made.add_argument(
+        "--exported",
+        nargs="+",
+        metavar="FILE",
+        default=[],
+        help="more files of `sparseinst export` to measure beside, such as an int8 one",
+    )
 
     def add(name: str, metavar: str, more: str, **options: Any) -> None:
         made.add_argument(name, metavar=metavar, help=more, **options)

@@ -20,6 +20,7 @@ from sparseinst_jax.cli.arguments import (
     NamedModel,
     add_model_arguments,
     check_arguments,
+    is_exported,
     open_model,
     parse_command_line,
     words_of_model,
@@ -28,8 +29,8 @@ from sparseinst_jax.cli.arguments import (
 from sparseinst_jax.cli.predicted_labels import FORMS, PredictedLabels
 from sparseinst_jax.data.file_search import FileSearch
 from sparseinst_jax.data.images import as_rgb, image_suffixes, refuse_address
-from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_video
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
@@ -37,6 +38,7 @@ from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 BATCH_SIZE = 8  # images that an accelerator gets together
+MOST_PROCESSES = 16  # that draw the frames of a video beside an accelerator
 LOW_SCORE = 0.01  # the configurations keep all above 0.005
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json. Objects without a
@@ -107,7 +109,7 @@ class PredictedFile(NamedTuple):
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: BasePredictor,
     paths: Sequence[Path],
     output: Path,
     score_threshold: float = SHOWN_SCORE,
@@ -221,14 +223,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_writable(output, "--output")
     paths, left_out = list_images(others, output) if others else ([], [])
     print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
     _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
     source = open_model(arguments)
     code = _predict_images(source, paths, output, arguments) if paths else 0
     if videos:
         print(f"{source.title}, on {counted(len(videos), 'video')}")
         code = _predict_videos(source.predictor, videos, output, arguments) or code
-    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
-    same += [f"--to={form}" for form in arguments.to]
     lower = f"--score-threshold={arguments.score_threshold / 2:g}"
     print(next_commands(["sparseinst", "predict", *same, lower]))
     return code
@@ -260,6 +262,8 @@ def expand_lists(inputs: Sequence[str]) -> list[str]:
 
 def _choose_batches(arguments: argparse.Namespace, *, is_live: bool, only_shown: bool) -> None:
     """Set how many images go together, and leave out early what no picture shows."""
+    if is_exported(arguments):  # what it was exported with
+        return
     if jax.default_backend() != "cpu" and not is_live:  # a CPU is as fast with one as with several
         arguments.overrides.setdefault("eval.batch_size", str(BATCH_SIZE))
     if only_shown and arguments.score_threshold > LOW_SCORE:
@@ -283,7 +287,7 @@ def _predict_images(
 
 
 def _predict_videos(
-    predictor: Predictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
+    predictor: BasePredictor, videos: Sequence[str], output: Path, arguments: argparse.Namespace
 ) -> int:
     """Draw videos; a signal ends one in the middle, and leaves what was drawn."""
     names = unique_names([f"camera{each}" if each.isdecimal() else each for each in videos])
@@ -300,7 +304,8 @@ def _predict_videos(
                 target,
                 arguments.score_threshold,
                 should_stop=lambda stop=stop: stop.received is not None,
-                num_processes=(os.cpu_count() or 1) if jax.default_backend() != "cpu" else 0,
+                num_processes=min(os.cpu_count() or 1, MOST_PROCESSES)
+                * (jax.default_backend() != "cpu"),
             )
         seconds = time.monotonic() - start
         print(

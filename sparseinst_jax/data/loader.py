@@ -5,6 +5,7 @@ One element is one whole step, so the order is the plan's and a resumed run need
 
 import functools
 import gc
+import math
 import os
 import sys
 import threading
@@ -146,8 +147,8 @@ class _Steps:
 def train_batches(
     dataset: CocoDataset,
     plan: TrainPlan,
-    start_step: int,
-    num_steps: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
     host_index: int = 0,
     host_count: int = 1,
     num_workers: int = 0,
@@ -159,7 +160,7 @@ def train_batches(
         dataset: the index that the plan was made for.
         plan: what each step holds.
         start_step: first step; all that a resumed run needs.
-        num_steps: number of batches.
+        num_steps: number of batches; by default those of one epoch.
         host_index: this host.
         host_count: number of hosts.
         num_workers: processes that read ahead; 0 reads ahead in threads of this process. Processes
@@ -175,6 +176,7 @@ def train_batches(
     Raises:
         ValueError: an image cannot be read; names the file. Or nothing can be read any more.
     """
+    num_steps = math.ceil(plan.steps_per_epoch) if num_steps is None else num_steps
     if num_steps <= 0:
         return
     # Refuse an impossible host count before workers start.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -28,7 +30,8 @@ def outlines(mask: np.ndarray, tolerance: float = EXACT) -> list[np.ndarray] | N
     height, width = mask.shape
     padded = np.pad(mask, 1).astype(np.float32)  # so that outlines close at the image's border
     traced = contour_generator(z=padded, fill_type=FillType.OuterOffset, corner_mask=False)
-    parts, offsets = traced.filled(0.5, 2.0)
+    found: Any = traced.filled(0.5, 2.0)
+    parts, offsets = found
     if any(len(of_part) > 2 for of_part in offsets):
         return None
     polygons = [_simplified(part, tolerance)[:-1] - 0.5 for part in parts]

@@ -16,13 +16,16 @@ static shapes have room for; what falls outside the first image is cut off (ther
 padded image); borders are not smoothed.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sparseinst_jax.data.ecosystems import DEFAULT_RULES, RESIZE_RULES
+from sparseinst_jax.data.records import CocoDataset
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import (
     AUGMENTATIONS,
@@ -38,6 +41,7 @@ from sparseinst_jax.data.transforms import (
 CHUNK_STEPS = 256
 TARGET_MULTIPLE = 8
 SMALL_NUM_TARGETS = 32
+MAX_SHORT_SIDE, MAX_LONG_SIDE = 640, 853  # of the published recipe
 # Streams of random numbers under one seed.
 _ORDER, _DRAWS, _PASTE = 0, 1, 2
 CROWD = ("drop", "ignore")
@@ -145,6 +149,28 @@ class TrainPlan:
         self._pasted_from = np.flatnonzero(self._counts)
         # Bound to the instance, so that two plans do not share or evict each other's cache.
         self._chunk = lru_cache(maxsize=2)(self._plan_chunk)
+
+    @classmethod
+    def of(
+        cls, dataset: CocoDataset, batch_size: int = 8, seed: int = 0, **settings: Any
+    ) -> TrainPlan:
+        """Plan for a data set: images at their own size, mirrored at random.
+
+        Args:
+            dataset: from ``load_coco``.
+            batch_size: images of a step.
+            seed: of order and mirroring.
+            settings: any others, see the constructor. By default the short side is the median of
+                the data set's, and sides have at most 640 and 853 pixels, as the published recipe
+                has them.
+        """
+        sides = np.sort(dataset.image_sizes, axis=1)
+        short = min(int(np.median(sides[:, 0])), MAX_SHORT_SIDE) if len(sides) else MAX_SHORT_SIDE
+        longest = max(min(int(sides.max(initial=0)), MAX_LONG_SIDE), short)
+        defaults = dict(train_sizes=(short,), train_max_size=longest, boxes_xyxy=dataset.boxes_xyxy)
+        given: Any = {**defaults, **settings}
+        counts = dataset.num_targets
+        return cls(dataset.image_sizes, counts, seed=seed, batch_size=batch_size, **given)
 
     def __getstate__(self) -> dict:
         """Leave the cache behind: worker processes get a plan by pickle."""

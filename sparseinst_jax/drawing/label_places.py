@@ -34,7 +34,9 @@ def label_places(
     if not masks:
         return []
     areas = [int(mask.sum()) for mask in masks]
-    weights = np.sum([mask / area for mask, area in zip(masks, areas, strict=True)], axis=0)
+    weights = np.zeros(masks[0].shape)
+    for mask, area in zip(masks, areas, strict=True):
+        weights[mask] += 1 / area
     taken = np.zeros(masks[0].shape, bool)
     places, covered = [], 0
     for mask, area, (height, width) in zip(masks, areas, sizes, strict=True):

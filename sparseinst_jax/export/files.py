@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,8 @@ class Exportable:
       module: the network, computing in float32.
       weights: its parameters and statistics, nested dicts of arrays.
       family: name of the family.
-      options: of the family's `select`.
+      select: of the family, outputs to a selection.
+      options: of `select`.
       protocol: name of the test procedure.
       config: the whole configuration, plain values.
       model: what the file is compared with, on the CPU and in float32.
@@ -44,6 +45,7 @@ class Exportable:
     module: Any
     weights: tuple[Any, Any]
     family: str
+    select: Callable[[Any], Any]
     options: Mapping[str, Any]
     protocol: str
     config: Mapping[str, Any]
@@ -81,7 +83,10 @@ class Exportable:
 
 
 def export_onnx(
-    source: Exportable, path: Path, photos: Sequence[np.ndarray] | None
+    source: Exportable,
+    path: Path,
+    photos: Sequence[np.ndarray] | None,
+    calibration: Sequence[np.ndarray] = (),
 ) -> Agreement | None:
     """Write an ONNX file whole or not at all.
 
@@ -90,55 +95,97 @@ def export_onnx(
       path: of the new file.
       photos: uint8 [h, w, 3], to compare on; drawn ones where there are none, or where they have
         one padded size. None writes without comparing.
+      calibration: photos that make the file int8. It is compared too, but no bound refuses it.
 
     Raises:
       ValueError: no writer, a missing package, a folder that cannot be written, or the file does
         not find what the model finds.
     """
-    check_output(path)
-    model = written(source)
+    check_output(path, SUFFIX)
+    model, metadata = _written(source), source.metadata()
+    exported = FilePredictor(model.SerializeToString(), RUNTIME)
+    if calibration:
+        from sparseinst_jax.export.quantize import quantized
+
+        metadata = metadata._replace(precision="int8")
+        model = quantized(model, exported, calibration)
+        _set_metadata(model, metadata)
+        exported = FilePredictor(model.SerializeToString(), RUNTIME)
     agreement = None
     if photos is not None:
-        exported = FilePredictor(model.SerializeToString(), RUNTIME)
-        agreement = verify.compare(
-            source.model, exported, verify.photos_of_two_sizes(exported, photos)
-        )
-        if faults := agreement.faults():
-            raise ValueError(
-                f"the exported network does not find what the model finds, so no file was written:"
-                f" {'; '.join(faults)}. Compared on {agreement}"
-            )
-        set_metadata(model, source.metadata()._replace(verification=record(agreement)))
+        photos = verify.photos_of_two_sizes(exported, photos)
+        agreement = verify.compare(source.model, exported, photos)
+        if not calibration:
+            _refuse_difference(agreement)
+        verification = _record(agreement, RUNTIME)
+        _set_metadata(model, metadata._replace(verification=verification))
     replace_file(path, model.SerializeToString())
     return agreement
 
 
-def record(agreement: Agreement) -> dict[str, Any]:
+def export_stablehlo(
+    source: Exportable, path: Path, photos: Sequence[np.ndarray] | None
+) -> Agreement | None:
+    """Write a StableHLO artefact and its JSON, whole or not at all; see `export_onnx`."""
+    from sparseinst_jax.export import stablehlo
+
+    check_output(path, stablehlo.SUFFIX)
+    assert source.size is not None  # the caller chooses one
+    metadata = source.metadata()
+    try:
+        content = stablehlo.artefact(source.module, source.select, source.size)
+    except ImportError as error:
+        raise ValueError(_missing(error)) from error
+    agreement = None
+    if photos is not None:
+        exported = stablehlo.predictor(content, metadata)
+        agreement = verify.compare(source.model, exported, photos or verify.drawn_photos())
+        _refuse_difference(agreement)
+        metadata = metadata._replace(verification=_record(agreement, "jax"))
+    replace_file(stablehlo.sidecar(path), stablehlo.sidecar_text(content, metadata).encode())
+    replace_file(path, content)
+    return agreement
+
+
+def _refuse_difference(agreement: Agreement) -> None:
+    if faults := agreement.faults():
+        raise ValueError(
+            f"the exported network does not find what the model finds, so no file was written:"
+            f" {'; '.join(faults)}. Compared on {agreement}"
+        )
+
+
+def _record(agreement: Agreement, runtime: str) -> dict[str, Any]:
     """The comparison, for the metadata."""
-    return {"passed": not agreement.faults(), "runtime": RUNTIME, **agreement._asdict()}
+    return {"passed": not agreement.faults(), "runtime": runtime, **agreement._asdict()}
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, suffix: str) -> None:
     """Refuse a name or a folder that cannot be written to."""
-    if path.suffix.lower() != SUFFIX or path.is_dir():
-        raise ValueError(f"--output must be a {SUFFIX} file, got {path}")
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise ValueError(f"--output must be a {suffix} file, got {path}")
     check_writable(path.parent, "--output")
 
 
-def written(source: Exportable) -> onnx.ModelProto:
+def _missing(error: ImportError) -> str:
+    return (
+        f"export needs a package that is not installed ({error}): pip install"
+        " 'sparseinst_jax[export]'"
+    )
+
+
+def _written(source: Exportable) -> onnx.ModelProto:
     """Write the network as an ONNX model."""
     try:
         from sparseinst_jax.export.writer import write_onnx
     except ImportError as error:
-        raise ValueError(
-            f"export needs a package that is not installed ({error}): pip install"
-            " 'sparseinst_jax[export]'"
-        ) from error
+        raise ValueError(_missing(error)) from error
     return write_onnx(source.module, source.options, source.metadata(), source.size)
 
 
-def set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
+def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:
     """Replace what a model says of itself."""
-    for entry in model.metadata_props:
-        if entry.key == KEY:
-            entry.value = metadata.to_json()
+    others = [entry for entry in model.metadata_props if entry.key != KEY]
+    del model.metadata_props[:]
+    model.metadata_props.extend(others)
+    model.metadata_props.add(key=KEY, value=metadata.to_json())

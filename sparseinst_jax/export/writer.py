@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from sparseinst_jax.export import sparseinst
+from sparseinst_jax.export import fastinst, sparseinst
 from sparseinst_jax.export.backbones import BACKBONE_WRITERS
 from sparseinst_jax.export.blocks import FLOAT, INT64, normalized_images
 from sparseinst_jax.export.graph import Graph, Size
+from sparseinst_jax.models.fastinst.model import FastInst
 from sparseinst_jax.models.sparseinst.model import SparseInst
 from sparseinst_jax.runner.metadata import KEY, Metadata
 
@@ -36,6 +37,7 @@ class FamilyWriter(NamedTuple):
 
 FAMILY_WRITERS: dict[type, FamilyWriter] = {
     SparseInst: FamilyWriter(sparseinst.write, sparseinst.num_masks),
+    FastInst: FamilyWriter(fastinst.write, fastinst.num_masks),
 }
 
 
@@ -75,11 +77,14 @@ def write_onnx(
         masks = [side // metadata.mask_stride for side in size]
     kinds = {"scores": FLOAT, "labels": INT64, "query_index": INT64}
     kinds["is_kept"] = onnx.TensorProto.BOOL
-    candidates = metadata.num_masks if "query_index" not in results else "candidates"
+    number: int | str = metadata.num_masks
+    candidates: int | str = number
+    if "query_index" in results:  # of a small image there are fewer
+        number, candidates = "masks", "candidates"
     outputs = {
         name: (kinds[name], [batch, candidates])
         if name in kinds
-        else (FLOAT, [batch, metadata.num_masks, *masks])
+        else (FLOAT, [batch, number, *masks])
         for name in results
     }
     return g.model(inputs, outputs, {KEY: metadata.to_json()})

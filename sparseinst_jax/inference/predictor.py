@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,12 @@ import numpy as np
 from flax import nnx
 
 from sparseinst_jax.data.images import ImageLike, as_rgb
-from sparseinst_jax.export.files import Exportable, export_onnx
+from sparseinst_jax.data.transforms import padded_size, resized_size
+from sparseinst_jax.export import stablehlo
+from sparseinst_jax.export.files import Exportable, export_onnx, export_stablehlo
 from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
+from sparseinst_jax.inference.activations import Activations
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
@@ -33,6 +36,22 @@ from sparseinst_jax.runtime.process import refuse_forked
 
 # Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
 MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
+
+
+class Forward(NamedTuple):
+    """What a network computes on its way, for one image.
+
+    Attributes:
+        outputs: what it returns, for a batch of one.
+        intermediates: the named tensors in the order of the network, such as "res3", NHWC.
+        image: uint8 [H, W, 3], the resized and padded image.
+        valid_size: (height, width) of the part of it that is no padding.
+    """
+
+    outputs: Any
+    intermediates: dict[str, jax.Array]
+    image: np.ndarray
+    valid_size: Size
 
 
 class Predictor(BasePredictor):
@@ -146,8 +165,11 @@ class Predictor(BasePredictor):
         size: Size | None = None,
         photos: Sequence[ImageLike] = (),
         verifies: bool = True,
+        calibration: Sequence[ImageLike] = (),
     ) -> Agreement | None:
         """Write the network as an ONNX file that runs without JAX, see `sparseinst_jax.load`.
+
+        Or with the suffix .stablehlo as an artefact of `jax.export`, of one size.
 
         The file is compared with this predictor on photos before it gets its name.
 
@@ -157,6 +179,7 @@ class Predictor(BasePredictor):
                 any number of images of any size.
             photos: to compare on, see `__call__`; drawn ones by default.
             verifies: whether it is compared.
+            calibration: photos that make it int8: smaller and faster, and less exact.
 
         Returns:
             How far the file is from the model, within the bounds of rounding.
@@ -165,12 +188,22 @@ class Predictor(BasePredictor):
             ValueError: a part of the network has no writer, a package of the extra `export` is not
                 installed, or the file does not find what the model finds: then none is left.
         """
-        return export_onnx(
-            self.exportable(size), Path(path), list(map(as_rgb, photos)) if verifies else None
-        )
+        path, compared = Path(path), list(map(as_rgb, photos)) if verifies else None
+        if path.suffix == stablehlo.SUFFIX:
+            if calibration:
+                raise ValueError("int8 is for .onnx files: leave out calibration")
+            size = size or padded_size(resized_size((3, 4), *self.eval_size))
+            return export_stablehlo(self.exportable(size), path, compared)
+        source = self.exportable(size)
+        return export_onnx(source, path, compared, list(map(as_rgb, calibration)))
 
     def exportable(self, size: Size | None = None) -> Exportable:
         """What `export` needs: the network as a module, and a float32 predictor on the CPU."""
+        if not isinstance(self._apply, PureModel):
+            raise ValueError(
+                "only a network that is a module can be exported: make its predictor with what"
+                " `models.functional(module)` gives"
+            )
         params, statistics = jax.device_get(self._weights)
         module = self._apply.module(params, statistics)
         for _, node in nnx.iter_graph(module):
@@ -189,12 +222,13 @@ class Predictor(BasePredictor):
         return Exportable(
             module=module,
             weights=(params, statistics),
-            family=next(name for name, one in FAMILIES.items() if one is self._family),
+            family=next((name for name, one in FAMILIES.items() if one is self._family), "own"),
+            select=self._select_outputs,
             options={**_defaults(self._family.select), **self._options},
             protocol=self._protocol_name,
             config=self._config,
             model=model,
-            cut=self._cut,
+            cut=self.cut,
             size=size,
         )
 
@@ -204,6 +238,33 @@ class Predictor(BasePredictor):
             "device. Load it anew in each process, by sparseinst_jax.load(...), and start these by "
             'multiprocessing\'s "spawn"'
         )
+
+    def forward(self, image: ImageLike) -> Forward:
+        """Run the network on one image and keep everything it computes on the way."""
+        resized = self.prepare(as_rgb(image)).image
+        height, width = resized.shape[:2]
+        padded = np.zeros((*padded_size((height, width)), 3), np.uint8)
+        padded[:height, :width] = resized
+        images = normalize_images(jnp.asarray(padded[None]), jnp.array([[height, width]]))
+        params, statistics = self._weights
+        intermediates: dict[str, jax.Array] = {}
+        outputs, _ = self._apply(params, statistics, images, intermediates=intermediates)
+        return Forward(outputs, intermediates, padded, (height, width))
+
+    def activations(self, image: ImageLike) -> Activations:
+        """Find the instances of one image, and where the network looked for each of them.
+
+        Raises:
+            ValueError: networks of this family have no activation maps.
+        """
+        if self._family.activations is None:
+            raise ValueError(
+                "networks of this family have no activation maps: its Family says no `activations`;"
+                " see what forward(image).intermediates holds"
+            )
+        prediction, forward = self(image), self.forward(image)
+        maps = self._family.activations(forward.outputs, forward.intermediates)
+        return Activations.of(prediction, maps, forward.image.shape[:2], forward.valid_size)
 
     def start(self, items: Sequence[Prepared]) -> list[Pending]:
         """Hand images to the device, those of equal padded size together; does not wait."""
@@ -234,7 +295,7 @@ class Predictor(BasePredictor):
         def upsample(row: int, chosen: np.ndarray, item: Prepared) -> Any:
             device, place = divmod(row, self.batch_size)
             sizes = item.mask_size, item.original_size
-            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self._cut)
+            return masks.upsample_masks(by_device[device], place, chosen, *sizes, self.cut)
 
         return Fetched(scores, labels, query_index, is_kept, by_device[0], upsample)
 

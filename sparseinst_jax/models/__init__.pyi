@@ -1,5 +1,14 @@
+from . import layers as layers
+from . import ops as ops
 from .backbones.cspdarknet import CSPDarkNet as CSPDarkNet
 from .backbones.pvt import PyramidVisionTransformer as PyramidVisionTransformer
 from .backbones.resnet import ResNet as ResNet
+from .families import BACKBONES as BACKBONES
+from .families import FAMILIES as FAMILIES
+from .family import Family as Family
+from .family import Selection as Selection
+from .fastinst.model import FastInst as FastInst
+from .sparseinst.model import IAMDecoder as IAMDecoder
+from .sparseinst.model import InstanceBranch as InstanceBranch
 from .sparseinst.model import SparseInst as SparseInst
 from .trees import functional as functional

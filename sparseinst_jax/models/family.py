@@ -68,6 +68,9 @@ class Family:
       scores_at_original_size: the score of `select` is still to be multiplied by the mean
         probability inside the mask, measured at the original size.
       weights: what published weights of the family call its parameters.
+      activations: where each mask of a batch looks: (outputs, intermediates) to a dict from the
+        name of a map, such as "group 1", to float32 [B, N, h, w] in 0...1; None where there is no
+        such thing.
     """
 
     model: Callable[..., Any]
@@ -82,6 +85,7 @@ class Family:
     masks_are_logits: bool = False
     scores_at_original_size: bool = False
     weights: WeightNames = UNPUBLISHED
+    activations: Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]] | None = None
 
 
 def size_faults(options: Mapping[str, Any], most: Mapping[str, int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from flax import nnx
 
 Tree = Any  # nested dicts of arrays
+
+_FIXED = (bool, int, float, str, type(None))  # options that a compiled program is made for
 
 DEVICE_AXIS = "devices"  # the mapped axis of a training step, over which batch norm averages
 
@@ -38,7 +41,36 @@ class PureModel:
     def __call__(
         self, params: Tree, statistics: Tree, *inputs: Any, method: str = "__call__", **options: Any
     ) -> tuple[Any, Tree]:
-        """Call the module, or one of its methods: (outputs, new statistics); see `functional`."""
+        """Call the module, or one of its methods: (outputs, new statistics); see `functional`.
+
+        Inside a program that JAX traces (`jit`, `vjp`, `pmap`) it becomes a part of it; called with
+        plain arrays, as in a notebook, it is compiled: one operation after the other would take
+        tens of times as long.
+        """
+        if _is_traced((params, statistics, inputs)):
+            return self._call(params, statistics, *inputs, method=method, **options)
+        named = options.pop("intermediates", None)
+        fixed = {key: value for key, value in options.items() if isinstance(value, _FIXED)}
+        others = {key: value for key, value in options.items() if key not in fixed}
+        fixed = (named is not None, ("method", method), *sorted(fixed.items()))
+        outputs, new, found = self._compiled(fixed, params, statistics, inputs, others)
+        if named is not None:
+            named.update(found)
+        return outputs, new
+
+    @functools.cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        def call(fixed, params, statistics, inputs, others):
+            is_named, *options = fixed
+            found = OrderedDict()  # keeps the order of the network
+            options = dict(options, **others, **({"intermediates": found} if is_named else {}))
+            return *self._call(params, statistics, *inputs, **options), found
+
+        return jax.jit(call, static_argnums=0)
+
+    def _call(
+        self, params: Tree, statistics: Tree, *inputs: Any, method: str = "__call__", **options: Any
+    ) -> tuple[Any, Tree]:
         number = len(inputs[0]) if options.get("train") else None
         module = self._restore(params, statistics, number)
         outputs = getattr(module, method)(*inputs, **options)
@@ -99,8 +131,9 @@ def functional(model: nnx.Module) -> tuple[PureModel, Tree, Tree]:
       model: any module whose call takes (images, train=..., intermediates=...).
 
     Returns:
-      apply: (params, statistics, images, train=False, intermediates=None) -> (outputs, statistics);
-        `intermediates`, an empty dict, is filled with the named tensors on the way. With
+      apply: (params, statistics, images, train=False, intermediates=None) -> (outputs, statistics),
+        compiled where it is called with arrays; `intermediates`, an empty dict, is filled with the
+        named tensors on the way. With
         `method="name"` that method is called, with whatever else it is given, in the place of
         `__call__`: (params, statistics, *inputs, method="name", **options).
       params: what is trained, nested dicts with string keys (list positions are "0", "1", ...).
@@ -110,6 +143,10 @@ def functional(model: nnx.Module) -> tuple[PureModel, Tree, Tree]:
         lambda x: np.asarray(x) if isinstance(x, jax.Array) else x, _trees(model)
     )
     return PureModel(model), params, statistics
+
+
+def _is_traced(trees: Any) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
 def _trees(module: nnx.Module) -> tuple[Tree, Tree]:

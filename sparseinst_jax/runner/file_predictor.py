@@ -14,54 +14,46 @@ from sparseinst_jax.runner.masks import MaskCut, upsample_masks
 from sparseinst_jax.runner.metadata import Metadata
 from sparseinst_jax.runner.onnx_file import CURE, read_metadata
 from sparseinst_jax.runner.predictor import BasePredictor, Fetched, Prepared, Size
-from sparseinst_jax.runner.sessions import open_session
+from sparseinst_jax.runner.sessions import Run, open_session
 
 DEFAULT_RUNTIME = "onnxruntime"
 
 
-class FilePredictor(BasePredictor):
-    """Find instances with an exported file.
-
-    Classes, sizes and thresholds are those of the file, which holds them beside the graph.
+class GraphPredictor(BasePredictor):
+    """Find instances with a graph that something computes.
 
     Args:
-        source: an ONNX file, or its content, that `sparseinst export` wrote.
-        runtime: what computes it: "onnxruntime", "openvino", or "openvino_bf16", which is twice as
-            fast on CPUs that have bfloat16 and differs in about 1 of 200 pixels at mask edges.
-        eval_size: (shortest, longest) side of resized images instead of the file's.
-        classes: names and category ids instead of the file's, see `BasePredictor`.
+        name: of the graph, for messages.
+        metadata: what its file says of it.
+        run: computes it, (images, valid_size) to named outputs, see `runner.metadata`.
+        eval_size: (shortest, longest) side of resized images instead of the metadata's.
+        classes: names and category ids instead of the metadata's, see `BasePredictor`.
         batch_size: images that go through the network together.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not one of our files, or the runtime cannot open it.
     """
 
     def __init__(
         self,
-        source: str | os.PathLike | bytes,
-        runtime: str = DEFAULT_RUNTIME,
+        name: str,
+        metadata: Metadata,
+        run: Run,
         *,
         eval_size: Size | None = None,
         classes: tuple[Sequence[str], Sequence[int | None]] | None = None,
         batch_size: int = 1,
     ) -> None:
-        source = source if isinstance(source, bytes) else Path(source)
-        data: Metadata = read_metadata(source)
-        self.path = "the content" if isinstance(source, bytes) else source
-        self.metadata, self._run = data, open_session(source, runtime)
-        self.mask_threshold = data.mask_threshold
+        self.name, self.metadata, self._run = name, metadata, run
+        self.mask_threshold = metadata.mask_threshold
         cut = MaskCut(
-            data.mask_threshold,
-            data.mask_stride,
-            data.masks_are_logits,
-            data.scores_at_original_size,
+            metadata.mask_threshold,
+            metadata.mask_stride,
+            metadata.masks_are_logits,
+            metadata.scores_at_original_size,
         )
-        names, ids = classes or (data.class_names, data.category_ids)
-        size = eval_size or (data.shortest_side, data.longest_side)
+        names, ids = classes or (metadata.class_names, metadata.category_ids)
+        size = eval_size or (metadata.shortest_side, metadata.longest_side)
         # A graph of one size is of one image.
-        batch_size = batch_size if data.fixed_size is None else 1
-        super().__init__(names, ids, size, cut, batch_size, data.protocol)
+        batch_size = batch_size if metadata.fixed_size is None else 1
+        super().__init__(names, ids, size, cut, batch_size, metadata.protocol)
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule, and so that it fits into the graph."""
@@ -102,7 +94,7 @@ class FilePredictor(BasePredictor):
         sides, data = images.shape[1:3], self.metadata
         if data.fixed_size is not None and sides != data.fixed_size:
             raise ValueError(
-                f"{self.path} takes images padded to {data.fixed_size} only, got {sides}: pad them,"
+                f"{self.name} takes images padded to {data.fixed_size} only, got {sides}: pad them,"
                 " or export without --size"
             )
         if any(side % data.size_multiple for side in sides):
@@ -114,14 +106,15 @@ class FilePredictor(BasePredictor):
         found = self._run(images, valid_size)
         name = "mask_logits" if data.masks_are_logits else "mask_probs"
         wanted = ("scores", "labels", "is_kept", name, *["query_index"] * data.masks_are_logits)
-        shape = len(images), data.num_masks, *(side // data.mask_stride for side in sides)
+        grid = tuple(side // data.mask_stride for side in sides)
         if (
             not set(wanted) <= found.keys()
-            or found[name].shape != shape
+            or found[name].shape[2:] != grid
+            or found[name].shape[1] > data.num_masks
             or not _is_below(found["labels"], len(data.class_names))
             or not _is_below(found.get("query_index", found["labels"][:0]), data.num_masks)
         ):
-            raise ValueError(f"{self.path}: its graph is not what its metadata says; {CURE}")
+            raise ValueError(f"{self.name}: its graph is not what its metadata says; {CURE}")
         return found
 
     def fetch(self, selection: dict[str, np.ndarray]) -> Fetched:
@@ -134,13 +127,43 @@ class FilePredictor(BasePredictor):
 
         def upsample(row: int, chosen: np.ndarray, item: Prepared) -> Any:
             sizes = item.mask_size, item.original_size
-            return upsample_masks(masks[row], chosen, *sizes, self._cut)
+            return upsample_masks(masks[row], chosen, *sizes, self.cut)
 
         is_kept = selection["is_kept"].astype(bool)
         return Fetched(selection["scores"], labels, query_index, is_kept, masks, upsample)
 
     def use_devices(self, devices: Any) -> None:
         """Nothing to choose: the runtime has its own threads."""
+
+
+class FilePredictor(GraphPredictor):
+    """Find instances with an exported file.
+
+    Classes, sizes and thresholds are those of the file, which holds them beside the graph.
+
+    Args:
+        source: an ONNX file, or its content, that `sparseinst export` wrote.
+        runtime: what computes it: "onnxruntime", "openvino", or "openvino_bf16", which is twice as
+            fast on CPUs that have bfloat16, and less exact.
+        options: of `GraphPredictor`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not one of our files, or the runtime cannot open it.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike | bytes,
+        runtime: str = DEFAULT_RUNTIME,
+        **options: Any,
+    ) -> None:
+        source = source if isinstance(source, bytes) else Path(source)
+        name = "the content" if isinstance(source, bytes) else str(source)
+        metadata = read_metadata(source)
+        if metadata.precision == "int8" and runtime == "openvino_bf16":
+            raise ValueError(f"{name} is int8 already: give the runtime openvino or onnxruntime")
+        super().__init__(name, metadata, open_session(source, runtime), **options)
 
 
 def _is_below(index: np.ndarray, number: int) -> bool:

@@ -23,6 +23,7 @@ from sparseinst_jax.models.taps import bilinear_taps
 NUM_TAPS = 3
 MASKNESS_EPSILON = 1e-6
 CHUNK = 16  # masks that are handed on together
+BAND = 64  # columns that are made together
 
 
 class AxisOperator(NamedTuple):
@@ -111,50 +112,70 @@ def upsample_masks(
         mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
         None where it is not asked for.
     """
-    rows, columns = (
-        upsampling_operator(masks.shape[axis + 1], cut.stride, valid_size[axis], length, length)
+    keys = [
+        (masks.shape[axis + 1], cut.stride, valid_size[axis], length, length)
         for axis, length in enumerate(original_size)
-    )
-    # No pixel that leans on cells below the cut alone can be above it: only others are made.
-    reach = _logit(cut.threshold) if cut.are_logits else cut.threshold
+    ]
+    rows, columns = (upsampling_operator(*key) for key in keys)
     for start in range(0, len(query_index), CHUNK):
         chosen = query_index[start : start + CHUNK]
         made = np.zeros((len(chosen), original_size[1], original_size[0]), np.uint8)
         scores = np.zeros(len(chosen), np.float32)
         for place, query in enumerate(chosen):
-            mask = masks[query]
-            above = mask > reach - _MARGIN
-            box_rows = _touched(rows, above.any(axis=1))
-            box_columns = _touched(columns, above.any(axis=0))
-            part = _apply(columns, box_columns, _apply(rows, box_rows, mask).T)
-            if cut.are_logits:
-                part = 1 / (1 + np.exp(-part))
-            inside = part > cut.threshold
-            made[place, box_columns, box_rows] = inside
-            if cut.measures:
-                total = np.sum(part, where=inside, dtype=np.float32)
-                scores[place] = total / (np.float32(inside.sum()) + np.float32(MASKNESS_EPSILON))
+            scores[place] = _cut_one(masks[query], rows, columns, cut, made[place])
         yield made, scores if cut.measures else None
 
 
-_MARGIN = 1e-4  # above what sums of rounded products can be off
+def _cut_one(
+    mask: np.ndarray,
+    rows: AxisOperator,
+    columns: AxisOperator,
+    cut: MaskCut,
+    made: np.ndarray,
+) -> float:
+    """Fill uint8 [width, height] of one mask; returns the mean probability inside, if asked for.
+
+    A pixel that leans on cells below the cut alone is below it too: only others are made.
+    """
+    reach = np.float32(cut.threshold)
+    if cut.are_logits:
+        with np.errstate(divide="ignore"):
+            reach = np.log(reach) - np.log1p(-reach)
+    above = mask > reach - _MARGIN
+    height, width = _touched(rows, above.any(axis=1)), _touched(columns, above.any(axis=0))
+    if height.stop == height.start:
+        return 0.0
+    x = np.ascontiguousarray(_apply(rows, height, mask).T)  # [w, height]
+    total, count = np.float32(0), 0
+    # Piece by piece, which stays in the cache of a core.
+    for start in range(width.start, width.stop, BAND):
+        piece = slice(start, min(start + BAND, width.stop))
+        values = _apply(columns, piece, x)
+        inside = values > reach
+        made[piece, height] = inside
+        if cut.measures:
+            values = values[inside]
+            total += np.sum(1 / (1 + np.exp(-values)) if cut.are_logits else values)
+            count += len(values)
+    return float(total / (np.float32(count) + np.float32(MASKNESS_EPSILON)))
 
 
-def _logit(probability: float) -> float:
-    with np.errstate(divide="ignore"):
-        return float(np.log(probability) - np.log1p(-probability))
+_MARGIN = np.float32(1e-4)  # above what sums of rounded products can be off
 
 
 def _touched(operator: AxisOperator, above: np.ndarray) -> slice:
     """The range of outputs that lean on a row (or column) that reaches the cut."""
     (found,) = np.nonzero(above[operator.index].any(axis=1))
-    return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 def _apply(operator: AxisOperator, part: slice, x: np.ndarray) -> np.ndarray:
     """Apply a part of an operator to axis 0: [h, w] -> [P, w]."""
     index, weight = operator.index[part], operator.weight[part]
-    y = x[index[:, 0]] * weight[:, :1]
+    y = np.empty((len(index), x.shape[1]), np.float32)
+    term = np.empty_like(y)
+    np.multiply(x.take(index[:, 0], 0, term, "clip"), weight[:, :1], y)
     for tap in range(1, NUM_TAPS):
-        y += x[index[:, tap]] * weight[:, tap : tap + 1]
+        np.multiply(x.take(index[:, tap], 0, term, "clip"), weight[:, tap : tap + 1], term)
+        y += term
     return y

@@ -121,7 +121,7 @@ class BasePredictor:
         self.class_names = tuple(class_names)
         self.category_ids = tuple(None if i is None else int(i) for i in category_ids)
         self._is_wanted = np.array([i is not None for i in category_ids], bool)
-        self.eval_size, self.batch_size, self._cut = eval_size, batch_size, cut
+        self.eval_size, self.batch_size, self.cut = eval_size, batch_size, cut
         self.protocol = find_protocol(protocol)
 
     def __repr__(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,23 @@ def _given(source: Source) -> str | bytes:
     return source if isinstance(source, bytes) else os.fspath(source)
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Import OpenVINO as if its telemetry were not installed: the import alone would send a line.
+
+    It forks for that, too, which a process with threads does not survive well.
+    """
+    name = "openvino_telemetry"
+    is_ours = name not in sys.modules
+    if is_ours:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if is_ours:
+            del sys.modules[name]
+
+
 def open_openvino(source: Source, precision: str = "f32") -> Run:
     """Open a file, or its content, with OpenVINO, on the CPU.
 
@@ -45,7 +64,8 @@ def open_openvino(source: Source, precision: str = "f32") -> Run:
       precision: of computation. OpenVINO's own default is bf16 on CPUs that have it: twice as fast,
         but other masks; here it is never a default.
     """
-    import openvino
+    with _silent():
+        import openvino
 
     core = openvino.Core()
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}

@@ -103,9 +103,31 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if missing."""
+    """Write a file whole or not at all; its folder is made if missing.
+
+    Where the system has files without a name, as Linux does, a process that is killed while it
+    writes leaves nothing behind.
+    """
     with written_whole(Path(path)) as temporary:
-        temporary.write_bytes(content)
+        if not _written_unnamed(temporary, content):
+            temporary.write_bytes(content)
+
+
+def _written_unnamed(path: Path, content: bytes) -> bool:
+    """Write a file that gets its name when it is whole; False where the system has no such."""
+    try:
+        number = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError):  # not on Linux; not on this file system
+        return False
+    with os.fdopen(number, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(number)
+        try:
+            os.link(f"/proc/self/fd/{number}", path, follow_symlinks=True)
+        except OSError:  # no /proc
+            return False
+    return True
 
 
 def keep_beside(path: Path, faults: Sequence[str]) -> None:

@@ -10,19 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sparseinst_jax.models.backbones.cspdarknet import CSPDarkNet
-from sparseinst_jax.models.backbones.efficientnet_lite import EfficientNetLite
-from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
-from sparseinst_jax.models.backbones.resnet import ResNet
-from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.families import BACKBONES, FAMILIES
 from sparseinst_jax.models.family import Family
-
-BACKBONES = {
-    "resnet": ResNet,
-    "cspdarknet": CSPDarkNet,
-    "pvt": PyramidVisionTransformer,
-    "efficientnet_lite": EfficientNetLite,
-}
 
 # A configuration of each backbone, for users who set only its name.
 _EXAMPLES = {
@@ -32,6 +21,7 @@ _EXAMPLES = {
     "efficientnet_lite": "giam_lite0",
 }
 DTYPES = ("float32", "bfloat16")
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # What constructors are given by `build_model`, not by the options of a configuration.
 _GIVEN = ("self", "backbone", "num_classes", "frozen_stages", "dtype", "rng")
 
@@ -61,7 +51,7 @@ def check_model(model_config: Any) -> None:
 def _backbone_faults(name: str, **options: Any) -> list[str]:
     if name not in BACKBONES:
         return [f"name must be one of {', '.join(BACKBONES)}, got {name!r}"]
-    example = f"that backbone, such as {_EXAMPLES[name]}"
+    example = f"that backbone, such as {_EXAMPLES[name]}" if name in _EXAMPLES else "that backbone"
     return _option_faults("name", name, BACKBONES[name], options, example)
 
 
@@ -69,8 +59,7 @@ def _option_faults(
     key: str, name: str, kind: Any, options: Mapping[str, Any], example: str = "that family"
 ) -> list[str]:
     """List options that a family or backbone does not have, or what is wrong with them."""
-    maker = kind.model if isinstance(kind, Family) else kind
-    arguments = inspect.signature(maker.__init__ if isinstance(maker, type) else maker).parameters
+    arguments = _arguments(kind.model if isinstance(kind, Family) else kind)
     known = [option for option in arguments if option not in _GIVEN]
     unknown = [option for option in options if option not in known]
     if unknown:
@@ -78,7 +67,26 @@ def _option_faults(
             f"{key} is {name!r}, which has no {', '.join(unknown)}; it has {', '.join(known)}."
             f" Start from a configuration of {example}"
         ]
-    return kind.faults(**{option: arguments[option].default for option in known} | dict(options))
+    missing = [o for o in known if arguments[o].default is inspect.Parameter.empty]
+    if missing := [option for option in missing if option not in options]:
+        return [f"{key} is {name!r}, which needs a value of {', '.join(missing)}"]
+    faults = getattr(kind, "faults", None)  # a backbone from elsewhere may have none
+    defaults = {option: arguments[option].default for option in known}
+    return faults(**defaults | dict(options)) if faults else []
+
+
+def _arguments(maker: Any) -> dict[str, inspect.Parameter]:
+    """Arguments by name; where a constructor takes `**options`, those of its base class too."""
+    makers = [maker]
+    if isinstance(maker, type):
+        makers = [base.__init__ for base in maker.__mro__ if "__init__" in vars(base)]
+    found: dict[str, inspect.Parameter] = {}
+    for make in makers:
+        arguments = inspect.signature(make).parameters
+        found = {name: each for name, each in arguments.items() if each.kind not in _REST} | found
+        if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in arguments.values()):
+            break
+    return found
 
 
 # Weights that come from elsewhere need shapes alone. `nnx.eval_shape` would not save the drawing,
@@ -125,7 +133,9 @@ def build_model(
     dtype = jnp.dtype(options.pop("dtype"))
     backbone_options = dict(options.pop("backbone"))
     backbone_class = BACKBONES[backbone_options.pop("name")]
-    backbone = backbone_class(**backbone_options, frozen_stages=frozen_stages, dtype=dtype, rng=rng)
+    if frozen_stages:  # a backbone from elsewhere may know no stages
+        backbone_options["frozen_stages"] = frozen_stages
+    backbone = backbone_class(**backbone_options, dtype=dtype, rng=rng)
     return make(backbone, num_classes=num_classes, **options, dtype=dtype, rng=rng)
 
 

@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.coco import CocoDataset, load_coco
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics
 from sparseinst_jax.evaluation.evaluator import evaluate_dataset
-from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME
+from sparseinst_jax.runner.onnx_file import SUFFIX
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.setup.datasets import draw_missing_data, load_val
-from sparseinst_jax.setup.loading import load_run
+from sparseinst_jax.setup.loading import load_exported, load_run
 
 
 def evaluate(
-    model: Predictor | str | os.PathLike,
-    annotations: str | os.PathLike | None = None,
+    model: BasePredictor | str | os.PathLike,
+    annotations: CocoDataset | str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
     *,
     overrides: Mapping[str, Any] | None = None,
@@ -30,7 +32,8 @@ def evaluate(
     Args:
       model: a predictor, or what `load` takes: a run or a checkpoint, which all local devices then
         work for.
-      annotations: COCO json; by default the validation data of the run.
+      annotations: COCO json, or what `load_coco` made of one with its images; by default the
+        validation data of the run.
       images: folder that its file names are relative to.
       overrides: of the run's configuration, see `load`.
       num_workers: threads that read and resize images.
@@ -43,12 +46,16 @@ def evaluate(
       FileNotFoundError: the run, the json or images are missing.
       ValueError: they cannot be read or do not fit, or there is nothing to score against.
     """
-    if isinstance(model, Predictor):
+    if isinstance(model, BasePredictor):
         predictor, config = model, None
+    elif os.fspath(model).lower().endswith(SUFFIX):
+        predictor, config = load_exported(model, overrides, DEFAULT_RUNTIME)
     else:
         predictor, config, _ = load_run(model, overrides=overrides)
         predictor.use_devices(jax.local_devices())
-    if annotations is not None and images is not None:
+    if isinstance(annotations, CocoDataset):
+        dataset = annotations
+    elif annotations is not None and images is not None:
         if config is None:
             dataset = load_coco(annotations, images)
         else:  # with the classes that the run chose

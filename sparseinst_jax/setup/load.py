@@ -21,6 +21,7 @@ def load(
     *,
     config: str | os.PathLike | None = None,
     runtime: str | None = None,
+    model: Any = None,
 ) -> Predictor | FilePredictor:
     """Load a predictor from a run, whose configuration and classes are stored with it.
 
@@ -35,6 +36,8 @@ def load(
         step: a step, "best" (highest AP in training) or None for the last.
         overrides: dotted key to a value or its text, such as `{"data.eval_size": (320, 427)}`.
         config: of a weights file: the configuration that describes its network, such as "giam_r50".
+        model: of a run that trained a module given to `fit`: such a module; its weights do not
+            matter.
         runtime: of an exported file: "onnxruntime", the default, "openvino" or "openvino_bf16".
 
     Raises:
@@ -57,4 +60,4 @@ def load(
         )
     from sparseinst_jax.setup.loading import load_checkpoint
 
-    return load_checkpoint(path, step, overrides, config=config)
+    return load_checkpoint(path, step, overrides, config=config, model=model)

@@ -64,6 +64,7 @@ def load_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     *,
     config: str | os.PathLike | None = None,
+    model: Any = None,
 ) -> Predictor:
     """Load a predictor from all that `setup.load` takes but an exported file."""
     if named := config_of(path):
@@ -85,7 +86,7 @@ def load_checkpoint(
             f"{path} is no weights file, and a run has its own configuration: leave out config, or "
             "override its keys"
         )
-    return load_run(path, step, overrides)[0]
+    return load_run(path, step, overrides, model)[0]
 
 
 def load_weights_file(config: Any, weights: str | Path) -> tuple[Predictor, str]:
@@ -141,6 +142,7 @@ def load_run(
     path: str | os.PathLike,
     step: int | str | None = None,
     overrides: Mapping[str, Any] | None = None,
+    model: Any = None,
 ) -> tuple[Predictor, Any, int]:
     """Load a predictor as `load` does; also returns its configuration and the step."""
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
@@ -150,8 +152,16 @@ def load_run(
         params, statistics, meta = checkpoints.restore_model(step)
     config: Any = load_config(meta["config"], overrides)
     class_names, category_ids = meta["class_names"], meta["category_ids"]
+    if model is None and (name := meta.get("given_model")):
+        raise ValueError(
+            f"the run in {path} trained a module of the class {printable(str(name), 100)} that was "
+            "given to fit, and only your program can make one: load(path, model=...) with such a "
+            "module, or what fit returned"
+        )
     with _named_faults(path):
-        apply, *fresh = functional(build_model(config.model, len(class_names), seed=None))
+        if model is None:
+            model = build_model(config.model, len(class_names), seed=None)
+        apply, *fresh = functional(model)
     _refuse_other_network(fresh, (params, statistics), path)
     with _named_faults(path):
         trained = meta["config"]["data"]

@@ -83,7 +83,7 @@ def weights_folder() -> Path:
     """Where downloaded weights are: `SPARSEINST_WEIGHTS`, or `~/.cache/sparseinst_jax/weights`.
 
     Raises:
-      ValueError: there is no home to write in, or the folder cannot be made.
+      ValueError: there is no home to write in.
     """
     given = os.environ.get(VARIABLE)
     folder = Path(given).expanduser() if given else cache_folder("weights")
@@ -92,7 +92,6 @@ def weights_folder() -> Path:
             f"there is no home folder to keep weights in: set {VARIABLE} to a folder "
             + page("caches")
         )
-    make_folder(folder, VARIABLE)
     return folder
 
 
@@ -120,6 +119,7 @@ def download(name: str, given: str | os.PathLike | None = None) -> Path:
       FileNotFoundError: there is no file `given`.
     """
     source, folder = find_published(name), weights_folder()
+    make_folder(folder, VARIABLE)
     target = _file_of(source, folder)
     with _locked(folder / f".{name}.lock", name):
         record = _record(folder, name)

@@ -45,6 +45,7 @@ def make_run(
     print_line: Callable[[str], None],
     is_new: bool = True,
     skipped: SkippedImages | None = None,
+    model: Any = None,
 ) -> Run:
     """Load and describe the data, build the model and the training step.
 
@@ -54,13 +55,16 @@ def make_run(
       is_new: whether the first state will be used; a run that continues needs no weights to
         start from, and their file may be gone by then.
       skipped: lists the images that evaluations skip; None skips none.
+      model: a module to train in place of the one that `config.model` describes.
     """
+    given = type(model).__name__ if model is not None else ""
     dataset = load_train_data(config, print_line)
     val_dataset = load_val_data(config, dataset, print_line)
     frozen_stages = config.train.frozen_stages
-    model: Any = builders.build_model(
-        config.model, len(dataset.class_names), config.seed, frozen_stages
-    )
+    if model is None:
+        model = builders.build_model(
+            config.model, len(dataset.class_names), config.seed, frozen_stages
+        )
     apply, params, statistics = functional(model)
     if is_new and config.train.init_from:
         names = FAMILIES[config.model.family].weights
@@ -87,6 +91,7 @@ def make_run(
             "class_names": list(dataset.class_names),
             "category_ids": list(dataset.category_ids),
             "code_version": process.version(),
+            **({"given_model": given} if given else {}),
             "data": {
                 title: fingerprint(each)
                 for title, each in {"train": dataset, "val": val_dataset}.items()

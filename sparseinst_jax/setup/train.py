@@ -1,14 +1,18 @@
 """Train from a configuration, or continue a run: what `sparseinst train` and a notebook call."""
 
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.store import Checkpoints
@@ -17,6 +21,7 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.failures import SkippedImages
 from sparseinst_jax.drawing import charts
 from sparseinst_jax.drawing.batches import save_first_batches
+from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.runtime.output import lost_output_noted
@@ -24,39 +29,79 @@ from sparseinst_jax.runtime.process import refuse_forked
 from sparseinst_jax.setup import refusals
 from sparseinst_jax.setup.config import default_workdir, diff, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
+from sparseinst_jax.setup.loading import load_checkpoint
 from sparseinst_jax.setup.run import Run, make_run, resolve_schedule
 from sparseinst_jax.training import progress
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteSteps
 from sparseinst_jax.training.trainer import Intervals, Trainer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _METRICS_FILE = "metrics.csv"
+Writer = Callable[[dict[str, Any]], Any]  # is called with each row of metrics
 
 
-class TrainResult(NamedTuple):
-    """The result of a call of `train`.
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """A run as `train` and `fit` leave it: its history, its predictors, and going on.
 
     Attributes:
       workdir: run folder, for `load` and `evaluate`.
       step: steps that are done.
       exit_code: 0 when finished or stopped early, 130, 143 or 129 when stopped by SIGINT (Ctrl-C,
         the stop button of a notebook), SIGTERM or SIGHUP after saving.
+      model: the module that was given, if one was.
+      writers: the functions that were given rows of metrics.
     """
 
     workdir: Path
     step: int
     exit_code: int
+    model: Any = dataclasses.field(default=None, repr=False)
+    writers: tuple[Writer, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def rows(self) -> list[dict[str, float | int]]:
         """The rows of `metrics.csv`: losses, rates and, where evaluated, `AP` of each step."""
         return progress.read_metrics(self.workdir / _METRICS_FILE)
 
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """The same as one array for each name, float64 [rows]; NaN where a row has no value."""
+        rows = self.rows
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: np.array([row.get(name, np.nan) for row in rows], float) for name in names}
+
+    @property
+    def best(self) -> Predictor:
+        """A predictor of the step with the highest AP; the last one's where none was evaluated."""
+        return load_checkpoint(self.workdir, "best", model=self.model)
+
+    @property
+    def last(self) -> Predictor:
+        """A predictor of the last step that was saved."""
+        return load_checkpoint(self.workdir, model=self.model)
+
+    def resume(self, num_steps: int | None = None) -> TrainResult:
+        """Go on, by default to the end that the configuration says; see `train`."""
+        overrides = None if num_steps is None else {"train.num_steps": num_steps}
+        config = self.workdir / "config.json"
+        return train(config, self.workdir, overrides, model=self.model, writers=self.writers)
+
+    def plot(self) -> Figure:
+        """Draw losses, AP and the learning rate over the steps."""
+        return charts.training_curves(self.rows)
+
 
 def train(
     config: str | Path | Mapping[str, Any] | ConfigDict,
     workdir: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    *,
+    writers: Sequence[Writer] = (),
+    model: Any = None,
 ) -> TrainResult:
     """Train as a configuration says, or continue the run in `workdir`; prints as it goes.
 
@@ -72,6 +117,10 @@ def train(
       workdir: run folder, made if missing; by default `runs/<name of the configuration>`.
       overrides: dotted key to a value or its text, such as `{"train.batch_size": 8}`. These values
         are meant as they are and not translated.
+      writers: functions that are called with each row of metrics, a dict such as {"step": 1,
+        "loss/total": 3.2, ...}, with "AP" after an evaluation: for TensorBoard, wandb or MLflow.
+        One that raises is not called again, and the run goes on.
+      model: a module to train in place of the one that `config.model` describes, see `fit`.
 
     Raises:
       FileNotFoundError: data or initial weights are missing.
@@ -101,10 +150,10 @@ def train(
             end = _why_it_is_over(config, workdir, stored["step"], checkpoints)
             if end is not None:
                 print_line(end)
-                return TrainResult(workdir, stored["step"], 0)
+                return TrainResult(workdir, stored["step"], 0, model, tuple(writers))
         draw_missing_data(config, had_data=(workdir / "config.json").is_file())
         skipped = _skipped_images(config, workdir, 0 if stored is None else stored["step"])
-        run = make_run(config, print_line, is_new=stored is None, skipped=skipped)
+        run = make_run(config, print_line, stored is None, skipped, model)
         refusals.refuse_classes(stored, run.meta, workdir)
         for line in refusals.refuse_changed_data(stored, run.meta, config, workdir):
             print_line(line)
@@ -125,7 +174,7 @@ def train(
         done = int(state.step)  # an unreadable checkpoint is passed over
         try:
             with (
-                _open_trainer(config, workdir, run, done, checkpoints) as trainer,
+                _open_trainer(config, workdir, run, done, checkpoints, writers) as trainer,
                 _read_batches(config, workdir, run, done, skipped) as batches,
             ):
                 exit_code = trainer.run(state, batches)
@@ -135,7 +184,7 @@ def train(
         step = checkpoints.latest_step or 0
         if exit_code == 0:
             print_line(f"finished: step {step}; results in {workdir}")
-    return TrainResult(workdir, step, exit_code)
+    return TrainResult(workdir, step, exit_code, model, tuple(writers))
 
 
 def _why_it_is_over(
@@ -180,11 +229,17 @@ def _read_batches(
 
 @contextlib.contextmanager
 def _open_trainer(
-    config: ConfigDict, workdir: Path, run: Run, done: int, checkpoints: Checkpoints
+    config: ConfigDict,
+    workdir: Path,
+    run: Run,
+    done: int,
+    checkpoints: Checkpoints,
+    functions: Sequence[Writer],
 ) -> Iterator[Trainer]:
     """Make the trainer; afterwards close its files and draw the curves."""
     settings, is_first_host = config.train, jax.process_index() == 0
     writers = _open_writers(workdir, done, settings.tensorboard) if is_first_host else []
+    writers += [_FunctionWriter(function) for function in functions if is_first_host]
     rows = _rows(workdir, done)
     with open(os.devnull, "w") as nowhere:
         shown_progress = progress.Progress(
@@ -235,6 +290,32 @@ def _open_writers(workdir: Path, done: int, tensorboard: bool) -> list[progress.
     if tensorboard:
         writers.append(progress.TensorBoard(workdir / "tensorboard", done))
     return writers
+
+
+class _FunctionWriter:
+    """A function of the user as a writer; its fault ends nothing."""
+
+    def __init__(self, function: Writer):
+        self._function: Writer | None = function
+
+    def write(self, rows: Sequence[progress.Row]) -> None:
+        """Call the function with each row."""
+        for row in rows:
+            if self._function is None:
+                return
+            try:
+                self._function(dict(row))
+            except Exception as error:
+                name = getattr(self._function, "__name__", repr(self._function))
+                self._function = None
+                print(
+                    f"WARNING: {name}, one of the writers, raised {type(error).__name__}: {error}. "
+                    "It is not called again.",
+                    flush=True,
+                )
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _rows(workdir: Path, done: int | float = float("inf")) -> list[dict[str, float | int]]:

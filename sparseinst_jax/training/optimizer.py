@@ -29,8 +29,9 @@ class ParameterRules(NamedTuple):
 
 def rules_of(model: Any) -> ParameterRules:
     """Get a model's rules; see `models.family.Family.model` for what it may say."""
+    backbone = getattr(model, "backbone", None)
     return ParameterRules(
-        tuple(f"backbone/{name}" for name in getattr(model.backbone, "frozen_names", ())),
+        tuple(f"backbone/{name}" for name in getattr(backbone, "frozen_names", ())),
         tuple(getattr(model, "undecayed", ())),
         tuple(getattr(model, "learning_rate_factors", ())),
     )

@@ -19,6 +19,7 @@ LONG: dict[str, str] = {
     "sparseinst_jax/data/_index/reader.py": "every rule of a COCO json, in the order of reading",
     "sparseinst_jax/data/records.py": "a data set: its objects, images, columns seen as records",
     "sparseinst_jax/models/fastinst/model.py": "the network, to be read beside the paper",
+    "sparseinst_jax/data/plan.py": "one function of seed and step, its draws in their order",
     "sparseinst_jax/drawing/pictures.py:draw_instances": "all that is drawn of an object, in order",
     "sparseinst_jax/evaluation/evaluator.py:_predict_batches": "threads, and what passes between",
     "sparseinst_jax/data/importers/yolo.py:read_yolo": "a set in the order of reading",
@@ -90,7 +91,7 @@ def _tracked_text() -> list[Path]:
     )
     if listing.returncode:
         pytest.skip("not a git clone")
-    binary = (".npz", ".xz", ".png", ".jpg", ".json")
+    binary = (".npz", ".xz", ".png", ".jpg", ".json", ".safetensors")
     paths = [ROOT / name for name in listing.stdout.split("\0") if name]
     return [path for path in paths if path.suffix not in binary and path.is_file()]
 
@@ -240,7 +241,7 @@ def _anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 FILE_NAME = re.compile(r"\b\w[\w.-]*/[\w./-]+\.(?:py|md)\b")
 NOT_OURS = {"tools/test_net.py"}  # the original's
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import sparseinst_jax
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"configs", "data", "losses", "matching", "models", "training", "weights"}
-NAMES = {"Prediction", "Predictor", "evaluate", "load", "prepare_process", "train"}
+NAMES = {"Activations", "Prediction", "Predictor", "TrainResult", "build_model", "build_objective"}
+NAMES |= {"evaluate", "fit", "load", "load_coco", "load_config", "plot_activations"}
+NAMES |= {"prepare_process", "train"}
 
 
 def test_the_public_names_are_these():
@@ -35,6 +38,22 @@ def test_every_public_name_exists_is_documented_and_is_where_it_says(room):
         assert inspect.getdoc(value) or name == "configs", f"{room}.{name}"
         if inspect.isfunction(value) or inspect.isclass(value):
             assert value.__module__.startswith("sparseinst_jax.")
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+
+
+@pytest.mark.parametrize("path", sorted(DOCUMENTS), ids=lambda path: path.name)
+def test_every_name_of_the_package_in_a_document_exists(path):
+    names = set(re.findall(r"\bsparseinst_jax((?:\.[A-Za-z]\w*)+)", path.read_text()))
+    for name in sorted(names):
+        value = sparseinst_jax
+        for word in name.split(".")[1:]:
+            try:  # a module that nobody has imported is no attribute yet
+                value = importlib.import_module(f"{value.__name__}.{word}")
+            except (ImportError, AttributeError):
+                value = getattr(value, word, None)
+            assert value is not None, f"sparseinst_jax{name}"
 
 
 def test_another_name_is_refused():

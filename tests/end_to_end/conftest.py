@@ -6,6 +6,10 @@ import pytest
 
 import sparseinst_jax
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.trees import functional
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.loading import build_predictor
+from tests import tiny_fastinst
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,3 +26,13 @@ def stored_model(
     predictor = sparseinst_jax.load(stored_run)
     predictor.export(path, verifies=False)
     return predictor, path
+
+
+@pytest.fixture(scope="session")
+def fastinst_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the ONNX file of a FastInst with random weights; its second class is left out."""
+    path = tmp_path_factory.mktemp("fastinst") / "model.onnx"
+    config = tiny_fastinst.get_config()
+    network = functional(builders.build_model(config.model, num_classes=3, seed=0))
+    build_predictor(config, *network, ("a", "b", "c"), (1, None, 3)).export(path, verifies=False)
+    return path

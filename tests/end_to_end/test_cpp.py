@@ -14,6 +14,7 @@ import PIL
 import pytest
 from PIL import Image
 
+import sparseinst_jax
 from sparseinst_jax.data.images import read_image
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.runner import masks, run_lengths
@@ -95,7 +96,7 @@ def turned(orientation):
     return exif.tobytes()
 
 
-def photos(rng):
+def kinds_of_photos(rng):
     colour, grey = Image.fromarray(noise(rng, 43, 58)), Image.fromarray(noise(rng, 43, 58, 1))
     yield from (("plain.jpg", colour, {}), ("grey.jpg", grey, {}))
     for subsampling in (0, 1, 2):
@@ -113,7 +114,7 @@ def photos(rng):
 
 
 def test_photos_are_read_as_the_package_reads_them(parts, tmp_path, rng):
-    for name, image, settings in photos(rng):
+    for name, image, settings in kinds_of_photos(rng):
         image.save(tmp_path / name, **settings)
         done = parts("read", tmp_path / name, tmp_path / "out.png")
         assert done.returncode == 0, (name, done.stderr)
@@ -251,22 +252,40 @@ def test_hostile_metadata_are_refused_in_words(parts):
         assert done.stderr.startswith("the model"), (text[:200], done.stderr)
 
 
+def assert_equal_results(made, expected):
+    """Of a COCO results file: labels, scores within 1e-5, one pixel of 1e5."""
+    labels = [(entry["image_id"], entry["category_id"]) for entry in made]
+    assert labels == [(entry["image_id"], entry["category_id"]) for entry in expected]
+    scores = [[entry["score"] for entry in entries] for entries in (made, expected)]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+    different = total = 0
+    for pair in zip(made, expected, strict=True):
+        rles = [entry["segmentation"] for entry in pair]
+        both = run_lengths.decode_masks(rles, tuple(rles[1]["size"]))
+        different, total = different + (both[0] != both[1]).sum(), total + both[0].size
+    assert different <= 1e-5 * total, f"{different} of {total} pixels"
+
+
+@pytest.fixture(scope="module")
+def photos(stored_run, tmp_path_factory):
+    """Photos of three sizes: wide, tall, and larger than the network's."""
+    drawn = sorted((stored_run.parent / "data/images/train").glob("*.png"))
+    made, folder = [], tmp_path_factory.mktemp("photos")
+    for photo, size in zip(drawn, ((131, 97), (97, 140), (300, 311)), strict=False):
+        made.append(folder / f"{len(made)}.jpg")
+        Image.open(photo).convert("RGB").resize(size, Image.Resampling.BICUBIC).save(made[-1])
+    return made
+
+
 @pytest.mark.skipif(not HAS_OPENVINO, reason="needs openvino (pip install openvino)")
-def test_the_program_finds_what_python_finds(stored_model, stored_run, build, tmp_path):
+def test_the_program_finds_what_python_finds(stored_model, photos, build, tmp_path):
     predictor, path = stored_model
-    drawn = sorted(Path(stored_run.parent / "data/images/train").glob("*.png"))[:3]
-    photos = []
-    for number, (photo, size) in enumerate(
-        zip(drawn, ((131, 97), (97, 140), (300, 311)), strict=True)
-    ):
-        photos.append(tmp_path / f"{number}.jpg")
-        Image.open(photo).convert("RGB").resize(size, Image.Resampling.BICUBIC).save(photos[-1])
     results = tmp_path / "results.json"
     options = ["--score", 0.3, "--json", results, "--output", tmp_path / "out"]
     done = run(build / "segment", path, *photos, *options)
     assert done.returncode == 0, done.stderr
 
-    entries, expected, names = json.loads(results.read_text()), [], []
+    expected, names = [], []
     for number, photo in enumerate(photos, 1):
         found = predictor(photo)
         expected += found.to_coco(number)
@@ -277,18 +296,20 @@ def test_the_program_finds_what_python_finds(stored_model, stored_run, build, tm
         np.testing.assert_array_equal(is_changed & ~shown.masks.any(0), False)
         assert is_changed[shown.masks.any(0)].mean() > 0.95
     assert len(expected) > 10 and len(names) > 5
-    labels = [(entry["image_id"], entry["category_id"]) for entry in entries]
-    assert labels == [(entry["image_id"], entry["category_id"]) for entry in expected]
-    scores = [[entry["score"] for entry in of] for of in (entries, expected)]
-    np.testing.assert_allclose(*scores, atol=1e-5)
-    different = total = 0
-    for made, wanted in zip(entries, expected, strict=True):
-        rles = [made["segmentation"], wanted["segmentation"]]
-        both = run_lengths.decode_masks(rles, tuple(wanted["segmentation"]["size"]))
-        different, total = different + (both[0] != both[1]).sum(), total + both[0].size
-    assert different <= 1e-5 * total, f"{different} of {total} pixels"
+    assert_equal_results(json.loads(results.read_text()), expected)
     printed = re.findall(r"^  (\S.*?)\s+0\.\d{4} .*#[0-9a-f]{6}$", done.stdout, re.MULTILINE)
     assert printed == names
+
+
+@pytest.mark.skipif(not HAS_OPENVINO, reason="needs openvino (pip install openvino)")
+def test_fastinst_masks_that_are_logits_become_the_same(fastinst_model, photos, build, tmp_path):
+    done = run(build / "segment", fastinst_model, *photos, "--json", tmp_path / "results.json")
+    assert done.returncode == 0, done.stderr
+    # The same runtime, so that near ties keep their order.
+    predictor = sparseinst_jax.load(fastinst_model, runtime="openvino")
+    expected = [entry for n, photo in enumerate(photos, 1) for entry in predictor(photo).to_coco(n)]
+    assert len(expected) > 10
+    assert_equal_results(json.loads((tmp_path / "results.json").read_text()), expected)
 
 
 @pytest.mark.skipif(not HAS_OPENVINO, reason="needs openvino (pip install openvino)")

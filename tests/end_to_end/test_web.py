@@ -16,6 +16,7 @@ import PIL
 import pytest
 from PIL import Image
 
+import sparseinst_jax
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.runner import masks, run_lengths
 from sparseinst_jax.runner.metadata import KEY
@@ -210,6 +211,24 @@ def test_the_page_finds_what_python_finds(page, photo, stored_model):
     drawn = np.array(page.evaluate(f"[...{pixels}]")).reshape(97, 131, 4)
     is_drawn = drawn[..., 3] > 0
     np.testing.assert_array_equal(is_drawn, shown.masks.any(0))
+
+
+@pytest.mark.parametrize("kind", ["int8", "fastinst"])
+def test_other_files_find_what_python_finds(
+    kind, page, stored_model, fastinst_model, stored_run, tmp_path
+):
+    photos, path = sorted((stored_run.parent / "data/images/train").glob("*.png")), fastinst_model
+    if kind == "int8":
+        path = tmp_path / "int8.onnx"
+        stored_model[0].export(path, verifies=False, calibration=photos)
+    page.set_input_files("#model", path)
+    wait_for(page, r"^Ready: 3 classes")
+    predictor = sparseinst_jax.load(path, runtime="onnxruntime")
+    for photo in photos:
+        page.evaluate("document.getElementById('status').textContent = ''")
+        page.set_input_files("#photo", photo)
+        wait_for(page, r"^\d+ objects? in ")
+        assert_equal_results(saved(page), predictor(photo))
 
 
 def test_photos_come_by_drop_paste_and_camera(page, stored_run):

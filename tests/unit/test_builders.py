@@ -1,9 +1,12 @@
 """Values that no network can have are refused together."""
 
+import dataclasses
+
 import pytest
 from ml_collections import ConfigDict
 
 from sparseinst_jax.configs import tiny
+from sparseinst_jax.models import SparseInst
 from sparseinst_jax.setup import builders
 
 
@@ -50,7 +53,7 @@ def test_an_unknown_backbone_is_refused_with_those_there_are():
     model = tiny.get_config().model
     model.backbone.name = "vgg"
     assert refusal(model)[1:] == [
-        "  model.backbone.name must be one of resnet, cspdarknet, pvt, got 'vgg'"
+        "  model.backbone.name must be one of resnet, cspdarknet, pvt, efficientnet_lite, got 'vgg'"
     ]
 
 
@@ -78,6 +81,50 @@ def test_every_backbone_names_its_own_faults():
         " such as (64, 128, 320, 512), got (8, 9, 10, 12)",
         "  model.backbone.drop_path must be at least 0 (off) and below 1, got 1.0",
     ]
+
+
+class Plain:
+    """A backbone of a notebook: one option without a value, nothing about faults or stages."""
+
+    def __init__(self, *, channels, dtype, rng):
+        self.out_channels = (channels, channels, channels)
+
+
+def test_a_backbone_from_elsewhere_needs_neither_faults_nor_stages(monkeypatch):
+    monkeypatch.setitem(builders.BACKBONES, "plain", Plain)
+    model = tiny.get_config().model
+    model.backbone = ConfigDict(dict(name="plain"))
+    assert refusal(model)[1:] == [
+        "  model.backbone.name is 'plain', which needs a value of channels"
+    ]
+    model.backbone = ConfigDict(dict(name="plain", channels=8, width=3))
+    assert refusal(model)[1:] == [
+        "  model.backbone.name is 'plain', which has no width; it has channels. Start from a"
+        " configuration of that backbone"
+    ]
+    model.backbone = ConfigDict(dict(name="plain", channels=8))
+    assert builders.build_model(model, 3, seed=0).backbone.out_channels == (8, 8, 8)
+
+
+class Narrow(SparseInst):
+    """A subclass whose options are its own and, unnamed, those of the network it extends."""
+
+    def __init__(self, backbone, *, sharpness=1.0, **options):
+        super().__init__(backbone, **options)
+        self.sharpness = sharpness
+
+
+def test_a_subclass_has_the_options_of_its_base_and_its_own(monkeypatch):
+    family = dataclasses.replace(builders.FAMILIES["sparseinst"], model=Narrow)
+    monkeypatch.setitem(builders.FAMILIES, "narrow", family)
+    model = tiny.get_config().model
+    model.family = "narrow"
+    with model.unlocked():
+        model.sharpness = 3.0
+    assert builders.build_model(model, 3, seed=0).sharpness == 3.0
+    with model.unlocked():
+        model.blunt = True
+    assert "which has no blunt; it has encoder_channels, " in refusal(model)[1]
 
 
 def refusal(model) -> list[str]:

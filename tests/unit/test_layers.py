@@ -169,7 +169,7 @@ def test_groups_regroup_from_group_mask_to_mask_group_channel():
     logits = np.full((1, 1, 6, 6), -1e4, np.float32)
     logits[0, 0, np.arange(6), np.arange(6)] = 1e4
     features = np.arange(12, dtype=np.float32).reshape(1, 1, 6, 2)
-    pooled = np.asarray(branch.pool(jnp.asarray(logits), jnp.asarray(features)))
+    pooled = np.asarray(branch.pool(branch.activate(jnp.asarray(logits)), jnp.asarray(features)))
     np.testing.assert_allclose(pooled[0], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]], atol=1e-5)
 
 
@@ -177,11 +177,11 @@ def test_softmax_maps_do_not_depend_on_the_softmax_bias(rng):
     branch = small_branch(num_groups=1, normalizer="softmax")
     logits = jnp.asarray(rng.standard_normal((1, 4, 5, 3), np.float32))
     features = jnp.asarray(rng.standard_normal((1, 4, 5, 2), np.float32))
-    pooled = branch.pool(logits, features)
+    pooled = branch.pool(branch.activate(logits), features)
     weight = jax.nn.softmax(logits.reshape(20, 3), axis=0)
     np.testing.assert_allclose(pooled[0], weight.T @ features.reshape(20, 2), atol=1e-5)
     branch.softmax_bias[...] = jnp.asarray([7.0])
-    np.testing.assert_allclose(branch.pool(logits, features), pooled, atol=1e-5)
+    np.testing.assert_allclose(branch.pool(branch.activate(logits), features), pooled, atol=1e-5)
 
 
 def tiny_model(**options):

@@ -444,7 +444,9 @@ def test_maps_normalised_after_the_product_give_what_they_give_before_it(rng):
     maps = maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-6)
     before = np.einsum("bhwm,bhwc->bmc", maps, features)
     before = before.reshape(2, 2, 6, 8).transpose(0, 2, 1, 3).reshape(2, 6, 16)
-    np.testing.assert_allclose(branch.pool(logits, features), before, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        branch.pool(branch.activate(logits), features), before, rtol=0, atol=1e-5
+    )
 
 
 def test_images_without_an_object_to_learn_are_not_predicted(tmp_path):

@@ -5,7 +5,10 @@ import pickle
 import numpy as np
 import pytest
 
+from sparseinst_jax.data.coco import load_coco
+from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.data.plan import CHUNK_STEPS, TrainPlan, target_levels, training_buckets
+from sparseinst_jax.data.shapes import draw_shapes_dataset
 
 SIZES = tuple(range(416, 641, 32))
 
@@ -134,3 +137,14 @@ def test_settings_that_cannot_be_are_refused_together():
         assert part in str(error.value)
     with pytest.raises(ValueError, match="multiple of the number of hosts"):
         _plan([(4, 4)]).batch(0, 0, 3)
+
+
+def test_a_plan_of_a_data_set_keeps_its_sizes_up_to_the_recipes(tmp_path):
+    data = draw_shapes_dataset(tmp_path / "data", 4, 1, image_size=(64, 96))
+    dataset = load_coco(data / "train.json", data / "images/train")
+    plan = TrainPlan.of(dataset, batch_size=2, seed=3)
+    assert (plan.train_sizes, plan.train_max_size, plan.batch_size) == ((64,), 96, 2)
+    assert {image.transform.size for image in plan.batch(0).images} <= {(64, 96), (96, 64)}
+    assert TrainPlan.of(dataset, train_sizes=(32, 48)).train_sizes == (32, 48)
+    (batch, other) = train_batches(dataset, plan)  # of one epoch
+    assert batch.images.shape[1:] in ((64, 96, 3), (96, 64, 3)) and len(other.images) == 2

@@ -123,6 +123,7 @@ def test_a_file_that_has_changed_meanwhile_is_fetched_from_its_start(validator, 
     [
         ("/404", "127.0.0.1 does not have it any more (404)"),
         ("/403", "127.0.0.1 refuses it (403)"),
+        ("/refused", "127.0.0.1 refuses it (403): 'Too many users have viewed"),
         ("/429", "127.0.0.1 was asked too often (429)"),
         ("/503", "127.0.0.1 has a fault of its own (503)"),
         ("/quota", "127.0.0.1 sends a page in place of the file: 'Too many users have"),
@@ -193,6 +194,7 @@ def test_a_file_fetched_by_hand_is_taken(server, content, tmp_path, capsys):
     assert cli.main(["download", "tiny", "--file", str(tmp_path / "by_hand.pth")]) == 0
     assert server.asked == [] and "predict --weights=tiny" in capsys.readouterr().out
     assert published.stored("tiny") == folder(tmp_path) / "tiny.safetensors"
+    assert published.stored("r50") is None
     (tmp_path / "page.html").write_text("<!DOCTYPE html><p>Sign in")
     assert cli.main(["download", "r50", "--file", str(tmp_path / "page.html")]) == 1
     assert "is a web page, not the file" in capsys.readouterr().err
@@ -256,3 +258,34 @@ def test_commands_take_names(server, monkeypatch):
     model = arguments.open_model(given)
     assert given.config == "tiny" and model.title.startswith("weights tiny, class names from ")
     assert arguments.words_of_model(given) == ["--config=tiny", "--weights=tiny"]
+
+
+@pytest.mark.parametrize(
+    "address, start, is_refused",
+    [
+        ("https://b.org/x", "https://a.org/x", False),
+        ("http://a.org/x", "https://a.org/x", True),
+        ("ftp://a.org/x", "https://a.org/x", True),
+        ("file:///etc/passwd", "https://a.org/x", True),
+        ("http://127.0.0.1/x", "https://a.org/x", True),  # no way into this machine
+        ("http://a.org/x", "http://127.0.0.1:80/x", True),
+        ("http://localhost/x", "http://127.0.0.1:80/x", False),
+    ],
+)
+def test_only_https_is_followed(address, start, is_refused):
+    if not is_refused:
+        return download._refuse_plain(address, start)
+    with pytest.raises(download.DownloadFault, match="not https"):
+        download._refuse_plain(address, start)
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(server, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SPARSEINST_WEIGHTS", str(tmp_path / "file" / "weights"))
+    assert cli.main(["download", "r50"]) == 1
+    assert "Give another one by SPARSEINST_WEIGHTS" in capsys.readouterr().err
+    monkeypatch.delenv("SPARSEINST_WEIGHTS")
+    monkeypatch.setattr(published, "cache_folder", lambda _: None)
+    assert cli.main(["download", "r50"]) == 1
+    assert "set SPARSEINST_WEIGHTS to a folder (docs: caches)" in capsys.readouterr().err
+    assert cli.main(["download", "--list"]) == 0

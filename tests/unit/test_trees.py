@@ -132,3 +132,30 @@ def test_made_for_inference_a_network_finds_the_same_with_fewer_numbers(config, 
     for name, theirs in expected.items():
         error = np.abs(np.float32(found[name]) - np.float32(theirs)).max()
         assert error <= tolerance * np.abs(theirs).max(), name
+
+
+def test_a_call_with_arrays_is_compiled_once_and_equal_to_the_traced_one():
+    calls = []
+
+    class Counting(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(np.ones((3,), np.float32))
+
+        def __call__(self, images, train=False, intermediates=None):
+            calls.append(train)
+            if intermediates is not None:
+                intermediates |= {"second": images, "first": 2 * images}
+            return self.scale[...] * images + train
+
+    apply, params, statistics = functional(Counting())
+    for _ in range(2):
+        plain, _ = apply(params, statistics, IMAGES)
+        trained, _ = apply(params, statistics, IMAGES, train=True)
+    assert calls == [False, True]
+    traced, _ = jax.jit(lambda p: apply(p, statistics, IMAGES, train=True))(params)
+    np.testing.assert_array_equal(trained, traced)
+    np.testing.assert_array_equal(trained, plain + 1)
+    named = {}
+    apply(params, statistics, IMAGES, intermediates=named)
+    assert list(named) == ["second", "first"]  # in the order of the network
+    np.testing.assert_array_equal(named["first"], 2 * IMAGES)

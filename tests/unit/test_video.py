@@ -164,10 +164,15 @@ def test_what_is_no_video_is_one_message(name, content, fault, predictor, tmp_pa
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_without_pyav_the_message_says_how_to_get_it(predictor, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_done_is_said_before_anything_is_written(predictor, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install "sparseinst_jax\[video\]" \(docs: video\)'):
         video.predict_video(predictor, "clip.mp4", tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+    (tmp_path / "clip.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is the video itself, which would be lost"):
+        video.predict_video(predictor, tmp_path / "clip.mp4", tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").read_bytes() == b"mine"
     with pytest.raises(ValueError, match=r"one of \.mp4, .*, got out\.gif"):
         video.predict_video(predictor, "clip.mp4", "out.gif")
 
@@ -197,7 +202,8 @@ def test_the_command_draws_videos_and_lists(stored_run, tmp_path, rng, monkeypat
     write_clip(Path("clip.mp4"), UNEVEN[:4], rng)
     arguments = ["predict", "--workdir", str(stored_run), "--score-threshold", "0.1"]
     assert cli.main([*arguments, "clip.mp4", "--output", "out.mp4"]) == 0
-    assert "out.mp4: 4 frames, " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "out.mp4: 4 frames, " in said and "config.eval" not in said  # set for this call alone
     assert len(read_clip(Path("out.mp4"))) == 4
     image = stored_run.parent / "data/images/train/000001.png"
     Path("list.txt").write_text(f"{image}\n\nclip.mp4\n")

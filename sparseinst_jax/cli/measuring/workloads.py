@@ -136,7 +136,7 @@ class Bench:
         """
         number, seed, weights = host_work.NUM_CLASSES, self.config.seed, None
         if self.has_weights:
-            predictor = open_model(self.arguments).predictor
+            predictor: Any = open_model(self.arguments).predictor
             number, seed, weights = len(predictor.class_names), None, predictor.weights
         frozen = self.config.train.frozen_stages
         model = builders.build_model(self.config.model, number, seed, frozen)
@@ -183,11 +183,15 @@ class Bench:
 
         return forward, tuple(weights)
 
-    def with_masks(self, batch: int, predictor: Predictor | None = None) -> Workload:
+    def items(self, batch: int) -> list[Prepared]:
+        """Photos that are resized already."""
+        photos, valid = _noise_images(batch, self.valid_size), self.valid_size
+        return [Prepared(photo, self.photo_size, valid) for photo in photos]
+
+    def with_masks(self, batch: int, predictor: Any = None) -> Workload:
         """From resized photos on the host to the kept masks at their original size on the host."""
-        valid, predictor = self.valid_size, predictor or self.predictor(batch)
-        photos = _noise_images(batch, valid)
-        items = [Prepared(image, self.photo_size, valid) for image in photos]
+        valid, items = self.valid_size, self.items(batch)
+        predictor = predictor or self.predictor(batch)
 
         def run() -> int:
             return sum(len(chunk) for found in predictor.run(items) for chunk, _ in found.chunks)

@@ -53,4 +53,5 @@ FASTINST = Family(
     masks_are_logits=True,
     scores_at_original_size=True,
     weights=NAMES,
+    activations=inference.activations,
 )

@@ -10,6 +10,9 @@ Source: reference `fastinst.py` (`instance_inference`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -48,3 +51,15 @@ def select(
         is_kept=scores > score_threshold,
         masks=last.mask_logits,
     )
+
+
+def activations(outputs: Outputs, intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return where queries look in each layer: the probabilities [B, N, H/8, W/8] of the mask.
+
+    A query attends to the pixels where it is at least a half.
+    """
+    logits = [value for name, value in intermediates.items() if name.startswith("mask_logits_")]
+    return {
+        f"seen by layer {index}": jax.nn.sigmoid(jnp.moveaxis(each, -1, 1))
+        for index, each in enumerate(logits, start=1)
+    }

@@ -49,4 +49,5 @@ SPARSEINST = Family(
     map_stride=MAP_STRIDE,
     mask_threshold=inference.MASK_THRESHOLD,
     weights=NAMES,
+    activations=inference.activations,
 )

@@ -12,6 +12,9 @@ Source: SparseInst section 3.4; the original's `sparseinst/sparseinst.py` (`infe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -59,3 +62,11 @@ def select(
         is_kept=scores > score_threshold,
         masks=mask_probs,
     )
+
+
+def activations(outputs: Outputs, intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the instance activation maps by group: "group 1" and so on to [B, N, H/8, W/8]."""
+    maps = intermediates["instance_activation_maps"]  # [B, h, w, G*N]
+    number = outputs.class_logits.shape[1]
+    groups = jnp.moveaxis(maps.reshape(*maps.shape[:3], -1, number), (3, 4), (0, 2))
+    return {f"group {index}": group for index, group in enumerate(groups, start=1)}

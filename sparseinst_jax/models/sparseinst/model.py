@@ -151,17 +151,22 @@ class InstanceBranch(nnx.Module):
             self.softmax_bias = nnx.Param(np.ones((1,), np.float32))
         self.num_masks, self.num_groups, self.normalizer = num_masks, num_groups, normalizer
 
-    def pool(self, iam_logits: jax.Array, features: jax.Array) -> jax.Array:
-        """Return the instance features [B, N, G*C] of maps [B, h, w, G*N] over [B, h, w, C].
+    def activate(self, iam_logits: jax.Array) -> jax.Array:
+        """Return what each pixel counts in each map, before the sum is divided out: 0..1, float32.
 
-        The normaliser and its sums are float32 in every compute type.
+        For a softmax it is the share of the map's highest pixel.
         """
         logits = iam_logits.astype(jnp.float32)
         if self.normalizer == "softmax":
             logits = logits + self.softmax_bias[...]
-            weight = jnp.exp(logits - jax.lax.stop_gradient(logits.max((1, 2), keepdims=True)))
-        else:
-            weight = jax.nn.sigmoid(logits)
+            return jnp.exp(logits - jax.lax.stop_gradient(logits.max((1, 2), keepdims=True)))
+        return jax.nn.sigmoid(logits)
+
+    def pool(self, weight: jax.Array, features: jax.Array) -> jax.Array:
+        """Return the instance features [B, N, G*C] of maps [B, h, w, G*N] over [B, h, w, C].
+
+        The maps and their sums are float32 in every compute type.
+        """
         total = jnp.maximum(weight.sum((1, 2)), NORMALIZER_FLOOR)  # [B, G*N]
         pooled = jnp.einsum(
             "bhwm,bhwc->bmc",
@@ -187,7 +192,8 @@ class InstanceBranch(nnx.Module):
         """
         features = intermediates["inst_convs"] = _run_stack(self.inst_convs, features, grid)
         iam_logits = intermediates["iam"] = self.iam_conv(features)
-        instances = self.pool(iam_logits, features)
+        maps = intermediates["instance_activation_maps"] = self.activate(iam_logits)
+        instances = self.pool(maps, features)
         if self.num_groups > 1:
             instances = intermediates["inst_fc"] = self.fc(instances)
             instances = ops.relu(instances)
@@ -219,7 +225,13 @@ class MaskBranch(nnx.Module):
 
 
 class IAMDecoder(nnx.Module):
-    """Coordinates, the instance and mask branches, and their product: the masks."""
+    """Coordinates, the instance and mask branches, and their product: the masks.
+
+    Attributes:
+      instance_branch: class of the instance branch, for a subclass to replace.
+    """
+
+    instance_branch: Any = InstanceBranch
 
     def __init__(
         self,
@@ -235,7 +247,7 @@ class IAMDecoder(nnx.Module):
         shared: dict[str, Any] = dict(
             channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
         )
-        self.inst_branch = InstanceBranch(in_channels + 2, **shared, **instance_options)
+        self.inst_branch = self.instance_branch(in_channels + 2, **shared, **instance_options)
         self.mask_branch = MaskBranch(in_channels + 2, **shared)
 
     def __call__(self, features: jax.Array, train: bool, intermediates: dict) -> Outputs:
@@ -273,9 +285,14 @@ class SparseInst(nnx.Module):
       dtype: compute type; parameters, normalisers and results are float32.
       rng: source of the initial weights.
 
+    Attributes:
+      make_decoder: class of the decoder, for a subclass to replace.
+
     Raises:
       ValueError: if `decoder_channels` is no multiple of `num_groups`.
     """
+
+    make_decoder: Any = IAMDecoder
 
     def __init__(
         self,
@@ -302,7 +319,7 @@ class SparseInst(nnx.Module):
         self.encoder = InstanceContextEncoder(
             backbone.out_channels, encoder_channels, dtype=dtype, rng=rng
         )
-        self.decoder = IAMDecoder(
+        self.decoder = self.make_decoder(
             encoder_channels,
             channels=decoder_channels,
             num_convs=decoder_convs,
