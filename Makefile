@@ -60,7 +60,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 web-test: $(STAMP)
-	cd examples/web && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	cd examples/web && npm install --no-audit --no-fund
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	$(BIN)/python -m pytest -q tests/end_to_end/test_web.py
 
