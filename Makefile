@@ -60,7 +60,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest $(TEST_FLAGS)
 
 web-test: $(STAMP)
-	cd examples/web && npm install --ignore-scripts --no-audit --no-fund --no-package-lock
+	cd examples/web && npm install --no-audit --no-fund
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright
 	$(BIN)/python -m pytest -q tests/end_to_end/test_web.py
 
@@ -82,7 +82,7 @@ types: $(STAMP)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The site: build/site/index.html"
 
 notebooks: $(STAMP)

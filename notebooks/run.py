@@ -19,7 +19,8 @@ def main(paths: list[Path]) -> None:
     for path in paths:
         started = time.monotonic()
         notebook = nbformat.read(path, as_version=4)
-        nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(HERE)}}).execute()
+        options: dict[str, Any] = dict(resources={"metadata": {"path": str(HERE)}})
+        nbclient.NotebookClient(notebook, coalesce_streams=True, **options).execute()
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)  # times of day
             for output in cell.get("outputs", ()):

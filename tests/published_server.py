@@ -52,7 +52,7 @@ class PublishedServer:
         self._server.server_close()
 
     def answer(self, request: BaseHTTPRequestHandler, path: str) -> None:
-        pages = {"/form": FORM, "/quota": QUOTA, "/login": LOGIN}
+        pages = {"/form": FORM, "/quota": QUOTA, "/login": LOGIN, "/refused": QUOTA}
         moved = {"/moved": "/file", "/plain": "http://example.invalid/file", "/round": "/round"}
         if path == "/file":
             return self._send_file(request)
@@ -63,7 +63,7 @@ class PublishedServer:
             request.send_header("Location", moved[path])
             body = b""
         elif path in pages:
-            request.send_response(200)
+            request.send_response(403 if path == "/refused" else 200)
             request.send_header("Content-Type", "text/html; charset=utf-8")
             body = pages[path].encode()
         else:

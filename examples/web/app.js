@@ -61,7 +61,7 @@ const answers = {
 worker.onmessage = ({ data }) => answers[data.kind](data);
 worker.onerror = (event) => {
   setBusy(null);
-  say(`The worker did not start: ${event.message ?? "run `npm install --ignore-scripts` in this folder"}`);
+  say(`The worker did not start: ${event.message ?? "run `npm install` in its folder"}`);
 };
 
 // Sends what a canvas can draw to the worker, and shows it with what was found.

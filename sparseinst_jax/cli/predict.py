@@ -38,6 +38,7 @@ from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 BATCH_SIZE = 8  # images that an accelerator gets together
+MOST_PROCESSES = 16  # that draw the frames of a video beside an accelerator
 LOW_SCORE = 0.01  # the configurations keep all above 0.005
 DESCRIPTION = """\
 Find the objects of images: a picture for each, <name>.png, and predictions.json. Objects without a
@@ -303,7 +304,8 @@ def _predict_videos(
                 target,
                 arguments.score_threshold,
                 should_stop=lambda stop=stop: stop.received is not None,
-                num_processes=(os.cpu_count() or 1) if jax.default_backend() != "cpu" else 0,
+                num_processes=min(os.cpu_count() or 1, MOST_PROCESSES)
+                * (jax.default_backend() != "cpu"),
             )
         seconds = time.monotonic() - start
         print(

@@ -26,6 +26,7 @@ LEGEND = (
     "--json.",
 )
 UNKNOWN_HASH = "sha256 unknown"
+FETCH = f"sparseinst download NAME, or of a file {zoo.CONVERT}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def text(rows: Sequence[Row]) -> str:
     sections = [
         table,
         [*LEGEND, *from_where, *notes],
-        [f"Trained weights ({UNKNOWN_HASH}); {zoo.CONVERT}", *columns(trained, 2)],
+        [f"Trained weights ({UNKNOWN_HASH}); {FETCH}", *columns(trained, 2)],
         ["ImageNet weights that training starts from", *_backbones(rows)],
     ]
     return "\n\n".join("\n".join(section) for section in sections)

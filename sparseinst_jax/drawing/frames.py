@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,12 @@ def draw_frame(
     # In the order of the image's pixels: masks lie column by column.
     decoded = (np.array(coco_mask.decode(rle), bool, order="C") for rle in rles)  # type: ignore[arg-type]
     return np.asarray(draw_instances(image, decoded, captions, colours))
+
+
+def leave_signals_to_parent() -> None:
+    """For a process that draws: a terminal sends Ctrl-C to it, too, and the parent decides."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class SteadyColours:

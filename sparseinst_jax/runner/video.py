@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from sparseinst_jax.drawing.frames import SteadyColours, draw_frame
+from sparseinst_jax.drawing.frames import SteadyColours, draw_frame, leave_signals_to_parent
 from sparseinst_jax.runner.prediction import SHOWN_SCORE
 from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared
 from sparseinst_jax.runner.run_lengths import areas_of
@@ -233,6 +233,8 @@ def predict_video(
     if output.suffix.lower() not in _CODECS:
         raise ValueError(f"a video is written as one of {', '.join(WRITTEN)}, got {output}")
     codec = _CODECS[output.suffix.lower()]
+    if output.exists() and os.path.exists(source) and output.samefile(source):
+        raise ValueError(f"{output} is the video itself, which would be lost: give another output")
     with (
         VideoSource(source) as video,
         ImageProgress(video.total, stream, "predicted", "frame") as line,
@@ -265,7 +267,7 @@ def draw_frames(
     together, cores = predictor.num_together, os.cpu_count() or 1
     if num_processes:
         spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-        drawers: Any = ProcessPoolExecutor(num_processes, mp_context=spawn)
+        drawers: Any = ProcessPoolExecutor(num_processes, spawn, leave_signals_to_parent)
     else:
         drawers = ThreadPoolExecutor(min(cores, 4))
     colours = SteadyColours()

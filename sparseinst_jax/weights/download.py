@@ -166,17 +166,21 @@ def _answer(
                 continue
             if answer.status_code >= 500:
                 raise _Cut(f"{host} has a fault of its own ({answer.status_code})")
-            is_page = answer.headers.get("Content-Type", "").lower().startswith("text/html")
+            says, is_page = (
+                "",
+                answer.headers.get("Content-Type", "").lower().startswith("text/html"),
+            )
             if is_page:
                 text = _text(answer)
                 if answer.ok and not is_confirmed and (link := _confirmed(text)):
                     address, is_confirmed = urljoin(address, link), True
                     continue
-                if answer.ok or _says(text):
-                    raise DownloadFault(f"{host} sends a page in place of the file{_says(text)}")
+                says = _says(text)
+            if is_page and answer.ok:
+                raise DownloadFault(f"{host} sends a page in place of the file{says}")
             if answer.status_code not in (200, 206, 416):
                 what = _STATUS.get(answer.status_code, "answers with an error")
-                raise DownloadFault(f"{host} {what} ({answer.status_code})")
+                raise DownloadFault(f"{host} {what} ({answer.status_code}){says}")
             yield answer
             return
     raise DownloadFault(f"{urlsplit(start).hostname} leads on and on ({_MOST_REDIRECTS} times)")

@@ -23,6 +23,7 @@ CASES = [
     ("giam_darknet53", {"norm": "group_norm"}),
     ("giam_pvt_b1", {}),
     ("giam_pvt_b2_linear", {}),
+    ("giam_lite0", {}),
     ("fastinst_r50_x1", {}),
     ("fastinst_r50vd_dcn_x3", {"num_layers": 2}),
 ]

@@ -123,6 +123,7 @@ def test_a_file_that_has_changed_meanwhile_is_fetched_from_its_start(validator, 
     [
         ("/404", "127.0.0.1 does not have it any more (404)"),
         ("/403", "127.0.0.1 refuses it (403)"),
+        ("/refused", "127.0.0.1 refuses it (403): 'Too many users have viewed"),
         ("/429", "127.0.0.1 was asked too often (429)"),
         ("/503", "127.0.0.1 has a fault of its own (503)"),
         ("/quota", "127.0.0.1 sends a page in place of the file: 'Too many users have"),

@@ -164,10 +164,15 @@ def test_what_is_no_video_is_one_message(name, content, fault, predictor, tmp_pa
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_without_pyav_the_message_says_how_to_get_it(predictor, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_done_is_said_before_anything_is_written(predictor, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install "sparseinst_jax\[video\]" \(docs: video\)'):
         video.predict_video(predictor, "clip.mp4", tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+    (tmp_path / "clip.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="is the video itself, which would be lost"):
+        video.predict_video(predictor, tmp_path / "clip.mp4", tmp_path / "clip.mp4")
+    assert (tmp_path / "clip.mp4").read_bytes() == b"mine"
     with pytest.raises(ValueError, match=r"one of \.mp4, .*, got out\.gif"):
         video.predict_video(predictor, "clip.mp4", "out.gif")
 
