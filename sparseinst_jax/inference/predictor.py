@@ -208,7 +208,7 @@ class Predictor(BasePredictor):
         module = self._apply.module(params, statistics)
         for _, node in nnx.iter_graph(module):
             if isinstance(node, nnx.Module) and hasattr(node, "dtype"):
-                node.dtype = jnp.float32
+                setattr(node, "dtype", jnp.float32)  # noqa: B010  (pyright knows no such attribute)
         model = Predictor(
             *functional(module),
             self.class_names,
