@@ -6,6 +6,7 @@ A quantiser's default also rounds the products that make masks and scores, which
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from sparseinst_jax.export.verify import counted_images
 from sparseinst_jax.runner.predictor import BasePredictor
 
 
@@ -62,7 +64,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _inputs(exported: BasePredictor, photos: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
-    for photo in photos:
+    for photo in counted_images(photos, sys.stderr, "calibrated"):
         item = exported.prepare(photo)
         height, width = item.image.shape[:2]
         images = np.zeros((1, *exported.padded_size(item), 3), np.uint8)
