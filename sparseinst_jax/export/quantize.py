@@ -29,7 +29,12 @@ def quantized(
       exported: the same, running; resizes the photos.
       photos: uint8 [h, w, 3]; the ranges of activations are those that they reach.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
 
     class Reader(CalibrationDataReader):
         """One photo after the other, resized and padded."""
@@ -52,6 +57,9 @@ def quantized(
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 per_channel=True,
+                # With int8 a runtime makes uint8 of some of them, and mixed ones are not fused.
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
             )
             return onnx.load(path)
     finally:
