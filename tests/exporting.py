@@ -35,6 +35,8 @@ def narrow(name: str, **changes: Any) -> Any:
         model.dtype = "float32"
         if backbone.name == "pvt":
             backbone.update(embed_dims=(8, 8, 20, 16), stage_depths=(1, 1, 1, 1))
+        elif backbone.name == "efficientnet_lite":
+            backbone.update(stage_channels=(8, 8, 8, 8, 12, 12, 16), stage_depths=(1, 2) + (1,) * 5)
         else:
             backbone.update(width=8, stage_depths=(1,) * len(backbone.stage_depths))
         if norm := changes.pop("norm", None):

@@ -19,11 +19,12 @@ from sparseinst_jax.export.blocks import (
     linear,
     pooled,
     relu,
+    relu6,
     tokens,
 )
 from sparseinst_jax.export.graph import Graph
 from sparseinst_jax.models import layers
-from sparseinst_jax.models.backbones import cspdarknet, deformable, pvt, resnet
+from sparseinst_jax.models.backbones import cspdarknet, deformable, efficientnet_lite, pvt, resnet
 
 Maps = tuple[str, str, str]
 
@@ -94,7 +95,7 @@ def _deformable(
         place = g.add("Add", move, start)
         # Pixel p of n is at (2 p + 1) / n - 1 where the corners of the map are at -1 and 1.
         side = g.side(axis, stride // module.stride)
-        side = np.float32([side]) if isinstance(side, int) else g.add("Cast", side, to=1)
+        side = np.array([side], np.float32) if isinstance(side, int) else g.add("Cast", side, to=1)
         place = g.add("Div", g.add("Add", g.add("Mul", place, 2.0), 1.0), side)
         grids.append(g.add("Unsqueeze", g.add("Sub", place, 1.0), [4]))
     grid = g.add("Concat", *grids[::-1], axis=4)  # x, y
@@ -144,7 +145,7 @@ def _dark_stage(g: Graph, stage: Any, x: str) -> str:
     is_crossed, bypass = isinstance(stage, cspdarknet.CrossStage), ""
     if is_crossed:
         x = conv(stage, "conv_exp", x)
-        part = stage.conv_transition_b.conv.kernel.shape[-2]
+        part = array(stage.conv_transition_b.conv.kernel).shape[-2]
         bypass, x = g.add_several("Split", x, np.array([part, part]), number=2, axis=1)
     for i, block in enumerate(stage.blocks):
         with g.scope("blocks", str(i)):
@@ -184,7 +185,7 @@ def _pvt_block(g: Graph, block: pvt.Block, x: str, channels: int, stride: int) -
         y = linear(g, block.mlp.fc1, y)
         y = relu(g, y) if block.mlp.linear else y
         depthwise = block.mlp.dwconv.dwconv
-        hidden = depthwise.kernel.shape[-1]
+        hidden = array(depthwise.kernel).shape[-1]
         y = g.add(
             "Conv",
             as_map(g, y, hidden, stride),
@@ -221,8 +222,41 @@ def _pvt_attention(g: Graph, module: pvt.Attention, x: str, channels: int, strid
     return linear(g, module.proj, g.reshape(mixed, 0, -1, channels))
 
 
+def write_efficientnet_lite(g: Graph, module: efficientnet_lite.EfficientNetLite, x: str) -> Maps:
+    """`models.backbones.efficientnet_lite`."""
+    scale, shift = efficientnet_lite.own_units()
+    x = g.add("Add", g.add("Mul", x, _as_column(scale)), _as_column(shift))
+    with g.scope("conv_stem"):
+        x = relu6(g, convolution(g, module.conv_stem, x))
+    maps = []
+    for stage, blocks in enumerate(module.blocks):
+        for i, block in enumerate(blocks):
+            with g.scope("blocks", str(stage), str(i)):
+                x = _lite_block(g, block, x)
+        maps.append(x)
+    first, second, third = (maps[stage] for stage in efficientnet_lite.MAPS)
+    return first, second, third
+
+
+def _as_column(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, 1, 1)
+
+
+def _lite_block(g: Graph, block: Any, x: str) -> str:
+    is_widened = isinstance(block, efficientnet_lite.InvertedResidual)
+    names, last = (("conv_pw", "conv_dw"), "conv_pwl") if is_widened else (("conv_dw",), "conv_pw")
+    y = x
+    for name in names:
+        with g.scope(name):
+            y = relu6(g, convolution(g, getattr(block, name), y))
+    with g.scope(last):
+        y = convolution(g, getattr(block, last), y)
+    return g.add("Add", x, y) if block.is_added else y
+
+
 BACKBONE_WRITERS: dict[type, Callable[[Graph, Any, str], Maps]] = {
     resnet.ResNet: write_resnet,
     cspdarknet.CSPDarkNet: write_cspdarknet,
     pvt.PyramidVisionTransformer: write_pvt,
+    efficientnet_lite.EfficientNetLite: write_efficientnet_lite,
 }

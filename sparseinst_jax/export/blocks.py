@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from sparseinst_jax.export.graph import Graph
-from sparseinst_jax.models import layers
+from sparseinst_jax.models import forms, layers
 from sparseinst_jax.models.ops import PIXEL_MEAN, PIXEL_STD
 
 Write = Callable[..., Any]
@@ -43,6 +43,11 @@ def _column(values: np.ndarray) -> np.ndarray:
 def relu(g: Graph, x: str) -> str:
     """max(x, 0)."""
     return g.add("Relu", x)
+
+
+def relu6(g: Graph, x: str) -> str:
+    """min(max(x, 0), 6)."""
+    return g.add("Clip", x, 0.0, 6.0)
 
 
 def sigmoid(g: Graph, x: str) -> str:
@@ -118,7 +123,8 @@ def convolution(g: Graph, module: layers.Conv, x: str, norm: Any = None) -> str:
     if isinstance(norm, layers.FrozenBatchNorm | layers.BatchNorm):
         scale, shift = factors(norm)
         kernel, bias = kernel * scale, bias * scale + shift
-    border = (module.kernel_size - 1) // 2
+    # Sizes are multiples of 32, and all even sizes are padded alike.
+    before, behind = forms.borders(2, module.kernel_size, module.stride, module.same)
     y = g.add(
         "Conv",
         x,
@@ -126,7 +132,7 @@ def convolution(g: Graph, module: layers.Conv, x: str, norm: Any = None) -> str:
         g.constant(bias, "bias"),
         kernel_shape=[module.kernel_size] * 2,
         strides=[module.stride] * 2,
-        pads=[border] * 4,
+        pads=[before, before, behind, behind],
         group=module.groups,
     )
     if isinstance(norm, layers.GroupNorm):
@@ -137,7 +143,7 @@ def convolution(g: Graph, module: layers.Conv, x: str, norm: Any = None) -> str:
 
 def factors(norm: layers.FrozenBatchNorm | layers.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     """What evaluation multiplies by and adds then, float32 [C]; see `factors` of the norms."""
-    root = np.sqrt(array(norm.var) + np.float32(layers.NORM_EPSILON))
+    root = np.sqrt(array(norm.var) + np.float32(norm.epsilon))
     scale = array(norm.scale) / root
     return scale, array(norm.bias) - array(norm.mean) * scale
 
@@ -147,7 +153,7 @@ def group_norm(g: Graph, module: layers.GroupNorm, x: str) -> str:
     ones, zeros = np.ones(module.groups, np.float32), np.zeros(module.groups, np.float32)
     shape = g.add("Shape", x)
     y = g.reshape(x, 0, module.groups, -1)
-    y = g.add("InstanceNormalization", y, ones, zeros, epsilon=layers.NORM_EPSILON)
+    y = g.add("InstanceNormalization", y, ones, zeros, epsilon=module.epsilon)
     y = g.add("Reshape", y, shape)
     return g.add("Add", g.add("Mul", y, _column(array(module.scale))), _column(array(module.bias)))
 
@@ -174,7 +180,7 @@ def pyramid_pooling(g: Graph, module: layers.PyramidPooling, x: str, stride: int
     for i, (stage, size) in enumerate(zip(module.stages, layers.POOL_SIZES, strict=True)):
         with g.scope("stages", str(i)):
             y = relu(g, convolution(g, stage, pooled(g, x, stride, size)))
-            parts.append(resized(g, y, stage.kernel.shape[-1], stride))
+            parts.append(resized(g, y, array(stage.kernel).shape[-1], stride))
     with g.scope("bottleneck"):
         joined = g.add("Concat", *parts, x, axis=1)
         return relu(g, convolution(g, module.bottleneck, joined))

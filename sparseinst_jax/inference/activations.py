@@ -67,8 +67,8 @@ def plot_activations(
 ) -> Image.Image:
     """Draw which map fires for which object: a row for each, its mask first, then map by map.
 
-    A map is drawn over the photo in grey, from transparent (0) to yellow (its own highest value,
-    which is written above it).
+    A map is drawn over the photo in grey, from transparent (0) to yellow (the highest value of the
+    object's maps; its own highest value is written above each).
 
     Args:
         activations: of `Predictor.activations`.

@@ -28,7 +28,11 @@ MOST_DENSE_GROUPS = 4  # more would make too many products with zeros
 
 
 def form(
-    x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: int, groups: int
+    x: jax.Array | jax.ShapeDtypeStruct,
+    kernel: jax.Array,
+    stride: int,
+    groups: int,
+    same: bool = False,
 ) -> Form | None:
     """Choose by the shapes of the operands; None where the plain form is best."""
     side, _, inputs, outputs = kernel.shape
@@ -36,6 +40,8 @@ def form(
         return dense(stride, groups) if groups <= MOST_DENSE_GROUPS else None
     if side == 1:
         return product(stride)
+    if same:
+        return None
     if inputs < ALIGNMENT and all(length % stride == 0 for length in x.shape[1:3]):
         return blocks_of(stride)
     return aligned(stride) if inputs % ALIGNMENT or outputs % ALIGNMENT else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparseinst_jax.models.backbones.cspdarknet import CSPDarkNet
+from sparseinst_jax.models.backbones.efficientnet_lite import EfficientNetLite
 from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
 from sparseinst_jax.models.backbones.resnet import ResNet
 from sparseinst_jax.models.family import Family
@@ -17,4 +18,5 @@ BACKBONES: dict[str, Any] = {
     "resnet": ResNet,
     "cspdarknet": CSPDarkNet,
     "pvt": PyramidVisionTransformer,
+    "efficientnet_lite": EfficientNetLite,
 }

@@ -68,8 +68,20 @@ def bilinear(product: Callable[[Any, Any], Any]) -> Form:
     return Form(product, backward)
 
 
+def borders(length: int, side: int, stride: int, same: bool) -> tuple[int, int]:
+    """Pixels of zeros before and behind an axis for a kernel of odd size.
+
+    As PyTorch pads, (side - 1) / 2 on either side; or, as TensorFlow does under the name "same",
+    only as many as ceil(length / stride) results read, of an odd number the larger part behind.
+    """
+    if not same:
+        return (side - 1) // 2, (side - 1) // 2
+    whole = max((-(-length // stride) - 1) * stride + side - length, 0)
+    return whole // 2, whole - whole // 2
+
+
 @functools.cache
-def convolution(stride: int, groups: int) -> Form:
+def convolution(stride: int, groups: int, same: bool = False) -> Form:
     """Return the plain form of a convolution; see `ops.convolve`."""
 
     def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -78,7 +90,7 @@ def convolution(stride: int, groups: int) -> Form:
             x,
             kernel,
             window_strides=(stride, stride),
-            padding=((border, border), (border, border)),
+            padding="SAME" if same else ((border, border), (border, border)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=groups,
         )

@@ -76,7 +76,7 @@ zeros = constant(0.0)
 
 
 class Conv(nnx.Module):
-    """Convolution with symmetric zero padding of (kernel_size - 1) / 2, as PyTorch pads.
+    """Convolution with zero padding: (kernel_size - 1) / 2 on either side, as PyTorch pads.
 
     Args:
       in_channels, out_channels: numbers of channels.
@@ -85,6 +85,7 @@ class Conv(nnx.Module):
       groups: group g sees input channels [g * in / groups, (g + 1) * in / groups).
       kernel_init, bias_init: initializers; no bias when `bias_init` is None.
       norm: a norm applied to the result, kept under the name `norm`, or None.
+      same: pad as TensorFlow does instead; see `forms.borders`.
       dtype: compute type; parameters stay float32.
       rng: source of the initial weights.
     """
@@ -100,6 +101,7 @@ class Conv(nnx.Module):
         kernel_init: Initializer = msra,
         bias_init: Initializer | None = zeros,
         norm: nnx.Module | None = None,
+        same: bool = False,
         dtype: Any = jnp.float32,
         rng: np.random.Generator,
     ):
@@ -113,6 +115,7 @@ class Conv(nnx.Module):
             self.norm = norm
         self.has_bias, self.has_norm = bias_init is not None, norm is not None
         self.kernel_size, self.stride, self.groups, self.dtype = kernel_size, stride, groups, dtype
+        self.same = same
 
     def __call__(
         self, x: jax.Array, train: bool = False, shared: jax.Array | None = None
@@ -131,7 +134,7 @@ class Conv(nnx.Module):
             _, shift = self.norm.factors()
             y = self._convolve_scaled(x, kernel, self.norm, shared)
             return y + shift.astype(self.dtype)
-        y = ops.convolve(x, kernel.astype(self.dtype), self.stride, self.groups, shared)
+        y = self._convolve(x, kernel.astype(self.dtype), shared)
         if self.has_bias:
             y = y + self.bias[...].astype(self.dtype)
         return self.norm(y, train) if self.has_norm else y
@@ -153,13 +156,16 @@ class Conv(nnx.Module):
         self.bias = nnx.Param(shift + (self.bias[...] * scale if self.has_bias else 0.0))
         self.has_bias = True
 
+    def _convolve(self, x: jax.Array, kernel: jax.Array, shared: jax.Array | None) -> jax.Array:
+        return ops.convolve(x, kernel, self.stride, self.groups, shared, self.same)
+
     def _convolve_scaled(
         self, x: jax.Array, kernel: jax.Array, norm: FrozenBatchNorm, shared: jax.Array | None
     ) -> jax.Array:
         def convolve(x, kernel):
             scale, _ = norm.factors()
             kernel = (kernel * scale).astype(self.dtype)
-            return ops.convolve(x, kernel, self.stride, self.groups, shared)
+            return self._convolve(x, kernel, shared)
 
         # The gradient keeps kernel and norm themselves, and scales again.
         return jax.checkpoint(convolve, prevent_cse=False)(x, kernel)
@@ -190,13 +196,14 @@ class Linear(nnx.Module):
 
 
 class FrozenBatchNorm(nnx.Module):
-    """Batch norm of four constant vectors: y = (x - mean) / sqrt(var + 1e-5) * scale + bias."""
+    """Batch norm of four constant vectors: y = (x - mean) / sqrt(var + epsilon) * scale + bias."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, epsilon: float = NORM_EPSILON):
         self.scale = FrozenStatistic(np.ones((channels,), np.float32))
         self.bias = FrozenStatistic(np.zeros((channels,), np.float32))
         self.mean = FrozenStatistic(np.zeros((channels,), np.float32))
         self.var = FrozenStatistic(np.ones((channels,), np.float32))
+        self.epsilon = epsilon
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]; `train` changes nothing."""
@@ -205,7 +212,7 @@ class FrozenBatchNorm(nnx.Module):
 
     def factors(self) -> tuple[jax.Array, jax.Array]:
         """Return float32 [C], what to multiply by and what to add then."""
-        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + NORM_EPSILON)
+        scale = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
         return scale, self.bias[...] - self.mean[...] * scale
 
 
@@ -223,9 +230,10 @@ class BatchNorm(nnx.Module):
 
     momentum = 0.1  # of the newest batch, as PyTorch counts it
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, *, epsilon: float = NORM_EPSILON):
         self.scale = nnx.Param(np.ones((channels,), np.float32))
         self.bias = nnx.Param(np.zeros((channels,), np.float32))
+        self.epsilon = epsilon
         self.mean = nnx.BatchStat(np.zeros((channels,), np.float32))
         self.var = nnx.BatchStat(np.ones((channels,), np.float32))
 
@@ -249,7 +257,7 @@ class BatchNorm(nnx.Module):
         return self._factors(self.mean[...], self.var[...])
 
     def _factors(self, mean: jax.Array, var: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = self.scale[...] * jax.lax.rsqrt(var + NORM_EPSILON)
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
         return scale, self.bias[...] - mean * scale
 
 
@@ -286,19 +294,19 @@ def _average_over_devices(values):
 class GroupNorm(nnx.Module):
     """Group norm, statistics in float32 over each image's groups of channels."""
 
-    def __init__(self, channels: int, groups: int = 32):
+    def __init__(self, channels: int, groups: int = 32, *, epsilon: float = NORM_EPSILON):
         while channels % groups or channels // groups < 2:
             groups //= 2  # narrow networks: at least two channels a group
         self.scale = nnx.Param(np.ones((channels,), np.float32))
         self.bias = nnx.Param(np.zeros((channels,), np.float32))
-        self.groups = groups
+        self.groups, self.epsilon = groups, epsilon
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Normalise [B, H, W, C]."""
         grouped = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, -1)
         mean = grouped.mean((1, 2, 4), keepdims=True)
         var = jnp.square(grouped - mean).mean((1, 2, 4), keepdims=True)
-        normalized = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)
+        normalized = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
         return (normalized * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
@@ -326,7 +334,7 @@ class PyramidPooling(nnx.Module):
         return ops.relu(self.bottleneck(jnp.concatenate([*pooled, x], axis=-1)))
 
 
-NORMS: dict[str, Callable[[int], nnx.Module]] = {
+NORMS: dict[str, Callable[..., nnx.Module]] = {
     "frozen_batch_norm": FrozenBatchNorm,
     "batch_norm": BatchNorm,
     "group_norm": GroupNorm,

@@ -76,6 +76,24 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 
 @jax.custom_vjp
+def relu6(x: jax.Array) -> jax.Array:
+    """Return min(max(x, 0), 6), with the gradient 1 where the result is between them."""
+    return jnp.clip(x, 0, 6)
+
+
+def _relu6_forward(x):
+    y = relu6(x)
+    return y, y
+
+
+def _relu6_backward(y, cotangent):
+    return (jnp.where((y > 0) & (y < 6), cotangent, jnp.zeros_like(cotangent)),)
+
+
+relu6.defvjp(_relu6_forward, _relu6_backward)
+
+
+@jax.custom_vjp
 def relu_of_sum(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return relu(a + b), to the last bit, as max(a, -b) + b.
 
@@ -103,6 +121,7 @@ def convolve(
     stride: int = 1,
     groups: int = 1,
     shared: jax.Array | None = None,
+    same: bool = False,
 ) -> jax.Array:
     """Return x convolved with a kernel of odd size k, with a border of (k - 1) / 2 zeros.
 
@@ -116,15 +135,16 @@ def convolve(
       groups: group g sees input channels [g * C / groups, (g + 1) * C / groups).
       shared: [1, H, W, S], channels that come before x's and are the same in all images; constants,
         which get no gradient. Not with groups.
+      same: whether the border is TensorFlow's; see `forms.borders`. It differs at a stride only.
 
     Returns:
       [B, ceil(H / stride), ceil(W / stride), D].
     """
-    plain, others = forms.convolution(stride, groups), {}
+    plain, others = forms.convolution(stride, groups, same), {}
     if all(isinstance(size, int) for size in x.shape):
         whole = jax.ShapeDtypeStruct((*x.shape[:3], kernel.shape[2] * groups), x.dtype)
         for platform, choose in (("cpu", cpu_convolution.form), ("cuda", cuda.form)):
-            others[platform] = choose(whole, kernel, stride, groups) or plain
+            others[platform] = choose(whole, kernel, stride, groups, same) or plain
     if shared is not None:
         plain, others = forms.joined(plain), {name: forms.joined(f) for name, f in others.items()}
         others |= {"cuda": cuda.shared_apart(stride)} if others else {}

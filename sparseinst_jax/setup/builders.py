@@ -14,7 +14,12 @@ from sparseinst_jax.models.families import BACKBONES, FAMILIES
 from sparseinst_jax.models.family import Family
 
 # A configuration of each backbone, for users who set only its name.
-_EXAMPLES = {"resnet": "giam_r50", "cspdarknet": "giam_cspdarknet53", "pvt": "giam_pvt_b1"}
+_EXAMPLES = {
+    "resnet": "giam_r50",
+    "cspdarknet": "giam_cspdarknet53",
+    "pvt": "giam_pvt_b1",
+    "efficientnet_lite": "giam_lite0",
+}
 DTYPES = ("float32", "bfloat16")
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # What constructors are given by `build_model`, not by the options of a configuration.

@@ -92,6 +92,8 @@ def _locate(config: ConfigDict, overrides: Collection[str]) -> None:
     """Make paths such that they can be opened from where the command runs."""
     flat = flatten(config)
     root = os.path.expanduser(flat.get("data.root", ""))
+    if root and os.path.abspath(root) == os.getcwd():
+        root = ""  # they are as good as they are, and shorter to read
     for key in PATH_KEYS:
         given = flat.get(key) or ""
         if key == "train.init_from" and given in published():

@@ -109,8 +109,8 @@ def warnings(config: ConfigDict) -> list[str]:
         )
     if config.train.frozen_stages and not config.train.init_from:
         lines.append(
-            "WARNING: frozen stages keep their random weights: give trained ones by --init-from,"
-            " or set --config.train.frozen_stages=0"
+            "WARNING: frozen stages stay as they start, which is random without --init-from: give"
+            " trained weights by it, or set --config.train.frozen_stages=0"
         )
     return lines
 

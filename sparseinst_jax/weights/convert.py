@@ -182,8 +182,9 @@ class _Place(NamedTuple):
 
 def _places(leaves: Mapping[str, Any], names: WeightNames) -> Iterator[_Place]:
     """The place of each array, in the original's names; what is ours alone has none."""
-    is_resnet_d = "backbone/stem/conv3/kernel" in leaves
-    renames = (*names.renames, *(ecosystems.RESNET_D if is_resnet_d else ()))
+    renames = names.renames
+    for clue, rules in ecosystems.BACKBONES_OF_OTHER_NAMES.items():
+        renames += rules if clue in leaves else ()
     leaf_rules = (*ecosystems.LEAVES, *names.leaves)
     for path, array in leaves.items():
         if reason_to_ignore(ecosystems.OURS_ALONE, path):

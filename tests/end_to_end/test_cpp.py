@@ -36,6 +36,7 @@ def run(*words, **kwargs):
 def build(tmp_path_factory):
     folder, runtime = tmp_path_factory.mktemp("build"), "openvino" if HAS_OPENVINO else "none"
     settings = [f"-DRUNTIME={runtime}", f"-DPython3_EXECUTABLE={sys.executable}"]
+    settings.append(f"-DCHECK={Path(__file__).parent / 'cpp_parts.cpp'}")
     for command in (
         ["cmake", "-S", SOURCE, "-B", folder, "-DCMAKE_CXX_FLAGS=-Werror", *settings],
         ["cmake", "--build", folder, "--parallel", "2"],

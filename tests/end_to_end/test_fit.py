@@ -9,6 +9,7 @@ import sparseinst_jax
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+SETTINGS = {"train.eval_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +26,34 @@ def sets(data):
     ]
 
 
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def run(data, sets):
+    """Four steps with two evaluations, beside the data."""
+    return sparseinst_jax.fit("tiny", *sets, data.parent / "run", SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return run.last
+
+
+def test_a_run_is_returned_with_its_history_and_predictors(data, sets, run, predictor):
+    assert (run.workdir, run.step, run.exit_code) == (data.parent / "run", 4, 0)
+    history = run.history
+    assert history["step"].tolist() == [1, 2, 3, 4]
+    assert history["loss/total"].tolist() == [row["loss/total"] for row in run.rows]
+    assert np.isnan(history["AP"]).tolist() == [True, False, True, False]
+    photo = data / "images/val/000001.png"
+    for each, step in ((run.best, "best"), (predictor, 4)):
+        from_disk = sparseinst_jax.load(run.workdir, step)
+        np.testing.assert_array_equal(each(photo).scores, from_disk(photo).scores)
+    metrics = sparseinst_jax.evaluate(predictor, sets[1])
+    assert metrics is not None and metrics["AP"] == pytest.approx(history["AP"][3], abs=1e-9)
+
+
+def test_a_run_goes_on_and_tells_its_writers(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-
-
-def test_a_run_is_returned_with_its_history_and_predictors_and_goes_on(data, sets, capsys):
+    Path("runs/tiny").mkdir(parents=True)  # so that this one goes beside it
     rows, calls = [], []
 
     def fails_at_the_second_row(row):
@@ -39,39 +62,19 @@ def test_a_run_is_returned_with_its_history_and_predictors_and_goes_on(data, set
             raise ConnectionError("no such host")
 
     writers = [lambda row: rows.append(row.pop("step")), fails_at_the_second_row]
-    run = sparseinst_jax.fit("tiny", *sets, overrides={"train.eval_every": 2}, writers=writers)
-    assert (run.workdir, run.step, run.exit_code) == (Path("runs/tiny"), 4, 0)
+    run = sparseinst_jax.fit("tiny", sets[0], num_steps=2, writers=writers)
+    assert (run.workdir, run.step) == (Path("runs/tiny-2"), 2)
     # A writer gets rows of its own: what one does to them the others and the file do not see.
-    assert rows == [1, 2, 3, 4] and calls == [1, 2]
+    assert rows == [1, 2] and calls == [1, 2]
     assert "fails_at_the_second_row, one of the writers, raised ConnectionError: no such host" in (
         capsys.readouterr().out
     )
-    history = run.history
-    assert history["step"].tolist() == [1, 2, 3, 4]
-    assert history["loss/total"].tolist() == [row["loss/total"] for row in run.rows]
-    assert np.isnan(history["AP"]).tolist() == [True, False, True, False]
-
-    photo = data / "images/val/000001.png"
-    for predictor, step in ((run.best, "best"), (run.last, 4)):
-        from_disk = sparseinst_jax.load(run.workdir, step)
-        np.testing.assert_array_equal(predictor(photo).scores, from_disk(photo).scores)
-    assert run.last.class_names == sets[0].class_names
-    metrics = sparseinst_jax.evaluate(run.last, sets[1])
-    assert metrics is not None and metrics["AP"] == pytest.approx(history["AP"][3], abs=1e-9)
-
-    again = run.resume(num_steps=5)
-    assert again.step == 5 and rows == [1, 2, 3, 4, 5]
-    np.testing.assert_array_equal(again.history["loss/total"][:4], history["loss/total"])
-
-
-def test_every_run_without_a_folder_gets_a_new_one_and_the_schedule_fits(data):
-    files = (data / "train.json", data / "images/train")
-    for name in ("runs/tiny", "runs/tiny-2"):
-        run = sparseinst_jax.fit("tiny", files, num_steps=2)
-        assert (run.workdir, run.step) == (Path(name), 2)
     config = sparseinst_jax.load_config(run.workdir / "config.json")
     assert (config.train.warmup_steps, config.train.milestones) == (1, (2,))  # of 2 and 3 in 4
     assert (config.train.eval_every, config.data.generator) == (0, "")
+    again = run.resume(num_steps=3)
+    assert again.step == 3 and rows == [1, 2, 3]
+    np.testing.assert_array_equal(again.history["loss/total"][:2], run.history["loss/total"][:2])
 
 
 class Shifted(sparseinst_jax.models.SparseInst):
@@ -82,31 +85,26 @@ class Shifted(sparseinst_jax.models.SparseInst):
         return outputs._replace(class_logits=outputs.class_logits - 0.5)
 
 
-def test_a_module_is_trained_by_a_recipe_and_loaded_with_a_module(data, sets):
+def test_a_module_is_trained_by_a_recipe_and_loaded_with_a_module(data, sets, run, tmp_path):
     config = sparseinst_jax.load_config("tiny")
     same = sparseinst_jax.build_model(config, 3)
-    by_name = sparseinst_jax.fit("tiny", sets[0], num_steps=2)
-    given = sparseinst_jax.fit(same, sets[0], config="tiny", num_steps=2)
-    assert given.workdir == Path("runs/sparseinst")
-    names = [name for name in given.history if name.startswith("loss/")]
-    for name in names:
-        np.testing.assert_array_equal(given.history[name], by_name.history[name])
+    given = sparseinst_jax.fit(same, *sets, tmp_path / "same", SETTINGS, config="tiny")
+    for name in (name for name in run.history if name.startswith("loss/")):
+        np.testing.assert_array_equal(given.history[name], run.history[name])
 
-    module = sparseinst_jax.build_model(config, 3)
-    other = Shifted(
-        module.backbone,
-        num_classes=3,
-        **{key: config.model[key] for key in ("encoder_channels", "decoder_channels")},
-        **{key: config.model[key] for key in ("decoder_convs", "num_masks", "kernel_dim")},
-        rng=np.random.default_rng(0),
+    options = {key: config.model[key] for key in ("encoder_channels", "decoder_channels")}
+    options |= {key: config.model[key] for key in ("decoder_convs", "num_masks", "kernel_dim")}
+    backbone = sparseinst_jax.build_model(config, 3).backbone
+    other = Shifted(backbone, num_classes=3, **options, rng=np.random.default_rng(0))
+    shifted = sparseinst_jax.fit(
+        other, sets[0], workdir=tmp_path / "other", config="tiny", num_steps=1
     )
-    run = sparseinst_jax.fit(other, sets[0], config="tiny", num_steps=2)
-    assert run.history["loss/class"][0] != given.history["loss/class"][0]
+    assert shifted.history["loss/class"][0] != run.history["loss/class"][0]
     with pytest.raises(ValueError, match=r"a module of the class Shifted that was given to fit"):
-        sparseinst_jax.load(run.workdir)
+        sparseinst_jax.load(shifted.workdir)
     photo = data / "images/val/000001.png"
-    found = sparseinst_jax.load(run.workdir, model=other)(photo)
-    np.testing.assert_array_equal(found.scores, run.last(photo).scores)
+    found = sparseinst_jax.load(shifted.workdir, model=other)(photo)
+    np.testing.assert_array_equal(found.scores, shifted.last(photo).scores)
 
 
 def test_data_that_a_run_could_not_find_again_are_refused(data):
@@ -119,9 +117,7 @@ def test_data_that_a_run_could_not_find_again_are_refused(data):
         sparseinst_jax.fit("tiny", sparseinst_jax.load_coco(data / "train.json", None))
 
 
-def test_activations_are_those_of_the_instances_found(data, sets):
-    run = sparseinst_jax.fit("tiny", sets[0], num_steps=1)
-    predictor = run.last
+def test_activations_are_those_of_the_instances_found(data, predictor):
     photo = data / "images/val/000001.png"
     found, inside = predictor.activations(photo), predictor.forward(photo)
     assert found.names == ("group 1", "group 2", "group 3", "group 4")
@@ -136,8 +132,8 @@ def test_activations_are_those_of_the_instances_found(data, sets):
     assert nothing.width < 240
 
 
-def test_a_padded_image_has_maps_of_the_image_alone(data, sets):
-    predictor = sparseinst_jax.fit("tiny", sets[0], num_steps=1).last
-    found = predictor.activations(np.zeros((50, 90, 3), np.uint8))
-    resized = predictor.forward(np.zeros((50, 90, 3), np.uint8)).valid_size
-    assert found.maps.shape[2:] == (round(resized[0] / 8), round(resized[1] / 8))
+def test_a_padded_image_has_maps_of_the_image_alone(predictor):
+    image = np.zeros((50, 90, 3), np.uint8)
+    height, width = predictor.forward(image).valid_size
+    maps = predictor.activations(image).maps
+    assert maps.shape[2:] == (round(height / 8), round(width / 8))

@@ -19,6 +19,8 @@ MOST_BYTES = 1_000_000
 # What a reader has who installed the extra `notebooks`: nothing of it is ours.
 OTHERS = {"IPython", "PIL", "flax", "jax", "matplotlib", "numpy", "optax"} | sys.stdlib_module_names
 
+# The kernels compile quickly too: pictures and figures are not compared.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 

@@ -53,7 +53,7 @@ def test_an_unknown_backbone_is_refused_with_those_there_are():
     model = tiny.get_config().model
     model.backbone.name = "vgg"
     assert refusal(model)[1:] == [
-        "  model.backbone.name must be one of resnet, cspdarknet, pvt, got 'vgg'"
+        "  model.backbone.name must be one of resnet, cspdarknet, pvt, efficientnet_lite, got 'vgg'"
     ]
 
 

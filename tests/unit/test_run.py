@@ -113,7 +113,7 @@ def test_averages_clipping_and_frozen_stages_reach_the_step(data, tmp_path, monk
     words = ["ema_decay=0.5", "frozen_stages=1", "gradient_clip_norm=2", "learning_rate=1"]
     words = [f"--config.train.{word}" for word in [*words, "weight_decay=0.5", "warmup_steps=0"]]
     _, run = start(data, tmp_path, monkeypatch, *words)
-    assert "WARNING: frozen stages keep their random weights" in capsys.readouterr().out
+    assert "WARNING: frozen stages stay as they start" in capsys.readouterr().out
     params = run.first_state.params
     assert run.step.ema_decay == 0.5
     assert run.first_state.average == (params, run.first_state.statistics)

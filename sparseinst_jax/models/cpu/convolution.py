@@ -8,14 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from sparseinst_jax.models import forms
-from sparseinst_jax.models.cpu import winograd
+from sparseinst_jax.models.cpu import depthwise, winograd
 from sparseinst_jax.models.forms import Form
+
+FEW_CHANNELS = 8
 
 
 def form(
-    x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: int, groups: int
+    x: jax.Array | jax.ShapeDtypeStruct,
+    kernel: jax.Array,
+    stride: int,
+    groups: int,
+    same: bool = False,
 ) -> Form | None:
     """Choose by the shapes and types of the operands; None where the plain form is best."""
+    if groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
+        return depthwise.form(stride, same)
+    if same and groups == 1 and kernel.shape[2] < FEW_CHANNELS:
+        return _of_patches(stride)
     if groups > 1:
         return _in_groups(stride, groups)
     if kernel.shape[:2] == (1, 1):
@@ -46,6 +56,37 @@ def _products(stride: int) -> Form:
         return to_x, to_kernel.reshape(kernel.shape)
 
     return Form(forward, backward)
+
+
+@functools.cache
+def _of_patches(stride: int) -> Form:
+    """A convolution of few channels, padded as "same", as one product of its patches.
+
+    XLA:CPU's gradient of such a kernel is slow, and a product's is one more product.
+    """
+
+    def patches(x: jax.Array, side: int) -> jax.Array:
+        """Return [B * h * w, k * k * C]."""
+        height, width = (-(-length // stride) for length in x.shape[1:3])
+        pads = [forms.borders(length, side, stride, same=True) for length in x.shape[1:3]]
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        read = [
+            x[
+                :,
+                i : i + (height - 1) * stride + 1 : stride,
+                j : j + (width - 1) * stride + 1 : stride,
+            ]
+            for i in range(side)
+            for j in range(side)
+        ]
+        return jnp.concatenate(read, axis=-1).reshape(-1, side * side * x.shape[-1])
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        height, width = (-(-length // stride) for length in x.shape[1:3])
+        y = patches(x, kernel.shape[0]) @ kernel.reshape(-1, kernel.shape[-1])
+        return y.reshape(len(x), height, width, -1)
+
+    return forms.bilinear(product)
 
 
 @functools.cache

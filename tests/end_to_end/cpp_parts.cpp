@@ -1,4 +1,4 @@
-// The parts that must equal the package's, one at a time, for tests/end_to_end/test_cpp.py.
+// The parts of examples/cpp that must equal the package's, one at a time, for test_cpp.py.
 #include <cstdio>
 #include <iostream>
 #include <iterator>
