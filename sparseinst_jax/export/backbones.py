@@ -95,7 +95,7 @@ def _deformable(
         place = g.add("Add", move, start)
         # Pixel p of n is at (2 p + 1) / n - 1 where the corners of the map are at -1 and 1.
         side = g.side(axis, stride // module.stride)
-        side = np.float32([side]) if isinstance(side, int) else g.add("Cast", side, to=1)
+        side = np.array([side], np.float32) if isinstance(side, int) else g.add("Cast", side, to=1)
         place = g.add("Div", g.add("Add", g.add("Mul", place, 2.0), 1.0), side)
         grids.append(g.add("Unsqueeze", g.add("Sub", place, 1.0), [4]))
     grid = g.add("Concat", *grids[::-1], axis=4)  # x, y
@@ -145,7 +145,7 @@ def _dark_stage(g: Graph, stage: Any, x: str) -> str:
     is_crossed, bypass = isinstance(stage, cspdarknet.CrossStage), ""
     if is_crossed:
         x = conv(stage, "conv_exp", x)
-        part = stage.conv_transition_b.conv.kernel.shape[-2]
+        part = array(stage.conv_transition_b.conv.kernel).shape[-2]
         bypass, x = g.add_several("Split", x, np.array([part, part]), number=2, axis=1)
     for i, block in enumerate(stage.blocks):
         with g.scope("blocks", str(i)):
@@ -185,7 +185,7 @@ def _pvt_block(g: Graph, block: pvt.Block, x: str, channels: int, stride: int) -
         y = linear(g, block.mlp.fc1, y)
         y = relu(g, y) if block.mlp.linear else y
         depthwise = block.mlp.dwconv.dwconv
-        hidden = depthwise.kernel.shape[-1]
+        hidden = array(depthwise.kernel).shape[-1]
         y = g.add(
             "Conv",
             as_map(g, y, hidden, stride),

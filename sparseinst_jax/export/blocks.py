@@ -180,7 +180,7 @@ def pyramid_pooling(g: Graph, module: layers.PyramidPooling, x: str, stride: int
     for i, (stage, size) in enumerate(zip(module.stages, layers.POOL_SIZES, strict=True)):
         with g.scope("stages", str(i)):
             y = relu(g, convolution(g, stage, pooled(g, x, stride, size)))
-            parts.append(resized(g, y, stage.kernel.shape[-1], stride))
+            parts.append(resized(g, y, array(stage.kernel).shape[-1], stride))
     with g.scope("bottleneck"):
         joined = g.add("Concat", *parts, x, axis=1)
         return relu(g, convolution(g, module.bottleneck, joined))

@@ -158,7 +158,7 @@ class Graph:
         """Side - 1 as float32, a number or a vector of one."""
         side = self.side(axis, stride)
         if isinstance(side, int):
-            return np.float32([side - 1])
+            return np.array([side - 1], np.float32)
         return self._once(
             ("last", axis, stride),
             lambda: self.add("Sub", self.add("Cast", side, to=onnx.TensorProto.FLOAT), [1.0]),

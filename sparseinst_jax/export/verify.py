@@ -18,12 +18,32 @@ from sparseinst_jax.data import shapes
 from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared, Size
 
-MASK_PROBS, SCORES, PIXELS = 2e-4, 1e-5, 1e-5  # largest differences; pixels as a fraction
-# In FastInst every layer's attention sees the masks before it, cut at 0: there too a cell may fall
-# on either side, and none of the outputs shows it.
-SCORES_BEHIND_CUTS = 1e-4
 PHOTO_SIZE = (384, 512)
 AT_THE_CUT = 1e-5  # of a probability, where rounding decides
+
+
+class Bounds(NamedTuple):
+    """What is rounding.
+
+    Attributes:
+      mask_probs: largest difference of a probability in nearly every mask.
+      outliers: the share of masks that may differ by more.
+      outlier_probs: what these may differ by.
+      scores: largest difference of a score.
+      pixels: of the masks at the photo's size, as a fraction.
+    """
+
+    mask_probs: float
+    outliers: float
+    outlier_probs: float
+    scores: float
+    pixels: float
+
+
+ROUNDING = Bounds(2e-4, 0.0, 2e-4, 1e-5, 1e-5)
+# In FastInst every layer's attention sees the masks before it, cut at 0: there, too, a cell may
+# fall on either side, and none of the outputs shows it. It moves what its query finds.
+BEHIND_CUTS = Bounds(2e-4, 0.02, 0.05, 1e-4, 5e-5)
 
 
 class Agreement(NamedTuple):
@@ -35,9 +55,10 @@ class Agreement(NamedTuple):
       candidates: kept by the model, over all photos.
       labels_or_kept: candidates whose label differs, or that only one of the two keeps.
       mask_probs: largest difference of a probability.
+      outliers: the share of masks with a difference above `ROUNDING.mask_probs`.
       scores: largest difference of a score that no cell at the cut explains.
       pixels: different pixels of all masks at the photos' size, as a fraction.
-      most_scores: what `scores` may be.
+      is_behind_cuts: whether masks are cut within the network, too: other bounds.
       mean_iou: of the masks, the model's against the file's.
       seconds: the comparison took.
     """
@@ -47,18 +68,24 @@ class Agreement(NamedTuple):
     candidates: int
     labels_or_kept: int
     mask_probs: float
+    outliers: float
     scores: float
     pixels: float
-    most_scores: float
+    is_behind_cuts: bool
     mean_iou: float
     seconds: float
 
     def faults(self) -> list[str]:
         """What is beyond the bounds of float32."""
-        bounds = {"mask_probs": MASK_PROBS, "scores": self.most_scores, "pixels": PIXELS}
+        bounds = BEHIND_CUTS if self.is_behind_cuts else ROUNDING
         found = [
             f"{name}: {getattr(self, name):.2g}, at most {most:g} is rounding"
-            for name, most in bounds.items()
+            for name, most in (
+                ("mask_probs", bounds.outlier_probs),
+                ("outliers", bounds.outliers),
+                ("scores", bounds.scores),
+                ("pixels", bounds.pixels),
+            )
             if not getattr(self, name) <= most
         ]
         if self.labels_or_kept:
@@ -67,11 +94,13 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+        labels = f"differ in {self.labels_or_kept}" if self.labels_or_kept else "equal"
+        more = f" ({self.outliers:.1%} of masks above {ROUNDING.mask_probs:g})"
         return (
-            f"{self.photos} photos ({sizes}), {self.candidates} objects: labels "
-            f"{'equal' if not self.labels_or_kept else f'differ in {self.labels_or_kept}'}, "
-            f"mask probabilities within {self.mask_probs:.1e}, scores within {self.scores:.1e}, "
-            f"{self.pixels:.1e} of mask pixels differ (mean IoU {self.mean_iou:.6f})"
+            f"{self.photos} photos ({sizes}), {self.candidates} objects: labels {labels}, "
+            f"mask probabilities within {self.mask_probs:.1e}{more if self.outliers else ''}, "
+            f"scores within {self.scores:.1e}, {self.pixels:.1e} of mask pixels differ "
+            f"(mean IoU {self.mean_iou:.6f})"
         )
 
 
@@ -115,6 +144,7 @@ def compare(
     """
     start, sizes, worst = time.monotonic(), [], np.zeros(2)
     counts = np.zeros(4, np.int64)  # candidates, different ones, pixels, different ones
+    masks = np.zeros(2, np.int64)  # and those that differ by more than rounding
     ious: list[float] = [1.0]
     for photo in photos:
         item = exported.prepare(photo)
@@ -123,7 +153,9 @@ def compare(
         ours, theirs = (_find(each, item, size) for each in (model, exported))
         theirs = _aligned(ours, theirs)
         counts[:2] += len(ours.scores), _different(ours, theirs, model.cut.measures)
-        worst[0] = np.maximum(worst[0], np.abs(ours.probs - theirs.probs).max(initial=0.0))
+        gaps = np.abs(ours.probs - theirs.probs).max((1, 2), initial=0.0)
+        worst[0] = np.maximum(worst[0], gaps.max(initial=0.0))
+        masks += len(gaps), int((gaps > ROUNDING.mask_probs).sum())
         flipped: dict[int, float] = {}
         for query in ours.masks.keys() & theirs.masks.keys():
             rles = [ours.masks[query], theirs.masks[query]]
@@ -135,17 +167,18 @@ def compare(
         if not model.cut.measures:  # scores are measured on the grid
             flipped = dict(enumerate(_flipped_cells(ours.probs, theirs.probs, model.cut.threshold)))
         for pair in ours.scores.keys() & theirs.scores.keys():
-            gaps = np.abs(np.subtract(ours.scores[pair], theirs.scores[pair]))
-            worst[1] = np.maximum(worst[1], gaps.max() - flipped[pair[0]])
+            gap = np.abs(np.subtract(ours.scores[pair], theirs.scores[pair])).max()
+            worst[1] = np.maximum(worst[1], gap - flipped[pair[0]])
     return Agreement(
         photos=len(photos),
         sizes=sizes,
         candidates=int(counts[0]),
         labels_or_kept=int(counts[1]),
         mask_probs=float(worst[0]),
+        outliers=float(masks[1] / max(masks[0], 1)),
         scores=float(worst[1]),
         pixels=float(counts[3] / max(counts[2], 1)),
-        most_scores=SCORES_BEHIND_CUTS if model.cut.measures else SCORES,
+        is_behind_cuts=model.cut.measures,
         mean_iou=float(np.mean(ious)),
         seconds=round(time.monotonic() - start, 1),
     )
@@ -178,7 +211,7 @@ def _find(predictor: BasePredictor, item: Prepared, size: Size) -> _Found:
 
 def _aligned(ours: _Found, theirs: _Found) -> _Found:
     """Bring queries into our order, where a family sorts them and rounding changed it."""
-    if np.abs(ours.probs - theirs.probs).max(initial=0.0) <= MASK_PROBS:
+    if np.abs(ours.probs - theirs.probs).max(initial=0.0) <= ROUNDING.mask_probs:
         return theirs
     from scipy.optimize import linear_sum_assignment  # slow to import
 
@@ -199,7 +232,7 @@ def _different(ours: _Found, theirs: _Found, is_sorted: bool) -> int:
     if is_sorted and ours.scores and len(ours.scores) == len(theirs.scores):
         last = min(selected for selected, _ in ours.scores.values())
         only = [
-            {pair for pair in pairs if abs(found.scores[pair][0] - last) > SCORES}
+            {pair for pair in pairs if abs(found.scores[pair][0] - last) > ROUNDING.scores}
             for pairs, found in zip(only, (ours, theirs), strict=True)
         ]
     return max(map(len, only))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.core
 import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
@@ -61,9 +62,11 @@ class PureModel:
     @functools.cached_property
     def _compiled(self) -> Callable[..., Any]:
         def call(fixed, params, statistics, inputs, others):
-            is_named, *options = fixed
+            is_named, *pairs = fixed
             found = OrderedDict()  # keeps the order of the network
-            options = dict(options, **others, **({"intermediates": found} if is_named else {}))
+            options: dict[str, Any] = dict(pairs, **others)
+            if is_named:
+                options["intermediates"] = found
             return *self._call(params, statistics, *inputs, **options), found
 
         return jax.jit(call, static_argnums=0)

@@ -141,8 +141,8 @@ def _cut_one(
     if cut.are_logits:
         with np.errstate(divide="ignore"):
             reach = np.log(reach) - np.log1p(-reach)
-    above = mask > reach - _MARGIN
-    height, width = _touched(rows, above.any(axis=1)), _touched(columns, above.any(axis=0))
+    above = np.asarray(mask > reach - _MARGIN)
+    height, width = _touched(rows, above, 1), _touched(columns, above, 0)
     if height.stop == height.start:
         return 0.0
     x = np.ascontiguousarray(_apply(rows, height, mask).T)  # [w, height]
@@ -163,9 +163,9 @@ def _cut_one(
 _MARGIN = np.float32(1e-4)  # above what sums of rounded products can be off
 
 
-def _touched(operator: AxisOperator, above: np.ndarray) -> slice:
-    """The range of outputs that lean on a row (or column) that reaches the cut."""
-    (found,) = np.nonzero(above[operator.index].any(axis=1))
+def _touched(operator: AxisOperator, above: np.ndarray, across: int) -> slice:
+    """The range of outputs that lean on a row (or column) with a cell above the cut."""
+    (found,) = np.nonzero(np.any(np.any(above, axis=across)[operator.index], axis=1))
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 

@@ -30,7 +30,8 @@ def open_onnxruntime(source: Source) -> Run:
 
     def run(images: np.ndarray, valid_size: np.ndarray) -> dict[str, np.ndarray]:
         given = {"images": images, "valid_size": valid_size}
-        return dict(zip(names, session.run(None, given), strict=True))
+        found: Any = session.run(None, given)
+        return dict(zip(names, found, strict=True))
 
     return run
 

@@ -104,7 +104,9 @@ def fit(
     if workdir is None:
         name = type(module).__name__ if module is not None else _name(source)
         workdir = _new_folder(re.sub(r"\W+", "_", name).lower())
-    return train(source, workdir, {**chosen, **(overrides or {})}, writers=writers, model=module)
+    return train(
+        source, Path(workdir), {**chosen, **(overrides or {})}, writers=writers, model=module
+    )
 
 
 def _load(config: Config, overrides: Mapping[str, Any] | None = None) -> ConfigDict:

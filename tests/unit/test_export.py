@@ -28,7 +28,7 @@ CASES = [
     ("fastinst_r50vd_dcn_x3", {"num_layers": 2}),
 ]
 # Sizes are computed in the same way for all, and compiling the package's side takes the time.
-THREE_SIZES = ("giam_pvt_b2_linear", "fastinst_r50_x1")
+NUM_SIZES = {"giam_r50": 3, "giam_pvt_b2_linear": 2, "fastinst_r50_x1": 2}
 
 
 @pytest.mark.parametrize(("name", "changes"), CASES, ids=lambda value: str(value or ""))
@@ -37,7 +37,7 @@ def test_a_file_finds_what_the_package_finds(name, changes):
     source = exporting.predictor_of(config).exportable()
     content = exporting.written(config).SerializeToString()
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
-    photos = exporting.photos()[: 3 if name in THREE_SIZES else 1]
+    photos = exporting.photos()[: NUM_SIZES.get(name, 1)]
     for runtime in ("onnxruntime", "openvino"):
         agreement = verify.compare(source.model, FilePredictor(content, runtime), photos)
         assert agreement.faults() == [], f"{runtime}: {agreement}"

@@ -212,7 +212,17 @@ def test_the_command_draws_videos_and_lists(stored_run, tmp_path, rng, monkeypat
     assert cli.main([*arguments, "list.txt", "--output", "two.mp4"]) == 1
     assert "two.mp4 is one video, and there are 2 inputs" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"there is no list other\.txt"):
-        predict.expand_lists(["other.txt"])
+        predict.expand_inputs(["other.txt"])
+    assert predict.expand_inputs(["c*.mp4", "list.txt", "no*.mp4"]) == [
+        "clip.mp4",
+        str(image),
+        "no*.mp4",
+    ]
+    assert cli.main([*arguments, "gone.mp4", "gone.png", "--output", "x"]) == 1
+    said = capsys.readouterr().err
+    assert "2 of the images do not exist" in said and "gone.mp4" in said and "gone.png" in said
+    assert cli.main([*arguments, "https://example.org/a.mp4", "--output", "x"]) == 1
+    assert "is an address, not a file" in capsys.readouterr().err
 
 
 def test_a_signal_ends_a_video_and_leaves_it_playable(stored_run, tmp_path, rng, monkeypatch):

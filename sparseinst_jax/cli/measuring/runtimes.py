@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +79,14 @@ def _network(bench: Bench, predictor: BasePredictor) -> Any:
     return jax.block_until_ready(predictor.select([item], bench.size))
 
 
-def text(rows: list[Mapping[str, Any]]) -> list[str]:
+def text(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The rows as a table, with the speed beside the package's."""
     package = {
         row["name"].partition("/")[0]: row["p50_ms"]
         for row in rows
         if row["name"].endswith(f"/{PACKAGE}")
     }
-    lines = [("", "p50 ms", "p90 ms", "least ms", "CPU ms", "times as fast")]
+    lines: list[Sequence[str]] = [("", "p50 ms", "p90 ms", "least ms", "CPU ms", "times as fast")]
     for row in rows:
         base = package.get(row["name"].partition("/")[0])
         values = (row[key] for key in ("p50_ms", "p90_ms", "least_ms", "cpu_ms"))
