@@ -178,6 +178,37 @@ def describe(files: Sequence[PredictedFile], output: Path, score_threshold: floa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where an image could not be read."""
+    arguments = parse_command_line(_parser(), argv)
+    check_arguments(arguments)
+    output = Path(arguments.output or workdir_of(arguments) / "predictions")
+    inputs = expand_inputs(arguments.inputs)
+    # What is missing is said for images and videos together.
+    videos = [
+        each for each in inputs if is_video(each) and (is_camera(each) or os.path.exists(each))
+    ]
+    others = [each for each in inputs if each not in videos]
+    if output.suffix.lower() in WRITTEN and (others or len(videos) > 1):
+        raise ValueError(
+            f"--output {output} is one video, and there are {counted(len(inputs), 'input')}: give "
+            "a folder"
+        )
+    check_writable(output, "--output")
+    paths, left_out = list_images(others, output) if others else ([], [])
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
+    _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
+    source = open_model(arguments)
+    code = _predict_images(source, paths, output, arguments) if paths else 0
+    if videos:
+        print(f"{source.title}, on {counted(len(videos), 'video')}")
+        code = _predict_videos(source.predictor, videos, output, arguments) or code
+    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
+    print(next_commands(["sparseinst", "predict", *same, lower]))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparseinst predict",
         description=DESCRIPTION,
@@ -209,34 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="; ".join(f"{name}: also {what}" for name, what in FORMS.items())
         + "; may be given several times; of images",
     )
-    arguments = parse_command_line(parser, argv)
-    check_arguments(arguments)
-    output = Path(arguments.output or workdir_of(arguments) / "predictions")
-    inputs = expand_inputs(arguments.inputs)
-    # What is missing is said for images and videos together.
-    videos = [
-        each for each in inputs if is_video(each) and (is_camera(each) or os.path.exists(each))
-    ]
-    others = [each for each in inputs if each not in videos]
-    if output.suffix.lower() in WRITTEN and (others or len(videos) > 1):
-        raise ValueError(
-            f"--output {output} is one video, and there are {counted(len(inputs), 'input')}: give "
-            "a folder"
-        )
-    check_writable(output, "--output")
-    paths, left_out = list_images(others, output) if others else ([], [])
-    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
-    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
-    same += [f"--to={form}" for form in arguments.to]
-    _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
-    source = open_model(arguments)
-    code = _predict_images(source, paths, output, arguments) if paths else 0
-    if videos:
-        print(f"{source.title}, on {counted(len(videos), 'video')}")
-        code = _predict_videos(source.predictor, videos, output, arguments) or code
-    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
-    print(next_commands(["sparseinst", "predict", *same, lower]))
-    return code
+    return parser
 
 
 def expand_inputs(inputs: Sequence[str]) -> list[str]:
