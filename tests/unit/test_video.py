@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 import time
 from fractions import Fraction
@@ -47,6 +48,22 @@ def test_frames_come_back_at_their_times(suffix, tmp_path, rng):
     assert frames[0].image.shape == (HEIGHT + HEIGHT % 2, WIDTH + 1, 3)
     for image, frame in zip(images, frames, strict=True):
         assert np.abs(frame.image[:HEIGHT, :WIDTH].astype(int) - image).mean() < 12
+
+
+def test_a_phones_rotation_is_applied(tmp_path, rng):
+    (image,) = write_clip(tmp_path / "clip.mp4", UNEVEN[:1], rng)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    one, none = struct.pack(">i", 1 << 16), bytes(4)
+    upright = one + none * 3 + one
+    # What a phone that is held upright writes: to be turned to the right by a quarter.
+    turned = none + one + none + struct.pack(">i", -(1 << 16)) + none
+    start = content.index(upright, content.index(b"tkhd"))
+    content = content[:start] + turned + content[start + len(upright) :]
+    (tmp_path / "clip.mp4").write_bytes(content)
+    (frame,) = read_clip(tmp_path / "clip.mp4")
+    wanted = np.rot90(np.pad(image, ((0, 0), (0, WIDTH % 2), (0, 0)), mode="edge"), -1)
+    assert frame.image.shape == wanted.shape
+    assert np.abs(frame.image.astype(int) - wanted).mean() < 12
 
 
 def test_a_video_is_drawn_at_the_rate_it_had(predictor, tmp_path, rng, capsys):  # noqa: F811
