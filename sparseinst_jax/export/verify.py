@@ -94,11 +94,13 @@ class Agreement(NamedTuple):
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{height}x{width}" for height, width in self.sizes)
+        labels = f"differ in {self.labels_or_kept}" if self.labels_or_kept else "equal"
+        more = f" ({self.outliers:.1%} of masks above {ROUNDING.mask_probs:g})"
         return (
-            f"{self.photos} photos ({sizes}), {self.candidates} objects: labels "
-            f"{'equal' if not self.labels_or_kept else f'differ in {self.labels_or_kept}'}, "
-            f"mask probabilities within {self.mask_probs:.1e}, scores within {self.scores:.1e}, "
-            f"{self.pixels:.1e} of mask pixels differ (mean IoU {self.mean_iou:.6f})"
+            f"{self.photos} photos ({sizes}), {self.candidates} objects: labels {labels}, "
+            f"mask probabilities within {self.mask_probs:.1e}{more if self.outliers else ''}, "
+            f"scores within {self.scores:.1e}, {self.pixels:.1e} of mask pixels differ "
+            f"(mean IoU {self.mean_iou:.6f})"
         )
 
 

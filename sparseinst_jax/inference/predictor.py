@@ -6,6 +6,7 @@ else of the path from images to instances is `runner.predictor`'s.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -218,7 +219,8 @@ class Predictor(BasePredictor):
             options=self._options,
             protocol=self._protocol_name,
         )
-        model.use_devices(jax.local_devices(backend="cpu")[:1])
+        with contextlib.suppress(RuntimeError):  # a process may have been given no CPU
+            model.use_devices(jax.local_devices(backend="cpu")[:1])
         return Exportable(
             module=module,
             weights=(params, statistics),
