@@ -16,5 +16,5 @@ def get_config():
     """Return the short schedule with the small network."""
     config, small = finetune_small.get_config(), giam_lite0.get_config()
     config.model = small.model
-    config.train.frozen_stages = 2
+    config.train.update(dict(frozen_stages=2, backbone_rate=0.1))
     return config

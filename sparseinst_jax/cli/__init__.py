@@ -28,6 +28,7 @@ from sparseinst_jax.runtime.output import guard_output
 from sparseinst_jax.runtime.pages import PAGES, where
 
 _COMMANDS = {
+    "start": "from a folder of labelled photos to a trained network, asked once",
     "train": "train on COCO-format data, or continue a run",
     "eval": "COCO mask AP of a run, a checkpoint, weights or a results file",
     "predict": "masks, labels and scores of images",

@@ -16,10 +16,12 @@ from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME, FilePredictor
 from sparseinst_jax.runner.onnx_file import SUFFIX, read_metadata
 from sparseinst_jax.runner.prediction import score_fault
 from sparseinst_jax.runner.sessions import RUNTIMES
+from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
 from sparseinst_jax.setup.loading import exported_config, load_exported, load_run, load_weights_file
 from sparseinst_jax.setup.published import config_of
+from sparseinst_jax.weights.zoo import published
 
 _PREFIX = "--config."
 
@@ -172,13 +174,9 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.weights and not arguments.config:
         arguments.config = config_of(arguments.weights)  # a published name has one
     if arguments.weights and not arguments.config:
+        missing = "" if Path(arguments.weights).is_file() else f"; {arguments.weights} is no file"
         faults.append(
-            "--weights needs --config FILE, which describes the network of the file"
-            + (
-                ""
-                if Path(arguments.weights).is_file()
-                else f"; there is no file {arguments.weights}"
-            )
+            f"--weights needs --config FILE, which describes the network of the file{missing}"
         )
     if arguments.weights and arguments.checkpoint:
         faults.append("give --weights or --checkpoint, not both")
@@ -262,6 +260,12 @@ def open_model(arguments: argparse.Namespace) -> NamedModel:
         predictor, origin = load_weights_file(config, arguments.weights)
         title = f"weights {arguments.weights}, class names from {origin}"
         return NamedModel(predictor, config, workdir, title)
+    name = Path(arguments.config or "").stem
+    if name in published() and not workdir.exists():
+        raise FileNotFoundError(
+            f"there is no run {workdir}: for the published weights give --weights={name}, for a "
+            f"run of your own --workdir {page('weights')}"
+        )
     path = arguments.checkpoint or workdir
     step = int(arguments.step) if (arguments.step or "").isdigit() else arguments.step
     predictor, config, step = load_run(path, step, arguments.overrides)

@@ -178,6 +178,37 @@ def describe(files: Sequence[PredictedFile], output: Path, score_threshold: floa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where an image could not be read."""
+    arguments = parse_command_line(_parser(), argv)
+    check_arguments(arguments)
+    output = Path(arguments.output or workdir_of(arguments) / "predictions")
+    inputs = expand_inputs(arguments.inputs)
+    # What is missing is said for images and videos together.
+    videos = [
+        each for each in inputs if is_video(each) and (is_camera(each) or os.path.exists(each))
+    ]
+    others = [each for each in inputs if each not in videos]
+    if output.suffix.lower() in WRITTEN and (others or len(videos) > 1):
+        raise ValueError(
+            f"--output {output} is one video, and there are {counted(len(inputs), 'input')}: give "
+            "a folder"
+        )
+    check_writable(output, "--output")
+    paths, left_out = list_images(others, output) if others else ([], [])
+    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
+    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
+    same += [f"--to={form}" for form in arguments.to]
+    _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
+    source = open_model(arguments)
+    code = _predict_images(source, paths, output, arguments) if paths else 0
+    if videos:
+        print(f"{source.title}, on {counted(len(videos), 'video')}")
+        code = _predict_videos(source.predictor, videos, output, arguments) or code
+    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
+    print(next_commands(["sparseinst", "predict", *same, lower]))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sparseinst predict",
         description=DESCRIPTION,
@@ -209,55 +240,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="; ".join(f"{name}: also {what}" for name, what in FORMS.items())
         + "; may be given several times; of images",
     )
-    arguments = parse_command_line(parser, argv)
-    check_arguments(arguments)
-    output = Path(arguments.output or workdir_of(arguments) / "predictions")
-    inputs = expand_lists(arguments.inputs)
-    videos = [each for each in inputs if is_video(each)]
-    others = [each for each in inputs if not is_video(each)]
-    if output.suffix.lower() in WRITTEN and (others or len(videos) > 1):
-        raise ValueError(
-            f"--output {output} is one video, and there are {counted(len(inputs), 'input')}: give "
-            "a folder"
-        )
-    check_writable(output, "--output")
-    paths, left_out = list_images(others, output) if others else ([], [])
-    print("".join(f"{line}\n" for line in left_out), end="", file=sys.stderr)
-    same = [*words_of_model(arguments), *arguments.inputs, f"--output={output}"]
-    same += [f"--to={form}" for form in arguments.to]
-    _choose_batches(arguments, is_live=any(map(is_camera, videos)), only_shown=not paths)
-    source = open_model(arguments)
-    code = _predict_images(source, paths, output, arguments) if paths else 0
-    if videos:
-        print(f"{source.title}, on {counted(len(videos), 'video')}")
-        code = _predict_videos(source.predictor, videos, output, arguments) or code
-    lower = f"--score-threshold={arguments.score_threshold / 2:g}"
-    print(next_commands(["sparseinst", "predict", *same, lower]))
-    return code
+    return parser
 
 
-def expand_lists(inputs: Sequence[str]) -> list[str]:
-    """Replace files .txt by what their lines name, from the folder of the command.
+def expand_inputs(inputs: Sequence[str]) -> list[str]:
+    """Replace files .txt by what their lines name, and patterns by the files that they match.
+
+    A pattern that matches nothing stays.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such list.
         ValueError: it is no text.
     """
     found = []
     for given in inputs:
-        if not given.lower().endswith(".txt"):
+        if given.lower().endswith(".txt") and not glob.has_magic(given):
+            found += expand_inputs(_read_list(given))
+        elif glob.has_magic(given) and not os.path.lexists(given):
+            found += sorted(glob.glob(given, recursive=True)) or [given]
+        else:
             found.append(given)
-            continue
-        if not os.path.isfile(given):
-            raise FileNotFoundError(
-                f"there is no list {given}: a text file with a path in each line"
-            )
-        try:
-            lines = Path(given).read_text().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{given} is no list: it is no text ({error.reason})") from error
-        found += [line.strip() for line in lines if line.strip()]
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _read_list(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"there is no list {path}: a text file with a path in each line")
+    try:
+        lines = Path(path).read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no list: it is no text ({error.reason})") from error
+    # A list in a list would have no end.
+    return [line.strip() for line in lines if line.strip() and not line.strip().endswith(".txt")]
 
 
 def _choose_batches(arguments: argparse.Namespace, *, is_live: bool, only_shown: bool) -> None:

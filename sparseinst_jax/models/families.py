@@ -13,6 +13,7 @@ from sparseinst_jax.models.fastinst.family import FASTINST
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 
 FAMILIES: dict[str, Family] = {"sparseinst": SPARSEINST, "fastinst": FASTINST}
+"""What `config.model.family` may say. Add your own: a `Family`, or `dataclasses.replace` of one."""
 
 BACKBONES: dict[str, Any] = {
     "resnet": ResNet,

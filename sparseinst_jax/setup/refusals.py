@@ -135,6 +135,7 @@ def refuse_values(config: ConfigDict) -> None:
             "lr_decay": 0,
             "gradient_clip_norm": 0,
             "frozen_stages": 0,
+            "backbone_rate": 0,
             "skip_nonfinite": 0,
         }.items()
         if not config.train[key] >= least  # so that NaN is refused too

@@ -73,7 +73,8 @@ def make_run(
         )
         params, statistics = initial.params, initial.statistics
         print_line("\n".join(initial.lines))
-    step, learning_rate = make_step(config, apply, params, optimizer.rules_of(model))
+    rules = optimizer.rules_of(model, config.train.backbone_rate)
+    step, learning_rate = make_step(config, apply, params, rules)
     # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
     opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
     average = (params, statistics) if config.train.ema_decay else None

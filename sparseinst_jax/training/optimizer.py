@@ -27,13 +27,21 @@ class ParameterRules(NamedTuple):
     rate_factors: tuple[tuple[str, float], ...] = ()
 
 
-def rules_of(model: Any) -> ParameterRules:
-    """Get a model's rules; see `models.family.Family.model` for what it may say."""
+def rules_of(model: Any, backbone_rate: float = 1.0) -> ParameterRules:
+    """Get a model's rules; see `models.family.Family.model` for what it may say.
+
+    Args:
+      model: the network.
+      backbone_rate: one more factor of the learning rate in the backbone.
+    """
+    factors = tuple(getattr(model, "learning_rate_factors", ()))
+    if backbone_rate != 1:
+        factors += (("backbone", backbone_rate),)
     backbone = getattr(model, "backbone", None)
     return ParameterRules(
         tuple(f"backbone/{name}" for name in getattr(backbone, "frozen_names", ())),
         tuple(getattr(model, "undecayed", ())),
-        tuple(getattr(model, "learning_rate_factors", ())),
+        factors,
     )
 
 

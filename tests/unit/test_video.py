@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import sys
 import time
 from fractions import Fraction
@@ -47,6 +48,22 @@ def test_frames_come_back_at_their_times(suffix, tmp_path, rng):
     assert frames[0].image.shape == (HEIGHT + HEIGHT % 2, WIDTH + 1, 3)
     for image, frame in zip(images, frames, strict=True):
         assert np.abs(frame.image[:HEIGHT, :WIDTH].astype(int) - image).mean() < 12
+
+
+def test_a_phones_rotation_is_applied(tmp_path, rng):
+    (image,) = write_clip(tmp_path / "clip.mp4", UNEVEN[:1], rng)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    one, none = struct.pack(">i", 1 << 16), bytes(4)
+    upright = one + none * 3 + one
+    # What a phone that is held upright writes: to be turned to the right by a quarter.
+    turned = none + one + none + struct.pack(">i", -(1 << 16)) + none
+    start = content.index(upright, content.index(b"tkhd"))
+    content = content[:start] + turned + content[start + len(upright) :]
+    (tmp_path / "clip.mp4").write_bytes(content)
+    (frame,) = read_clip(tmp_path / "clip.mp4")
+    wanted = np.rot90(np.pad(image, ((0, 0), (0, WIDTH % 2), (0, 0)), mode="edge"), -1)
+    assert frame.image.shape == wanted.shape
+    assert np.abs(frame.image.astype(int) - wanted).mean() < 12
 
 
 def test_a_video_is_drawn_at_the_rate_it_had(predictor, tmp_path, rng, capsys):  # noqa: F811
@@ -212,7 +229,17 @@ def test_the_command_draws_videos_and_lists(stored_run, tmp_path, rng, monkeypat
     assert cli.main([*arguments, "list.txt", "--output", "two.mp4"]) == 1
     assert "two.mp4 is one video, and there are 2 inputs" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"there is no list other\.txt"):
-        predict.expand_lists(["other.txt"])
+        predict.expand_inputs(["other.txt"])
+    assert predict.expand_inputs(["c*.mp4", "list.txt", "no*.mp4"]) == [
+        "clip.mp4",
+        str(image),
+        "no*.mp4",
+    ]
+    assert cli.main([*arguments, "gone.mp4", "gone.png", "--output", "x"]) == 1
+    said = capsys.readouterr().err
+    assert "2 of the images do not exist" in said and "gone.mp4" in said and "gone.png" in said
+    assert cli.main([*arguments, "https://example.org/a.mp4", "--output", "x"]) == 1
+    assert "is an address, not a file" in capsys.readouterr().err
 
 
 def test_a_signal_ends_a_video_and_leaves_it_playable(stored_run, tmp_path, rng, monkeypatch):

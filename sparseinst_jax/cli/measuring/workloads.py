@@ -252,7 +252,7 @@ class Bench:
             settings.learning_rate,
             settings.weight_decay,
             settings.gradient_clip_norm,
-            optimizer.rules_of(model),
+            optimizer.rules_of(model, settings.backbone_rate),
         )
         objective, devices = builders.build_objective(self.config, apply), jax.local_devices()[:1]
         step = TrainStep(objective, adamw, micro_batches=micro_batches, devices=devices)

@@ -1,0 +1,203 @@
+"""Small networks on a CPU: their speed, and trials of recipes at equal minutes.
+
+  python -m benchmarks.small_networks speed
+  python -m benchmarks.small_networks trials --data DIR --seconds 1800 --seeds 0 1 2
+
+`speed`: one photo of 480 x 640, padded to 320 x 448, random weights, every mask kept; and training
+steps of 4 photos. Milliseconds a photo by the clock, and of processor time: where other programs
+run, too, only the second means something.
+
+`trials`: DIR holds train.json, val.json, images/train and images/val. Each recipe is stopped after
+as much processor time; its learning rate has fallen by then, because its steps are counted from a
+first run of twenty. AP is given for photos with one and with several objects, too. Hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sparseinst_jax.cli.measuring.workloads import random_batch
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.ops import normalize_images
+from sparseinst_jax.models.trees import functional
+from sparseinst_jax.runtime import process
+from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.evaluate import evaluate
+from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.train import train
+from sparseinst_jax.training import optimizer
+from sparseinst_jax.training.step import TrainState, TrainStep
+
+PHOTO, PADDED, NUM_CLASSES, BATCH = (480, 640), (320, 448), 3, 4
+LITE = "finetune_lite"
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "giam_lite0": ("giam_lite0", {}),
+    "48 channels": ("giam_lite0", dict.fromkeys(("encoder_channels", "decoder_channels"), 48)),
+    "96 channels": ("giam_lite0", dict.fromkeys(("encoder_channels", "decoder_channels"), 96)),
+    "1 convolution": ("giam_lite0", {"decoder_convs": 1}),
+    "4 convolutions": ("giam_lite0", {"decoder_convs": 4}),
+    "1 group": ("giam_lite0", {"num_groups": 1}),
+    "100 masks": ("giam_lite0", {"num_masks": 100}),
+    "giam_lite0_large": ("giam_lite0_large", {}),
+    "fastinst_lite0": ("fastinst_lite0", {}),
+    "finetune_small": ("finetune_small", {}),
+}
+RECIPES: dict[str, tuple[str, dict[str, str]]] = {
+    "from scratch": ("finetune_small", {}),
+    "lite": (LITE, {}),
+    "nothing frozen": (LITE, {"train.frozen_stages": "0"}),
+    "one rate": (LITE, {"train.backbone_rate": "1.0"}),
+    "average": (LITE, {"train.ema_decay": "0.99"}),
+    "jitter": (LITE, {"data.augmentation": "lsj", "data.lsj_range": "(0.5, 1.5)"}),
+    "copy-paste": (LITE, {"data.copy_paste": "0.5"}),
+    "1 group": (LITE, {"model.num_groups": "1"}),
+    "20 masks": (LITE, {"model.num_masks": "20"}),
+    "416 pixels": (
+        LITE,
+        {
+            "data.train_sizes": "(416,)",
+            "data.train_max_size": "555",
+            "data.eval_size": "(416, 555)",
+        },
+    ),
+    "fastinst": ("fastinst_lite0", {"train.lr_scaling": "none"}),
+}
+
+
+def measure(run: Callable[[], Any], number: int, photos: int = 1) -> dict[str, float]:
+    """Median milliseconds a photo by the clock, and the mean of the processor's."""
+    run(), run()
+    clock, start = [], time.process_time()
+    for _ in range(number):
+        began = time.perf_counter()
+        run()
+        clock.append(time.perf_counter() - began)
+    used = time.process_time() - start
+    return {
+        "clock_ms": round(1e3 * float(np.median(clock)) / photos, 1),
+        "cpu_ms": round(1e3 * used / number / photos, 1),
+    }
+
+
+def speed(name: str, number: int) -> dict[str, Any]:
+    """Inference in three lengths, and a training step."""
+    base, options = VARIANTS[name]
+    sizes = {"data.eval_size": f"({PADDED[0]}, {PADDED[1]})", "eval.score_threshold": "0.0"}
+    config = load_config(base, sizes)
+    config.model.update(options)
+    model = builders.build_model(config.model, NUM_CLASSES, 0, config.train.frozen_stages)
+    apply, params, statistics = functional(model)
+    names, ids = ["a", "b", "c"], [1, 2, 3]
+    predictor = build_predictor(config, apply, params, statistics, names, ids)
+    photo = np.random.default_rng(0).integers(0, 256, (*PHOTO, 3), np.uint8)
+    images = np.zeros((1, *PADDED, 3), np.uint8)
+    forward = jax.jit(
+        lambda p, s, x: apply(p, s, normalize_images(x, np.array([PADDED])), train=False)[0]
+    )
+    placed = jax.device_put((params, statistics))
+    found: dict[str, Any] = {
+        "parameters": sum(np.size(x) for x in jax.tree.leaves(params)),
+        "network": measure(lambda: jax.block_until_ready(forward(*placed, images)), number),
+        "masks": measure(lambda: predictor(photo).masks, number),
+        "run_lengths": measure(lambda: predictor(photo).to_coco(1), number),
+        "num_masks": len(predictor(photo).scores),
+        "inference_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+    adamw = optimizer.make_optimizer(params, 1e-4, 0.05, 5.0, optimizer.rules_of(model))
+    objective = builders.build_objective(config, apply)
+    step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
+    opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
+    states = [step.place(TrainState(np.int32(0), params, statistics, opt_state))]
+    form = FAMILIES[config.model.family].targets
+    batch = random_batch(BATCH, PADDED, 5, NUM_CLASSES, form)
+
+    def one_step() -> None:
+        states[0], metrics = step(states[0], batch)
+        jax.block_until_ready(metrics)
+
+    found["training"] = measure(one_step, max(number // 4, 3), BATCH)
+    found["frozen_stages"] = config.train.frozen_stages
+    found["training_MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    return found
+
+
+def trial(name: str, data: Path, seconds: float, seed: int, weights: str, output: Path) -> dict:
+    """Train a recipe for as much processor time, and score it."""
+    base, changes = RECIPES[name]
+    keys = {f"data.{part}.annotations": str(data / f"{part}.json") for part in ("train", "val")}
+    keys |= {f"data.{part}.images": str(data / "images" / part) for part in ("train", "val")}
+    keys |= changes | {"seed": str(seed), "train.eval_every": "0", "train.checkpoint_every": "0"}
+    keys |= {
+        "train.batch_size": str(BATCH),
+        "train.init_from": weights * (base != "finetune_small"),
+    }
+
+    def run(folder: Path, steps: int) -> float:
+        schedule = {
+            "train.num_steps": f"{steps}",
+            "train.warmup_steps": f"{min(100, steps // 10)}",
+            "train.milestones": f"({steps * 7 // 10}, {steps * 9 // 10})",
+        }
+        start = time.process_time()
+        train(base, folder, keys | schedule)
+        return time.process_time() - start
+
+    # Twice, so that the second has no compilation.
+    folder = output / f"{name} {seed}".replace(" ", "_")
+    first, second = (run(folder / f"timing_{steps}", steps) for steps in (5, 25))
+    steps = max(round(seconds / max((second - first) / 20, 1e-3)), 50)
+    used = run(folder / "run", steps)
+    truth = json.loads((data / "val.json").read_text())
+    objects = Counter(entry["image_id"] for entry in truth["annotations"])
+    found = {"recipe": name, "seed": seed, "steps": steps, "cpu_seconds": round(used)}
+    for part, is_wanted in (
+        ("all", lambda n: True),
+        ("one", lambda n: n == 1),
+        ("several", lambda n: n > 1),
+    ):
+        ids = {image["id"] for image in truth["images"] if is_wanted(objects[image["id"]])}
+        images = [image for image in truth["images"] if image["id"] in ids]
+        entries = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
+        chosen = folder / f"{part}.json"
+        chosen.write_text(json.dumps(truth | {"images": images, "annotations": entries}))
+        scores = evaluate(folder / "run", chosen, data / "images" / "val") if entries else None
+        found |= {} if scores is None else {part: [scores["AP"], scores["AP50"]]}
+    return found
+
+
+def main() -> None:
+    """Print one json a line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("which", choices=("speed", "trials"))
+    parser.add_argument("--only", nargs="+", help="names of variants or recipes")
+    parser.add_argument("--number", type=int, default=20, help="measurements")
+    parser.add_argument("--data", type=Path, help="of trials")
+    parser.add_argument("--seconds", type=float, default=1800, help="processor time of a trial")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--weights", default="lite0", help="file or name, of trials")
+    parser.add_argument("--output", type=Path, default=Path("runs/small_networks"))
+    given = parser.parse_args()
+    if given.which == "speed":
+        for name in given.only or VARIANTS:
+            print(json.dumps({"variant": name} | speed(name, given.number)), flush=True)
+        return
+    for name in given.only or RECIPES:
+        for seed in given.seeds:
+            row = trial(name, given.data, given.seconds, seed, given.weights, given.output)
+            print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    process.set_environment()
+    main()
