@@ -134,7 +134,8 @@ def _contents(
     labels: detect.Labels, folder: Path, output: Path
 ) -> tuple[dict[str, Any], dict[str, Path], list[str]]:
     """COCO contents and image folders of training and validation, and lines on them."""
-    notes = []
+    notes: list[str] = []
+    contents: dict[str, Any]
     if labels.form == "coco":
         train, val, rest = detect.coco_parts(labels.sources, folder)
         whole = detect.read_coco(train)
@@ -209,7 +210,7 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
         f"photos of {side} x {LONG_SIDES[side]}, where half of the objects are larger than"
         f" {median:.0f} x {median:.0f} pixels; up to {num_masks} objects in a photo",
         f"{steps} steps of {batch} photos, about {steps * seconds / 60:.0f} minutes if little else"
-        " runs here; then the test, and pictures of the errors",
+        " runs here, after one of compiling; then the test, and pictures of the errors",
     ]
     return config, overrides, how
 
