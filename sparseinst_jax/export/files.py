@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +115,7 @@ def export_onnx(
     agreement = None
     if photos is not None:
         photos = verify.photos_of_two_sizes(exported, photos)
-        agreement = verify.compare(source.model, exported, photos)
+        agreement = verify.compare(source.model, exported, photos, sys.stderr)
         if not calibration:
             _refuse_difference(agreement)
         verification = _record(agreement, RUNTIME)
@@ -139,7 +140,9 @@ def export_stablehlo(
     agreement = None
     if photos is not None:
         exported = stablehlo.predictor(content, metadata)
-        agreement = verify.compare(source.model, exported, photos or verify.drawn_photos())
+        agreement = verify.compare(
+            source.model, exported, photos or verify.drawn_photos(), sys.stderr
+        )
         _refuse_difference(agreement)
         metadata = metadata._replace(verification=_record(agreement, "jax"))
     replace_file(stablehlo.sidecar(path), stablehlo.sidecar_text(content, metadata).encode())

@@ -9,14 +9,15 @@ rounding: a score may differ by what such cells explain, and by no more.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from sparseinst_jax.data import shapes
 from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared, Size
+from sparseinst_jax.runtime.progress import ImageProgress
 
 PHOTO_SIZE = (384, 512)
 AT_THE_CUT = 1e-5  # of a probability, where rounding decides
@@ -118,6 +119,16 @@ def photos_of_two_sizes(exported: BasePredictor, photos: Sequence[np.ndarray]) -
     return [*photos, *drawn_photos()] if len(sizes) < 2 else list(photos)
 
 
+def counted_images(
+    photos: Sequence[np.ndarray], progress: TextIO | None, what: str
+) -> Iterator[np.ndarray]:
+    """Hand on one photo after the other and show how many are done."""
+    with ImageProgress(len(photos), progress, what) as line:
+        for photo in photos:
+            yield photo
+            line.advance(1)
+
+
 class _Found(NamedTuple):
     """What one of the two finds in a photo.
 
@@ -133,7 +144,10 @@ class _Found(NamedTuple):
 
 
 def compare(
-    model: BasePredictor, exported: BasePredictor, photos: Sequence[np.ndarray]
+    model: BasePredictor,
+    exported: BasePredictor,
+    photos: Sequence[np.ndarray],
+    progress: TextIO | None = None,
 ) -> Agreement:
     """Compare an exported file with the model.
 
@@ -141,12 +155,13 @@ def compare(
       model: the package's.
       exported: the file's.
       photos: uint8 [h, w, 3].
+      progress: where to show how far it is.
     """
     start, sizes, worst = time.monotonic(), [], np.zeros(2)
     counts = np.zeros(4, np.int64)  # candidates, different ones, pixels, different ones
     masks = np.zeros(2, np.int64)  # and those that differ by more than rounding
     ious: list[float] = [1.0]
-    for photo in photos:
+    for photo in counted_images(photos, progress, "compared"):
         item = exported.prepare(photo)
         size = exported.padded_size(item)
         sizes.append(list(size))

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sparseinst_jax.export import verify
+from sparseinst_jax.export import quantize, verify
 from sparseinst_jax.runner.file_predictor import FilePredictor
 from tests import exporting
 
@@ -91,3 +91,14 @@ def test_several_images_together_are_those_alone():
 def test_nodes_are_named_after_modules():
     names = {node.name for node in exporting.written(exporting.narrow("giam_r50")).graph.node}
     assert {"backbone/res3/0/conv2/Conv", "decoder/inst_branch/iam_conv/Conv"} <= names
+
+
+def test_int8_leaves_the_first_layers_of_efficientnet_lite_as_they_are():
+    model = exporting.written(exporting.narrow("giam_lite0"))
+    exported = FilePredictor(model.SerializeToString())
+    graph = quantize.quantized(model, exported, exporting.photos()[:1]).graph
+    readers = {node.name: node for node in graph.node if node.op_type == "Conv"}
+    made = [node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"]
+    in_int8 = {name for name, node in readers.items() if node.input[1] in made}
+    kept = {name for name in readers if name.startswith(quantize.FLOAT_PARTS)}
+    assert len(kept) == 3 and in_int8 == readers.keys() - kept
