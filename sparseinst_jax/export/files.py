@@ -132,8 +132,8 @@ def export_stablehlo(
 
     check_output(path, stablehlo.SUFFIX)
     assert source.size is not None  # the caller chooses one
-    metadata = source.metadata()
     try:
+        metadata = source.metadata()
         content = stablehlo.artefact(source.module, source.select, source.size)
     except ImportError as error:
         raise ValueError(_missing(error)) from error

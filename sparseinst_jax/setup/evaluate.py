@@ -31,7 +31,7 @@ def evaluate(
 
     Args:
       model: a predictor, or what `load` takes: a run or a checkpoint, which all local devices then
-        work for.
+        work for, or an exported file.
       annotations: COCO json, or what `load_coco` made of one with its images; by default the
         validation data of the run.
       images: folder that its file names are relative to.
