@@ -38,13 +38,14 @@ from sparseinst_jax.data.shapes import draw_shapes_dataset  # noqa: E402
 
 MEASURED = ("images_per_second", "data_wait", "memory_gib")  # columns that never repeat
 MOMENTS = ("any time", "training", "save", "evaluation")
+TINY = ROOT / "configs" / "tiny.py"
 START_SECONDS = 12.0
 MOST_SECONDS = 90.0  # from a disturbance to the end; a start takes 20 s where others work too
 DISK = "size=60m"
 _POLL_SECONDS = 0.001
 
 
-def command(config: str, data: Path, workdir: Path, *words: str) -> list[str]:
+def command(data: Path, workdir: Path, *words: str, config: object = TINY) -> list[str]:
     """The command line of a run of a minute."""
     values = {
         "data.num_workers": 1,
@@ -185,9 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=30)
     parser.add_argument("--by", choices=("kill", "tee", "twins", "full"), default="kill")
-    parser.add_argument(
-        "--config", default=str(ROOT / "configs/tiny.py"), help="of minutes at most"
-    )
+    parser.add_argument("--config", default=TINY, help="of minutes at most")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.by == "full" and "DISK" not in os.environ:  # once more, where mounts are ours
@@ -205,7 +204,7 @@ def main() -> int:
         cache = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR", folder / "xla"))
         data = draw_shapes_dataset(folder / "data", num_train=12, num_val=4, image_size=(64, 64))
         whole = folder / "uninterrupted"
-        process = start(command(arguments.config, data, whole), folder / "log", cache)
+        process = start(command(data, whole, config=arguments.config), folder / "log", cache)
         if process.wait():
             print((folder / "log").read_text())
             return 1
@@ -214,7 +213,7 @@ def main() -> int:
         while done < arguments.times:
             number += 1
             workdir, log = disk / f"run{number}", folder / "log"
-            words = command(arguments.config, data, workdir)
+            words = command(data, workdir, config=arguments.config)
             while True:
                 process = start(words, log, cache, arguments.by == "tee")
                 kind = MOMENTS[done % len(MOMENTS)]
