@@ -44,6 +44,8 @@ def start(before: str, data: Path, workdir: Path, *words: str) -> subprocess.Pop
         ["bash", "-c", before.replace("TRAIN", f"exec {' '.join(line)}")],
         env=environment,
         start_new_session=True,
+        # Under `nohup` the tests ignore it, and what they start would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
 
 
