@@ -143,8 +143,8 @@ class FilePredictor(GraphPredictor):
 
     Args:
         source: an ONNX file, or its content, that `sparseinst export` wrote.
-        runtime: what computes it: "onnxruntime", "openvino", or "openvino_bf16", which is twice as
-            fast on CPUs that have bfloat16, and less exact.
+        runtime: what computes it: "onnxruntime", "openvino", or "openvino_bf16", which is
+            faster on CPUs that have bfloat16, and less exact (docs/export.md).
         options: of `GraphPredictor`.
 
     Raises:
