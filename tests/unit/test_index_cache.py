@@ -339,7 +339,7 @@ RULES = {
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 2, "2270944ab08c8194"
+KNOWN_RULES = 2, "389e43a89da53dc3"
 
 
 def _names(node):
