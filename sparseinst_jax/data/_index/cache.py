@@ -60,7 +60,8 @@ def read_index(path: Path) -> CocoIndex:
     _print(
         f"indexed {len(index.columns['image_ids'])} images, "
         f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
-        + f"; kept in {index.folder}" * is_kept
+        + f"; kept in {index.folder}"
+        * is_kept
     )
     return index
 
@@ -188,4 +189,3 @@ def _prune(root: Path) -> None:
             if time.time() - used > MIN_AGE and (total > MAX_SIZE or is_left_over):
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
-
