@@ -114,9 +114,9 @@ def test_no_private_path_and_no_package_registry_is_named():
     assert found == []
 
 
-# Modules that run what a file asks for. Nothing needs them: weights.reading.pickles is an interpreter
-# of its own, for the operations that `pickletools` finds and does not run, and what a process hands
-# to its workers, Grain pickles.
+# Modules that run what a file asks for. Nothing needs them: weights.reading.pickles is an
+# interpreter of its own, for the operations that `pickletools` finds and does not run, and what a
+# process hands to its workers, Grain pickles.
 UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch"}
 UNPICKLERS |= {"imp", "code", "codeop", "xml"}  # xml: entities without end
 # PyYAML's other loaders make objects of any class.
