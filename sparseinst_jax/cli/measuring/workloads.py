@@ -243,8 +243,9 @@ class Bench:
             details=lambda: _kept(run()),
         )
 
-    def training(self, micro_batches: int = 1) -> tuple[TrainStep, TrainState, Batch]:
-        """Make a step on one device, its first state on the host, and a batch."""
+    def train_step(self) -> Workload:
+        """Whole training steps on one device."""
+        process.unmap_freed_blocks()  # as `train` does
         given, settings = self.arguments, self.config.train
         apply, params, statistics, number, model = self.make_network()
         adamw = optimizer.make_optimizer(
@@ -255,17 +256,12 @@ class Bench:
             optimizer.rules_of(model, settings.backbone_rate),
         )
         objective, devices = builders.build_objective(self.config, apply), jax.local_devices()[:1]
-        step = TrainStep(objective, adamw, micro_batches=micro_batches, devices=devices)
+        step = TrainStep(objective, adamw, devices=devices)
         opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
         state = TrainState(np.int32(0), params, statistics, opt_state)
         form = FAMILIES[self.config.model.family].targets
         batch = random_batch(given.train_batch, given.train_size, given.objects, number, form)
-        return step, state, batch
-
-    def train_step(self) -> Workload:
-        """Build the workload of training."""
-        process.unmap_freed_blocks()  # as `train` does
-        return train_steps(*self.training())
+        return train_steps(step, state, batch)
 
 
 def _changed(config: Any, values: Mapping[str, Any]) -> Any:
