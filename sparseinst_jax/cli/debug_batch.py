@@ -1,12 +1,12 @@
 """`sparseinst debug-batch`: rebuild any training batch, draw it and describe it."""
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_config_arguments,
     parse_command_line,
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    parser = argparse.ArgumentParser("sparseinst debug-batch", description=_DESCRIPTION)
+    parser = command_parser("debug-batch", _DESCRIPTION)
     add_config_arguments(parser)
     parser.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
     parser.add_argument(

@@ -25,11 +25,11 @@ from sparseinst_jax.export import stablehlo
 from sparseinst_jax.export.files import Exportable, export_onnx, export_stablehlo
 from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.activations import Activations
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.trees import PureModel, Tree, functional
+from sparseinst_jax.runner.activations import Activations
 from sparseinst_jax.runner.masks import MaskCut
 from sparseinst_jax.runner.predictor import BasePredictor, Fetched, Pending, Prepared, Size
 from sparseinst_jax.runtime.messages import brief

@@ -16,11 +16,11 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import in_percent
 from sparseinst_jax.runtime.pages import page
+from sparseinst_jax.runtime.stop_signals import EXIT_CODES, StopSignals
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
 from sparseinst_jax.training.step import STOP, TrainStep
-from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 SAVE_SECONDS = 180.0  # without a save; then one is due whatever the intervals say
 
