@@ -86,7 +86,7 @@ def _devices(parts: NvidiaParts, found: list[Finding]) -> list[list[str]]:
     """Start JAX, and compute on its first device; a machine without JAX's parts is described."""
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    rows = [["processor", f"{_processor()}, {usable} of {cores} cores usable"]]
+    rows = [["processor", f"{process.processor()}, {usable} of {cores} cores usable"]]
     rows += [["NVIDIA's driver", f"{parts.driver}: {parts.gpus}"]] if parts.driver else []
     with _logged("jax._src.xla_bridge") as said:
         try:
@@ -229,14 +229,6 @@ def _environment() -> list[list[str]]:
     return [
         [name, value] for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
     ]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cuda_says() -> str:

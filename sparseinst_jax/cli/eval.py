@@ -81,15 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     hosts.join(arguments.distributed)
     output = Path(arguments.output) if arguments.output else workdir_of(arguments) / "eval"
-    if arguments.predictions:
-        if not arguments.output:
-            # The folder itself holds what the run's own model reaches.
-            output /= Path(arguments.predictions).stem
-        check_writable(output, "--output")
-        _score_file(arguments, output)
-    else:
-        check_writable(output, "--output")
-        _score_model(arguments, output)
+    if arguments.predictions and not arguments.output:
+        # The folder itself holds what the run's own model reaches.
+        output /= Path(arguments.predictions).stem
+    check_writable(output, "--output")
+    (_score_file if arguments.predictions else _score_model)(arguments, output)
     return 0
 
 
