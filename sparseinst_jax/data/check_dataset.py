@@ -28,29 +28,18 @@ MAX_NAMES = 10
 
 
 class LostObjects(NamedTuple):
-    """What a resize leaves of the objects.
+    """What a resize leaves of the objects."""
 
-    Attributes:
-        shortest: shortest side after the resize, pixels (unless the longest side limits it).
-        num_checked: objects looked at.
-        num_objects: objects that there are; the counts below are of those looked at.
-        num_gone: no pixel is left: they are dropped.
-        num_thin: pixels are left, but none at the stride of the masks: their target is empty.
-        num_small: smaller than one cell of the activation maps, the ones before not counted.
-        median_side: of the objects, square root of the area, pixels.
-        worst: some of the objects that are gone or empty, as (file name, annotation id).
-        map_stride: side of that cell, pixels.
-    """
-
-    shortest: int
-    num_checked: int
-    num_objects: int
-    num_gone: int
-    num_thin: int
-    num_small: int
-    median_side: float
+    shortest: int  # shortest side after the resize, pixels (unless the longest side limits it)
+    num_checked: int  # objects looked at
+    num_objects: int  # objects that there are; the counts below are of those looked at
+    num_gone: int  # no pixel is left: they are dropped
+    num_thin: int  # pixels are left, but none at the stride of the masks: their target is empty
+    num_small: int  # smaller than one cell of the activation maps, the ones before not counted
+    median_side: float  # of the objects, square root of the area, pixels
+    # some of the objects that are gone or empty, as (file name, annotation id)
     worst: tuple[tuple[str, int], ...]
-    map_stride: int
+    map_stride: int  # side of that cell, pixels
 
     @property
     def num_lost(self) -> int:

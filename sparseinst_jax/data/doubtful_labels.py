@@ -40,17 +40,11 @@ _SIDES = (
 
 
 class Measured(NamedTuple):
-    """The masks of an image, by their pixels, in the order of its annotations.
+    """The masks of an image, by their pixels, in the order of its annotations."""
 
-    Attributes:
-        boxes: float64 [n, 4], x, y, width and height in pixels; 0 where there is no pixel.
-        areas: int64 [n], px².
-        outside: float64 [n], how far polygons reach out of the image, pixels.
-    """
-
-    boxes: np.ndarray
-    areas: np.ndarray
-    outside: np.ndarray
+    boxes: np.ndarray  # float64 [n, 4], x, y, width and height in pixels; 0 where there is no pixel
+    areas: np.ndarray  # int64 [n], px²
+    outside: np.ndarray  # float64 [n], how far polygons reach out of the image, pixels
 
 
 def measure(record: ImageRecord, class_names: Sequence[str]) -> tuple[Measured, list[Fault]]:

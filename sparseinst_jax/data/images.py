@@ -416,21 +416,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageHeader(NamedTuple):
-    """What is written in the head of an image file.
+    """What is written in the head of an image file."""
 
-    Attributes:
-        kind: format and mode, such as "JPEG RGB" or "PNG I;16".
-        stored_size: (height, width) in pixels before the EXIF orientation is applied.
-        orientation: of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter.
-        is_animated: or has several pages; the first is taken.
-        has_damaged_metadata: the image is read without them.
-    """
-
-    kind: str
-    stored_size: tuple[int, int]
-    orientation: int
-    is_animated: bool
-    has_damaged_metadata: bool = False
+    kind: str  # format and mode, such as "JPEG RGB" or "PNG I;16"
+    stored_size: tuple[int, int]  # (height, width) in pixels before the EXIF orientation is applied
+    orientation: int  # of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter
+    is_animated: bool  # or has several pages; the first is taken
+    has_damaged_metadata: bool = False  # the image is read without them
 
 
 def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> ImageHeader:

@@ -35,24 +35,15 @@ class PackedImages(NamedTuple):
 
     Padding is more than half of a batch, and shared memory is slow to fill and to free: images are
     padded where they arrive.
-
-    Attributes:
-        image_ids: int64 [B].
-        sizes: int32 [B, 2], (height, width).
-        num_targets: int32 [B].
-        labels: int32 [sum of num_targets].
-        pixels: uint8, flat, of all images.
-        masks: uint8, flat, of all targets.
-        is_ignored: bool, flat, of all images; None when crowd regions are dropped.
     """
 
-    image_ids: np.ndarray
-    sizes: np.ndarray
-    num_targets: np.ndarray
-    labels: np.ndarray
-    pixels: np.ndarray
-    masks: np.ndarray
-    is_ignored: np.ndarray | None
+    image_ids: np.ndarray  # int64 [B]
+    sizes: np.ndarray  # int32 [B, 2], (height, width)
+    num_targets: np.ndarray  # int32 [B]
+    labels: np.ndarray  # int32 [sum of num_targets]
+    pixels: np.ndarray  # uint8, flat, of all images
+    masks: np.ndarray  # uint8, flat, of all targets
+    is_ignored: np.ndarray | None  # bool, flat, of all images; None when crowd regions are dropped
 
 
 def pack(image_ids: Sequence[int], images: Iterable[TrainImage]) -> PackedImages:

@@ -20,25 +20,19 @@ class InnerPixels(NamedTuple):
     """Which pixels of a source mask [h, w] are the inner ones of the blocks of a result.
 
     A row or a column of the source can be several of the result, or none.
-
-    Attributes:
-        shape: of the result, (ceil(height/4), ceil(width/4)).
-        source_height: h.
-        num_rows: of the result's inner rows inside the border.
-        rows_before: int64 [h], how many of these are of source rows before one.
-        column_start: int64 [w + 1], ``num_rows`` times the number of source columns before one
-            that are inner columns of the result.
-        is_inner: int64 [w + 1], 1 where the source column is an inner column of the result.
-        column_index: int64 [2 * ceil(width/4)], which of those source columns each inner column of
-            the result is; -1 beyond the border.
     """
 
-    shape: tuple[int, int]
-    source_height: int
-    num_rows: int
-    rows_before: np.ndarray
+    shape: tuple[int, int]  # of the result, (ceil(height/4), ceil(width/4))
+    source_height: int  # h
+    num_rows: int  # of the result's inner rows inside the border
+    rows_before: np.ndarray  # int64 [h], how many of these are of source rows before one
+    # int64 [w + 1], `num_rows` times the number of source columns before one that are inner
+    # columns of the result
     column_start: np.ndarray
+    # int64 [w + 1], 1 where the source column is an inner column of the result
     is_inner: np.ndarray
+    # int64 [2 * ceil(width/4)], which of those source columns each inner column of the result is;
+    # -1 beyond the border
     column_index: np.ndarray
 
 
@@ -151,21 +145,16 @@ def unpack_bits(bits: np.ndarray) -> np.ndarray:
 
 
 class TargetForm(NamedTuple):
-    """A form of target masks: what the loader makes and `Batch.masks` holds.
+    """A form of target masks: what the loader makes and `Batch.masks` holds."""
 
-    Attributes:
-        cell: (rows, columns) of pixels in one byte.
-        encode: bool or 0/1 [H, W] to the form, uint8 of `shape((H, W))`.
-        decode: of arrays in the form, to bool at `stride`: what belongs to the object.
-        stride: pixels of the image in one of what `decode` gives, and of `Batch.is_ignored`.
-        keeps_empty: whether an object of which a crop leaves nothing stays a target, with an empty
-            mask; else it is dropped.
-    """
-
-    cell: tuple[int, int]
+    cell: tuple[int, int]  # (rows, columns) of pixels in one byte
+    # bool or 0/1 [H, W] to the form, uint8 of `shape((H, W))`
     encode: Callable[[np.ndarray], np.ndarray]
+    # of arrays in the form, to bool at `stride`: what belongs to the object
     decode: Callable[[np.ndarray], np.ndarray]
-    stride: int
+    stride: int  # pixels of the image in one of what `decode` gives, and of `Batch.is_ignored`
+    # whether an object of which a crop leaves nothing stays a target, with an empty mask; else it
+    # is dropped
     keeps_empty: bool = False
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int]:

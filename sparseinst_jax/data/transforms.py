@@ -51,17 +51,13 @@ def nearest_indices(length: int, new_length: int) -> np.ndarray:
 
 
 class PixelRule(NamedTuple):
-    """How one implementation moves pixels.
+    """How one implementation moves pixels."""
 
-    Attributes:
-        resize: picture of Pillow's, RGB, and (height, width) -> the picture at that size.
-        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
-        keeps_empty: whether an object of which no pixel is left stays a target.
-    """
-
+    # picture of Pillow's, RGB, and (height, width) -> the picture at that size
     resize: Callable[[Image.Image, Size], Image.Image]
+    # length and new length of an axis -> source index of each pixel of masks
     nearest_indices: Callable[[int, int], np.ndarray]
-    keeps_empty: bool
+    keeps_empty: bool  # whether an object of which no pixel is left stays a target
 
 
 ORIGINAL_PIXELS = PixelRule(_resize, nearest_indices, keeps_empty=False)

@@ -33,19 +33,13 @@ _PVT = "https://github.com/whai362/PVT/releases/download/v2/"
 
 
 class Backbone(NamedTuple):
-    """ImageNet weights that a recipe starts from.
+    """ImageNet weights that a recipe starts from."""
 
-    Attributes:
-      file: name of the file.
-      address: where it is published.
-      sha256_prefix: the start of its sha256, which torchvision and timm write into the name.
-      note: what the original took instead, or what it is.
-    """
-
-    file: str
-    address: str
+    file: str  # name of the file
+    address: str  # where it is published
+    # the start of its sha256, which torchvision and timm write into the name
     sha256_prefix: str = ""
-    note: str = ""
+    note: str = ""  # what the original took instead, or what it is
 
 
 BACKBONES = {
@@ -98,20 +92,14 @@ BACKBONES = {
 
 
 class Network(NamedTuple):
-    """What a network of 80 classes holds and costs.
+    """What a network of 80 classes holds and costs."""
 
-    Attributes:
-      parameters: what the original counts: all that is no buffer.
-      frozen_affine: scales and biases of frozen norms; PaddleDetection and mmdetection count them
-        as parameters, too.
-      statistics: means and variances of batch norms.
-      gmacs: billions of multiply-accumulates for an image of 640 x 864 pixels.
-    """
-
-    parameters: int
+    parameters: int  # what the original counts: all that is no buffer
+    # scales and biases of frozen norms; PaddleDetection and mmdetection count them as parameters,
+    # too
     frozen_affine: int
-    statistics: int
-    gmacs: float
+    statistics: int  # means and variances of batch norms
+    gmacs: float  # billions of multiply-accumulates for an image of 640 x 864 pixels
 
 
 NETWORKS = {
@@ -294,23 +282,14 @@ ROWS = tuple(_rows())
 
 
 class Published(NamedTuple):
-    """A published file that can be asked for by its name.
+    """A published file that can be asked for by its name."""
 
-    Attributes:
-      name: of the configuration that describes a whole network, or the key of a backbone.
-      address: where it is published.
-      config: the configuration; "" for a backbone alone.
-      publisher: whose file it is.
-      licence: of the publisher's code; that of the weights themselves is not stated apart.
-      sha256_prefix: the start of its sha256, where it is published.
-    """
-
-    name: str
-    address: str
-    config: str
-    publisher: str
-    licence: str
-    sha256_prefix: str
+    name: str  # of the configuration that describes a whole network, or the key of a backbone
+    address: str  # where it is published
+    config: str  # the configuration; "" for a backbone alone
+    publisher: str  # whose file it is
+    licence: str  # of the publisher's code; that of the weights themselves is not stated apart
+    sha256_prefix: str  # the start of its sha256, where it is published
 
 
 # The beginning of an address -> who publishes there, and the licence of their code.

@@ -68,25 +68,16 @@ class AnnotationFault(NamedTuple):
 
 
 class CocoIndex(NamedTuple):
-    """The content of a COCO json, before classes are chosen and images are looked for.
+    """The content of a COCO json, before classes are chosen and images are looked for."""
 
-    Attributes:
-        columns: those of DTYPES.
-        folder: of their files; None where they are in memory.
-        categories: id -> name, in the order of the ids.
-        has_annotations: whether the json has a list of them.
-        faults: of the categories; of the images; of the annotations.
-        num_objects: of each category, also those that are left out for a fault.
-        num_without_mask: of each category, objects that had no usable polygon.
-    """
-
-    columns: Columns
-    folder: str | None
-    categories: dict[int, str]
-    has_annotations: bool
+    columns: Columns  # those of DTYPES
+    folder: str | None  # of their files; None where they are in memory
+    categories: dict[int, str]  # id -> name, in the order of the ids
+    has_annotations: bool  # whether the json has a list of them
+    # of the categories; of the images; of the annotations
     faults: tuple[list[Fault], list[Fault], list[AnnotationFault]]
-    num_objects: Sequence[int]
-    num_without_mask: Sequence[int]
+    num_objects: Sequence[int]  # of each category, also those that are left out for a fault
+    num_without_mask: Sequence[int]  # of each category, objects that had no usable polygon
 
 
 class Growing:

@@ -23,15 +23,10 @@ CHUNK_ROWS = 32  # of the result at a time, so that what is in between stays in 
 
 
 class _Taps(NamedTuple):
-    """Source pixels and weights of each pixel of an axis.
+    """Source pixels and weights of each pixel of an axis."""
 
-    Attributes:
-        index: int64 [taps, length], clipped to the axis.
-        weight: [taps, length], int32 parts of ONE (bilinear) or float32 (bicubic).
-    """
-
-    index: np.ndarray
-    weight: np.ndarray
+    index: np.ndarray  # int64 [taps, length], clipped to the axis
+    weight: np.ndarray  # [taps, length], int32 parts of ONE (bilinear) or float32 (bicubic)
 
 
 def resize_bilinear(image: np.ndarray, size: Size) -> np.ndarray:

@@ -28,17 +28,11 @@ _MOST_NAMES = 50  # of images whose folder is looked for
 
 
 class Labels(NamedTuple):
-    """Labels that were found.
+    """Labels that were found."""
 
-    Attributes:
-      form: "coco", "via", "labelme" or "yolo".
-      sources: the jsons of COCO; else one file or folder.
-      others: what else was found, for a message.
-    """
-
-    form: str
-    sources: tuple[Path, ...]
-    others: tuple[str, ...]
+    form: str  # "coco", "via", "labelme" or "yolo"
+    sources: tuple[Path, ...]  # the jsons of COCO; else one file or folder
+    others: tuple[str, ...]  # what else was found, for a message
 
     @property
     def title(self) -> str:

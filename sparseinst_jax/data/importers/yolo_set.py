@@ -23,16 +23,11 @@ _PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # key
 
 
 class SetDescription(NamedTuple):
-    """What a data set says of itself.
+    """What a data set says of itself."""
 
-    Attributes:
-        names: number -> name of the classes.
-        notes: lines on where the names are from.
-        part_of: path of an image -> "train", "val" or "test", or "" where nothing says it.
-    """
-
-    names: dict[int, str]
-    notes: list[str]
+    names: dict[int, str]  # number -> name of the classes
+    notes: list[str]  # lines on where the names are from
+    # path of an image -> "train", "val" or "test", or "" where nothing says it
     part_of: Callable[[Path], str]
 
 

@@ -48,33 +48,22 @@ _PLACES_OF_CLASSES = (
 
 
 class FileClasses(NamedTuple):
-    """The classes that a file names.
+    """The classes that a file names."""
 
-    Attributes:
-      names: of label 0 ... K-1.
-      category_ids: of each label in the data set; None where the file does not say.
-      place: where in the file they stand, such as "meta.dataset_meta.classes".
-    """
-
-    names: list[str]
+    names: list[str]  # of label 0 ... K-1
+    # of each label in the data set; None where the file does not say
     category_ids: list[int] | None
-    place: str
+    place: str  # where in the file they stand, such as "meta.dataset_meta.classes"
 
 
 class TrainerContent(NamedTuple):
-    """The weights of a checkpoint.
+    """The weights of a checkpoint."""
 
-    Attributes:
-      arrays: by name, not read yet.
-      slices: name -> (shape, names of the slices) of arrays that Paddle cut.
-      notes: what was chosen, left out and renamed.
-      classes: that the file names, or None.
-    """
-
-    arrays: dict[str, StoredArray]
+    arrays: dict[str, StoredArray]  # by name, not read yet
+    # name -> (shape, names of the slices) of arrays that Paddle cut
     slices: dict[str, tuple[tuple[int, ...], list[str]]]
-    notes: list[str]
-    classes: FileClasses | None = None
+    notes: list[str]  # what was chosen, left out and renamed
+    classes: FileClasses | None = None  # that the file names, or None
 
 
 def has_wrapper(content: Any) -> bool:
