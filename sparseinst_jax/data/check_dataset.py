@@ -114,8 +114,8 @@ def describe(dataset: CocoDataset) -> list[str]:
     if not dataset.has_annotations:
         return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
     mean = total / max(len(counts), 1)
-    per_class = class_counts(dataset)
-    shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
+    per_class = zip(dataset.class_names, dataset.targets_per_class, strict=True)
+    shown = [f"{name} {count}" for name, count in per_class]
     lines.append(f"objects per class: {listed(shown, 20)}")
     lines.append(
         f"objects per image: mean {mean:.1f}, most {counts.max(initial=0)}, "
@@ -127,12 +127,6 @@ def describe(dataset: CocoDataset) -> list[str]:
     if dataset.num_filtered:
         lines.append(f"objects that the annotation filter leaves out: {dataset.num_filtered}")
     return lines
-
-
-def class_counts(dataset: CocoDataset) -> Counter[int]:
-    """Number of objects of each label, crowd regions left out."""
-    counts = dataset.targets_per_class.tolist()
-    return Counter({label: count for label, count in enumerate(counts) if count})
 
 
 def warn_of_unusable(dataset: CocoDataset) -> list[str]:
@@ -161,8 +155,8 @@ def warn(
     lines += warn_of_alike(dataset.class_names)
     if flip_label_pairs is not None:
         lines += warn_of_sides(dataset.class_names, flip_label_pairs)
-    per_class = class_counts(dataset)
-    unseen = [name for label, name in enumerate(dataset.class_names) if not per_class[label]]
+    per_class = zip(dataset.class_names, dataset.targets_per_class, strict=True)
+    unseen = [name for name, count in per_class if not count]
     if unseen:
         lines.append(
             f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
@@ -230,7 +224,7 @@ def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
     if not (train.has_annotations and val.has_annotations):
         return []
     seen = [
-        {data.class_names[label] for label, count in class_counts(data).items() if count}
+        {data.class_names[label] for label in np.flatnonzero(data.targets_per_class)}
         for data in (train, val)
     ]
     lines = []

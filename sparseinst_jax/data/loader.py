@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
@@ -88,27 +89,21 @@ def unpack(packed: PackedImages, form: TargetForm) -> Iterator[TrainImage]:
         pixel, target, byte = pixel + 3 * height * width, target + number, byte + num_bytes
 
 
+@dataclass(repr=False)  # Grain prints sources; the records would fill the screen
 class _Steps:
     """Grain source: element i is of step ``start + i``, with what was skipped of it.
 
     It is the batch, or its images packed where another process makes the batch.
     """
 
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        plan: TrainPlan,
-        start: int,
-        number: int,
-        host_index: int,
-        host_count: int,
-        skips_errors: bool,
-        is_packed: bool,
-    ) -> None:
-        self.records, self.plan, self.skips_errors = records, plan, skips_errors
-        self.is_packed = is_packed
-        self.start, self.number = start, number
-        self.host_index, self.host_count = host_index, host_count
+    records: Sequence[ImageRecord]
+    plan: TrainPlan
+    start: int
+    number: int
+    host_index: int
+    host_count: int
+    skips_errors: bool
+    is_packed: bool
 
     def __len__(self) -> int:
         return self.number
@@ -129,10 +124,6 @@ class _Steps:
         """Make the batch of a packed element."""
         step = self.step(index)
         return pad_batch(step, images.image_ids.tolist(), unpack(images, step.targets))
-
-    def __repr__(self) -> str:
-        # Grain prints sources; the records would fill the screen.
-        return f"_Steps(start={self.start}, number={self.number})"
 
 
 def train_batches(

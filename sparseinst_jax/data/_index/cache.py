@@ -86,7 +86,7 @@ def _key(digest: str) -> str:
 def _open(folder: Path) -> CocoIndex | None:
     """Open a cached index; None if it is missing or damaged."""
     try:
-        index = open_index(folder, is_cache=True)
+        index = open_index(folder)
     except (ValueError, KeyError, TypeError, OSError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well
