@@ -144,10 +144,7 @@ def warn(
 ) -> list[str]:
     """Lines on objects and classes that cannot be learned, or that are learned wrongly.
 
-    Args:
-        dataset: the index.
-        num_masks: masks that the model predicts for an image.
-        flip_label_pairs: classes that swap in mirrored images, where these are trained on.
+    `flip_label_pairs` are classes that swap in mirrored images, where these are trained on.
     """
     if not dataset.has_annotations:
         return []
@@ -182,12 +179,7 @@ def warn(
 
 
 def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
-    """A line for each size at which objects vanish.
-
-    Args:
-        lost: from `count_lost`, one for each size.
-        longest: config.data.train_max_size.
-    """
+    """A line for each size, from `count_lost`, at which objects vanish; `longest` is in pixels."""
     lines = []
     for found in lost:
         if not found.num_lost:
@@ -257,12 +249,8 @@ def find_overlap(
     """Find the images that two data sets share.
 
     Two entries are the same image when they lead to the same file, or to files with the same bytes.
-    Bytes are compared of files of one size only: by default of files of one name, else of all.
-
-    Args:
-        first: usually the training data.
-        second: usually the validation data.
-        every_file: compare files of different names, too.
+    Bytes are compared of files of one size only: by default of files of one name, else
+    (`every_file`) of all.
     """
     by_key: dict[object, list[_ListedImage]] = {}
     for entry in _entries(first):

@@ -261,9 +261,7 @@ class ImageFindings(NamedTuple):
 def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFindings:
     """Decode an image whole, compare it with the json, and draw its masks.
 
-    Args:
-        record: with an image; that of a missing file finds nothing, the rules of the json name it.
-        class_names: of the data set.
+    A missing file finds nothing: the rules of the json name it.
     """
     faults: list[Fault] = []
     kind, header = "", ImageHeader("", (0, 0), 1, False)

@@ -120,9 +120,7 @@ def _copies(
 def find_contradictions(dataset: CocoDataset, images: Sequence[Measured]) -> list[str]:
     """Compare the boxes and areas of a json with its masks: a line for each kind of contradiction.
 
-    Args:
-        dataset: the index.
-        images: from `measure`, of each image.
+    The masks are those of `measure`, of each image.
     """
     counts = np.array([len(image.areas) for image in images], np.int64)
     if not counts.sum():
@@ -309,12 +307,7 @@ def warn_of_empty(dataset: CocoDataset) -> list[str]:
 
 
 def warn_of_sides(class_names: Sequence[str], flip_label_pairs: Sequence[str]) -> list[str]:
-    """A line on classes of the left and the right side that a mirrored image does not swap.
-
-    Args:
-        class_names: of the data set.
-        flip_label_pairs: what config.data.flip_label_pairs swaps.
-    """
+    """A line on classes of the left and the right side that a mirrored image does not swap."""
     by_name = {name.casefold(): name for name in class_names}
     done = {part.strip() for pair in flip_label_pairs for part in str(pair).split("=")}
     pairs: dict[str, str] = {}

@@ -46,11 +46,7 @@ class DatasetFaults:
         return [fault for fault in self.found if not fault.is_fatal]
 
     def raise_if_fatal(self) -> None:
-        """Raise the fatal ones, the first of them word for word.
-
-        Raises:
-            ValueError: there is one.
-        """
+        """Raise a ValueError with the fatal ones, if any, the first of them word for word."""
         fatal = self.fatal
         if not fatal:
             return

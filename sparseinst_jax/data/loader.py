@@ -250,13 +250,7 @@ def make_batch(
 ) -> Batch:
     """Read and pad the images of a planned step.
 
-    Args:
-        records: of the data set; the plan's positions index it.
-        plan: the step.
-        skips: takes the images that cannot be used; None raises for the first of them.
-
-    Returns:
-        NumPy batch with B = number of the plan's images, see ``Batch``.
+    Images that cannot be used are added to ``skips``; without it the first of them raises.
     """
     return pad_batch(plan, _image_ids(records, plan), _load(records, plan, skips))
 

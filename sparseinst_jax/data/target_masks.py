@@ -72,14 +72,9 @@ def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
     """Quarter levels of a mask given as run lengths, as ``reduce_mask`` of the moved mask.
 
     Where a run ends among all pixels says where it ends among the inner ones; these alone are
-    written, and only in the columns that the object has.
-
-    Args:
-        runs: int64, of zeros and ones alternately, column by column; they sum to h * w.
-        pixels: of the image.
-
-    Returns:
-        uint8 [ceil(height/4), ceil(width/4)] in 0 ... 4.
+    written, and only in the columns that the object has. Runs, int64, are of zeros and ones
+    alternately, column by column, and sum to h * w; levels are uint8 [ceil(height/4),
+    ceil(width/4)] in 0 ... 4.
     """
     levels = np.zeros(pixels.shape, np.uint8)
     ends = np.cumsum(runs[: len(runs) // 2 * 2])  # zeros at the end say nothing
@@ -108,11 +103,8 @@ def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
 def reduce_mask(mask: np.ndarray) -> np.ndarray:
     """Quarter levels of a mask: the sum of the inner 2x2 pixels of each 4x4 block.
 
-    Args:
-        mask: bool or 0/1 [H, W]; beyond its border it counts as 0.
-
-    Returns:
-        uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times what bilinear ÷4 gives.
+    Of bool or 0/1 [H, W], 0 beyond its border, uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times
+    what bilinear ÷4 gives.
     """
     height, width = mask.shape
     rows, columns = -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)

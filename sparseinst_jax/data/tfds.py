@@ -260,8 +260,7 @@ class ShardImages:
     def read(self, place: int, image_id: int) -> bytes:
         """The encoded bytes of an image.
 
-        Raises:
-            ValueError: the shards are damaged, or of another data set than the index.
+        Raises a ValueError if the shards are damaged, or of another data set than the index.
         """
         if self._source is None:
             builder: Any = tfds.builder_from_directory(self.directory)

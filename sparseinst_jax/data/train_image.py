@@ -92,8 +92,7 @@ def _paste(
 ) -> tuple[TrainImage, np.ndarray]:
     """Paste objects at the place where they are, cut at the border of the first image.
 
-    Returns:
-        the changed image with the pasted targets alone, and bool [h, w] of what they cover.
+    Returns the changed image with the pasted targets alone, and bool [h, w] of what they cover.
     """
     image = first.image.copy()
     other = transform_picture(read_record_picture(record), paste.transform)

@@ -324,11 +324,7 @@ CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safete
 
 
 def select(words: Sequence[str]) -> list[Row]:
-    """Find the rows that hold every word, whatever its case.
-
-    Raises:
-        ValueError: no row does.
-    """
+    """Find the rows that hold every word, whatever its case; a ValueError if none does."""
 
     def holds(row: Row) -> bool:
         line = " ".join((row.config, row.source, row.model, row.backbone, row.note)).lower()

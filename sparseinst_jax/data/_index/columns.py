@@ -220,12 +220,7 @@ def open_index(folder: Path) -> CocoIndex:
 
 
 def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Columns:
-    """Map the columns of a folder.
-
-    Raises:
-        ValueError: a file is not of its length.
-        OSError: it cannot be read.
-    """
+    """Map the columns of a folder; a ValueError or an OSError if a file is not of its length."""
     if set(lengths) != set(DTYPES):
         raise ValueError(f"{folder} has other columns: {sorted(lengths)}")
     return {

@@ -48,11 +48,7 @@ _ENTRY, _REPEATED, _IMAGE, _CATEGORY, _CONTENT = range(5)
 
 
 def refuse_missing_files(path: Path, root: Path | None) -> None:
-    """Refuse a json that is no file or empty, and an image folder that does not exist.
-
-    Raises:
-        FileNotFoundError, ValueError: describe what is there.
-    """
+    """Refuse a json that is no file or empty, and an image folder that does not exist."""
     check_json_file(path, WHAT, CURE)
     with open(path, "rb") as file:
         if not file.read(1 << 16).strip() and not path.stat().st_size > 1 << 16:

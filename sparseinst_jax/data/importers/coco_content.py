@@ -187,11 +187,7 @@ def refuse_foreign_file(path: Path) -> None:
 
 
 def write_jsons(contents: Mapping[Path, Any]) -> None:
-    """Write json files, all of them or none.
-
-    Raises:
-        ValueError: a file cannot be written.
-    """
+    """Write json files, all of them or none; a ValueError if one cannot be written."""
     temporary: dict[Path, Path] = {}
     try:
         for path, content in contents.items():

@@ -147,12 +147,9 @@ class PickledTensor(NamedTuple):
 
 
 def storage_of(kind: object, name: object, size: object) -> Storage:
-    """The storage that a PyTorch pickle refers to.
+    """The storage that a PyTorch pickle refers to; `kind` is the `Name` of its class.
 
-    Args:
-      kind: the `Name` of its class, such as torch.FloatStorage.
-      name: of the storage in the file.
-      size: in numbers; of untyped storages in bytes.
+    Its size is in numbers; of untyped storages in bytes.
     """
     if not isinstance(kind, Name) or not isinstance(name, str):
         raise ValueError("a storage without class or name")
