@@ -297,7 +297,7 @@ def test_worker_processes_open_the_files_and_give_the_same_batches(tmp_path, mon
 RULES = {
     reader: None,
     json_stream: None,
-    columns: {"FORMAT", "DTYPES", "POLYGONS", "Growing", "encode_name", "save_index"},
+    columns: {"FORMAT", "DTYPES", "POLYGONS", "Growing", "save_index"},
     faults: {"Fault"},
     classes: {"MAX_ID", "MAX_CLASS_NAME", "class_name_fault"},
     images: {"MAX_PIXELS", "MAX_NAME", "_SUSPECT", "_CURE", "name_fault"},

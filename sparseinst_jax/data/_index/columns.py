@@ -109,20 +109,10 @@ class Growing:
         self.waiting = array(self.waiting.typecode)
 
 
-def encode_name(name: str) -> bytes:
-    """The bytes of a text of a json, which may hold surrogates."""
-    return name.encode("utf-8", "surrogatepass")
-
-
-def decode_name(raw: bytes | bytearray) -> str:
-    """The text that `encode_name` was given."""
-    return raw.decode("utf-8", "surrogatepass")
-
-
 def file_name(columns: Columns, place: int) -> str:
     """The file name of an image."""
     first, end = columns["name_ends"][place : place + 2].tolist()
-    return decode_name(columns["names"][first:end].tobytes())
+    return columns["names"][first:end].tobytes().decode("utf-8", "surrogatepass")
 
 
 def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
