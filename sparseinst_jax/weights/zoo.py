@@ -126,33 +126,20 @@ NETWORKS = {
 
 
 class Row(NamedTuple):
-    """One row of a published table, or a published configuration without a row.
+    """One row of a published table, or a published configuration without a row."""
 
-    Attributes:
-      config: name of the file in configs/, without its ending.
-      source: key of SOURCES.
-      model: decoder and backbone, as the table names them.
-      short_side: of the evaluated images, pixels; the long side is at most 853, for 576 at most
-        777.
-      ap_val, ap_test: mask AP on val2017 and test-dev2017, None where not published.
-      fps: images per second, None where not published.
-      network: key of NETWORKS.
-      backbone: key of BACKBONES; "" where the original names no weights to start from.
-      weights: address of the trained weights; "" where none are published.
-      note: what else was published.
-    """
-
-    config: str
-    source: str
-    model: str
+    config: str  # name of the file in configs/, without its ending
+    source: str  # key of SOURCES
+    model: str  # decoder and backbone, as the table names them
+    # of the evaluated images, pixels; the long side is at most 853, for 576 at most 777
     short_side: int
-    ap_val: float | None
-    ap_test: float | None
-    fps: float | None
-    network: str
-    backbone: str
-    weights: str
-    note: str
+    ap_val: float | None  # mask AP on val2017, None where not published
+    ap_test: float | None  # the same on test-dev2017
+    fps: float | None  # images per second, None where not published
+    network: str  # key of NETWORKS
+    backbone: str  # key of BACKBONES; "" where the original names no weights to start from
+    weights: str  # address of the trained weights; "" where none are published
+    note: str  # what else was published
 
 
 # config | decoder, backbone | short side | AP val | AP test-dev | FPS
