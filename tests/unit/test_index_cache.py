@@ -309,7 +309,7 @@ RULES = {
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 2, "389e43a89da53dc3"
+KNOWN_RULES = 2, "139b3119e3ae5c8b"
 
 
 def _names(node):
