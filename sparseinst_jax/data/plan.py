@@ -136,7 +136,7 @@ class TrainPlan:
         self.train_sizes = tuple(sorted(int(size) for size in train_sizes))
         self.train_max_size = int(train_max_size)
         self.augmentation = augmentation
-        self.lsj_range = tuple(lsj_range)
+        self.lsj_range: Any = tuple(lsj_range)  # of two numbers, see `_check`
         self.copy_paste = float(copy_paste)
         self.flip_labels, self.crowd = tuple(flip_labels), crowd
         self.resize_rule, self._boxes, self.targets = resize_rule, boxes_xyxy, targets
