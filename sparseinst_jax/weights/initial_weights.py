@@ -1,5 +1,6 @@
 """Start training from trained weights, and say of each part what became of it."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,7 @@ class _GivenWeights(NamedTuple):
 
 
 def load_initial_weights(
-    path: str | Path,
+    source: str | Path | Sequence[str | Path],
     params: Tree,
     statistics: Tree,
     class_names: Sequence[str],
@@ -70,8 +71,8 @@ def load_initial_weights(
     are understood, also those of classification weights, which are a backbone alone.
 
     Args:
-      path: a weights file of any kind and implementation, or a run folder or the folder of one
-        checkpoint.
+      source: a weights file of any kind and implementation, or a run folder or the folder of one
+        checkpoint; or several, of which a later one goes before the earlier where both have a part.
       params: nested dict of fresh parameters.
       statistics: nested dict of fresh statistics.
       class_names: the K classes that will be trained.
@@ -83,7 +84,8 @@ def load_initial_weights(
         counting the offsets of deformable convolutions.
     """
     own = ours_to_original(params, statistics, names)
-    given = _read(Path(path), names)
+    paths = [source] if isinstance(source, str | Path) else source
+    given = functools.reduce(_joined, (_read(Path(path), names) for path in paths))
     head = [name for name in own if names.is_of_class_layer(name)]
     fresh = {
         name: reason
@@ -110,6 +112,17 @@ def load_initial_weights(
         *_norm_warnings(own, given.arrays),
     ]
     return InitialWeights(*loaded, lines, fresh, ignored)
+
+
+def _joined(first: _GivenWeights, second: _GivenWeights) -> _GivenWeights:
+    return _GivenWeights(
+        f"{first.title} and {second.title}",
+        first.arrays | second.arrays,
+        second.class_names or first.class_names,
+        first.file_names | second.file_names,
+        first.ignored | second.ignored,
+        first.remarks + second.remarks,
+    )
 
 
 def _read(path: Path, names: WeightNames) -> _GivenWeights:
