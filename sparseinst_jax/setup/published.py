@@ -71,6 +71,11 @@ def lite0_of_package() -> Path | None:
     return next((path for place in places for path in Path(place).glob("models/*.pth")), None)
 
 
+def has_lite0() -> bool:
+    """Whether EfficientNet-Lite0's weights are here: nothing is to be fetched."""
+    return bool(lite0_of_package() or stored("lite0"))
+
+
 def _named(given: str | os.PathLike) -> Published | None:
     """The published file of a name, or of a backbone's file name; what exists here is no name."""
     text = os.fspath(given)
