@@ -130,7 +130,8 @@ def describe(dataset: CocoDataset) -> list[str]:
     lines.append(f"objects per class: {listed(shown, 20)}")
     lines.append(
         f"objects per image: mean {mean:.1f}, most {counts.max(initial=0)}, "
-        f"images without objects {int((counts == 0).sum())}, crowd regions {dataset.num_crowd}"
+        f"images without objects {int((counts == 0).sum())}, "
+        f"crowd regions {dataset.crowd_per_class.sum()}"
     )
     if dataset.num_left_out:
         lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")

@@ -131,7 +131,7 @@ def find_contradictions(dataset: CocoDataset, images: Sequence[Measured]) -> lis
         images: from `measure`, of each image.
     """
     counts = np.array([len(image.areas) for image in images], np.int64)
-    if not counts.sum() or not isinstance(dataset.records, IndexedRecords):
+    if not counts.sum():
         return []
     measured = Measured(*(np.concatenate(column) for column in zip(*images, strict=True)))
     sizes = np.repeat(dataset.image_sizes, counts, axis=0)

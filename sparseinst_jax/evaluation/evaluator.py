@@ -25,7 +25,6 @@ import numpy as np
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
 from sparseinst_jax.data.file_search import FileNames
-from sparseinst_jax.data.records import IndexedRecords
 from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
@@ -241,7 +240,6 @@ def _tested(dataset: CocoDataset, protocol: EvalProtocol) -> np.ndarray:
     records = dataset.records
     if protocol.keeps is None or not dataset.has_annotations:
         return np.arange(len(records))
-    assert isinstance(records, IndexedRecords), "made from an index"
     places = np.flatnonzero(records.num_passing(protocol.keeps))
     if not len(places):
         raise ValueError(

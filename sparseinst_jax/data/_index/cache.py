@@ -28,10 +28,9 @@ VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
 MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second
 MAX_SIZE = 20 << 30  # bytes of all folders together
 MIN_AGE = 7 * 24 * 3600  # seconds since the last use; younger ones are never removed
-_NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
+_NEW = ".sparseinst-new-"  # being written
 # All that is ever removed.
 _OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
-_BROKEN = (ValueError, KeyError, TypeError, OSError)
 
 
 def read_index(path: Path) -> CocoIndex:
@@ -48,20 +47,21 @@ def read_index(path: Path) -> CocoIndex:
             return build_index(path, file, None)
     root = _root()
     if root is not None:
-        folder = root / _key(_hash(path))
-        found = _open(folder)
-        if found is not None:
+        with open(path, "rb") as file:
+            folder = root / _key(hashlib.file_digest(file, "sha256").hexdigest())
+        if (found := _open(folder)) is not None:
             return found
         if folder.exists():
             _print(f"the index of {path} kept in {folder} is damaged; it is built again")
     _print(f"indexing {path} ({size / 1e6:.0f} MB) ...")
     start = time.monotonic()
     index = _build(path, root)
-    kept = f"; kept in {index.folder}" if root is not None and _is_below(index.folder, root) else ""
+    is_kept = index.folder is not None and Path(index.folder).parent == root
     _print(
         f"indexed {len(index.columns['image_ids'])} images, "
         f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
-        + kept
+        + f"; kept in {index.folder}"
+        * is_kept
     )
     return index
 
@@ -83,16 +83,11 @@ def _key(digest: str) -> str:
     return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _open(folder: Path) -> CocoIndex | None:
     """Open a cached index; None if it is missing or damaged."""
     try:
         index = open_index(folder, is_cache=True)
-    except _BROKEN:
+    except (ValueError, KeyError, TypeError, OSError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well
         os.utime(folder)
@@ -166,14 +161,10 @@ def _build_kept(path: Path, root: Path) -> CocoIndex:
 
 def _rename(temporary: Path, folder: Path) -> None:
     """Move a folder to its place, unless another process has already put one there."""
-    if folder.exists():
-        if _open(folder) is not None:
-            return
-        # Damaged; another process may still be reading it.
-        aside = Path(tempfile.mkdtemp(prefix=_OLD, dir=folder.parent))
-        with contextlib.suppress(OSError):
-            os.rename(folder, aside / folder.name)
-        shutil.rmtree(aside, ignore_errors=True)
+    if _open(folder) is not None:
+        return
+    # What is damaged; a process that has it mapped reads on.
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         os.rename(temporary, folder)
     except OSError:
@@ -188,7 +179,7 @@ def _prune(root: Path) -> None:
     """
     with contextlib.suppress(OSError):
         kept = sorted(
-            (folder.stat().st_mtime, folder, _size(folder))
+            (folder.stat().st_mtime, folder, sum(file.stat().st_size for file in folder.iterdir()))
             for folder in root.iterdir()
             if _OURS.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
         )
@@ -198,11 +189,3 @@ def _prune(root: Path) -> None:
             if time.time() - used > MIN_AGE and (total > MAX_SIZE or is_left_over):
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
-
-def _is_below(folder: str | None, root: Path) -> bool:
-    return folder is not None and Path(folder).parent == root

@@ -228,8 +228,8 @@ def open_index(folder: Path, is_cache: bool = False) -> CocoIndex:
         written = description["checksums"]
         for name, found in _checksums(columns, description).items():
             if found != written[name]:
-                file = name if name == DESCRIPTION else _file_name(name)
-                raise ValueError(f"{folder / file} is not what was written")
+                path = folder / DESCRIPTION if name == DESCRIPTION else _path(folder, name)
+                raise ValueError(f"{path} is not what was written")
     check(columns, len(description["categories"]))
     categories, images, annotations = description["faults"]
     return CocoIndex(
@@ -263,11 +263,7 @@ def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Colum
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / _file_name(name)
-
-
-def _file_name(name: str) -> str:
-    return f"{name}.bin"
+    return folder / f"{name}.bin"
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

@@ -95,20 +95,23 @@ def _read(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
     categories: Mapping[int, str] = {}
     images, annotations = ImageReader(of_images), AnnotationReader(folder)
     has_annotations = False
-    for key, value in _read_sections(path, file):
-        # Of a key that occurs twice the last one counts, as with Python's own parser.
-        if key == "categories":
-            of_categories = DatasetFaults(path)
-            categories = read_categories(value, of_categories)
-        elif key == "images":
-            of_images = DatasetFaults(path)
-            images = ImageReader(of_images)
-            for entry in value:
-                images.add(entry)
-        elif key == "annotations":
-            annotations, has_annotations = AnnotationReader(folder), True
-            for entry in value:
-                annotations.add(entry)
+    try:
+        for key, value in _read_sections(path, file):
+            # Of a key that occurs twice the last one counts, as with Python's own parser.
+            if key == "categories":
+                of_categories = DatasetFaults(path)
+                categories = read_categories(value, of_categories)
+            elif key == "images":
+                of_images = DatasetFaults(path)
+                images = ImageReader(of_images)
+                images.read(value)
+            elif key == "annotations":
+                annotations, has_annotations = AnnotationReader(folder), True
+                annotations.read(value)
+    except JsonError as error:
+        place = f"line {error.line}, column {error.column}" if error.line else ""
+        message = broken_json(path, WHAT, CURE, error.reason, place, error.is_cut)
+        raise ValueError(message) from error
     image_columns = images.finish()
     columns, faults, *counts = annotations.finish(image_columns, categories)
     return CocoIndex(
@@ -127,34 +130,19 @@ def _read_sections(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     Other sections come as they are, and may be passed over.
 
     Raises:
-        ValueError: it is no json, or another kind of json.
+        JsonError: it is no json.
+        ValueError: it is another kind of json.
     """
     content: dict[str, Any] = {}  # without the elements of the two long lists
-    try:
-        for key, value in read_object(file, ("images", "annotations")):
-            if not key and not isinstance(value, dict):
-                content = value
-                break
-            is_list = isinstance(value, list | Iterator)
-            content[key] = value if key not in LISTS else [] if is_list else None
-            if key not in LISTS or is_list:
-                yield key, _elements(path, value) if isinstance(value, Iterator) else value
-    except JsonError as error:
-        raise _broken(path, error) from error
+    for key, value in read_object(file, ("images", "annotations")):
+        if not key and not isinstance(value, dict):
+            content = value
+            break
+        is_list = isinstance(value, list | Iterator)
+        content[key] = value if key not in LISTS else [] if is_list else None
+        if key not in LISTS or is_list:
+            yield key, value
     _refuse_other_kinds(path, content)
-
-
-def _elements(path: Path, elements: Iterator[Any]) -> Iterator[Any]:
-    """The elements of a list; what is wrong between them names the file."""
-    try:
-        yield from elements
-    except JsonError as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: JsonError) -> ValueError:
-    place = f"line {error.line}, column {error.column}" if error.line else ""
-    return ValueError(broken_json(path, WHAT, CURE, error.reason, place, error.is_cut))
 
 
 def _refuse_other_kinds(path: Path, content: Any) -> None:
@@ -192,7 +180,8 @@ def read_categories(entries: list, faults: DatasetFaults) -> dict[int, str]:
     """Read the categories: id -> name, in the order of the ids."""
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
-        if _lacks(entry, ("id", "name"), "categories", index, faults):
+        if wrong := _faults_of_entry(entry, ("id", "name"), f"categories[{index}]"):
+            faults.found += wrong
             continue
         if entry["id"] in names:
             faults.add("duplicate id", f"category id {entry['id']} occurs more than once")
@@ -206,25 +195,25 @@ def read_categories(entries: list, faults: DatasetFaults) -> dict[int, str]:
     return {category_id: names[category_id] for category_id in sorted(names)}
 
 
-def _lacks(entry: Any, keys: tuple[str, ...], what: str, index: int, faults: DatasetFaults) -> bool:
-    """Note the keys that an entry lacks, and ids that are no integers."""
-    what = f"{what}[{index}]"
+def _faults_of_entry(entry: Any, keys: tuple[str, ...], what: str) -> list[Fault]:
+    """The keys that an entry lacks, and ids that are no integers."""
     if not isinstance(entry, dict):
-        faults.add("entry", f"{what}: expected an object, got {brief(entry)}")
-        return True
-    number = len(faults.found)
+        return [Fault("entry", f"{what}: expected an object, got {brief(entry)}")]
+    found = []
     for key in keys:
         value = entry.get(key)
         if value is None:
             hint = "; boxes alone cannot be learned from" if key == "segmentation" else ""
-            faults.add("missing key", f"{what} (id {brief(entry.get('id'))}): no {key}{hint}")
+            text = f"{what} (id {brief(entry.get('id'))}): no {key}{hint}"
+            found.append(Fault("missing key", text))
         elif key.endswith("id") and type(value) is not int:  # True is an int
-            faults.add("id", f"{what}: {key} must be an integer, got {brief(value)}")
+            found.append(Fault("id", f"{what}: {key} must be an integer, got {brief(value)}"))
         elif key.endswith("id") and abs(value) > MAX_ID:
-            faults.add("id", f"{what}: {key} must be at most {MAX_ID}, got {brief(value)}")
+            found.append(Fault("id", f"{what}: {key} must be at most {MAX_ID}, got {brief(value)}"))
         elif key == "file_name" and not isinstance(value, str):
-            faults.add("file_name", f"{what}: file_name must be a text, got {brief(value)}")
-    return len(faults.found) > number
+            text = f"{what}: file_name must be a text, got {brief(value)}"
+            found.append(Fault("file_name", text))
+    return found
 
 
 class ImageReader:
@@ -232,16 +221,22 @@ class ImageReader:
 
     def __init__(self, faults: DatasetFaults) -> None:
         self.faults = faults
-        self._number = 0  # of entries, also of those left out
         self._place_of: dict[int, int] = {}
         self._ids, self._heights, self._widths = array("q"), array("q"), array("q")
         self._names, self._name_ends = bytearray(), array("q", [0])
 
-    def add(self, entry: Any) -> None:
-        """Read one element of the list."""
-        index, self._number = self._number, self._number + 1
-        if _lacks(entry, _IMAGE_KEYS, "images", index, self.faults):
-            return
+    def read(self, entries: Iterable[Any]) -> None:
+        """Read the elements of the list."""
+        number = 0
+        for number, entry in enumerate(entries, start=1):
+            if wrong := _faults_of_entry(entry, _IMAGE_KEYS, f"images[{number - 1}]"):
+                self.faults.found += wrong
+            else:
+                self._add(entry)
+        if not number:
+            self.faults.add("empty list", "'images' is empty")
+
+    def _add(self, entry: dict[str, Any]) -> None:
         image_id, height, width = entry["id"], entry["height"], entry["width"]
         name = entry["file_name"]
         if image_id in self._place_of:
@@ -280,8 +275,6 @@ class ImageReader:
 
     def finish(self) -> Columns:
         """The columns of images."""
-        if not self._number:
-            self.faults.add("empty list", "'images' is empty")
         return {
             "image_ids": np.asarray(self._ids, np.int64),
             "heights": np.asarray(self._heights, np.int64),
@@ -321,7 +314,6 @@ class AnnotationReader:
 
     def __init__(self, folder: Path | None) -> None:
         """Start an empty list; with a folder the long columns grow in files."""
-        self._number = 0  # of entries, also of those that are none
         self._ids, self._image_ids, self._category_ids = array("q"), array("q"), array("q")
         self._is_crowd, self._is_ignored, self._kinds = array("B"), array("B"), array("B")
         self._areas, self._boxes = array("d"), array("d")
@@ -334,14 +326,15 @@ class AnnotationReader:
         self._read_runs: list[_RunLengths] = []
         self._without_mask = array("q")  # rows
 
-    def add(self, entry: Any) -> None:
-        """Read one element of the list."""
-        index, self._number = self._number, self._number + 1
-        if not _is_plain(entry):
-            found = DatasetFaults(Path())
-            if _lacks(entry, _ANNOTATION_KEYS, "annotations", index, found):
-                self._notes += [_Note(len(self._ids), _ENTRY, fault) for fault in found]
-                return
+    def read(self, entries: Iterable[Any]) -> None:
+        """Read the elements of the list."""
+        for index, entry in enumerate(entries):
+            if wrong := _faults_of_entry(entry, _ANNOTATION_KEYS, f"annotations[{index}]"):
+                self._notes += [_Note(len(self._ids), _ENTRY, fault) for fault in wrong]
+            else:
+                self._add(entry)
+
+    def _add(self, entry: dict[str, Any]) -> None:
         self._ids.append(entry["id"])
         self._image_ids.append(entry["image_id"])
         self._category_ids.append(entry["category_id"])
@@ -453,23 +446,6 @@ class AnnotationReader:
             np.bincount(category[is_known], minlength=len(categories)).tolist(),
             np.bincount(category[without_mask], minlength=len(categories)).tolist(),
         )
-
-
-def _is_plain(entry: Any) -> bool:
-    """A fast check that an entry lacks nothing; most entries pass it."""
-    if type(entry) is not dict:
-        return False
-    get = entry.get
-    first, second, third = get("id"), get("image_id"), get("category_id")
-    return (
-        type(first) is int
-        and type(second) is int
-        and type(third) is int
-        and 0 <= first <= MAX_ID
-        and 0 <= second <= MAX_ID
-        and 0 <= third <= MAX_ID
-        and get("segmentation") is not None
-    )
 
 
 def _box(value: Any) -> array:
