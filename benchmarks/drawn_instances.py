@@ -1,6 +1,7 @@
 """Draw pictures full of instances, and learn from them to tell instances apart.
 
-  python -m benchmarks.drawn_instances draw FOLDER --number 8000
+  python -m benchmarks.drawn_instances sparseinst_jax/weights/things_giam_lite0.safetensors
+  python -m benchmarks.drawn_instances drawn.jpg --sheet
 
 Pictures for a network that knows photos (an ImageNet backbone) and has not seen instances: one
 thing, a few, piles of equal ones that overlap, and up to sixty small ones, touching, dark on light
@@ -12,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import os
 import threading
 import time
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict
 from PIL import Image, ImageFilter
 
 from sparseinst_jax.checkpoints.state import TrainState
@@ -32,11 +33,11 @@ from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.published import local_weights
+from sparseinst_jax.setup.published import local_sources
 from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.initial_weights import load_initial_weights
-from sparseinst_jax.weights.network_files import write_weights
+from sparseinst_jax.weights.network_files import write_arrays
 
 LEAST_PIXELS, LEAST_RADIUS = 24, 4.5  # of a thing
 PIXELS, MOST_THINGS = 8 * 160 * 224, 50  # of a step; of a picture
@@ -154,7 +155,9 @@ def _radii(rng: np.random.Generator, kind: Kind) -> np.ndarray:
     elif kind.family == "parts":  # a body with one or two limbs
         for _ in range(rng.integers(1, 3)):
             turn = (angle - 6.3 * rng.random() + math.pi) % (2 * math.pi) - math.pi
-            radius += (0.4 + 0.8 * rng.random()) * np.exp(-((turn / (0.12 + 0.2 * rng.random())) ** 2))
+            radius += (0.4 + 0.8 * rng.random()) * np.exp(
+                -((turn / (0.12 + 0.2 * rng.random())) ** 2)
+            )
     if kind.family != "ellipse":
         for k in range(2, 7):
             share = kind.roughness * rng.normal() / (k - 1)
@@ -209,8 +212,11 @@ def _thing(
 
 
 def _place(
-    rng: np.random.Generator, size: tuple[int, int], there: list[tuple[np.ndarray, float]],
-    radius: float, beside: float,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    there: list[tuple[np.ndarray, float]],
+    radius: float,
+    beside: float,
 ) -> np.ndarray:
     """A place for the middle of a thing, often where it touches another one."""
     if there and rng.random() < beside:
@@ -319,13 +325,14 @@ def draw(seed: int, index: int, short: int = 320) -> tuple[np.ndarray, list[np.n
     return image, [mask for mask in masks if mask.sum() >= LEAST_PIXELS]
 
 
-def make_batch(job: tuple[int, int, int, TargetForm]) -> Batch:
+def make_batch(job: tuple[int, int, TargetForm]) -> Batch:
     """Draw the pictures of one step.
 
     Args:
-      job: (seed, step, short side, form of the masks); a step holds as many pictures as fit `PIXELS`.
+      job: (number of the step, short side, form of the masks); pictures are drawn until they
+        fill `PIXELS`, four at least.
     """
-    seed, step, short, form = job
+    step, short, form = job
     height, width = -(-short // 32) * 32, -(-short * 4 // 3 // 32) * 32
     number = max(4, PIXELS // (height * width))
     images = np.zeros((number, height, width, 3), np.uint8)
@@ -333,7 +340,7 @@ def make_batch(job: tuple[int, int, int, TargetForm]) -> Batch:
     masks = np.zeros((number, MOST_THINGS, *form.shape((height, width))), np.uint8)
     is_target = np.zeros((number, MOST_THINGS), bool)
     for place in range(number):
-        image, things = draw(seed, step * 64 + place, short)
+        image, things = draw(0, step * 64 + place, short)
         rows, columns = valid[place] = image.shape[:2]
         images[place, :rows, :columns] = image
         for index, mask in enumerate(things[:MOST_THINGS]):
@@ -376,7 +383,8 @@ def place_maps(params: Tree, rng: np.random.Generator) -> None:
                 slopes = _tent(place, hinges) * STEEPNESS
                 kernel[1, 1, axis * len(hinges) : (axis + 1) * len(hinges), target] = slopes
                 maps["bias"][target] -= sum(
-                    slope * max(place - hinge, 0) for slope, hinge in zip(slopes, hinges, strict=True)
+                    slope * max(place - hinge, 0)
+                    for slope, hinge in zip(slopes, hinges, strict=True)
                 )
 
 
@@ -393,64 +401,85 @@ def _tent(place: float, hinges: tuple[float, ...]) -> np.ndarray:
     return slopes
 
 
-def learn(
-    output: Path, name: str, weights: str, steps: dict[int, int], plain: bool, seed: int = 0,
-    stop_after: int = 0,
-) -> None:
-    """Train encoder and decoder on drawn pictures; the backbone stays as it is."""
+def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
+    """Train encoder and decoder on drawn pictures; the backbone stays as it is.
+
+    Args:
+      output: a `.safetensors` file of encoder and decoder, float16, without the class layer.
+      name: of the configuration.
+      weights: of the backbone.
+      steps: number of steps for each short side of the pictures, one after the other.
+    """
     config = load_config(name)
-    model = builders.build_model(config.model, 1, seed, len(FREEZABLE))
+    model = builders.build_model(config.model, 1, 0, len(FREEZABLE))
     apply, params, statistics = functional(model)
-    names = FAMILIES[config.model.family].weights
-    found = load_initial_weights(local_weights(weights), params, statistics, ["thing"], names)
+    family = FAMILIES[config.model.family]
+    sources = local_sources(weights)
+    found = load_initial_weights(sources, params, statistics, ["thing"], family.weights)
     params, statistics = jax.tree.map(np.array, (found.params, found.statistics))
-    if not plain and config.model.family == "sparseinst":
-        place_maps(params, np.random.default_rng(seed))
+    place_maps(params, np.random.default_rng(0))
     total = sum(steps.values())
     rate = optax.warmup_cosine_decay_schedule(1e-6, RATE, min(200, total // 10), total, 1e-6)
     adamw = optimizer.make_optimizer(params, rate, 0.05, 5.0, optimizer.rules_of(model))
-    step = TrainStep(builders.build_objective(config, apply), adamw, devices=jax.local_devices()[:1])
+    objective = builders.build_objective(config, apply)
+    step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
     opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
     state = step.place(TrainState(np.int32(0), params, statistics, opt_state))
     sides = [side for side, number in steps.items() for _ in range(number)]
     ahead = threading.Semaphore(AHEAD)
-    form = FAMILIES[config.model.family].targets
-    jobs = ((seed, index, side, form) for index, side in enumerate(sides) if ahead.acquire())
-    start, sums = time.process_time(), []
-    meta = {"config": config.to_dict(), "class_names": ["thing"], "category_ids": [1]}
-    with multiprocessing.get_context("spawn").Pool(1, _lower) as pool:
+    jobs = ((index, side, family.targets) for index, side in enumerate(sides) if ahead.acquire())
+    start, rows = time.process_time(), []
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         for done, batch in enumerate(pool.imap(make_batch, jobs), 1):
             ahead.release()
             state, metrics = step(state, batch)
-            terms = [name for name in metrics if name.startswith("loss/")]
-            sums.append([float(metrics[term][0]) for term in terms])
-            if done % 100 == 0:
+            rows.append({key: float(x[0]) for key, x in metrics.items() if "loss/" in key})
+            if done % 100 == 0 or done == total:
                 used = time.process_time() - start
-                text = " ".join(f"{t} {x:.3f}" for t, x in zip(terms, np.mean(sums[-100:], 0)))
-                print(f"step {done} of {total}, {used:.0f} s: {text}", flush=True)
-            if done % 500 == 0 or done == total:
-                now = step.fetch(state)
-                output.unlink(missing_ok=True)
-                write_weights(output, now.params, now.statistics, meta)
-            if done == stop_after:
-                break
+                means = (
+                    f"{key} {np.mean([row[key] for row in rows[-100:]]):.3f}" for key in rows[0]
+                )
+                print(f"step {done} of {total}, {used:.0f} s: {', '.join(means)}", flush=True)
+    arrays = flatten_dict({"params": step.fetch(state).params}, sep="/")
+    kept = {
+        key: array.astype(np.float16)
+        for key, array in arrays.items()
+        if not key.startswith("params/backbone/") and "/cls_score/" not in key
+    }
+    output.unlink(missing_ok=True)
+    write_arrays(output, kept, {"config": name})
 
 
-def _lower() -> None:
-    os.nice(2)
+def write_sheet(output: Path) -> None:
+    """Draw twelve pictures, and their outlines beside them."""
+    tiles = []
+    for index in range(12):
+        image, masks = draw(0, index, 213)
+        image = image[:213, :213]
+        owner = np.full(image.shape[:2], -1)
+        for number, mask in enumerate(masks):
+            owner[mask[:213, :213]] = number
+        edges = (owner != np.roll(owner, 1, 0)) | (owner != np.roll(owner, 1, 1))
+        tiles.append(np.concatenate([image, np.where(edges[..., None], (255, 0, 0), image)], 1))
+    rows = [np.concatenate(tiles[start : start + 3], 1) for start in range(0, 12, 3)]
+    Image.fromarray(np.concatenate(rows).astype(np.uint8)).save(output, quality=80)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("output", type=Path)
+    """Learn, or show what is drawn."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", type=Path, help="weights, or with --sheet a picture")
+    parser.add_argument("--sheet", action="store_true", help="draw twelve pictures, learn nothing")
     parser.add_argument("--config", default="giam_lite0")
-    parser.add_argument("--weights", default="lite0")
-    parser.add_argument("--steps", nargs="+", default=["160:3400", "320:600"])
-    parser.add_argument("--plain", action="store_true")
-    parser.add_argument("--stop", type=int, default=0)
+    parser.add_argument("--weights", default="lite0", help="what --init-from takes")
+    parser.add_argument("--steps", nargs="+", default=["160:3400", "320:600"], metavar="SIDE:STEPS")
     given = parser.parse_args()
+    if given.sheet:
+        return write_sheet(given.output)
     steps = {int(side): int(number) for side, number in (x.split(":") for x in given.steps)}
-    learn(given.output, given.config, given.weights, steps, given.plain, stop_after=given.stop)
+    learn(given.output, given.config, given.weights, steps)
 
 
 if __name__ == "__main__":
