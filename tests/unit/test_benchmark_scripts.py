@@ -366,7 +366,7 @@ def test_drawn_pictures_are_always_the_same_and_each_pixel_has_one_owner():
         assert all(mask.shape == image.shape[:2] for mask in masks)
         assert np.sum(masks, axis=0).max() <= 1 and min(map(np.sum, masks)) >= 24
         numbers.append(len(masks))
-    assert min(numbers) == 1 and max(numbers) > 10
+    assert min(numbers) <= 2 and max(numbers) > 50
     form = drawn.FAMILIES["sparseinst"].targets
     batch = drawn.make_batch((0, 96, form))
     assert batch.images.shape[1:] == (96, 128, 3) and batch.is_target.sum(1).min() >= 1
