@@ -33,6 +33,7 @@ import rows  # noqa: E402
 # XLA does not compare the results of the convolutions that it tries: it compiles sooner.
 FLAGS = "--xla_gpu_autotune_level=2"
 LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
+GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
 PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
 SMOKE_SECONDS = 165
 PATIENCE = 10  # times the limits and seconds of parts on a CPU
@@ -46,12 +47,14 @@ class Part(NamedTuple):
       least: the part is not begun when fewer seconds are left.
       seconds: after so many no new row is begun; a later part that names it takes what is left.
       limit: after so many the process is killed, and the row that it was at has failed.
+      flags: of XLA.
     """
 
     rows: tuple[str, ...]
     least: int = 15
     seconds: int = 600
     limit: int = 220
+    flags: str = ""
 
 
 def _both(kinds: str, start: str = "op/") -> tuple[str, ...]:
@@ -93,8 +96,14 @@ PARTS = (
     Part(("network/64",)),
     Part(_torch("compiled/network/64"), 25),
     Part(_torch("compiled/with_masks/1", "compiled/with_masks/1/20")),
+    Part(("matching/none/8", "matching/host/8"), 30),
     Part(_both("deformable_res5/dense deformable_res5/deformable")),
     Part(_torch("eager/network/1", "eager/training/8", "eager/training/32")),
+    Part(("network/1/command_buffer",), flags=GRAPHS),
+    Part(("training/8/command_buffer",), 40, flags=GRAPHS),
+    Part(("matching/callback/8",), 40),  # in some versions of JAX it can wait for ever
+    Part(("matching/device/8",), 40),
+    Part(("matching/overlapped/8", "matching/parts/8"), 40),
     # Of programs in the cache: a step's memory without XLA's search, and how soon it starts.
     Part(("training/8/cached",)),
     Part(("training/32/cached",)),
@@ -123,7 +132,7 @@ class Run:
 
     def measure(self, part: Part) -> None:
         """Run processes until the part's rows are there, or have failed, or its time is up."""
-        patience, flags, fruitless = PATIENCE if self.arguments.dry_run else 1, "", 0
+        patience, flags, fruitless = PATIENCE if self.arguments.dry_run else 1, part.flags, 0
         end = min(self.end, time.monotonic() + patience * part.seconds)
         while fruitless < 2:
             before = self.found()

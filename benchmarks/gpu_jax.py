@@ -17,18 +17,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import rows
 
+from sparseinst_jax import matching
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli import benchmark
 from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.measuring.timing import Workload
 from sparseinst_jax.cli.measuring.workloads import Bench
+from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.models import cuda, forms, ops
 from sparseinst_jax.models.backbones import deformable
 from sparseinst_jax.models.complexity import count_macs, trace_macs
 from sparseinst_jax.models.forms import Form
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.training.step import TrainStep, with_changed
 
 DTYPE = jnp.bfloat16
 
@@ -260,6 +265,102 @@ def train(name: str) -> Workload:
     return bench(batch).train_step()._replace(facts={"gflop": 3 * batch * gflop()})
 
 
+def overlapped(step: TrainStep, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+    """Take a step that hands every part's first half to the device before it matches any."""
+    parts = step.split(batch)
+    counts, places = step.counts(parts), step.places(parts)
+    parts = [part._replace(image_id=None) for part in parts]
+    statistics, waiting = state.statistics, []
+    for part, where in zip(parts, places, strict=True):
+        first = step._forward(state.params, statistics, state.step, where, part)
+        statistics = with_changed(statistics, first[2])
+        waiting.append((*first, part, where))
+    sums, before = None, state._replace(opt_state=None, average=None)
+    stops = np.zeros(len(step.devices), np.int32)
+    while waiting:
+        outputs, pull_back, changed, scores, part, where = waiting.pop(0)
+        rest = outputs, pull_back, changed, part, step.match(scores, part), counts, where
+        if waiting:
+            sums = step._accumulate(before, stops, sums, *rest)
+    return step._finish(state, stops, sums, *rest)
+
+
+def callback_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
+    """Match by SciPy from inside a compiled function: [B, N, M] to int32 [B, M]."""
+    result = jax.ShapeDtypeStruct(is_target.shape, jnp.int32)
+    return jax.pure_callback(
+        lambda s, t: matching.match(np.asarray(s), np.asarray(t)), result, score, is_target
+    )
+
+
+def device_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
+    """Match on the device: [B, N, M] to int32 [B, M], M at most N.
+
+    A column of padding costs every prediction the same, so that it changes nothing.
+    """
+
+    def one(score: jax.Array, is_target: jax.Array) -> jax.Array:
+        cost = jnp.where(is_target, -score, 0.0)
+        queries, columns = optax.assignment.hungarian_algorithm(cost)
+        found = jnp.zeros(is_target.shape, jnp.int32).at[columns].set(queries.astype(jnp.int32))
+        return jnp.where(is_target, found, matching.UNMATCHED)
+
+    return jax.vmap(one)(score, is_target)
+
+
+def no_match(score: jax.Array, is_target: jax.Array) -> jax.Array:
+    """Give target i to prediction i: [B, N, M] to int32 [B, M]."""
+    index = jnp.broadcast_to(jnp.arange(is_target.shape[1], dtype=jnp.int32), is_target.shape)
+    return jnp.where(is_target, index, matching.UNMATCHED)
+
+
+MATCHES = {"none": no_match, "callback": callback_match, "device": device_match}
+
+
+def match_form(name: str) -> Workload:
+    """A whole step that matches in another place.
+
+    `host` is the package's, `parts` the same in two parts, `overlapped` see there; the others are
+    one compiled program: SciPy in a callback, optax's solver on the device, no matching.
+    """
+    form, _, number = name.partition("/")
+    batch, parts = int(number), 2 if form in ("overlapped", "parts") else 1
+    step, state, data = bench(batch).training(parts)
+    take, states = step, [step.place(state)]
+    if form == "overlapped":
+        take = functools.partial(overlapped, step)
+    elif form in MATCHES:
+        take, states = _one_program(step, data, MATCHES[form]), [jax.device_put(state)]
+
+    def launch() -> Any:
+        states[0], result = take(states[0], data)
+        return states[0], result
+
+    return work(launch, batch, gflop=3 * batch * gflop())
+
+
+def _one_program(step: TrainStep, batch: Batch, match: Callable[..., jax.Array]) -> Any:
+    """A step as one compiled program."""
+    objective, counts = step.objective, step.objective.count(batch)
+
+    def whole(state: TrainState, data: Batch) -> tuple[TrainState, jax.Array]:
+        keys = jnp.zeros((len(data.images), 2), jnp.uint32)
+
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            outputs, statistics = objective.forward(params, state.statistics, data)
+            scores = jax.lax.stop_gradient(objective.match_scores(outputs, data, keys))
+            matches = {name: match(s, data.is_target) for name, s in scores.items()}
+            return objective.loss(None, None, outputs, data, matches, counts, keys)[0], statistics
+
+        (total, statistics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        updates, opt_state = step.optimizer.update(gradients, state.opt_state, state.params)
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, statistics, opt_state), total
+
+    compiled = jax.jit(whole, donate_argnums=0)
+    return lambda state, data: compiled(state, data._replace(image_id=None))
+
+
 def stage(name: str) -> Workload:
     """The network as training runs it up to a named tensor, and with the parameters' gradients.
 
@@ -286,7 +387,7 @@ def stage(name: str) -> Workload:
 
 WORKS: dict[str, Callable[[str], Workload]] = {
     **{"rates": rates, "op": operation, "network": network, "with_masks": with_masks},
-    **{"training": train, "stage": stage},
+    **{"training": train, "matching": match_form, "stage": stage},
 }
 
 

@@ -235,6 +235,8 @@ def figures(rows: Sequence[Row]) -> dict[str, float]:
             found[f"{name}: minutes for an epoch of COCO"] = COCO_IMAGES / row["images_per_s"] / 60
             waited = row["parts"]["matching_ms"] + row["parts"]["score_to_host_ms"]
             found[f"{name}: share of the step in host matching"] = waited / row["p50_ms"]
+        if work == "matching" and (none := good.get(f"matching/none/{name.rpartition('/')[2]}")):
+            found[f"{name}: share beyond none"] = 1 - none["p50_ms"] / row["p50_ms"]
         if work == "stage":
             batch, stage, way = rest.split("/")
             before = good.get(f"stage/{batch}/{STAGES[stage][1]}/{way}", {"p50_ms": 0.0})

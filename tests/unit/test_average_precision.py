@@ -1,14 +1,10 @@
 """The numbers are those of pycocotools, to the last bit."""
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
+from benchmarks.evaluation import with_pycocotools
 from sparseinst_jax.evaluation import average_precision
 from sparseinst_jax.evaluation.average_precision import curves
 from sparseinst_jax.evaluation.coco_entries import IdPlaces, read_annotations, read_detections
@@ -63,20 +59,6 @@ def draw(seed, num_images, most_objects, most_detections):
         "annotations": annotations,
     }
     return content, results
-
-
-def with_pycocotools(content, results):
-    """Score as pycocotools' own examples do, without a print; it writes into the results."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {**content, "annotations": [dict(e) for e in content["annotations"]]}
-        truth.createIndex()
-        found = truth.loadRes(results) if results else COCO()
-        evaluation = COCOeval(truth, found, iouType="segm")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
 
 
 def assert_equal_to_pycocotools(content, results):

@@ -12,6 +12,7 @@ import optax
 import pytest
 from PIL import Image
 
+from benchmarks import evaluation
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli import benchmark as command
 from sparseinst_jax.cli import summary
@@ -19,7 +20,6 @@ from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.measuring import host_work, machine, timing, workloads
 from sparseinst_jax.configs import tiny
 from sparseinst_jax.data.plan import TrainPlan
-from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
@@ -124,11 +124,14 @@ def test_drawn_photos_are_a_data_set_of_jpegs(tmp_path):
         assert Image.open(record.path).size == (record.width, record.height)
 
 
-def test_scored_detections_are_half_right():
+def test_scored_detections_are_half_right_and_pycocotools_agrees():
     content, detections = host_work.drawn_results((64, 96), 2, 3)
     assert len(content["annotations"]) == 6 and len(detections) == 2 * 100
     assert [entry["id"] for entry in content["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert 0.0 < evaluate(content, detections)["AP"] < 1.0
+    assert 0.0 < evaluation.evaluate(content, detections)["AP"] < 1.0
+    found = evaluation.compare(content, detections, 2)
+    assert found["largest_difference"] == 0.0, "pycocotools' numbers, to the last bit"
+    assert found["ratio"]["median"] > 0 and found["pycocotools_ms"] > 0
     assert host_work.scores((64, 96), 2, 3).images == 2
     assert len(host_work.encoding((64, 96)).run()) == 100
 
@@ -277,7 +280,7 @@ def test_the_benchmark_refuses_what_cannot_be(arguments, message):
 @pytest.mark.parametrize(
     ("argv", "shown"),
     [
-        (["/some/benchmarks/video.py", "--size", "64", "96"], "video.py --size 64 96"),
+        (["/some/benchmarks/many_steps.py", "--size", "64", "96"], "many_steps.py --size 64 96"),
         (["benchmarks/gpu.py", "--output", "/some/where/g.json"], "gpu.py --output g.json"),
         (["/some/bin/sparseinst", "benchmark", "--x=/some/y"], "sparseinst benchmark --x=y"),
         (["-c", "benchmark"], "sparseinst benchmark"),
@@ -285,7 +288,7 @@ def test_the_benchmark_refuses_what_cannot_be(arguments, message):
 )
 def test_a_command_is_shown_without_where_things_lie(monkeypatch, argv, shown):
     monkeypatch.setattr("sys.argv", argv)
-    is_script = shown.startswith(("video", "gpu"))
+    is_script = shown.startswith(("many_steps", "gpu"))
     assert machine.command() == ("python benchmarks/" * is_script) + shown
 
 

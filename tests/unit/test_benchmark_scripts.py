@@ -1,5 +1,6 @@
 """The scripts of `benchmarks/`: their arithmetic, by hand."""
 
+import functools
 import importlib.util
 import signal
 import subprocess
@@ -7,9 +8,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+from sparseinst_jax import matching
+from sparseinst_jax.checkpoints.state import TrainState
+from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.training.step import TrainStep
 from tests.unit.test_forms import assert_same
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -29,6 +37,50 @@ def _script(name: str):
 
 gpu, gpu_jax = map(_script, ("gpu", "gpu_jax"))
 measured = gpu.rows
+
+
+@pytest.mark.parametrize("form", ["device_match", "callback_match"])
+def test_every_form_of_the_matching_finds_the_same_pairs(rng, form):
+    score = rng.random((3, 9, 5), np.float32)
+    is_target = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+    found = jax.jit(getattr(gpu_jax, form))(score, is_target)
+    assert np.asarray(found).tolist() == matching.match(score, is_target).tolist()
+
+
+class _Brightness:
+    """A weight times the image's mean, squared; the running mean moves by a half."""
+
+    def forward(self, params, statistics, batch):
+        x = jnp.asarray(batch.images, jnp.float32).mean()
+        return params["w"] * x, {"mean": 0.5 * statistics["mean"] + 0.5 * x}
+
+    minimised, loss_takes_params = (), False
+
+    def count(self, batch):
+        return np.float32(1)
+
+    def match_scores(self, outputs, batch, keys):
+        return {"one": jnp.zeros((1, 1, 1))}
+
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys):
+        return outputs**2, {"y": outputs}
+
+
+def test_parts_handed_over_before_any_is_matched_train_as_one_after_the_other():
+    images = np.array([10, 20, 40], np.uint8).reshape(3, 1, 1, 1)
+    one = np.ones((3, 1), bool)
+    batch = Batch(images, np.zeros((3, 2)), np.zeros((3, 1)), np.zeros(3), one, np.arange(3))
+    sgd, states = optax.sgd(1e-4), []
+    step = TrainStep(_Brightness(), sgd, micro_batches=3, devices=jax.local_devices()[:1])
+    for take in (step, functools.partial(gpu_jax.overlapped, step)):
+        params = {"w": np.float32(1)}
+        state = TrainState(np.int32(0), params, {"mean": np.float32(0)}, sgd.init(params))
+        state = step.place(state)
+        for _ in range(2):
+            state, _ = take(state, batch)
+        states.append(step.fetch(state))
+    assert states[0] == states[1]
+    assert states[0].params["w"] != 1 and states[0].step == 2
 
 
 @pytest.fixture
@@ -212,6 +264,8 @@ def test_what_follows_from_the_rows():
         ("rates/product/8192", 9.0, {"tflops": 4.0}),
         ("training/8", 100.0, {**step, "parts": parts}),
         ("torch/compiled/training/8", 150.0, {"queued_ms": 160.0, "peak_mib": 200.0}),
+        ("matching/none/8", 90.0, {}),
+        ("matching/host/8", 100.0, {}),
         ("op/deformable_res4/dense/grad", 2.0, {}),
         ("op/deformable_res4/deformable/grad", 3.0, {}),
         ("stage/32/stem/grad", 10.0, {"own_gflop": 4.0}),
@@ -225,6 +279,8 @@ def test_what_follows_from_the_rows():
         "training/8: share of the product's rate": 0.5,
         "training/8: minutes for an epoch of COCO": pytest.approx(117_266 / 20 / 60),
         "training/8: share of the step in host matching": 0.08,
+        "matching/none/8: share beyond none": 0.0,
+        "matching/host/8: share beyond none": pytest.approx(0.1),
         "deformable_res4/grad: times its dense twin": 1.5,
         "stage/32/stem/grad: own ms": 10.0,
         "stage/32/stem/grad: share of the product's rate": 0.1,
@@ -294,6 +350,7 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
     asked += ["with_masks/1", "with_masks/1/20", "torch/graphs/network/1", "torch/bf16/network/1"]
     for work in ("network/1", "network/64", "training/8", "training/32"):
         asked += [work, compiled + work, f"torch/eager/{work}"]
+    asked += [f"matching/{form}/8" for form in ("none", "host", "callback", "device", "overlapped")]
     asked += [f"stage/32/{stage}/grad" for stage in measured.STAGES]
     assert set(asked) <= set(names)
     assert set(measured.STAGES) >= {before for _, before in measured.STAGES.values()} - {""}

@@ -240,15 +240,20 @@ class Bench:
             details=lambda: _kept(run()),
         )
 
-    def train_step(self) -> Workload:
-        """Whole training steps on one device."""
-        process.unmap_freed_blocks()  # as `train` does
-        given, config = self.arguments, _changed(self.config, {"train.micro_batches": 1})
+    def training(self, micro_batches: int = 1) -> tuple[TrainStep, TrainState, Batch]:
+        """Make a step on one device, its first state, and a batch."""
+        given = self.arguments
+        config = _changed(self.config, {"train.micro_batches": micro_batches})
         apply, params, statistics, number, model = self.make_network()
         step, _ = make_step(config, model, apply, params, jax.local_devices()[:1])
         form = FAMILIES[config.model.family].targets
         batch = random_batch(given.train_batch, given.train_size, given.objects, number, form)
-        return train_steps(step, first_state(config, step, params, statistics), batch)
+        return step, first_state(config, step, params, statistics), batch
+
+    def train_step(self) -> Workload:
+        """Build the workload of training."""
+        process.unmap_freed_blocks()  # as `train` does
+        return train_steps(*self.training())
 
 
 def _changed(config: Any, values: Mapping[str, Any]) -> Any:
