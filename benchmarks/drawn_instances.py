@@ -36,7 +36,7 @@ from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.published import local_sources
 from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import TrainStep
-from sparseinst_jax.weights.initial_weights import load_initial_weights
+from sparseinst_jax.weights.initial_weights import ANY_CLASS, load_initial_weights
 from sparseinst_jax.weights.network_files import write_arrays
 
 LEAST_PIXELS, LEAST_RADIUS = 24, 4.5  # of a thing
@@ -405,7 +405,7 @@ def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
     """Train encoder and decoder on drawn pictures; the backbone stays as it is.
 
     Args:
-      output: a `.safetensors` file of encoder and decoder, float16, without the class layer.
+      output: a `.safetensors` file of encoder and decoder, float16.
       name: of the configuration.
       weights: of the backbone.
       steps: number of steps for each short side of the pictures, one after the other.
@@ -415,7 +415,7 @@ def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
     apply, params, statistics = functional(model)
     family = FAMILIES[config.model.family]
     sources = local_sources(weights)
-    found = load_initial_weights(sources, params, statistics, ["thing"], family.weights)
+    found = load_initial_weights(sources, params, statistics, ANY_CLASS, family.weights)
     params, statistics = jax.tree.map(np.array, (found.params, found.statistics))
     place_maps(params, np.random.default_rng(0))
     total = sum(steps.values())
@@ -444,10 +444,10 @@ def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
     kept = {
         key: array.astype(np.float16)
         for key, array in arrays.items()
-        if not key.startswith("params/backbone/") and "/cls_score/" not in key
+        if not key.startswith("params/backbone/")
     }
     output.unlink(missing_ok=True)
-    write_arrays(output, kept, {"config": name})
+    write_arrays(output, kept, {"config": name, "class_names": ANY_CLASS})
 
 
 def write_sheet(output: Path) -> None:
