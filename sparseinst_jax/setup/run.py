@@ -196,7 +196,7 @@ def make_step(
 ) -> tuple[TrainStep, Callable[[int], Any]]:
     """Make the step on local devices, by default all, and for the metrics its learning rate."""
     settings = config.train
-    rules = optimizer.rules_of(model, settings.backbone_rate)
+    rules = optimizer.rules_of(model, settings.backbone_rate, settings.class_rate)
     learning_rate = optimizer.make_schedule(
         settings.learning_rate,
         settings.warmup_steps,
