@@ -82,8 +82,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _classes_of(workdir: str | None) -> int | None:
     """The number of classes of a run; None without a run, or before it has saved."""
-    has_saved = workdir is not None and (Path(workdir) / "checkpoints").is_dir()
-    return len(stored_meta(workdir)["class_names"]) if has_saved else None
+    if workdir is None or not (Path(workdir) / "checkpoints").is_dir():
+        return None
+    return len(stored_meta(workdir)["class_names"])
 
 
 def text(facts: Mapping[str, Any]) -> str:

@@ -65,8 +65,7 @@ class ImageRecord:
     def open(self) -> str | BinaryIO:
         """The path of the image, or its encoded bytes as a file.
 
-        Raises:
-            ValueError: the path leaves its folder by a symbolic link.
+        Raises a ValueError if the path leaves its folder by a symbolic link.
         """
         if self.encoded is not None:
             return io.BytesIO(self.encoded())

@@ -51,17 +51,13 @@ def nearest_indices(length: int, new_length: int) -> np.ndarray:
 
 
 class PixelRule(NamedTuple):
-    """How one implementation moves pixels.
+    """How one implementation moves pixels."""
 
-    Attributes:
-        resize: picture of Pillow's, RGB, and (height, width) -> the picture at that size.
-        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
-        keeps_empty: whether an object of which no pixel is left stays a target.
-    """
-
+    # picture of Pillow's, RGB, and (height, width) -> the picture at that size
     resize: Callable[[Image.Image, Size], Image.Image]
+    # length and new length of an axis -> source index of each pixel of masks
     nearest_indices: Callable[[int, int], np.ndarray]
-    keeps_empty: bool
+    keeps_empty: bool  # whether an object of which no pixel is left stays a target
 
 
 ORIGINAL_PIXELS = PixelRule(_resize, nearest_indices, keeps_empty=False)
@@ -82,6 +78,15 @@ class Transform(NamedTuple):
     size: Size
     pixels: PixelRule = ORIGINAL_PIXELS
     rasterizes_first: bool = False
+
+
+class Recipe(NamedTuple):
+    """What the transforms of training images are drawn from."""
+
+    sizes: tuple[int, ...]  # choices of the shortest side, pixels
+    max_size: int  # limit of the longest side, pixels
+    augmentation: str  # one of AUGMENTATIONS
+    lsj_range: tuple[float, float] = LSJ_RANGE  # smallest and largest factor of ``lsj``
 
 
 def resized_size(size: Size, shortest: int, longest: float = math.inf) -> Size:
@@ -108,28 +113,14 @@ def padded_size(size: Size, multiple: int = PADDING_MULTIPLE) -> Size:
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize by Pillow's bilinear filter (antialiased when shrinking, rounded to uint8).
-
-    Args:
-        image: uint8 [h, w, 3].
-        size: (height, width).
-
-    Returns:
-        uint8 [height, width, 3].
-    """
+    """Resize uint8 [h, w, 3] to (height, width) by Pillow's bilinear filter, which antialiases."""
     if image.shape[:2] == tuple(size):
         return image
     return np.asarray(_resize(Image.fromarray(image), size))
 
 
 def draw_transform(
-    draws: np.ndarray,
-    original_size: Size,
-    sizes: tuple[int, ...],
-    max_size: int,
-    augmentation: str,
-    lsj_range: tuple[float, float] = LSJ_RANGE,
-    boxes_xyxy: np.ndarray | None = None,
+    draws: np.ndarray, original_size: Size, recipe: Recipe, boxes_xyxy: np.ndarray | None = None
 ) -> Transform:
     """Draw the training transform of one image.
 
@@ -140,19 +131,16 @@ def draw_transform(
     Args:
         draws: float64 [NUM_DRAWS], uniform in [0, 1).
         original_size: (height, width).
-        sizes: choices of the shortest side.
-        max_size: limit of the longest side.
-        augmentation: one of AUGMENTATIONS.
-        lsj_range: smallest and largest factor of ``lsj``.
+        recipe: what is drawn from.
         boxes_xyxy: of the objects; read by other rules only, here a crop may hold none of them.
     """
     del boxes_xyxy
     flip = bool(draws[0] < 0.5)
-    if augmentation == "lsj":
-        return _draw_jitter(draws, flip, original_size, (max(sizes), max_size), lsj_range)
-    shortest = sizes[int(draws[1] * len(sizes))]
-    if augmentation == "flip_resize" or draws[2] < 0.5:
-        return Transform(flip, None, None, resized_size(original_size, shortest, max_size))
+    if recipe.augmentation == "lsj":
+        return _draw_jitter(draws, flip, original_size, recipe)
+    shortest = recipe.sizes[int(draws[1] * len(recipe.sizes))]
+    if recipe.augmentation == "flip_resize" or draws[2] < 0.5:
+        return Transform(flip, None, None, resized_size(original_size, shortest, recipe.max_size))
     first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
     smallest, largest = CROP_RANGE
     sides = []
@@ -161,30 +149,26 @@ def draw_transform(
         sides.append(low + int(draw * (high - low + 1)))
     y = int(draws[6] * (first[0] - sides[0] + 1))
     x = int(draws[7] * (first[1] - sides[1] + 1))
-    size = resized_size((sides[0], sides[1]), shortest, max_size)
+    size = resized_size((sides[0], sides[1]), shortest, recipe.max_size)
     return Transform(flip, first, (y, x, sides[0], sides[1]), size)
 
 
-def _draw_jitter(
-    draws: np.ndarray,
-    flip: bool,
-    original_size: Size,
-    window: Size,
-    lsj_range: tuple[float, float],
-) -> Transform:
+def _draw_jitter(draws: np.ndarray, flip: bool, original_size: Size, recipe: Recipe) -> Transform:
     """Large-scale jitter: resize to fit the window, times a factor, and cut what does not fit.
 
-    The window is (short, long) in pixels and lies as the image does. A factor of 1 gives the
-    largest image that fits it, as ``resized_size(original_size, *window)``; the factor is uniform
-    in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a smaller one
-    stays at the top left, and the batch pads it.
+    The window has the largest shortest side and the longest one, and lies as the image does. A
+    factor of 1 gives the largest image that fits it, as ``resized_size`` does; the factor is
+    uniform in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a
+    smaller one stays at the top left, and the batch pads it.
 
     Differs from the reference, which draws one number for the crop's place on both axes and flips
     after padding, so that its padding may be on the left.
     """
     height, width = original_size
-    window = window if height <= width else (window[1], window[0])
-    factor = lsj_range[0] + draws[1] * (lsj_range[1] - lsj_range[0])
+    window = max(recipe.sizes), recipe.max_size
+    window = window if height <= width else window[::-1]
+    smallest, largest = recipe.lsj_range
+    factor = smallest + draws[1] * (largest - smallest)
     scale = factor * min(window[0] / height, window[1] / width)
     first = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
     size = min(first[0], window[0]), min(first[1], window[1])
@@ -224,10 +208,9 @@ def mask_levels(
 ) -> np.ndarray | None:
     """Move a mask with its image and reduce it to quarter levels.
 
-    Returns:
-        uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the object is
-        left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
-        Some rules drop none.
+    Returns uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the
+    object is left at full size (such an instance is dropped; one that vanishes only at stride 4
+    stays). Some rules drop none.
     """
     if isinstance(segmentation, list) and not transform.rasterizes_first:
         polygons = move_polygons(segmentation, original_size, transform)
@@ -292,15 +275,9 @@ def move_polygons(
 
 
 def boxes_in_crop(boxes_xyxy: np.ndarray, original_size: Size, transform: Transform) -> np.ndarray:
-    """Which boxes keep an area in a transform's crop.
+    """Which boxes [objects, 4] of the original image keep an area in a transform's crop.
 
-    Args:
-        boxes_xyxy: [objects, 4] in the original image.
-        original_size: (height, width).
-        transform: of the image.
-
-    Returns:
-        bool [objects]; all True where nothing is cropped.
+    Returns bool [objects], all True where nothing is cropped.
     """
     boxes = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
     if transform.crop is None or transform.first_size is None:

@@ -175,7 +175,7 @@ def stored_meta(path: str | os.PathLike) -> dict[str, Any]:
     """What is stored beside the weights of a run's last checkpoint: configuration, classes."""
     from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
 
-    with Checkpoints(path, read_only=True) as checkpoints:
+    with Checkpoints(Path(path), read_only=True) as checkpoints:
         return checkpoints.read_meta()
 
 

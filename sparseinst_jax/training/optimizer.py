@@ -127,17 +127,17 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
     return jax.tree.map(move, average, new)
 
 
-def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> dict[str, Any]:
+def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> Mapping[str, Any]:
     """Mark the parameters that decay: True unless undecayed or frozen."""
 
-    def decays(path: tuple[str, ...], _: Any) -> bool:
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
         is_undecayed = any(word in "/".join(path) for word in rules.undecayed)
         return not is_undecayed and not any(_is_below(path, parent) for parent in rules.frozen)
 
     return path_aware_map(decays, params)
 
 
-def _is_below(path: tuple[str, ...], parent: str) -> bool:
+def _is_below(path: tuple[Any, ...], parent: str) -> bool:
     return "/".join(path).startswith(f"{parent}/")
 
 
@@ -182,7 +182,7 @@ def make_optimizer(
 def _scale_updates(
     params: Mapping[str, Any], rate_factors: Sequence[tuple[str, float]]
 ) -> optax.GradientTransformation:
-    def factor(path: tuple[str, ...], _: Any) -> float:
+    def factor(path: tuple[Any, ...], _: Any) -> float:
         return math.prod(value for parent, value in rate_factors if _is_below(path, parent))
 
     factors = path_aware_map(factor, params)

@@ -34,23 +34,14 @@ _MOST_NAMES = 8  # names written out; the others are counted
 
 
 class ConvertedWeights(NamedTuple):
-    """The weights of a file in our form, and how they came about.
+    """The weights of a file in our form, and how they came about."""
 
-    Attributes:
-      params: nested dict of NumPy arrays.
-      statistics: nested dict of NumPy arrays.
-      num_classes: that the file was trained with.
-      classes: that the file names; None where it does not.
-      facts: where they come from, to be stored with them.
-      lines: what was read, loaded and ignored, for people.
-    """
-
-    params: Tree
-    statistics: Tree
-    num_classes: int
-    classes: FileClasses | None
-    facts: dict[str, str]
-    lines: list[str]
+    params: Tree  # nested dict of NumPy arrays
+    statistics: Tree  # nested dict of NumPy arrays
+    num_classes: int  # that the file was trained with
+    classes: FileClasses | None  # that the file names; None where it does not
+    facts: dict[str, str]  # where they come from, to be stored with them
+    lines: list[str]  # what was read, loaded and ignored, for people
 
 
 def count_classes(arrays: Mapping[str, Any], names: WeightNames) -> int | None:
@@ -64,8 +55,7 @@ def classes_that_fit(
 ) -> FileClasses | None:
     """The classes that a file names; None where it names none.
 
-    Raises:
-      ValueError: if its network finds another number of classes, or two have one name.
+    Raises a ValueError if its network finds another number of classes, or two have one name.
     """
     if named is None or (len(named.names) == 1 and num_classes != 1):
         return None  # some text under the name, no list
@@ -191,15 +181,12 @@ def part_of(name: str, names: WeightNames) -> str:
 def part_table(
     arrays: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
 ) -> list[str]:
-    """Count arrays and their numbers for each part of the model.
+    """Lines that count arrays and their numbers for each part of the model, below headings.
 
     Args:
       arrays: heading -> original name -> array.
       own: original names of the model's arrays, whose parts come first.
       names: of the model family.
-
-    Returns:
-      Lines, the first of them the headings.
     """
     own_parts = dict.fromkeys(part_of(name, names) for name in own)
     own_parts = sorted(own_parts, key=lambda part: part == _CLASS_HEAD)

@@ -16,7 +16,6 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import BinaryIO
 
 from sparseinst_jax.data._index.columns import FORMAT, CocoIndex, open_index
 from sparseinst_jax.data._index.reader import build_index
@@ -43,24 +42,22 @@ def read_index(path: Path) -> CocoIndex:
     """
     size = path.stat().st_size
     if size < MIN_SIZE:
-        with open(path, "rb") as file:
-            return build_index(path, file, None)
+        return build_index(path, None)
     root = _root()
-    if root is not None:
-        with open(path, "rb") as file:
-            folder = root / _key(hashlib.file_digest(file, "sha256").hexdigest())
+    folder = None if root is None else root / _key(path)
+    if folder is not None:
         if (found := _open(folder)) is not None:
             return found
         if folder.exists():
             _print(f"the index of {path} kept in {folder} is damaged; it is built again")
     _print(f"indexing {path} ({size / 1e6:.0f} MB) ...")
     start = time.monotonic()
-    index = _build(path, root)
-    is_kept = index.folder is not None and Path(index.folder).parent == root
+    index = _build(path, folder)
+    is_kept = folder is not None and index.folder == str(folder)
     _print(
         f"indexed {len(index.columns['image_ids'])} images, "
         f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
-        + f"; kept in {index.folder}"
+        + f"; kept in {folder}"
         * is_kept
     )
     return index
@@ -78,15 +75,17 @@ def _root() -> Path | None:
     return Path(chosen) if chosen else cache_folder("index")
 
 
-def _key(digest: str) -> str:
-    """Name the folder of an index by the json, the format and the rules."""
+def _key(path: Path) -> str:
+    """Name the folder of an index by the bytes of its json, the format and the rules."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
 def _open(folder: Path) -> CocoIndex | None:
     """Open a cached index; None if it is missing or damaged."""
     try:
-        index = open_index(folder, is_cache=True)
+        index = open_index(folder)
     except (ValueError, KeyError, TypeError, OSError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well
@@ -94,43 +93,28 @@ def _open(folder: Path) -> CocoIndex | None:
     return index
 
 
-class _Hashing:
-    """A file that is hashed while it is read: what is kept is named by what was read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        raw = self._file.read(size)
-        self.hash.update(raw)
-        return raw
-
-
-def _build(path: Path, root: Path | None) -> CocoIndex:
-    """Build an index in the cache, or in a temporary folder, or in memory."""
-    if root is not None:
+def _build(path: Path, folder: Path | None) -> CocoIndex:
+    """Build an index in its folder of the cache, or in a temporary one, or in memory."""
+    if folder is not None:
         try:
-            return _build_kept(path, root)
+            return _build_kept(path, folder)
         except OSError as error:
             reason = error.strerror or error
             _print(
-                f"the index cannot be kept in {root} ({reason}): a temporary folder holds it. "
-                f"{VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
+                f"the index cannot be kept in {folder.parent} ({reason}): a temporary folder "
+                f"holds it. {VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
             )
     try:
         return _build_temporary(path)
     except OSError:  # no room there either
-        with open(path, "rb") as file:
-            return build_index(path, file, None)
+        return build_index(path, None)
 
 
 def _build_temporary(path: Path) -> CocoIndex:
     """Build an index in a folder that is removed with the process."""
     folder = tempfile.mkdtemp(prefix="sparseinst-index-")
     try:
-        with open(path, "rb") as file:
-            index = build_index(path, file, Path(folder))
+        index = build_index(path, Path(folder))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -139,37 +123,27 @@ def _build_temporary(path: Path) -> CocoIndex:
     return index
 
 
-def _build_kept(path: Path, root: Path) -> CocoIndex:
+def _build_kept(path: Path, folder: Path) -> CocoIndex:
+    root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
     _prune(root)
     temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=root))
     try:
-        with open(path, "rb") as file:
-            source = _Hashing(file)
-            build_index(path, source, temporary)  # type: ignore[arg-type]
+        build_index(path, temporary)
+        if folder.name != _key(path):
+            raise OSError(f"{path} has changed meanwhile")
         for written in (*temporary.iterdir(), temporary):
             sync(written)
-        folder = root / _key(source.hash.hexdigest())
-        _rename(temporary, folder)
+        if _open(folder) is None:  # else another process was faster
+            shutil.rmtree(folder, ignore_errors=True)  # damaged; who has it mapped reads on
+            with contextlib.suppress(OSError):  # now another process was
+                os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     index = _open(folder)
     if index is None:
         raise OSError(f"{folder} cannot be read again")
     return index
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    """Move a folder to its place, unless another process has already put one there."""
-    if _open(folder) is not None:
-        return
-    # What is damaged; a process that has it mapped reads on.
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        if _open(folder) is None:
-            raise
 
 
 def _prune(root: Path) -> None:

@@ -118,21 +118,13 @@ Settable = PickledDtype | PickledArray  # what gets its content afterwards
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Storage:
-    """A run of numbers that tensors lie in.
+    """A run of numbers that tensors lie in."""
 
-    Attributes:
-      name: of the storage in the file.
-      dtype: of the numbers, or None if it is only bytes.
-      num_bytes: what the pickle claims.
-      piece: the bytes; None until the file was read so far.
-      is_big_endian: order of the bytes of a number.
-    """
-
-    name: str
-    dtype: str | None
-    num_bytes: int
-    piece: Piece | None = None
-    is_big_endian: bool = False
+    name: str  # of the storage in the file
+    dtype: str | None  # of the numbers, or None if it is only bytes
+    num_bytes: int  # what the pickle claims
+    piece: Piece | None = None  # the bytes; None until the file was read so far
+    is_big_endian: bool = False  # order of the bytes of a number
 
 
 class PickledTensor(NamedTuple):
@@ -155,12 +147,9 @@ class PickledTensor(NamedTuple):
 
 
 def storage_of(kind: object, name: object, size: object) -> Storage:
-    """The storage that a PyTorch pickle refers to.
+    """The storage that a PyTorch pickle refers to; `kind` is the `Name` of its class.
 
-    Args:
-      kind: the `Name` of its class, such as torch.FloatStorage.
-      name: of the storage in the file.
-      size: in numbers; of untyped storages in bytes.
+    Its size is in numbers; of untyped storages in bytes.
     """
     if not isinstance(kind, Name) or not isinstance(name, str):
         raise ValueError("a storage without class or name")
