@@ -258,6 +258,11 @@ def carry_out(plan: Plan, output: Path) -> int:
         return code
     errors = run / "eval" / "plots" / "worst"
     print(f"\ndone; the worst of the test photos: {errors}")
+    if plan.config == "finetune_lite":
+        print(
+            "classes are learned last: where outlines are right and classes are not, give more"
+            " --minutes and another --output"
+        )
     photos = plan.overrides["data.train.images"]
     print(
         next_commands(
