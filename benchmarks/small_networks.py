@@ -56,7 +56,7 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
     "from scratch": ("finetune_small", {}),
     "lite": (LITE, {}),
     "without things": (LITE, {"train.init_from": "lite0"}),
-    "class rate": (LITE, {"train.class_rate": "20"}),
+    "one class rate": (LITE, {"train.class_rate": "1"}),
     "backbone frozen": (LITE, {"train.frozen_stages": "5"}),
     "nothing frozen": (LITE, {"train.frozen_stages": "0"}),
     "one rate": (LITE, {"train.backbone_rate": "1.0"}),
