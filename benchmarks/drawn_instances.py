@@ -355,8 +355,9 @@ def place_maps(params: Tree, rng: np.random.Generator) -> None:
     """Let each activation map begin with a place of its own, in a grid over the picture.
 
     Eight channels of each group carry hinges of the coordinates through the convolutions, and each
-    map begins as a tent over its place: else all begin as the mean of the picture, and learning to
-    differ takes most of the time. In place; nothing of the network's form changes.
+    map begins as a tent over its place. The shipped file began so, but it is no faster: after 300
+    steps the dice loss is 1.55, and 1.49 without, which leaves more channels to the content. In
+    place; nothing of the network's form changes.
     """
     branch = params["decoder"]["inst_branch"]
     first, *others = branch["inst_convs"].values()
