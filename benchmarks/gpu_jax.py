@@ -21,7 +21,6 @@ import optax
 import rows
 
 from sparseinst_jax import matching
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli import benchmark
 from sparseinst_jax.cli.arguments import parse_command_line
 from sparseinst_jax.cli.measuring.timing import Workload
@@ -33,7 +32,7 @@ from sparseinst_jax.models.complexity import count_macs, trace_macs
 from sparseinst_jax.models.forms import Form
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup.builders import build_model
-from sparseinst_jax.training.step import TrainStep, with_changed
+from sparseinst_jax.training.step import TrainState, TrainStep, with_changed
 
 DTYPE = jnp.bfloat16
 

@@ -35,9 +35,8 @@ from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.evaluate import evaluate
 from sparseinst_jax.setup.loading import build_predictor
+from sparseinst_jax.setup.run import first_state, make_step
 from sparseinst_jax.setup.train import train
-from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import TrainState, TrainStep
 
 PHOTO, PADDED, NUM_CLASSES, BATCH = (480, 640), (320, 448), 3, 4
 LITE = "finetune_lite"
@@ -114,11 +113,8 @@ def speed(name: str, number: int) -> dict[str, Any]:
         "num_masks": len(predictor(photo).scores),
         "inference_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
-    adamw = optimizer.make_optimizer(params, 1e-4, 0.05, 5.0, optimizer.rules_of(model))
-    objective = builders.build_objective(config, apply)
-    step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
-    opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
-    states = [step.place(TrainState(np.int32(0), params, statistics, opt_state))]
+    step, _ = make_step(config, model, apply, params, jax.local_devices()[:1])
+    states = [step.place(first_state(config, step, params, statistics))]
     form = FAMILIES[config.model.family].targets
     batch = random_batch(BATCH, PADDED, 5, NUM_CLASSES, form)
 

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax import prepare_process
+from sparseinst_jax.runtime import process
 
-prepare_process()
+process.prepare_process()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -6,9 +6,9 @@ from . import models as models
 from . import training as training
 from . import weights as weights
 from .data.coco import load_coco as load_coco
-from .inference.activations import Activations as Activations
-from .inference.activations import plot_activations as plot_activations
 from .inference.predictor import Predictor as Predictor
+from .runner.activations import Activations as Activations
+from .runner.activations import plot_activations as plot_activations
 from .runner.prediction import Prediction as Prediction
 from .runtime.process import prepare_process as prepare_process
 from .setup.config import load_config as load_config

@@ -28,14 +28,7 @@ _JSON_FILES = {"metadata", "metrics", "_METADATA", "_CHECKPOINT_METADATA", "_sha
 
 
 def refuse_unsafe_files(folder: Path) -> None:
-    """Refuse a checkpoint with links, devices or pipes in it, or with an oversized JSON file.
-
-    Args:
-        folder: of one step.
-
-    Raises:
-        ValueError: names the file.
-    """
+    """Refuse (ValueError) a step's folder with links, devices, pipes or an oversized JSON."""
     cure = "copy the checkpoint with its files in place of the links"
     if folder.is_symlink():
         raise ValueError(f"{folder} is a symbolic link; name the folder it leads to, or {cure}")
@@ -58,14 +51,9 @@ def refuse_unsafe_files(folder: Path) -> None:
 
 
 def refuse_huge_arrays(stored: Any, items: Iterable[str]) -> None:
-    """Refuse stored shapes that would take all memory.
+    """Refuse (ValueError) stored shapes that would take all memory, in all arrays of an item.
 
-    Args:
-        stored: for each item a nested mapping of things with a `shape`.
-        items: their names.
-
-    Raises:
-        ValueError: all arrays of an item together have too many numbers.
+    What is stored is for each item a nested mapping of things with a `shape`.
     """
     for name in items:
         total = sum(_size(array) for array in jax.tree.leaves(stored[name]))
@@ -80,11 +68,7 @@ def _size(array: Any) -> int:
 
 
 def check_meta(meta: Any) -> dict[str, Any]:
-    """Check the types of what is stored beside the arrays; returns it.
-
-    Raises:
-        ValueError: all faults in one message.
-    """
+    """Check the types of what is stored beside the arrays; returns it, or raises all faults."""
     if not isinstance(meta, dict):
         raise ValueError(f"its meta must be a JSON object, got {brief(meta)}")
     faults = []

@@ -6,20 +6,13 @@ from typing import Any, NamedTuple
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything that a step changes."""
 
-    Attributes:
-      step: int32, the number of finished steps.
-      params: nested dict of float32 arrays, trained.
-      statistics: nested dict of float32 arrays: frozen norms and running statistics.
-      opt_state: the optimizer's.
-      average: (params, statistics), their exponential moving averages; None where none is kept.
-    """
-
-    step: Any
-    params: dict[str, Any]
-    statistics: dict[str, Any]
-    opt_state: Any
+    step: Any  # int32, the number of finished steps
+    params: dict[str, Any]  # nested dict of float32 arrays, trained
+    statistics: dict[str, Any]  # nested dict of float32 arrays: frozen norms and running statistics
+    opt_state: Any  # the optimizer's
+    # (params, statistics), their exponential moving averages; None where none is kept
     average: tuple[dict[str, Any], dict[str, Any]] | None = None
 
     @property

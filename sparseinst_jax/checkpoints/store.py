@@ -292,8 +292,7 @@ class Checkpoints:
     def read_meta(self, step: int | str | None = None) -> dict[str, Any]:
         """Read the stored meta alone: step, config, class_names, category_ids, code_version.
 
-        Args:
-          step: as in `restore_model`.
+        The step is as in `restore_model`.
         """
         return self._read_listed(step, lambda candidate: self._restore(candidate, {}))["meta"]
 

@@ -8,6 +8,7 @@ SIGHUP, SIGINT and SIGTERM (training saves first; a second signal ends it at onc
 docs/faults.md.
 """
 
+import argparse
 import difflib
 import errno
 import importlib
@@ -148,6 +149,12 @@ def run(
             sys.unraisablehook = lambda _: None
             hosts.end_within(_SECONDS_TO_END, code if isinstance(code, int) else 1)
     return code
+
+
+def command_parser(name: str, description: str, **options: Any) -> argparse.ArgumentParser:
+    """Make the parser of a command; its description is shown as it is written."""
+    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    return argparse.ArgumentParser(f"sparseinst {name}", description=description, **options)
 
 
 def _at_home(word: str) -> str:

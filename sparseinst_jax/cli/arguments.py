@@ -10,16 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.checkpoints.folders import locate
-from sparseinst_jax.inference.predictor import Predictor
-from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME, FilePredictor
+from sparseinst_jax.runner.file_predictor import DEFAULT_RUNTIME
 from sparseinst_jax.runner.onnx_file import SUFFIX, read_metadata
 from sparseinst_jax.runner.prediction import score_fault
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runner.sessions import RUNTIMES
 from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.setup.config import default_workdir, flatten, load_config
 from sparseinst_jax.setup.datasets import draw_missing_data
-from sparseinst_jax.setup.loading import exported_config, load_exported, load_run, load_weights_file
+from sparseinst_jax.setup.loading import (
+    exported_config,
+    load_exported,
+    load_run,
+    load_weights_file,
+    run_folder,
+    stored_meta,
+)
 from sparseinst_jax.setup.published import config_of
 from sparseinst_jax.weights.zoo import published
 
@@ -36,7 +42,7 @@ class NamedModel(NamedTuple):
         title: one line for the user that says what was loaded.
     """
 
-    predictor: Predictor | FilePredictor
+    predictor: BasePredictor
     config: Any
     workdir: Path
     title: str
@@ -67,7 +73,6 @@ def parse_command_line(
       The namespace of the parser with `overrides`, dotted key to text, added.
     """
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-    parser.allow_abbrev = False  # `--conf` must not silently mean `--config`
     # Images may stand between the options.
     namespace, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
@@ -139,19 +144,20 @@ def size_fault(name: str, size: tuple[int, int] | None) -> str:
 def add_model_arguments(parser: argparse.ArgumentParser, **runtime: Any) -> None:
     """Add the arguments that name a model: --workdir, --checkpoint, --config, --weights, ..."""
     add_config_arguments(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--checkpoint",
         metavar="DIR_OR_FILE",
         help="folder of one checkpoint, or of a run; or a file of `sparseinst export`, model.onnx",
     )
-    parser.add_argument(
+    add(
         "--runtime",
         choices=tuple(RUNTIMES),
         help=f"what computes an exported file, default: {DEFAULT_RUNTIME}; openvino_bf16 is the"
         " fastest where the CPU has bfloat16, and less exact",
         **runtime,
     )
-    parser.add_argument(
+    add(
         "--weights",
         metavar="NAME_OR_FILE",
         help="a published model by its name (`sparseinst download --list`), such as giam_r50_aug; "
@@ -159,9 +165,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, **runtime: Any) -> None
         "--config; the class names come from config.data.val.annotations or, where that is missing "
         "and there are 80, are COCO's",
     )
-    parser.add_argument(
-        "--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last'
-    )
+    add("--step", metavar="N", help='step of the run\'s checkpoint, or "best"; default: the last')
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
@@ -236,8 +240,7 @@ def workdir_of(arguments: argparse.Namespace) -> Path:
     if is_exported(arguments):
         return default_workdir(arguments.checkpoint)
     if arguments.checkpoint:
-        folder, _ = locate(arguments.checkpoint)
-        return folder.parent if folder.name == "checkpoints" else folder
+        return run_folder(arguments.checkpoint)
     return default_workdir(arguments.config)
 
 
@@ -281,9 +284,5 @@ def stored_config(arguments: argparse.Namespace) -> Any:
     workdir = workdir_of(arguments)
     if (workdir / "config.json").is_file():
         return load_config(workdir / "config.json", arguments.overrides)
-    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
-
-    with Checkpoints(
-        getattr(arguments, "checkpoint", None) or workdir, read_only=True
-    ) as checkpoints:
-        return load_config(checkpoints.read_meta()["config"], arguments.overrides)
+    path = getattr(arguments, "checkpoint", None) or workdir
+    return load_config(stored_meta(path)["config"], arguments.overrides)

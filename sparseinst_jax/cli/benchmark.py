@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
@@ -101,8 +102,7 @@ def _measure_runtimes(bench: Bench, folder: Path) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    raw = argparse.RawDescriptionHelpFormatter
-    made = argparse.ArgumentParser("sparseinst benchmark", None, DESCRIPTION, formatter_class=raw)
+    made = command_parser("benchmark", DESCRIPTION)
     add_model_arguments(made, nargs="+", default=[])
     made.add_argument(
         "--exported",

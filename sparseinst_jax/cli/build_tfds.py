@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 import shlex
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.next_command import train_command
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.progress import ImageProgress
@@ -27,12 +27,7 @@ not needed.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst build-tfds",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("build-tfds", DESCRIPTION)
     add = parser.add_argument
     add("json", metavar="JSON", help="COCO instance annotations; become the split `train`")
     add("--images", metavar="DIR", required=True, help="folder that file_name is relative to")

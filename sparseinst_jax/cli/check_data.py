@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
 from sparseinst_jax.cli.next_command import train_words
 from sparseinst_jax.data.check_report import DataReport, make_report
@@ -35,27 +36,18 @@ Exit code: 0 training would start (there may be warnings), 1 it would fail.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where training would fail."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst check-data",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("json", metavar="JSON", nargs="?", help="COCO instance annotations")
-    parser.add_argument(
-        "--images", metavar="DIR", help="folder that its file names are relative to"
-    )
-    parser.add_argument(
-        "--val-json", metavar="JSON", help="validation annotations, to compare with"
-    )
-    parser.add_argument("--val-images", metavar="DIR", help="their folder; default: --images")
-    parser.add_argument(
+    parser = command_parser("check-data", DESCRIPTION)
+    add = parser.add_argument
+    add("json", metavar="JSON", nargs="?", help="COCO instance annotations")
+    add("--images", metavar="DIR", help="folder that its file names are relative to")
+    add("--val-json", metavar="JSON", help="validation annotations, to compare with")
+    add("--val-images", metavar="DIR", help="their folder; default: --images")
+    add(
         "--config",
         metavar="NAME",
         help="configuration to be trained; default: sizes and masks of the published one",
     )
-    parser.add_argument(
-        "--output", metavar="DIR", help="of the page; default: runs/check/<name of the json>"
-    )
+    add("--output", metavar="DIR", help="of the page; default: runs/check/<name of the json>")
     parser.epilog = (
         "Keys of the configuration can be set: --config.model.num_masks=200, --config.data.classes="
         "cat,dog"

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparseinst_jax.checkpoints.store import Checkpoints
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import parse_command_line, words_of_overrides
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable
 from sparseinst_jax.runtime.messages import next_commands
 from sparseinst_jax.setup.config import find_config, load_config
-from sparseinst_jax.setup.converting import Converted, convert_weights, made_now
+from sparseinst_jax.setup.converting import Converted, checkpoint_weights, convert_weights
 from sparseinst_jax.weights.convert import ours_to_original
-from sparseinst_jax.weights.network_files import (
-    write_arrays,
-    write_weights,
-)
+from sparseinst_jax.weights.network_files import write_arrays, write_weights
 
 DESCRIPTION = """\
 Turn weights of the original release or another implementation into a checkpoint, and back.
@@ -63,39 +58,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sparseinst convert",
-        description=DESCRIPTION,
+    parser = command_parser(
+        "convert",
+        DESCRIPTION,
         epilog="Any key of the configuration can be set: --config.model.num_masks=50.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "source",
         metavar="FILE_OR_RUN",
         help=".pth, .pkl, .pdparams, .npz or .safetensors; or a run folder or one checkpoint",
     )
-    parser.add_argument("--config", metavar="FILE", help="the network of a file; a run has its own")
-    parser.add_argument(
+    add("--config", metavar="FILE", help="the network of a file; a run has its own")
+    add(
         "--output",
         metavar="PATH",
         required=True,
         help="a new folder, or a .safetensors (.npz) file",
     )
-    parser.add_argument(
+    add(
         "--to",
         choices=(OURS, ORIGINAL),
         default=OURS,
         help="whose names and layouts to write, default: %(default)s",
     )
-    parser.add_argument(
+    add(
         "--classes",
         metavar="JSON",
         help="list of class names, or annotations with them; default: what the file "
         "names, else for 80 classes COCO's",
     )
-    parser.add_argument(
-        "--ema", action="store_true", help="take the moving average where a file holds both"
-    )
+    add("--ema", action="store_true", help="take the moving average where a file holds both")
     return parser
 
 
@@ -120,12 +113,7 @@ def _open_checkpoint(source: Path, arguments: argparse.Namespace) -> Converted:
             f"{source} is a folder with a checkpoint, which has its own configuration and classes: "
             "leave --config and --classes out."
         )
-    with Checkpoints(source, read_only=True) as checkpoints:
-        params, statistics, meta = checkpoints.restore_model()
-    meta["config"] = load_config(meta["config"], arguments.overrides).to_dict()
-    facts = {"file": str(source), "kind": f"checkpoint of step {meta['step']}", **made_now()}
-    lines = [f"weights of {source}, step {meta['step']}"]
-    return Converted(params, statistics, {**meta, "converted_from": facts}, lines)
+    return checkpoint_weights(source, arguments.overrides)
 
 
 def _open_file(source: Path, arguments: argparse.Namespace) -> Converted:
@@ -134,8 +122,3 @@ def _open_file(source: Path, arguments: argparse.Namespace) -> Converted:
     config = load_config(arguments.config, arguments.overrides)
     folder = find_config(arguments.config).parent
     return convert_weights(source, config, arguments.classes, arguments.ema, folder)
-
-
-def _now() -> dict[str, str]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"date": now, "converted_by": f"sparseinst_jax {process.version()}"}

@@ -1,12 +1,13 @@
 """`sparseinst debug-batch`: rebuild any training batch, draw it and describe it."""
 
-import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_config_arguments,
     parse_command_line,
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code.
     """
-    parser = argparse.ArgumentParser("sparseinst debug-batch", description=_DESCRIPTION)
+    parser = command_parser("debug-batch", _DESCRIPTION)
     add_config_arguments(parser)
     parser.add_argument("--step", type=int, required=True, metavar="N", help="from 0")
     parser.add_argument(
@@ -53,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         workdir = Path(arguments.workdir)
         stored = _stored_config(workdir)
         config = configs.load_config(stored, arguments.overrides)
-        for line in config_history.explain_file(stored):
-            print(line)
+        _, lines = config_history.complete(json.loads(stored.read_text()))
+        print("".join(f"{line}\n" for line in lines), end="")
     else:
         workdir = configs.default_workdir(arguments.config)
         config = configs.load_config(arguments.config, arguments.overrides)
     folder = Path(arguments.output) if arguments.output else workdir / "batches"
-    code = debug_batch(config, arguments.step, folder)
+    debug_batch(config, arguments.step, folder)
     run = f"--config={arguments.config}" if arguments.config else f"--workdir={arguments.workdir}"
     words = ["sparseinst", "debug-batch", run, *words_of_overrides(arguments)]
     print(next_commands([*words, f"--step={arguments.step + 1}"]))
-    return code
+    return 0
 
 
 def _stored_config(workdir: Path) -> Path:
@@ -76,16 +77,13 @@ def _stored_config(workdir: Path) -> Path:
     return path
 
 
-def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
+def debug_batch(config: ConfigDict, step: int, folder: Path) -> None:
     """Draw the global batch of a step and print a table of its images.
 
     Args:
       config: resolved configuration.
       step: from 0.
       folder: where `step_N.png` goes, made if missing.
-
-    Returns:
-      The exit code, 0.
     """
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
@@ -108,7 +106,6 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> int:
     path = batches.picture_path(folder, step)
     pictures.save_png(picture, path)
     print(f"picture: {path}")
-    return 0
 
 
 def describe_batch(plan: StepPlan, loaded: Sequence[TrainImage], dataset: CocoDataset) -> list[str]:

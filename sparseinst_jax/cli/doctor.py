@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.gpu_causes import Finding, NvidiaParts, find_nvidia_parts, why_not_seen
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import cache_folder
@@ -45,11 +45,7 @@ SECONDS_FOR_CUDA = 60  # of a process that starts JAX on a GPU
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where there is something to cure."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst doctor",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("doctor", DESCRIPTION)
     parser.parse_args(argv)
     lines, findings = examine()
     print(printable(_without_home("\n".join(lines))))
@@ -90,7 +86,7 @@ def _devices(parts: NvidiaParts, found: list[Finding]) -> list[list[str]]:
     """Start JAX, and compute on its first device; a machine without JAX's parts is described."""
     cores = os.cpu_count()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    rows = [["processor", f"{_processor()}, {usable} of {cores} cores usable"]]
+    rows = [["processor", f"{process.processor()}, {usable} of {cores} cores usable"]]
     rows += [["NVIDIA's driver", f"{parts.driver}: {parts.gpus}"]] if parts.driver else []
     with _logged("jax._src.xla_bridge") as said:
         try:
@@ -133,8 +129,7 @@ def _computed() -> list[list[str]]:
     """Compile a convolution and match some scores; both are compared with what they must give."""
     import jax
     import jax.numpy as jnp
-
-    from sparseinst_jax.matching import match
+    from scipy.optimize import linear_sum_assignment
 
     random = np.random.default_rng(0)
     image = random.normal(size=(1, 66, 66, 16)).astype(np.float32)
@@ -162,11 +157,10 @@ def _computed() -> list[list[str]]:
     if not np.allclose(maps, wanted, atol=0.05 * float(np.std(wanted))):
         raise ValueError(f"a convolution is off by {np.abs(maps - wanted).max():.3g}")
     order = random.permutation(100)[:40]
-    scores = random.uniform(size=(1, 100, 40)).astype(np.float32)
-    scores[0, order, np.arange(40)] += 1
-    match(scores, np.ones((1, 40), bool))  # imports SciPy
+    scores = random.uniform(size=(40, 100)).astype(np.float32)
+    scores[np.arange(40), order] += 1
     start = time.perf_counter()
-    matched = match(scores, np.ones((1, 40), bool))[0]
+    _, matched = linear_sum_assignment(scores, maximize=True)
     matching = time.perf_counter() - start
     if not np.array_equal(matched, order):
         raise ValueError("the matching of 100 predictions with 40 objects is not the best one")
@@ -235,14 +229,6 @@ def _environment() -> list[list[str]]:
     return [
         [name, value] for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
     ]
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _cuda_says() -> str:

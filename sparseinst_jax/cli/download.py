@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.runtime.messages import columns, counted, next_commands, printable
 from sparseinst_jax.setup import published
 from sparseinst_jax.weights import zoo
@@ -25,11 +25,7 @@ SPARSEINST_WEIGHTS moves the folder where they are kept, ~/.cache/sparseinst_jax
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code, 1 where a file could not be fetched."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst download",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("download", DESCRIPTION)
     parser.add_argument("names", metavar="NAME", nargs="*", help="see --list")
     parser.add_argument("--list", action="store_true", help="every name, and what is here already")
     parser.add_argument(

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
@@ -50,22 +51,17 @@ Exit codes: 0 done, 1 error, 75 another host was lost, 130 interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst eval",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("eval", DESCRIPTION)
+    add = parser.add_argument
     add_model_arguments(parser)
     hosts.add_argument(parser)
-    parser.add_argument(
+    add(
         "--output",
         metavar="DIR",
         help="default: <workdir>/eval; with --predictions <workdir>/eval/<name of the file>",
     )
-    parser.add_argument(
-        "--predictions", metavar="FILE", help="score this COCO results file instead of a model"
-    )
-    parser.add_argument(
+    add("--predictions", metavar="FILE", help="score this COCO results file instead of a model")
+    add(
         "--pictures",
         metavar="N",
         type=int,
@@ -73,10 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"pictures to draw, prediction beside annotation; with --plots as many of the worst "
         f"images; default {NUM_PICTURES}",
     )
-    parser.add_argument(
-        "--plots", action="store_true", help="write tables, curves and the worst images"
-    )
-    parser.add_argument(
+    add("--plots", action="store_true", help="write tables, curves and the worst images")
+    add(
         "--score-threshold",
         type=float,
         default=SHOWN_SCORE,
@@ -87,15 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_arguments(arguments)
     hosts.join(arguments.distributed)
     output = Path(arguments.output) if arguments.output else workdir_of(arguments) / "eval"
-    if arguments.predictions:
-        if not arguments.output:
-            # The folder itself holds what the run's own model reaches.
-            output /= Path(arguments.predictions).stem
-        check_writable(output, "--output")
-        _score_file(arguments, output)
-    else:
-        check_writable(output, "--output")
-        _score_model(arguments, output)
+    if arguments.predictions and not arguments.output:
+        # The folder itself holds what the run's own model reaches.
+        output /= Path(arguments.predictions).stem
+    check_writable(output, "--output")
+    (_score_file if arguments.predictions else _score_model)(arguments, output)
     return 0
 
 

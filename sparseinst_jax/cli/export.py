@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_model_arguments,
     check_arguments,
+    is_exported,
     open_model,
     parse_command_line,
     parse_size,
@@ -19,8 +21,7 @@ from sparseinst_jax.cli.arguments import (
 )
 from sparseinst_jax.cli.predict import list_images
 from sparseinst_jax.data.images import as_rgb
-from sparseinst_jax.export.files import check_output
-from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.runtime.files import check_output
 from sparseinst_jax.runtime.messages import next_commands
 
 FORMATS = {"onnx": ".onnx", "stablehlo": ".stablehlo"}
@@ -49,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     source, start = open_model(arguments), time.monotonic()
     predictor: Any = source.predictor
-    if not isinstance(predictor, Predictor):
-        raise ValueError(f"{arguments.checkpoint} is exported already: name the run it came from")
     print(f"{source.title}: writing and comparing", file=sys.stderr, flush=True)
     agreement = predictor.export(
         output,
@@ -71,36 +70,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sparseinst export",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", DESCRIPTION)
+    add = parser.add_argument
     add_model_arguments(parser)
-    parser.add_argument("--output", metavar="FILE", required=True, help="such as model.onnx")
-    parser.add_argument(
+    add("--output", metavar="FILE", required=True, help="such as model.onnx")
+    add(
         "--format",
         choices=tuple(FORMATS),
         default="onnx",
         help="stablehlo: an artefact of jax.export for CPU, CUDA and TPU; default: %(default)s",
     )
-    parser.add_argument(
+    add(
         "--size",
         type=parse_size,
         metavar="HxW",
         help="padded size of the images, such as 640x864: a file for one image of that size, as"
         " TFLite and TensorRT without profiles need it; default: any number, any size",
     )
-    parser.add_argument(
+    add(
         "--verify",
         nargs="+",
         metavar="PHOTO",
         default=[],
         help="photos or folders to compare on; default: two drawn ones",
     )
-    parser.add_argument("--no-verify", action="store_true", help="write without comparing")
-    parser.add_argument("--int8", action="store_true", help="convolutions in int8, by --calibrate")
-    parser.add_argument(
+    add("--no-verify", action="store_true", help="write without comparing")
+    add("--int8", action="store_true", help="convolutions in int8, by --calibrate")
+    add(
         "--calibrate",
         nargs="+",
         metavar="PHOTO",
@@ -114,6 +110,8 @@ def _check(arguments: argparse.Namespace) -> None:
     """Refuse what does not go together, all faults in one message."""
     check_arguments(arguments)
     faults = [size_fault("--size", arguments.size)]
+    if is_exported(arguments):
+        faults.append(f"{arguments.checkpoint} is exported already: name the run it came from")
     if arguments.int8 != bool(arguments.calibrate):
         faults.append("--int8 and --calibrate PHOTOS go together: photos give the ranges")
     if arguments.int8 and arguments.format != "onnx":

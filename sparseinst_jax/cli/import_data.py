@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.next_command import GENERAL, train_command
 from sparseinst_jax.data.classes import warn_of_alike
 from sparseinst_jax.data.file_search import FileSearch
@@ -91,12 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sparseinst import-data",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("import-data", _DESCRIPTION)
     add = parser.add_argument
     add("format", metavar="FORMAT", choices=(*FORMATS, "coco"), help=", ".join(FORMATS))
     add("source", metavar="SOURCE", help="folder of the labels; of via the json file")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     NamedModel,
     add_model_arguments,
@@ -35,7 +36,7 @@ from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_vi
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
-from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
+from sparseinst_jax.runtime.stop_signals import EXIT_CODES, StopSignals
 
 BATCH_SIZE = 8  # images that an accelerator gets together
 MOST_PROCESSES = 16  # that draw the frames of a video beside an accelerator
@@ -209,30 +210,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sparseinst predict",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("predict", DESCRIPTION)
+    add = parser.add_argument
     add_model_arguments(parser)
-    parser.add_argument(
+    add(
         "inputs",
         metavar="INPUT",
         nargs="+",
         help="image, folder, pattern, .txt with one of these a line; video, or a camera's number",
     )
-    parser.add_argument(
+    add(
         "--output",
         metavar="PATH",
         help="folder, or the file of one video; default: <workdir>/predictions",
     )
-    parser.add_argument(
+    add(
         "--score-threshold",
         type=float,
         default=SHOWN_SCORE,
         help=f"lowest score that is drawn, default {SHOWN_SCORE}; predictions.json holds all",
     )
-    parser.add_argument(
+    add(
         "--to",
         choices=tuple(FORMS),
         action="append",

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import (
     add_config_arguments,
     parse_command_line,
@@ -26,6 +27,7 @@ from sparseinst_jax.models.complexity import Parameters, count_macs, count_param
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.runtime.messages import columns, next_commands
 from sparseinst_jax.setup import builders
+from sparseinst_jax.setup.loading import stored_meta
 
 NUM_CLASSES = 80
 DESCRIPTION = """\
@@ -40,18 +42,13 @@ and no data are needed.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst summary",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("summary", DESCRIPTION)
+    add = parser.add_argument
     add_config_arguments(parser)
-    parser.add_argument(
-        "--size", metavar="HxW", type=parse_size, default=(640, 864), help="640x864"
-    )
-    parser.add_argument("--batch", metavar="N", type=int, default=1, help="images, default 1")
-    parser.add_argument("--classes", metavar="K", type=int, help="default: the run's, or 80")
-    parser.add_argument("--json", action="store_true", help="all facts as JSON")
+    add("--size", metavar="HxW", type=parse_size, default=(640, 864), help="640x864")
+    add("--batch", metavar="N", type=int, default=1, help="images, default 1")
+    add("--classes", metavar="K", type=int, help="default: the run's, or 80")
+    add("--json", action="store_true", help="all facts as JSON")
     arguments = parse_command_line(parser, argv)
     _check(arguments)
     config: Any = stored_config(arguments)
@@ -85,12 +82,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _classes_of(workdir: str | None) -> int | None:
     """The number of classes of a run; None without a run, or before it has saved."""
-    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
-
     if workdir is None or not (Path(workdir) / "checkpoints").is_dir():
         return None
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        return len(checkpoints.read_meta()["class_names"])
+    return len(stored_meta(workdir)["class_names"])
 
 
 def text(facts: Mapping[str, Any]) -> str:

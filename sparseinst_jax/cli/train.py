@@ -1,6 +1,5 @@
 """`sparseinst train`: train, or continue a run."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import jax
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.arguments import add_config_arguments, parse_command_line
 from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.runtime.messages import next_commands
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code, see `_DESCRIPTION`.
     """
-    parser = argparse.ArgumentParser("sparseinst train", description=_DESCRIPTION)
+    parser = command_parser("train", _DESCRIPTION)
     add_config_arguments(parser)
     parser.add_argument(
         "--init-from",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 
+from sparseinst_jax.cli import command_parser
 from sparseinst_jax.runtime.messages import columns
 from sparseinst_jax.weights import zoo
 from sparseinst_jax.weights.zoo import Row
@@ -31,11 +31,7 @@ FETCH = f"sparseinst download NAME, or of a file {zoo.CONVERT}"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst zoo",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("zoo", DESCRIPTION)
     parser.add_argument("words", metavar="WORD", nargs="*", help="show lines that hold all of them")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="all facts, one object for each row")

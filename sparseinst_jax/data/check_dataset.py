@@ -28,29 +28,18 @@ MAX_NAMES = 10
 
 
 class LostObjects(NamedTuple):
-    """What a resize leaves of the objects.
+    """What a resize leaves of the objects."""
 
-    Attributes:
-        shortest: shortest side after the resize, pixels (unless the longest side limits it).
-        num_checked: objects looked at.
-        num_objects: objects that there are; the counts below are of those looked at.
-        num_gone: no pixel is left: they are dropped.
-        num_thin: pixels are left, but none at the stride of the masks: their target is empty.
-        num_small: smaller than one cell of the activation maps, the ones before not counted.
-        median_side: of the objects, square root of the area, pixels.
-        worst: some of the objects that are gone or empty, as (file name, annotation id).
-        map_stride: side of that cell, pixels.
-    """
-
-    shortest: int
-    num_checked: int
-    num_objects: int
-    num_gone: int
-    num_thin: int
-    num_small: int
-    median_side: float
+    shortest: int  # shortest side after the resize, pixels (unless the longest side limits it)
+    num_checked: int  # objects looked at
+    num_objects: int  # objects that there are; the counts below are of those looked at
+    num_gone: int  # no pixel is left: they are dropped
+    num_thin: int  # pixels are left, but none at the stride of the masks: their target is empty
+    num_small: int  # smaller than one cell of the activation maps, the ones before not counted
+    median_side: float  # of the objects, square root of the area, pixels
+    # some of the objects that are gone or empty, as (file name, annotation id)
     worst: tuple[tuple[str, int], ...]
-    map_stride: int
+    map_stride: int  # side of that cell, pixels
 
     @property
     def num_lost(self) -> int:
@@ -125,24 +114,19 @@ def describe(dataset: CocoDataset) -> list[str]:
     if not dataset.has_annotations:
         return [*lines, "no annotations: the file can be predicted, not trained on or scored"]
     mean = total / max(len(counts), 1)
-    per_class = class_counts(dataset)
-    shown = [f"{name} {per_class[label]}" for label, name in enumerate(dataset.class_names)]
+    per_class = zip(dataset.class_names, dataset.targets_per_class, strict=True)
+    shown = [f"{name} {count}" for name, count in per_class]
     lines.append(f"objects per class: {listed(shown, 20)}")
     lines.append(
         f"objects per image: mean {mean:.1f}, most {counts.max(initial=0)}, "
-        f"images without objects {int((counts == 0).sum())}, crowd regions {dataset.num_crowd}"
+        f"images without objects {int((counts == 0).sum())}, "
+        f"crowd regions {dataset.crowd_per_class.sum()}"
     )
     if dataset.num_left_out:
         lines.append(f"objects of classes that were not chosen: {dataset.num_left_out}, left out")
     if dataset.num_filtered:
         lines.append(f"objects that the annotation filter leaves out: {dataset.num_filtered}")
     return lines
-
-
-def class_counts(dataset: CocoDataset) -> Counter[int]:
-    """Number of objects of each label, crowd regions left out."""
-    counts = dataset.targets_per_class.tolist()
-    return Counter({label: count for label, count in enumerate(counts) if count})
 
 
 def warn_of_unusable(dataset: CocoDataset) -> list[str]:
@@ -160,10 +144,7 @@ def warn(
 ) -> list[str]:
     """Lines on objects and classes that cannot be learned, or that are learned wrongly.
 
-    Args:
-        dataset: the index.
-        num_masks: masks that the model predicts for an image.
-        flip_label_pairs: classes that swap in mirrored images, where these are trained on.
+    `flip_label_pairs` are classes that swap in mirrored images, where these are trained on.
     """
     if not dataset.has_annotations:
         return []
@@ -171,8 +152,8 @@ def warn(
     lines += warn_of_alike(dataset.class_names)
     if flip_label_pairs is not None:
         lines += warn_of_sides(dataset.class_names, flip_label_pairs)
-    per_class = class_counts(dataset)
-    unseen = [name for label, name in enumerate(dataset.class_names) if not per_class[label]]
+    per_class = zip(dataset.class_names, dataset.targets_per_class, strict=True)
+    unseen = [name for name, count in per_class if not count]
     if unseen:
         lines.append(
             f"{len(unseen)} of {len(dataset.class_names)} classes have no object and cannot be "
@@ -198,12 +179,7 @@ def warn(
 
 
 def warn_of_lost(lost: Sequence[LostObjects], longest: int) -> list[str]:
-    """A line for each size at which objects vanish.
-
-    Args:
-        lost: from `count_lost`, one for each size.
-        longest: config.data.train_max_size.
-    """
+    """A line for each size, from `count_lost`, at which objects vanish; `longest` is in pixels."""
     lines = []
     for found in lost:
         if not found.num_lost:
@@ -240,7 +216,7 @@ def warn_of_classes(train: CocoDataset, val: CocoDataset) -> list[str]:
     if not (train.has_annotations and val.has_annotations):
         return []
     seen = [
-        {data.class_names[label] for label, count in class_counts(data).items() if count}
+        {data.class_names[label] for label in np.flatnonzero(data.targets_per_class)}
         for data in (train, val)
     ]
     lines = []
@@ -273,12 +249,8 @@ def find_overlap(
     """Find the images that two data sets share.
 
     Two entries are the same image when they lead to the same file, or to files with the same bytes.
-    Bytes are compared of files of one size only: by default of files of one name, else of all.
-
-    Args:
-        first: usually the training data.
-        second: usually the validation data.
-        every_file: compare files of different names, too.
+    Bytes are compared of files of one size only: by default of files of one name, else
+    (`every_file`) of all.
     """
     by_key: dict[object, list[_ListedImage]] = {}
     for entry in _entries(first):

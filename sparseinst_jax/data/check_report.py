@@ -28,39 +28,23 @@ MIN_LEVELS = 24
 
 
 class SplitReport(NamedTuple):
-    """What is known of one json.
+    """What is known of one json."""
 
-    Attributes:
-        title: "train" or "val".
-        dataset: the index.
-        lines: counts and sizes; the first names the json.
-        warnings: lines on what is allowed and spoils the result.
-        faults: all of them, also those that training gets over.
-        readable: images that can be drawn.
-    """
-
-    title: str
-    dataset: CocoDataset
-    lines: list[str]
-    warnings: list[str]
-    faults: list[Fault]
-    readable: list[ImageRecord]
+    title: str  # "train" or "val"
+    dataset: CocoDataset  # the index
+    lines: list[str]  # counts and sizes; the first names the json
+    warnings: list[str]  # lines on what is allowed and spoils the result
+    faults: list[Fault]  # all of them, also those that training gets over
+    readable: list[ImageRecord]  # images that can be drawn
 
 
 class DataReport(NamedTuple):
-    """What is known of training data and of the validation data beside it.
+    """What is known of training data and of the validation data beside it."""
 
-    Attributes:
-        splits: training data, then validation data where there are some.
-        warnings: lines on both together.
-        num_masks: of the model, instances that it can find in an image.
-        overlap: images that both have.
-    """
-
-    splits: list[SplitReport]
-    warnings: list[str]
-    num_masks: int
-    overlap: list[check_dataset.Overlap]
+    splits: list[SplitReport]  # training data, then validation data where there are some
+    warnings: list[str]  # lines on both together
+    num_masks: int  # of the model, instances that it can find in an image
+    overlap: list[check_dataset.Overlap]  # images that both have
 
     @property
     def fatal(self) -> list[Fault]:
@@ -258,23 +242,15 @@ def sheet_records(readable: Sequence[ImageRecord], most: int) -> list[ImageRecor
 
 
 class ImageFindings(NamedTuple):
-    """What opening one image found.
+    """What opening one image found."""
 
-    Attributes:
-        kind: format and mode, such as "JPEG RGB", "animated" after it; empty if it cannot be read.
-        faults: of the image and its annotations.
-        measured: its masks.
-        orientation: of the EXIF data, 1 where there is none.
-        is_unclear: whether it turns the image without a change of its size.
-        is_animated: whether the file has several pages.
-    """
-
+    # format and mode, such as "JPEG RGB", "animated" after it; empty if it cannot be read
     kind: str
-    faults: list[Fault]
-    measured: Measured
-    orientation: int = 1
-    is_unclear: bool = False
-    is_animated: bool = False
+    faults: list[Fault]  # of the image and its annotations
+    measured: Measured  # its masks
+    orientation: int = 1  # of the EXIF data, 1 where there is none
+    is_unclear: bool = False  # whether it turns the image without a change of its size
+    is_animated: bool = False  # whether the file has several pages
 
     @property
     def is_readable(self) -> bool:
@@ -285,9 +261,7 @@ class ImageFindings(NamedTuple):
 def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFindings:
     """Decode an image whole, compare it with the json, and draw its masks.
 
-    Args:
-        record: with an image; that of a missing file finds nothing, the rules of the json name it.
-        class_names: of the data set.
+    A missing file finds nothing: the rules of the json name it.
     """
     faults: list[Fault] = []
     kind, header = "", ImageHeader("", (0, 0), 1, False)

@@ -39,16 +39,11 @@ COCO_CLASS_NAMES = tuple(name.strip() for _, name in _COCO_ENTRIES)
 
 
 class Classes(NamedTuple):
-    """The classes chosen from a json.
+    """The classes chosen from a json."""
 
-    Attributes:
-        names: of label 0 ... K-1.
-        category_ids: the json's id of each label.
-        kept_id: the json's category id -> that of its class, None for a class that is left out.
-    """
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    names: tuple[str, ...]  # of label 0 ... K-1
+    category_ids: tuple[int, ...]  # the json's id of each label
+    # the json's category id -> that of its class, None for a class that is left out
     kept_id: dict[int, int | None]
 
 

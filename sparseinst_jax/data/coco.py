@@ -115,7 +115,6 @@ def without_empty(dataset: CocoDataset, annotation_filter: str = DEFAULT_RULES) 
             "objects without a mask do not count). Annotate some, or give another json by "
             "--config.data.train.annotations."
         )
-    assert isinstance(dataset.records, IndexedRecords), "made from an index"
     if find_filter(annotation_filter).keeps_annotated:
         has_targets = dataset.records.num_annotations > 0
     dataset.records.choose(has_targets)

@@ -40,17 +40,11 @@ _SIDES = (
 
 
 class Measured(NamedTuple):
-    """The masks of an image, by their pixels, in the order of its annotations.
+    """The masks of an image, by their pixels, in the order of its annotations."""
 
-    Attributes:
-        boxes: float64 [n, 4], x, y, width and height in pixels; 0 where there is no pixel.
-        areas: int64 [n], px².
-        outside: float64 [n], how far polygons reach out of the image, pixels.
-    """
-
-    boxes: np.ndarray
-    areas: np.ndarray
-    outside: np.ndarray
+    boxes: np.ndarray  # float64 [n, 4], x, y, width and height in pixels; 0 where there is no pixel
+    areas: np.ndarray  # int64 [n], px²
+    outside: np.ndarray  # float64 [n], how far polygons reach out of the image, pixels
 
 
 def measure(record: ImageRecord, class_names: Sequence[str]) -> tuple[Measured, list[Fault]]:
@@ -126,12 +120,10 @@ def _copies(
 def find_contradictions(dataset: CocoDataset, images: Sequence[Measured]) -> list[str]:
     """Compare the boxes and areas of a json with its masks: a line for each kind of contradiction.
 
-    Args:
-        dataset: the index.
-        images: from `measure`, of each image.
+    The masks are those of `measure`, of each image.
     """
     counts = np.array([len(image.areas) for image in images], np.int64)
-    if not counts.sum() or not isinstance(dataset.records, IndexedRecords):
+    if not counts.sum():
         return []
     measured = Measured(*(np.concatenate(column) for column in zip(*images, strict=True)))
     sizes = np.repeat(dataset.image_sizes, counts, axis=0)
@@ -315,12 +307,7 @@ def warn_of_empty(dataset: CocoDataset) -> list[str]:
 
 
 def warn_of_sides(class_names: Sequence[str], flip_label_pairs: Sequence[str]) -> list[str]:
-    """A line on classes of the left and the right side that a mirrored image does not swap.
-
-    Args:
-        class_names: of the data set.
-        flip_label_pairs: what config.data.flip_label_pairs swaps.
-    """
+    """A line on classes of the left and the right side that a mirrored image does not swap."""
     by_name = {name.casefold(): name for name in class_names}
     done = {part.strip() for pair in flip_label_pairs for part in str(pair).split("=")}
     pairs: dict[str, str] = {}

@@ -107,8 +107,7 @@ class SkippedImages:
     def add(self, step: int, skips: Sequence[Skip]) -> None:
         """Note what was skipped of the images of a step (counted from 1, as in metrics.csv).
 
-        Raises:
-          ValueError: too many were skipped lately.
+        Raises a ValueError if too many were skipped lately.
         """
         self._step = step
         if not skips:
@@ -124,8 +123,7 @@ class SkippedImages:
     def add_evaluated(self, skips: Sequence[Skip], num_images: int) -> list[str]:
         """Note the images that an evaluation skipped; gives lines for the user.
 
-        Raises:
-          ValueError: too many of its images were skipped.
+        Raises a ValueError if they are too many.
         """
         if not skips:
             return []

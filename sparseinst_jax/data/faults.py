@@ -13,16 +13,11 @@ MISSING_IMAGE = "missing image file"  # a kind of fault; its cure is another one
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong.
+    """One thing that is wrong."""
 
-    Attributes:
-        kind: the same few words for every fault of its kind, to count them by.
-        message: names the entry (its id and file), what was found and what was expected.
-        is_fatal: training or evaluation would fail; otherwise the entry is left out or changed.
-    """
-
-    kind: str
-    message: str
+    kind: str  # the same few words for every fault of its kind, to count them by
+    message: str  # names the entry (its id and file), what was found and what was expected
+    # training or evaluation would fail; otherwise the entry is left out or changed
     is_fatal: bool = True
 
 
@@ -51,11 +46,7 @@ class DatasetFaults:
         return [fault for fault in self.found if not fault.is_fatal]
 
     def raise_if_fatal(self) -> None:
-        """Raise the fatal ones, the first of them word for word.
-
-        Raises:
-            ValueError: there is one.
-        """
+        """Raise a ValueError with the fatal ones, if any, the first of them word for word."""
         fatal = self.fatal
         if not fatal:
             return

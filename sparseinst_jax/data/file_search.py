@@ -173,8 +173,7 @@ class FileNames:
     def hint(self, name: str) -> str:
         """The end of a message: which file ``name`` may mean, and what differs; "" if none.
 
-        Args:
-            name: relative to the folder, as a label file writes it.
+        The name is relative to the folder, as a label file writes it.
         """
         wanted = _plain(name)
         by_path, by_name, by_stem = self._known

@@ -59,12 +59,9 @@ def name_fault(name: str) -> str | None:
 
 
 def refuse_outside(folder: str, path: str) -> None:
-    """Make sure that a path below a folder does not leave it by a symbolic link.
+    """Refuse (PathError) a path below a folder that leaves it by a symbolic link.
 
     The folder itself may be reached by links. A file that does not exist passes.
-
-    Raises:
-        PathError: it leaves the folder.
     """
     root, target = os.path.realpath(folder), os.path.realpath(path)
     if target != root and not target.startswith(os.path.join(root, "")):
@@ -75,11 +72,7 @@ def refuse_outside(folder: str, path: str) -> None:
 
 
 def refuse_address(path: str | os.PathLike) -> None:
-    """Refuse what names a page or an object of a store, unless there is such a file.
-
-    Raises:
-        PathError: it is an address.
-    """
+    """Refuse (PathError) what names a page or an object of a store, unless there is such a file."""
     if _ADDRESS.match(os.fspath(path)) and not os.path.exists(path):
         raise PathError(
             f"image {brief(os.fspath(path))} is an address, not a file, and nothing is downloaded: "
@@ -88,12 +81,7 @@ def refuse_address(path: str | os.PathLike) -> None:
 
 
 def refuse_no_regular_file(path: str | os.PathLike, name: object = None) -> None:
-    """Refuse folders, devices, pipes and sockets before they are opened: a pipe would wait.
-
-    Raises:
-        PathError: describes what it is.
-        FileNotFoundError: there is nothing.
-    """
+    """Refuse (PathError) folders, devices, pipes and sockets, unopened: a pipe would wait."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kinds = (
@@ -416,29 +404,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageHeader(NamedTuple):
-    """What is written in the head of an image file.
+    """What is written in the head of an image file."""
 
-    Attributes:
-        kind: format and mode, such as "JPEG RGB" or "PNG I;16".
-        stored_size: (height, width) in pixels before the EXIF orientation is applied.
-        orientation: of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter.
-        is_animated: or has several pages; the first is taken.
-        has_damaged_metadata: the image is read without them.
-    """
-
-    kind: str
-    stored_size: tuple[int, int]
-    orientation: int
-    is_animated: bool
-    has_damaged_metadata: bool = False
+    kind: str  # format and mode, such as "JPEG RGB" or "PNG I;16"
+    stored_size: tuple[int, int]  # (height, width) in pixels before the EXIF orientation is applied
+    orientation: int  # of the EXIF data, 1 where there are none; 5 to 8 turn by a quarter
+    is_animated: bool  # or has several pages; the first is taken
+    has_damaged_metadata: bool = False  # the image is read without them
 
 
 def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> ImageHeader:
-    """Read the head of an image file, no pixel; see `read_image`.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_image`.
-    """
+    """Read the head of an image file, no pixel; errors as of `read_image`."""
     return _read(
         file,
         name,
@@ -453,11 +429,7 @@ def read_header(file: str | os.PathLike | BinaryIO, name: object = None) -> Imag
 
 
 def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """The (height, width) that `read_image` would give; decodes the file, so a broken one fails.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_image`.
-    """
+    """The (height, width) that `read_image` would give; decodes the file, and fails as it does."""
     width, height = _read(path, None, lambda *opened: _upright(*opened).size)
     return height, width
 
@@ -494,16 +466,9 @@ def _why_values_change(image: Image.Image) -> str | None:
 def read_values(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
     """Read pixel values as they are stored: palette indices, 16 bit, no conversion of colours.
 
-    Args:
-        file: path, or an open file.
-        name: what a message calls it.
-
-    Returns:
-        integers [h, w], or [h, w, c] where the image has several channels; upright.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_image`; also where the values that are read would
-            not be those that were meant.
+    Returns integers [h, w], or [h, w, c] where the image has several channels; upright. Errors are
+    those of `read_image`, and one where the values that are read would not be those that were
+    meant.
     """
     values = _read(file, name, lambda *opened: np.array(_upright(*opened)), _refuse_changed)
     if values.dtype == bool:

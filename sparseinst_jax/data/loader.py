@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
@@ -35,24 +36,15 @@ class PackedImages(NamedTuple):
 
     Padding is more than half of a batch, and shared memory is slow to fill and to free: images are
     padded where they arrive.
-
-    Attributes:
-        image_ids: int64 [B].
-        sizes: int32 [B, 2], (height, width).
-        num_targets: int32 [B].
-        labels: int32 [sum of num_targets].
-        pixels: uint8, flat, of all images.
-        masks: uint8, flat, of all targets.
-        is_ignored: bool, flat, of all images; None when crowd regions are dropped.
     """
 
-    image_ids: np.ndarray
-    sizes: np.ndarray
-    num_targets: np.ndarray
-    labels: np.ndarray
-    pixels: np.ndarray
-    masks: np.ndarray
-    is_ignored: np.ndarray | None
+    image_ids: np.ndarray  # int64 [B]
+    sizes: np.ndarray  # int32 [B, 2], (height, width)
+    num_targets: np.ndarray  # int32 [B]
+    labels: np.ndarray  # int32 [sum of num_targets]
+    pixels: np.ndarray  # uint8, flat, of all images
+    masks: np.ndarray  # uint8, flat, of all targets
+    is_ignored: np.ndarray | None  # bool, flat, of all images; None when crowd regions are dropped
 
 
 def pack(image_ids: Sequence[int], images: Iterable[TrainImage]) -> PackedImages:
@@ -97,27 +89,21 @@ def unpack(packed: PackedImages, form: TargetForm) -> Iterator[TrainImage]:
         pixel, target, byte = pixel + 3 * height * width, target + number, byte + num_bytes
 
 
+@dataclass(repr=False)  # Grain prints sources; the records would fill the screen
 class _Steps:
     """Grain source: element i is of step ``start + i``, with what was skipped of it.
 
     It is the batch, or its images packed where another process makes the batch.
     """
 
-    def __init__(
-        self,
-        records: Sequence[ImageRecord],
-        plan: TrainPlan,
-        start: int,
-        number: int,
-        host_index: int,
-        host_count: int,
-        skips_errors: bool,
-        is_packed: bool,
-    ) -> None:
-        self.records, self.plan, self.skips_errors = records, plan, skips_errors
-        self.is_packed = is_packed
-        self.start, self.number = start, number
-        self.host_index, self.host_count = host_index, host_count
+    records: Sequence[ImageRecord]
+    plan: TrainPlan
+    start: int
+    number: int
+    host_index: int
+    host_count: int
+    skips_errors: bool
+    is_packed: bool
 
     def __len__(self) -> int:
         return self.number
@@ -138,10 +124,6 @@ class _Steps:
         """Make the batch of a packed element."""
         step = self.step(index)
         return pad_batch(step, images.image_ids.tolist(), unpack(images, step.targets))
-
-    def __repr__(self) -> str:
-        # Grain prints sources; the records would fill the screen.
-        return f"_Steps(start={self.start}, number={self.number})"
 
 
 def train_batches(
@@ -268,13 +250,7 @@ def make_batch(
 ) -> Batch:
     """Read and pad the images of a planned step.
 
-    Args:
-        records: of the data set; the plan's positions index it.
-        plan: the step.
-        skips: takes the images that cannot be used; None raises for the first of them.
-
-    Returns:
-        NumPy batch with B = number of the plan's images, see ``Batch``.
+    Images that cannot be used are added to ``skips``; without it the first of them raises.
     """
     return pad_batch(plan, _image_ids(records, plan), _load(records, plan, skips))
 

@@ -65,8 +65,7 @@ class ImageRecord:
     def open(self) -> str | BinaryIO:
         """The path of the image, or its encoded bytes as a file.
 
-        Raises:
-            ValueError: the path leaves its folder by a symbolic link.
+        Raises a ValueError if the path leaves its folder by a symbolic link.
         """
         if self.encoded is not None:
             return io.BytesIO(self.encoded())
@@ -271,16 +270,9 @@ class IndexedRecords(Sequence[ImageRecord]):
         return 0 if self._is_kept is None else int((is_labelled & ~self._is_kept).sum())
 
     @property
-    def num_crowd(self) -> int:
-        """Number of crowd regions."""
-        is_there = self._is_there & (self._columns["is_crowd"] != 0)
-        return int((is_there & self._is_in_place).sum())
-
-    @property
     def target_labels(self) -> np.ndarray:
         """Label of every object, without crowd, in the order of the images."""
-        is_there = self._is_target & self._is_in_place
-        return self._label_of[self._columns["categories"][is_there]]
+        return self._labels(self._is_target)
 
     @property
     def target_boxes(self) -> Sequence[np.ndarray] | None:
@@ -290,8 +282,10 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def crowd_labels(self) -> np.ndarray:
         """Label of every crowd region."""
-        is_there = self._is_there & ~self._is_target & self._is_in_place
-        return self._label_of[self._columns["categories"][is_there]]
+        return self._labels(self._is_there & ~self._is_target)
+
+    def _labels(self, is_counted: np.ndarray) -> np.ndarray:
+        return self._label_of[self._columns["categories"][is_counted & self._is_in_place]]
 
     def column(self, name: str) -> np.ndarray:
         """A column of the annotations in the order of `_index.columns`; boxes are [n, 4]."""
@@ -348,11 +342,11 @@ class CocoDataset:
     ``num_left_out`` counts the objects of classes that were not chosen, ``num_filtered`` those that
     the annotation filter left out.
 
-    ``records`` are made when they are asked for (``IndexedRecords``) unless they
-    were given as a list. What only counts asks the properties here, which open no record.
+    ``records`` are made when they are asked for. What only counts asks the properties here, which
+    open no record.
     """
 
-    records: Sequence[ImageRecord]
+    records: IndexedRecords
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     has_annotations: bool
@@ -365,7 +359,7 @@ class CocoDataset:
     @property
     def truth(self) -> str | dict[str, Any]:
         """What detections are scored against: the path of the json, or its content without one."""
-        if not isinstance(self.records, IndexedRecords) or self.records.has_files:
+        if self.records.has_files:
             return self.annotations_path
         sizes, names = self.image_sizes.tolist(), self.files
         return {
@@ -385,71 +379,37 @@ class CocoDataset:
     @property
     def num_targets(self) -> np.ndarray:
         """Number of objects without crowd, int64 [images]."""
-        return self._of_images("num_targets", lambda record: len(record.targets))
+        return self.records.num_targets
 
     @property
     def image_ids(self) -> np.ndarray:
         """The json's own ids, int64 [images]."""
-        return self._of_images("image_ids", lambda record: record.image_id)
+        return self.records.image_ids
 
     @property
     def image_sizes(self) -> np.ndarray:
         """(height, width) in pixels, int64 [images, 2]."""
-        sizes = self._of_images("image_sizes", lambda record: (record.height, record.width))
-        return sizes.reshape(-1, 2)
-
-    def _of_images(self, name: str, value: Callable[[ImageRecord], Any]) -> np.ndarray:
-        """A column of `IndexedRecords`, or the same of records that were given as a list."""
-        if isinstance(self.records, IndexedRecords):
-            return getattr(self.records, name)
-        return np.array([value(record) for record in self.records], np.int64)
-
-    @property
-    def num_crowd(self) -> int:
-        """Number of crowd regions."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.num_crowd
-        return sum(a.iscrowd for record in self.records for a in record.annotations)
+        return self.records.image_sizes
 
     @property
     def crowd_per_class(self) -> np.ndarray:
         """Number of crowd regions of each label, int64 [classes]."""
-        if isinstance(self.records, IndexedRecords):
-            labels = self.records.crowd_labels
-        else:
-            found = [a for record in self.records for a in record.annotations if a.iscrowd]
-            labels = np.array([annotation.label for annotation in found], np.int64)
-        return np.bincount(labels, minlength=len(self.class_names))
-
-    @property
-    def target_labels(self) -> np.ndarray:
-        """Label of every object, without crowd, in the order of the images, int64."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.target_labels
-        return np.array([a.label for record in self.records for a in record.targets], np.int64)
+        return np.bincount(self.records.crowd_labels, minlength=len(self.class_names))
 
     @property
     def targets_per_class(self) -> np.ndarray:
         """Number of objects of each label, without crowd, int64 [classes]."""
-        return np.bincount(self.target_labels, minlength=len(self.class_names))
+        return np.bincount(self.records.target_labels, minlength=len(self.class_names))
 
     @property
     def boxes_xyxy(self) -> Sequence[np.ndarray] | None:
         """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.target_boxes
-        targets = [record.targets for record in self.records]
-        if any(target.box_xyxy is None for image in targets for target in image):
-            return None
-        boxes = [[target.box_xyxy for target in image] for image in targets]
-        return [np.array(image, np.float32).reshape(-1, 4) for image in boxes]
+        return self.records.target_boxes
 
     @property
     def files(self) -> list[tuple[str, str | None]]:
         """File name and path of each image."""
-        if isinstance(self.records, IndexedRecords):
-            return self.records.files
-        return [(record.file_name, record.path) for record in self.records]
+        return self.records.files
 
 
 def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
@@ -468,6 +428,6 @@ def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
     else:
         digest = hashlib.sha256()
         columns = dataset.image_ids, dataset.image_sizes, dataset.num_targets
-        for column in (*columns, dataset.target_labels):
+        for column in (*columns, dataset.records.target_labels):
             digest.update(np.ascontiguousarray(column).tobytes())
     return {"sha256": digest.hexdigest(), "images": len(dataset.records)}

@@ -25,50 +25,37 @@ from sparseinst_jax.data.transforms import (
 
 
 class AnnotationFilter(NamedTuple):
-    """Which objects and images of a json are learned from.
+    """Which objects and images of a json are learned from."""
 
-    Attributes:
-        keeps: columns of an index -> which annotations are kept, bool [annotations]; None for all.
-            Crowd regions are no objects: they pass anyway.
-        smallest_side: images with a shorter side are left out, pixels.
-        keeps_annotated: images stay that have annotations, but none that is kept or only crowd
-            regions; they are learned from as images without objects.
-    """
-
+    # columns of an index -> which annotations are kept, bool [annotations]; None for all. Crowd
+    # regions are no objects: they pass anyway.
     keeps: Callable[[Columns], np.ndarray] | None = None
-    smallest_side: int = 0
+    smallest_side: int = 0  # images with a shorter side are left out, pixels
+    # images stay that have annotations, but none that is kept or only crowd regions; they are
+    # learned from as images without objects
     keeps_annotated: bool = False
 
 
 class ResizeRule(NamedTuple):
-    """How images are resized, flipped and cropped in training.
+    """How images are resized, flipped and cropped in training."""
 
-    Attributes:
-        resized_size: (height, width), shortest and longest side -> (height, width).
-        draw: draws the transform of an image; arguments as `transforms.draw_transform`.
-        augmentations: those of `transforms.AUGMENTATIONS` that there are.
-        needs_boxes: whether the boxes of objects decide what a crop keeps.
-    """
-
+    # (height, width), shortest and longest side -> (height, width)
     resized_size: Callable[[Size, int, int], Size]
+    # draws the transform of an image; arguments as `transforms.draw_transform`
     draw: Callable[..., Transform]
-    augmentations: tuple[str, ...]
-    needs_boxes: bool
+    augmentations: tuple[str, ...]  # those of `transforms.AUGMENTATIONS` that there are
+    needs_boxes: bool  # whether the boxes of objects decide what a crop keeps
 
 
 class EvalProtocol(NamedTuple):
-    """How images get to network size in a test, and what of the padded image masks are cut from.
+    """How images get to network size in a test, and what of the padded image masks are cut from."""
 
-    Attributes:
-        resize: image uint8 [h, w, 3] and (shortest, longest) in pixels -> the resized image, and
-            the (height, width) that masks are cut to before they are brought to the original size.
-        drops_last: whether the last kept query of each image is lost.
-        keeps: as in `AnnotationFilter`: an image without such an object is not predicted; None
-            predicts all. The numbers are still of all objects of the json.
-    """
-
+    # image uint8 [h, w, 3] and (shortest, longest) in pixels -> the resized image, and the (height,
+    # width) that masks are cut to before they are brought to the original size
     resize: Callable[[np.ndarray, Size], tuple[np.ndarray, Size]]
-    drops_last: bool
+    drops_last: bool  # whether the last kept query of each image is lost
+    # as in `AnnotationFilter`: an image without such an object is not predicted; None predicts all.
+    # The numbers are still of all objects of the json.
     keeps: Callable[[Columns], np.ndarray] | None = None
 
 

@@ -68,15 +68,10 @@ def usable_polygons(polygons: list) -> tuple[list[array], Fault | None]:
 
 
 def encode_polygons(polygons: list, height: int, width: int) -> dict[str, Any]:
-    """Compressed run lengths of the pixels that one or more polygons of an object cover.
+    """Compressed run lengths of the pixels that the polygons of an object cover.
 
-    Args:
-        polygons: [[x, y, x, y, ...], ...] in pixels; any part may lie outside.
-        height: of the picture that they are drawn in, pixels.
-        width: likewise.
-
-    Raises:
-        ValueError: they would exhaust the memory of pycocotools, or it would misread them.
+    They are [[x, y, x, y, ...], ...] in pixels; any part may lie outside of the picture. A
+    ValueError: they would exhaust the memory of pycocotools, or it would misread them.
     """
     _refuse_polygons(polygons)
     return rle.merge(rle.frPyObjects(polygons, height, width))
@@ -112,11 +107,8 @@ def _refuse_polygons(polygons: list) -> None:
 def _vast(polygons: Sequence[array | np.ndarray], bound: float, most: float) -> str | None:
     """What is wrong with polygons that would exhaust the memory of pycocotools.
 
-    Args:
-        polygons: of one object, in pixels.
-        bound: what the length of their border does not exceed; only a bound above `most` makes it
-            worth measuring.
-        most: allowed length of the border, pixels.
+    The length of their border does not exceed `bound` (pixels); only one above `most`, what is
+    allowed, makes it worth measuring.
     """
     num_corners = sum(map(len, polygons)) // 2
     border = sum(map(_border, polygons)) if bound > most else 0.0
@@ -191,12 +183,9 @@ def _lists_pixels(numbers: Sequence[float]) -> bool:
 
 
 def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
-    """Refuse run lengths that are not those of a mask of height x width.
+    """Refuse (ValueError) run lengths that are not those of a mask of height x width.
 
     pycocotools does not ask: it would read and write past the end of its memory.
-
-    Raises:
-        ValueError: with the reason.
     """
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise ValueError(

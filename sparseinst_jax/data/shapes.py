@@ -32,25 +32,15 @@ MIN_VISIBLE_SHARE = 0.15
 
 @dataclass(slots=True)
 class _Shape:
-    """One shape.
+    """One shape."""
 
-    Attributes:
-        label: index of its class in `CLASS_NAMES`.
-        center: (y, x) in pixels.
-        radius: of the disc; the square and the triangle follow from it; pixels.
-        angle: by which it is turned, radians.
-        color: of the surface, RGB levels 0 ... 255, float64 [3].
-        second_color: of the stripes or dots, the same.
-        period: from one stripe or dot to the next, pixels.
-    """
-
-    label: int
-    center: tuple[float, float]
-    radius: float
-    angle: float
-    color: np.ndarray
-    second_color: np.ndarray
-    period: float
+    label: int  # index of its class in `CLASS_NAMES`
+    center: tuple[float, float]  # (y, x) in pixels
+    radius: float  # of the disc; the square and the triangle follow from it; pixels
+    angle: float  # by which it is turned, radians
+    color: np.ndarray  # of the surface, RGB levels 0 ... 255, float64 [3]
+    second_color: np.ndarray  # of the stripes or dots, the same
+    period: float  # from one stripe or dot to the next, pixels
 
 
 def draw_if_missing(

@@ -20,25 +20,19 @@ class InnerPixels(NamedTuple):
     """Which pixels of a source mask [h, w] are the inner ones of the blocks of a result.
 
     A row or a column of the source can be several of the result, or none.
-
-    Attributes:
-        shape: of the result, (ceil(height/4), ceil(width/4)).
-        source_height: h.
-        num_rows: of the result's inner rows inside the border.
-        rows_before: int64 [h], how many of these are of source rows before one.
-        column_start: int64 [w + 1], ``num_rows`` times the number of source columns before one
-            that are inner columns of the result.
-        is_inner: int64 [w + 1], 1 where the source column is an inner column of the result.
-        column_index: int64 [2 * ceil(width/4)], which of those source columns each inner column of
-            the result is; -1 beyond the border.
     """
 
-    shape: tuple[int, int]
-    source_height: int
-    num_rows: int
-    rows_before: np.ndarray
+    shape: tuple[int, int]  # of the result, (ceil(height/4), ceil(width/4))
+    source_height: int  # h
+    num_rows: int  # of the result's inner rows inside the border
+    rows_before: np.ndarray  # int64 [h], how many of these are of source rows before one
+    # int64 [w + 1], `num_rows` times the number of source columns before one that are inner
+    # columns of the result
     column_start: np.ndarray
+    # int64 [w + 1], 1 where the source column is an inner column of the result
     is_inner: np.ndarray
+    # int64 [2 * ceil(width/4)], which of those source columns each inner column of the result is;
+    # -1 beyond the border
     column_index: np.ndarray
 
 
@@ -78,14 +72,9 @@ def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
     """Quarter levels of a mask given as run lengths, as ``reduce_mask`` of the moved mask.
 
     Where a run ends among all pixels says where it ends among the inner ones; these alone are
-    written, and only in the columns that the object has.
-
-    Args:
-        runs: int64, of zeros and ones alternately, column by column; they sum to h * w.
-        pixels: of the image.
-
-    Returns:
-        uint8 [ceil(height/4), ceil(width/4)] in 0 ... 4.
+    written, and only in the columns that the object has. Runs, int64, are of zeros and ones
+    alternately, column by column, and sum to h * w; levels are uint8 [ceil(height/4),
+    ceil(width/4)] in 0 ... 4.
     """
     levels = np.zeros(pixels.shape, np.uint8)
     ends = np.cumsum(runs[: len(runs) // 2 * 2])  # zeros at the end say nothing
@@ -114,11 +103,8 @@ def levels_of_runs(runs: np.ndarray, pixels: InnerPixels) -> np.ndarray:
 def reduce_mask(mask: np.ndarray) -> np.ndarray:
     """Quarter levels of a mask: the sum of the inner 2x2 pixels of each 4x4 block.
 
-    Args:
-        mask: bool or 0/1 [H, W]; beyond its border it counts as 0.
-
-    Returns:
-        uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times what bilinear ÷4 gives.
+    Of bool or 0/1 [H, W], 0 beyond its border, uint8 [ceil(H/4), ceil(W/4)] in 0 ... 4, four times
+    what bilinear ÷4 gives.
     """
     height, width = mask.shape
     rows, columns = -(-height // MASK_STRIDE), -(-width // MASK_STRIDE)
@@ -151,21 +137,16 @@ def unpack_bits(bits: np.ndarray) -> np.ndarray:
 
 
 class TargetForm(NamedTuple):
-    """A form of target masks: what the loader makes and `Batch.masks` holds.
+    """A form of target masks: what the loader makes and `Batch.masks` holds."""
 
-    Attributes:
-        cell: (rows, columns) of pixels in one byte.
-        encode: bool or 0/1 [H, W] to the form, uint8 of `shape((H, W))`.
-        decode: of arrays in the form, to bool at `stride`: what belongs to the object.
-        stride: pixels of the image in one of what `decode` gives, and of `Batch.is_ignored`.
-        keeps_empty: whether an object of which a crop leaves nothing stays a target, with an empty
-            mask; else it is dropped.
-    """
-
-    cell: tuple[int, int]
+    cell: tuple[int, int]  # (rows, columns) of pixels in one byte
+    # bool or 0/1 [H, W] to the form, uint8 of `shape((H, W))`
     encode: Callable[[np.ndarray], np.ndarray]
+    # of arrays in the form, to bool at `stride`: what belongs to the object
     decode: Callable[[np.ndarray], np.ndarray]
-    stride: int
+    stride: int  # pixels of the image in one of what `decode` gives, and of `Batch.is_ignored`
+    # whether an object of which a crop leaves nothing stays a target, with an empty mask; else it
+    # is dropped
     keeps_empty: bool = False
 
     def shape(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -112,7 +112,8 @@ with registered.skip_registration():
                 folder.mkdir()
                 save_index(split.index, folder)
                 number = len(split.dataset.records)
-                count = max(1, min(number, math.ceil(_num_bytes(split.dataset) / SHARD_SIZE)))
+                sizes = [os.path.getsize(path) for _, path in split.dataset.files if path]
+                count = max(1, min(number, math.ceil(sum(sizes) / SHARD_SIZE)))
                 ends = [number * place // count for place in range(count + 1)]
                 shards[name] = [
                     functools.partial(self._examples, split.dataset, range(first, end))
@@ -127,32 +128,28 @@ with registered.skip_registration():
                 records = (dataset.records[place] for place in places)
                 checked = map_ahead(pool, _checked, records, 2 * NUM_THREADS)
                 for key, (record, encoded) in enumerate(checked):
-                    yield self._example(key, record, encoded)
-
-        def _example(
-            self, key: int, record: ImageRecord, encoded: bytes
-        ) -> tuple[int, dict[str, Any]]:
-            self._report_done(1)
-            return (
-                key,
-                {
-                    "image": io.BytesIO(encoded),
-                    "image/id": record.image_id,
-                    "image/file_name": record.file_name,
-                    "image/height": record.height,
-                    "image/width": record.width,
-                    "objects": [
+                    self._report_done(1)
+                    yield (
+                        key,
                         {
-                            "id": annotation.id,
-                            "label": annotation.label,
-                            "is_crowd": annotation.iscrowd,
-                            "area": annotation.area,
-                            "segmentation": json.dumps(annotation.segmentation),
-                        }
-                        for annotation in record.annotations
-                    ],
-                },
-            )
+                            "image": io.BytesIO(encoded),
+                            "image/id": record.image_id,
+                            "image/file_name": record.file_name,
+                            "image/height": record.height,
+                            "image/width": record.width,
+                            "objects": [_object(found) for found in record.annotations],
+                        },
+                    )
+
+
+def _object(annotation: Annotation) -> dict[str, Any]:
+    return {
+        "id": annotation.id,
+        "label": annotation.label,
+        "is_crowd": annotation.iscrowd,
+        "area": annotation.area,
+        "segmentation": json.dumps(annotation.segmentation),
+    }
 
 
 def _checked(record: ImageRecord) -> tuple[ImageRecord, bytes]:
@@ -160,10 +157,6 @@ def _checked(record: ImageRecord) -> tuple[ImageRecord, bytes]:
     read_record(record)
     assert record.path is not None, "splits are made of image files"
     return record, Path(record.path).read_bytes()
-
-
-def _num_bytes(dataset: CocoDataset) -> int:
-    return sum(os.path.getsize(path) for _, path in dataset.files if path is not None)
 
 
 def build(
@@ -267,8 +260,7 @@ class ShardImages:
     def read(self, place: int, image_id: int) -> bytes:
         """The encoded bytes of an image.
 
-        Raises:
-            ValueError: the shards are damaged, or of another data set than the index.
+        Raises a ValueError if the shards are damaged, or of another data set than the index.
         """
         if self._source is None:
             builder: Any = tfds.builder_from_directory(self.directory)

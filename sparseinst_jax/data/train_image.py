@@ -21,24 +21,17 @@ _Move = Callable[[Segmentation, Size, Transform], Any]
 
 
 class TrainImage(NamedTuple):
-    """One image and what is to be learned of it; h and w are those of the transformed image.
+    """One image and what is to be learned of it; h and w are those of the transformed image."""
 
-    Attributes:
-        image: uint8 [h, w, 3].
-        labels: of the targets, the image's own first, then the pasted ones.
-        masks: of each target, uint8 in the form asked for, such as levels [ceil(h/4), ceil(w/4)].
-        is_ignored: bool [ceil(h/s), ceil(w/s)] at the form's stride s, crowd regions; None when
-            they are dropped.
-        outside: objects of which the transform leaves no pixel, and that were dropped for it.
-        covered: objects that are wholly under pasted ones.
-    """
-
-    image: np.ndarray
-    labels: list[int]
+    image: np.ndarray  # uint8 [h, w, 3]
+    labels: list[int]  # of the targets, the image's own first, then the pasted ones
+    # of each target, uint8 in the form asked for, such as levels [ceil(h/4), ceil(w/4)]
     masks: list[np.ndarray]
+    # bool [ceil(h/s), ceil(w/s)] at the form's stride s, crowd regions; None when they are dropped
     is_ignored: np.ndarray | None
+    # objects of which the transform leaves no pixel, and that were dropped for it
     outside: list[Annotation]
-    covered: list[Annotation]
+    covered: list[Annotation]  # objects that are wholly under pasted ones
 
 
 def load_train_image(
@@ -99,8 +92,7 @@ def _paste(
 ) -> tuple[TrainImage, np.ndarray]:
     """Paste objects at the place where they are, cut at the border of the first image.
 
-    Returns:
-        the changed image with the pasted targets alone, and bool [h, w] of what they cover.
+    Returns the changed image with the pasted targets alone, and bool [h, w] of what they cover.
     """
     image = first.image.copy()
     other = transform_picture(read_record_picture(record), paste.transform)

@@ -51,17 +51,13 @@ def nearest_indices(length: int, new_length: int) -> np.ndarray:
 
 
 class PixelRule(NamedTuple):
-    """How one implementation moves pixels.
+    """How one implementation moves pixels."""
 
-    Attributes:
-        resize: picture of Pillow's, RGB, and (height, width) -> the picture at that size.
-        nearest_indices: length and new length of an axis -> source index of each pixel of masks.
-        keeps_empty: whether an object of which no pixel is left stays a target.
-    """
-
+    # picture of Pillow's, RGB, and (height, width) -> the picture at that size
     resize: Callable[[Image.Image, Size], Image.Image]
+    # length and new length of an axis -> source index of each pixel of masks
     nearest_indices: Callable[[int, int], np.ndarray]
-    keeps_empty: bool
+    keeps_empty: bool  # whether an object of which no pixel is left stays a target
 
 
 ORIGINAL_PIXELS = PixelRule(_resize, nearest_indices, keeps_empty=False)
@@ -108,15 +104,7 @@ def padded_size(size: Size, multiple: int = PADDING_MULTIPLE) -> Size:
 
 
 def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize by Pillow's bilinear filter (antialiased when shrinking, rounded to uint8).
-
-    Args:
-        image: uint8 [h, w, 3].
-        size: (height, width).
-
-    Returns:
-        uint8 [height, width, 3].
-    """
+    """Resize uint8 [h, w, 3] to (height, width) by Pillow's bilinear filter, which antialiases."""
     if image.shape[:2] == tuple(size):
         return image
     return np.asarray(_resize(Image.fromarray(image), size))
@@ -224,10 +212,9 @@ def mask_levels(
 ) -> np.ndarray | None:
     """Move a mask with its image and reduce it to quarter levels.
 
-    Returns:
-        uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the object is
-        left at full size (such an instance is dropped; one that vanishes only at stride 4 stays).
-        Some rules drop none.
+    Returns uint8 [ceil(h/4), ceil(w/4)] of the transformed size, or None when no pixel of the
+    object is left at full size (such an instance is dropped; one that vanishes only at stride 4
+    stays). Some rules drop none.
     """
     if isinstance(segmentation, list) and not transform.rasterizes_first:
         polygons = move_polygons(segmentation, original_size, transform)
@@ -292,15 +279,9 @@ def move_polygons(
 
 
 def boxes_in_crop(boxes_xyxy: np.ndarray, original_size: Size, transform: Transform) -> np.ndarray:
-    """Which boxes keep an area in a transform's crop.
+    """Which boxes [objects, 4] of the original image keep an area in a transform's crop.
 
-    Args:
-        boxes_xyxy: [objects, 4] in the original image.
-        original_size: (height, width).
-        transform: of the image.
-
-    Returns:
-        bool [objects]; all True where nothing is cropped.
+    Returns bool [objects], all True where nothing is cropped.
     """
     boxes = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
     if transform.crop is None or transform.first_size is None:

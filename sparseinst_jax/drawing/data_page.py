@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sparseinst_jax.data import check_dataset
 from sparseinst_jax.data.check_report import DataReport, SplitReport, sheet_records
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.faults import grouped
@@ -156,12 +155,12 @@ def _faults(split: SplitReport) -> str:
 
 
 def _classes(dataset: CocoDataset) -> str:
-    objects = check_dataset.class_counts(dataset)
+    objects = dataset.targets_per_class
     images = [0] * len(dataset.class_names)
     for record in dataset.records:
         for label in {target.label for target in record.targets}:
             images[label] += 1
-    most = max(objects.values(), default=1)
+    most = max(objects.max(initial=0), 1)
     rows = [
         f"<tr><td class=n>{category_id}</td><td>{_text(name)}</td><td class=n>{objects[label]}</td>"
         f"<td class=n>{images[label]}</td><td>{_bar(objects[label] / most)}</td></tr>"

@@ -29,7 +29,7 @@ from pycocotools import mask as coco_mask
 from sparseinst_jax.data.classes import map_category_ids
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, encode_segmentation
 
-IOU_THRESHOLD = 0.5
+IOU_THRESHOLD = 0.5  # lowest IoU of masks that belong together
 Pair = tuple[int, int]
 
 
@@ -62,10 +62,7 @@ class ImageErrors:
 
 
 def find_errors(
-    dataset: CocoDataset,
-    results: Sequence[Mapping[str, Any]],
-    score_threshold: float,
-    iou_threshold: float = IOU_THRESHOLD,
+    dataset: CocoDataset, results: Sequence[Mapping[str, Any]], score_threshold: float
 ) -> list[ImageErrors]:
     """Compare the detections of a data set with its annotations.
 
@@ -74,7 +71,6 @@ def find_errors(
         results: COCO results, with the json's own category ids or, where classes were chosen or
             merged, with those of the classes; other categories are left out.
         score_threshold: lowest score that counts.
-        iou_threshold: lowest IoU of masks that belong together.
 
     Returns:
         One entry for each image, in the order of the data set.
@@ -91,15 +87,12 @@ def find_errors(
         # As in COCO, equal scores keep the order of the file.
         detections = sorted(of_image[record.image_id], key=lambda entry: -entry["score"])
         labels = [label_of[entry["category_id"]] for entry in detections]
-        found.append(_compare(record, detections, labels, iou_threshold))
+        found.append(_compare(record, detections, labels))
     return found
 
 
 def _compare(
-    record: ImageRecord,
-    detections: Sequence[Mapping[str, Any]],
-    labels: Sequence[int],
-    iou_threshold: float,
+    record: ImageRecord, detections: Sequence[Mapping[str, Any]], labels: Sequence[int]
 ) -> ImageErrors:
     objects, crowd = record.targets, [a for a in record.annotations if a.iscrowd]
     size = record.height, record.width
@@ -110,11 +103,11 @@ def _compare(
     is_own_crowd = np.equal.outer(np.array(labels, int), np.array([a.label for a in crowd], int))
     free = np.ones(len(objects), bool)
     every = range(len(detections))
-    found = _match(ious, is_own, every, free, iou_threshold)
+    found = _match(ious, is_own, every, free)
     taken = {place for place, _ in found}
-    dropped = np.flatnonzero((is_own_crowd & (in_crowd >= iou_threshold)).any(axis=1)).tolist()
+    dropped = np.flatnonzero((is_own_crowd & (in_crowd >= IOU_THRESHOLD)).any(axis=1)).tolist()
     left = [place for place in every if place not in taken.union(dropped)]
-    confused = _match(ious, ~is_own, left, free, iou_threshold)
+    confused = _match(ious, ~is_own, left, free)
     taken = {place for place, _ in confused}
     return ImageErrors(
         record,
@@ -135,17 +128,13 @@ def _ious(first: Sequence[Any], second: Sequence[Any], iscrowd: int) -> np.ndarr
 
 
 def _match(
-    ious: np.ndarray,
-    is_allowed: np.ndarray,
-    places: Sequence[int],
-    free: np.ndarray,
-    iou_threshold: float,
+    ious: np.ndarray, is_allowed: np.ndarray, places: Sequence[int], free: np.ndarray
 ) -> list[Pair]:
     """Let detections choose objects one by one; what is taken leaves `free` (changed here)."""
     pairs = []
     for place in places:
         candidates = np.where(is_allowed[place] & free, ious[place], -1.0)
-        if candidates.size and candidates.max() >= iou_threshold:
+        if candidates.size and candidates.max() >= IOU_THRESHOLD:
             # Of equal IoUs the last, as in COCO.
             best = len(candidates) - 1 - int(candidates[::-1].argmax())
             free[best] = False

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -25,43 +25,18 @@ import numpy as np
 from sparseinst_jax.data.coco import CocoDataset, ImageRecord, read_record
 from sparseinst_jax.data.failures import ERRORS, Skip, skip_of
 from sparseinst_jax.data.file_search import FileNames
-from sparseinst_jax.data.records import IndexedRecords
 from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
 from sparseinst_jax.runner.prediction import coco_results
+from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 
-class ImagePredictor(Protocol):
-    """What the evaluator needs of a predictor; `runner.predictor.BasePredictor` is one."""
-
-    class_names: tuple[str, ...]
-    eval_size: tuple[int, int]
-    protocol: EvalProtocol
-
-    @property
-    def num_together(self) -> int:
-        """Images that go through the network together, over all local devices."""
-        ...
-
-    def prepare(self, image: np.ndarray) -> Any:
-        """Resize an image on the host."""
-        ...
-
-    def start(self, items: Sequence[Any]) -> Any:
-        """Hand prepared images to the device."""
-        ...
-
-    def finish(self, pending: Any) -> Sequence[Any]:
-        """Fetch what is kept of them."""
-        ...
-
-
 def evaluate_dataset(
-    predictor: ImagePredictor,
+    predictor: BasePredictor,
     dataset: CocoDataset,
     *,
     num_workers: int = 2,
@@ -75,7 +50,7 @@ def evaluate_dataset(
     `([], None)`.
 
     Args:
-        predictor: a `Predictor`.
+        predictor: of any kind.
         dataset: from `load_coco`, with its image folder.
         num_workers: threads that read and resize images.
         progress: where progress is written; None writes nothing.
@@ -110,7 +85,7 @@ def truth_of(dataset: CocoDataset) -> Truth | None:
 
 
 def predict_dataset(
-    predictor: ImagePredictor,
+    predictor: BasePredictor,
     dataset: CocoDataset,
     *,
     num_workers: int = 2,
@@ -145,7 +120,7 @@ def predict_dataset(
 
 
 def _predict_batches(
-    predictor: ImagePredictor,
+    predictor: BasePredictor,
     records: Sequence[ImageRecord],
     batches: Sequence[Sequence[int]],
     category_ids: Sequence[int | None],
@@ -241,7 +216,6 @@ def _tested(dataset: CocoDataset, protocol: EvalProtocol) -> np.ndarray:
     records = dataset.records
     if protocol.keeps is None or not dataset.has_annotations:
         return np.arange(len(records))
-    assert isinstance(records, IndexedRecords), "made from an index"
     places = np.flatnonzero(records.num_passing(protocol.keeps))
     if not len(places):
         raise ValueError(

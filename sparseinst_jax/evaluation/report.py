@@ -209,10 +209,7 @@ def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def draw_pictures(
-    dataset: CocoDataset,
-    results: Sequence[Mapping[str, Any]],
-    output: Path,
-    count: int,
+    dataset: CocoDataset, results: Sequence[Mapping[str, Any]], output: Path, count: int
 ) -> list[Path]:
     """Draw some images of a data set, spread evenly over it, with what was found in them.
 

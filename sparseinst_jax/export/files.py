@@ -18,7 +18,7 @@ from sparseinst_jax.runner.metadata import KEY, PILLOW_BILINEAR, SIZE_MULTIPLE, 
 from sparseinst_jax.runner.onnx_file import SUFFIX
 from sparseinst_jax.runner.predictor import BasePredictor, Size
 from sparseinst_jax.runtime import process
-from sparseinst_jax.runtime.files import check_writable, replace_file
+from sparseinst_jax.runtime.files import check_output, replace_file
 
 if TYPE_CHECKING:
     import onnx
@@ -160,13 +160,6 @@ def _refuse_difference(agreement: Agreement) -> None:
 def _record(agreement: Agreement, runtime: str) -> dict[str, Any]:
     """The comparison, for the metadata."""
     return {"passed": not agreement.faults(), "runtime": runtime, **agreement._asdict()}
-
-
-def check_output(path: Path, suffix: str) -> None:
-    """Refuse a name or a folder that cannot be written to."""
-    if path.suffix.lower() != suffix or path.is_dir():
-        raise ValueError(f"--output must be a {suffix} file, got {path}")
-    check_writable(path.parent, "--output")
 
 
 def _missing(error: ImportError) -> str:

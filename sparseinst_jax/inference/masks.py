@@ -67,10 +67,7 @@ def _apply_to_rows(masks: jax.Array, operator: AxisOperator) -> jax.Array:
 
 @jax.jit
 def _upsample_rows(
-    masks: jax.Array,
-    image_index: jax.Array,
-    query_index: jax.Array,
-    row_operator: AxisOperator,
+    masks: jax.Array, image_index: jax.Array, query_index: jax.Array, row_operator: AxisOperator
 ) -> jax.Array:
     """Bring the rows of chosen masks of one image to full length: float32 [D, w, height].
 

@@ -25,11 +25,11 @@ from sparseinst_jax.export import stablehlo
 from sparseinst_jax.export.files import Exportable, export_onnx, export_stablehlo
 from sparseinst_jax.export.verify import Agreement
 from sparseinst_jax.inference import masks
-from sparseinst_jax.inference.activations import Activations
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.family import Family, Selection
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.trees import PureModel, Tree, functional
+from sparseinst_jax.runner.activations import Activations
 from sparseinst_jax.runner.masks import MaskCut
 from sparseinst_jax.runner.predictor import BasePredictor, Fetched, Pending, Prepared, Size
 from sparseinst_jax.runtime.messages import brief
@@ -115,7 +115,7 @@ class Predictor(BasePredictor):
         One device is used at first. Results do not depend on how many there are.
         """
         self._devices, apply, self._made = list(devices), self._apply, None
-        if _is_accelerator(self._devices[0]) and isinstance(apply, PureModel):
+        if self._devices[0].platform != "cpu" and isinstance(apply, PureModel):
             apply, self._made = apply.for_inference()
 
         def forward(
@@ -335,10 +335,6 @@ class Predictor(BasePredictor):
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not one.empty}
-
-
-def _is_accelerator(device: Any) -> bool:
-    return device.platform != "cpu"
 
 
 def checked_settings(

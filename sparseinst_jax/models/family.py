@@ -14,7 +14,6 @@ import jax
 
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.models.weight_names import UNPUBLISHED, WeightNames
-from sparseinst_jax.runtime.messages import brief
 
 # Nobody needs more; a configuration that came with a checkpoint may hold any number.
 MAX_SIZE = 1 << 16
@@ -97,8 +96,8 @@ def size_faults(options: Mapping[str, Any], most: Mapping[str, int]) -> list[str
     for key, limit in most.items():
         value = options[key]
         if type(value) is not int:
-            found.append(f"{key} must be an integer, got {brief(value)}")
+            found.append(f"{key} must be an integer, got {value!r:.80}")
         elif not 1 <= value <= limit:
             bound = "at least 1" if value < 1 else f"at most {limit}"
-            found.append(f"{key} must be {bound}, got {brief(value)}")
+            found.append(f"{key} must be {bound}, got {value!r:.80}")
     return found

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparseinst_jax.data.taps import bilinear_matrix, bilinear_taps
 from sparseinst_jax.models import cuda, forms
 from sparseinst_jax.models.cpu import convolution as cpu_convolution
-from sparseinst_jax.models.taps import bilinear_matrix, bilinear_taps
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
 PIXEL_STD = np.array([58.395, 57.12, 57.375], np.float32)

@@ -132,9 +132,6 @@ class GraphPredictor(BasePredictor):
         is_kept = selection["is_kept"].astype(bool)
         return Fetched(selection["scores"], labels, query_index, is_kept, masks, upsample)
 
-    def use_devices(self, devices: Any) -> None:
-        """Nothing to choose: the runtime has its own threads."""
-
 
 class FilePredictor(GraphPredictor):
     """Find instances with an exported file.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.models.taps import bilinear_taps
+from sparseinst_jax.data.taps import bilinear_taps
 
 # Two neighbouring rows of the padded image lean on at most three neighbouring rows of the mask.
 NUM_TAPS = 3

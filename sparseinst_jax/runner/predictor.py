@@ -135,6 +135,9 @@ class BasePredictor:
         """Images that go through the network together."""
         return self.batch_size
 
+    def use_devices(self, devices: Sequence[Any]) -> None:
+        """Send images through these devices; a runtime with threads of its own has no choice."""
+
     def select(self, items: Sequence[Prepared], size: Size) -> Any:
         """Send images of one padded size through the network."""
         raise NotImplementedError

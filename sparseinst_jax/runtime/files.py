@@ -262,6 +262,17 @@ def check_writable(folder: str | os.PathLike, option: str) -> None:
     )
 
 
+def check_output(path: Path, suffix: str) -> None:
+    """Refuse an `--output` that is no file of a kind, or whose folder cannot be written.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise ValueError(f"--output must be a {suffix} file, got {path}")
+    check_writable(path.parent, "--output")
+
+
 def make_folder(folder: Path, option: str) -> list[Path]:
     """Make a folder and those above it; returns what was made, the deepest first.
 

@@ -160,12 +160,7 @@ def _start_watch(timeout: float) -> None:
     board = distributed.global_state.client
     if board is not None and jax.process_count() > 1:
         _watch = HostWatch(
-            board,
-            jax.process_index(),
-            jax.process_count(),
-            socket.gethostname(),
-            timeout,
-            _end,
+            board, jax.process_index(), jax.process_count(), socket.gethostname(), timeout, _end
         )
         _watch.start()
 

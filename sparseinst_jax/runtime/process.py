@@ -10,9 +10,11 @@ import functools
 import importlib.metadata
 import logging
 import os
+import platform
 import re
 import sys
 import traceback
+from pathlib import Path
 
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.files import cache_folder
@@ -34,6 +36,15 @@ def version(package: str = "sparseinst_jax") -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def processor() -> str:
+    """Return the name of the machine's processor."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"^model name\s*: (.*)$", text, re.MULTILINE):
+            return model[1]
+    return platform.processor() or platform.machine()
 
 
 def prepare_process(*, for_training: bool = False) -> None:

@@ -19,10 +19,7 @@ Value = TypeVar("Value")
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor,
-    function: Callable[[Item], Value],
-    items: Iterable[Item],
-    ahead: int,
+    pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
 ) -> Iterator[Value]:
     """Map in threads, in order, with at most `ahead` results waiting."""
     waiting = collections.deque()

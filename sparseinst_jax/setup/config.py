@@ -47,7 +47,8 @@ _MISSING = "(not set)"
 
 
 def load_config(
-    source: str | Path | Mapping[str, Any] | ConfigDict, overrides: Mapping[str, Any] | None = None
+    source: str | os.PathLike | Mapping[str, Any] | ConfigDict,
+    overrides: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
     """Load a configuration and apply overrides.
 
@@ -108,7 +109,7 @@ def _locate(config: ConfigDict, overrides: Collection[str]) -> None:
                 config.update_from_flattened_dict({key: path})
 
 
-def find_config(source: str | Path) -> Path:
+def find_config(source: str | os.PathLike) -> Path:
     """Find the file of a configuration.
 
     Args:

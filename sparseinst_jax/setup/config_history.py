@@ -1,8 +1,7 @@
 """Defaults for the keys that configurations stored by earlier versions lack."""
 
-import json
+import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.data.ecosystems import DEFAULT_RULES
@@ -48,9 +47,9 @@ def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
       plain: nested mapping; not changed.
 
     Returns:
-      The whole configuration, and `key = value` of what was added.
+      The whole configuration, and a line for the user that lists what was added, or none.
     """
-    whole = _copied(plain)
+    whole = copy.deepcopy(dict(plain))
     groups = [whole.get(name) for name in ("model", "data", "train", "eval")]
     if not all(isinstance(group, dict) for group in groups):
         return whole, []  # no configuration of a run
@@ -69,22 +68,9 @@ def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if group is not None and name not in group:
             group[name] = value
             added.append(f"{key} = {value!r}")
-    return whole, added
-
-
-def explain(added: list[str]) -> list[str]:
-    """One line for the user that lists the keys `complete` added, or none."""
-    if not added:
-        return []
-    return [
-        "the run was stored by an earlier version; keys that it did not know take the value that"
-        f" does what was done then: {', '.join(added)}"
-    ]
-
-
-def explain_file(path: Path) -> list[str]:
-    """`explain` for a stored configuration file."""
-    return explain(complete(json.loads(path.read_text()))[1])
+    note = "the run was stored by an earlier version; keys that it did not know take the value that"
+    note += f" does what was done then: {', '.join(added)}"
+    return whole, [note] * bool(added)
 
 
 def _group(plain: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]:
@@ -93,7 +79,3 @@ def _group(plain: dict[str, Any], key: str) -> tuple[dict[str, Any] | None, str]
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
     return node if isinstance(node, dict) else None, name
-
-
-def _copied(plain: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in plain.items()}

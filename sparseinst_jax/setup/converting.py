@@ -79,10 +79,27 @@ def convert_weights(
         "class_names": list(class_names),
         "category_ids": list(category_ids),
         "code_version": process.version(),
-        "converted_from": {**weights.facts, **made_now()},
+        "converted_from": {**weights.facts, **_made_now()},
     }
     lines = [*weights.lines, f"  classes of {origin}: {listed(class_names, 8)}"]
     return Converted(weights.params, weights.statistics, meta, lines)
+
+
+def checkpoint_weights(source: Path, overrides: Mapping[str, Any]) -> Converted:
+    """Take the weights of a run's last checkpoint, or of one, with overrides of its configuration.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: it cannot be read, or the overrides are not valid.
+    """
+    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
+
+    with Checkpoints(source, read_only=True) as checkpoints:
+        params, statistics, meta = checkpoints.restore_model()
+    meta["config"] = load_config(meta["config"], overrides).to_dict()
+    facts = {"file": str(source), "kind": f"checkpoint of step {meta['step']}", **_made_now()}
+    lines = [f"weights of {source}, step {meta['step']}"]
+    return Converted(params, statistics, {**meta, "converted_from": facts}, lines)
 
 
 def names_and_ids(classes: FileClasses) -> tuple[tuple[str, ...], tuple[int, ...]]:
@@ -150,7 +167,7 @@ def _classes(
     return names, ids, f"{path}{instead}"
 
 
-def made_now() -> dict[str, str]:
+def _made_now() -> dict[str, str]:
     """Date and version of a conversion."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"date": now, "converted_by": f"sparseinst_jax {process.version()}"}

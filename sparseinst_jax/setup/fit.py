@@ -42,7 +42,7 @@ def build_model(
       FileNotFoundError: there is no such configuration.
       ValueError: the options make no network.
     """
-    return builders.build_model(_load(config, overrides).model, num_classes, seed)
+    return builders.build_model(load_config(config, overrides).model, num_classes, seed)
 
 
 def build_objective(config: Config, apply: Any) -> Any:
@@ -52,7 +52,7 @@ def build_objective(config: Config, apply: Any) -> Any:
       config: a name, a file, or a configuration.
       apply: the network's pure function, from `sparseinst_jax.models.functional`.
     """
-    return builders.build_objective(_load(config), apply)
+    return builders.build_objective(load_config(config), apply)
 
 
 def fit(
@@ -107,10 +107,6 @@ def fit(
     return train(
         source, Path(workdir), {**chosen, **(overrides or {})}, writers=writers, model=module
     )
-
-
-def _load(config: Config, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
-    return load_config(os.fspath(config) if isinstance(config, os.PathLike) else config, overrides)
 
 
 def _name(config: Any) -> str:

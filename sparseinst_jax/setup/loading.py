@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sparseinst_jax.checkpoints.folders import locate
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES, choose_classes
 from sparseinst_jax.inference.predictor import Predictor, checked_settings
 from sparseinst_jax.models.families import FAMILIES
@@ -168,6 +169,20 @@ def load_run(
         chosen = choose_known_classes(class_names, category_ids, config.data, trained)
         predictor = build_predictor(config, apply, params, statistics, *chosen)
     return predictor, config, int(meta["step"])
+
+
+def stored_meta(path: str | os.PathLike) -> dict[str, Any]:
+    """What is stored beside the weights of a run's last checkpoint: configuration, classes."""
+    from sparseinst_jax.checkpoints.store import Checkpoints  # Orbax: slow to import
+
+    with Checkpoints(Path(path), read_only=True) as checkpoints:
+        return checkpoints.read_meta()
+
+
+def run_folder(checkpoint: str | os.PathLike) -> Path:
+    """The folder of the run that a checkpoint belongs to."""
+    folder, _ = locate(Path(checkpoint))
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 # What an exported file cannot change: it is in the graph.

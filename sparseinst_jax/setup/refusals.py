@@ -41,7 +41,7 @@ def refuse_changes(
             + ", ".join(configs.FREE_KEYS)
             + f" may change {page('changed-run')}"
         )
-    return config_history.explain(config_history.complete(stored["config"])[1])
+    return config_history.complete(stored["config"])[1]
 
 
 def refuse_classes(stored: Mapping[str, Any] | None, meta: Mapping[str, Any], folder: Path) -> None:

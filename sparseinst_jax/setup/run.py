@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,11 +73,7 @@ def make_run(
         )
         params, statistics = initial.params, initial.statistics
         print_line("\n".join(initial.lines))
-    rules = optimizer.rules_of(model, config.train.backbone_rate)
-    step, learning_rate = make_step(config, apply, params, rules)
-    # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
-    opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
-    average = (params, statistics) if config.train.ema_decay else None
+    step, learning_rate = make_step(config, model, apply, params)
     return Run(
         dataset,
         make_plan(config, dataset),
@@ -86,7 +82,7 @@ def make_run(
         make_evaluation(
             config, apply, params, statistics, dataset, val_dataset, skipped, print_line
         ),
-        TrainState(np.int32(0), params, statistics, opt_state, average),
+        first_state(config, step, params, statistics),
         {
             "config": config.to_dict(),
             "class_names": list(dataset.class_names),
@@ -193,12 +189,14 @@ def make_plan(config: ConfigDict, dataset: coco.CocoDataset) -> TrainPlan:
 
 def make_step(
     config: ConfigDict,
+    model: Any,
     apply: Callable[..., Any],
     params: Tree,
-    rules: optimizer.ParameterRules,
+    devices: Sequence[Any] | None = None,
 ) -> tuple[TrainStep, Callable[[int], Any]]:
-    """Make the step and, for the metrics, its learning rate."""
+    """Make the step on local devices, by default all, and for the metrics its learning rate."""
     settings = config.train
+    rules = optimizer.rules_of(model, settings.backbone_rate)
     learning_rate = optimizer.make_schedule(
         settings.learning_rate,
         settings.warmup_steps,
@@ -217,8 +215,17 @@ def make_step(
         micro_batches=settings.micro_batches,
         ema_decay=settings.ema_decay,
         skips_nonfinite=settings.skip_nonfinite > 0,
+        devices=devices,
     )
     return step, jax.jit(learning_rate)
+
+
+def first_state(config: ConfigDict, step: TrainStep, params: Tree, statistics: Tree) -> TrainState:
+    """Make the state before the first step, on the host."""
+    # Compiled as a whole: alone, every shape of a parameter would be a program of its own.
+    opt_state = jax.tree.map(np.asarray, jax.jit(step.optimizer.init)(params))
+    average = (params, statistics) if config.train.ema_decay else None
+    return TrainState(np.int32(0), params, statistics, opt_state, average)
 
 
 def make_evaluation(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import path_aware_map
 
 
 class ParameterRules(NamedTuple):
@@ -115,28 +116,18 @@ def moving_average(average: Any, new: Any, decay: float, step: jax.typing.ArrayL
     return jax.tree.map(move, average, new)
 
 
-def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> dict[str, Any]:
+def decay_mask(params: Mapping[str, Any], rules: ParameterRules) -> Mapping[str, Any]:
     """Mark the parameters that decay: True unless undecayed or frozen."""
 
-    def decays(path: str, _: Any) -> bool:
-        return not _is_below(path, rules.frozen) and not any(w in path for w in rules.undecayed)
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
+        is_undecayed = any(word in "/".join(path) for word in rules.undecayed)
+        return not is_undecayed and not any(_is_below(path, parent) for parent in rules.frozen)
 
-    return _map_with_path(decays, params)
-
-
-def _is_below(path: str, parents: Sequence[str]) -> bool:
-    return path.startswith(tuple(f"{parent}/" for parent in parents))
+    return path_aware_map(decays, params)
 
 
-def _map_with_path(
-    function: Callable[[str, Any], Any], tree: Mapping[str, Any], prefix: str = ""
-) -> dict[str, Any]:
-    return {
-        key: _map_with_path(function, value, f"{prefix}{key}/")
-        if isinstance(value, Mapping)
-        else function(prefix + key, value)
-        for key, value in tree.items()
-    }
+def _is_below(path: tuple[Any, ...], parent: str) -> bool:
+    return "/".join(path).startswith(f"{parent}/")
 
 
 def make_optimizer(
@@ -180,8 +171,8 @@ def make_optimizer(
 def _scale_updates(
     params: Mapping[str, Any], rate_factors: Sequence[tuple[str, float]]
 ) -> optax.GradientTransformation:
-    def factor(path: str, _: Any) -> float:
-        return math.prod(value for parent, value in rate_factors if _is_below(path, [parent]))
+    def factor(path: tuple[Any, ...], _: Any) -> float:
+        return math.prod(value for parent, value in rate_factors if _is_below(path, parent))
 
-    factors = _map_with_path(factor, params)
+    factors = path_aware_map(factor, params)
     return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))

@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,11 +16,11 @@ from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import in_percent
 from sparseinst_jax.runtime.pages import page
+from sparseinst_jax.runtime.stop_signals import EXIT_CODES, StopSignals
 from sparseinst_jax.training.early_stopping import EarlyStopping
 from sparseinst_jax.training.nonfinite import NonFiniteLossError, NonFiniteSteps
 from sparseinst_jax.training.progress import Progress, RowWriter
 from sparseinst_jax.training.step import STOP, TrainStep
-from sparseinst_jax.training.stop_signals import EXIT_CODES, StopSignals
 
 SAVE_SECONDS = 180.0  # without a save; then one is due whatever the intervals say
 
@@ -40,21 +40,6 @@ class Intervals:
     def is_due(self, every: int, step: int) -> bool:
         """Whether an action with this interval is due after `step`."""
         return every > 0 and (step % every == 0 or step == self.num_steps)
-
-
-@dataclass
-class _Pending:
-    """Steps whose metrics are still on the device."""
-
-    steps: list[int] = field(default_factory=list)
-    metrics: list[Mapping[str, Any]] = field(default_factory=list)
-    image_ids: list[Sequence[int]] = field(default_factory=list)
-
-    def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
-        """Note a step."""
-        self.steps.append(step)
-        self.metrics.append(metrics)
-        self.image_ids.append(np.asarray(batch.image_id).tolist())
 
 
 class Trainer:
@@ -95,7 +80,8 @@ class Trainer:
         self._early_stopping = early_stopping
         self._writers, self._progress = writers, progress
         self._nonfinite = nonfinite or NonFiniteSteps(0)
-        self._pending = _Pending()
+        # Steps whose metrics are still on the device, and the images of each.
+        self._pending: list[tuple[int, Mapping[str, Any], list[int]]] = []
         # Several collectives in flight can hang on virtual CPU devices; there is nothing to gain
         # from running ahead on a CPU anyway.
         self._must_block = step.devices[0].platform == "cpu"
@@ -147,7 +133,7 @@ class Trainer:
                         jax.block_until_ready((placed, metrics))
                 done += 1
                 before, agreed = agreed, metrics.pop(STOP, 0)
-                self._pending.add(done, metrics, batch)
+                self._pending.append((done, metrics, np.asarray(batch.image_id).tolist()))
                 flag = self._flag(stop.received) if self._num_hosts == 1 else int(_to_float(before))
                 received = signal.Signals(flag >> 1) if flag > 1 else None
                 self._after(done, placed, received is not None, is_late=bool(flag & 1))
@@ -223,25 +209,22 @@ class Trainer:
           NonFiniteLossError: more steps in a row than may be skipped; with the range of steps, the
             images of the batch and the last good checkpoint. The rows before are written first.
         """
-        pending, self._pending = self._pending, _Pending()
+        pending, self._pending = self._pending, []
         rows: list[dict[str, float | int]] = []
-        for step, metrics, image_ids in zip(
-            pending.steps, pending.metrics, pending.image_ids, strict=True
-        ):
+        for step, metrics, image_ids in pending:
             # Compiled functions sort the names; the total reads best in front.
             names = sorted(metrics, key=lambda name: (name != "loss/total", "/" not in name, name))
             values = {name: _to_float(metrics[name]) for name in names}
             kept, bad, is_over = self._nonfinite.judge(values)
             if bad:
-                what = (
-                    f"{', '.join(f'{name} became {values[name]}' for name in bad)} at step {step}"
-                )
+                became = ", ".join(f"{name} became {values[name]}" for name in bad)
+                what = f"{became} at step {step}"
                 folder = self._checkpoints.directory.parent
                 look = f"sparseinst debug-batch --workdir {folder} --step {step - 1}"
                 if is_over:
                     for writer in self._writers:
                         writer.write(rows)
-                    checked = f"{pending.steps[0]} to {pending.steps[-1]}"
+                    checked = f"{pending[0][0]} to {pending[-1][0]}"
                     raise self._nonfinite_error(what, checked, image_ids, look)
                 self._progress.print_line(
                     f"WARNING: {what}: the step is skipped. Its batch: {look}"

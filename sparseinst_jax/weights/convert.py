@@ -213,23 +213,15 @@ def _filled(tree: Tree, found: Mapping[str, np.ndarray]) -> Tree:
 
 
 class RenamedWeights(NamedTuple):
-    """A state dict under the original's names.
+    """A state dict under the original's names."""
 
-    Attributes:
-      arrays: original name -> array in PyTorch layout; an unknown name stays as it was.
-      file_names: original name -> name in the file.
-      ignored: name in the file -> why it holds nothing of the model.
-      ecosystem: the implementation that the file comes from.
-      evidence: how that was seen, for people.
-      is_backbone: whether the file holds a backbone alone.
-    """
-
+    # original name -> array in PyTorch layout; an unknown name stays as it was
     arrays: dict[str, np.ndarray]
-    file_names: dict[str, str]
-    ignored: dict[str, str]
-    ecosystem: str
-    evidence: str
-    is_backbone: bool
+    file_names: dict[str, str]  # original name -> name in the file
+    ignored: dict[str, str]  # name in the file -> why it holds nothing of the model
+    ecosystem: str  # the implementation that the file comes from
+    evidence: str  # how that was seen, for people
+    is_backbone: bool  # whether the file holds a backbone alone
 
 
 def rename_to_original(state_dict: Mapping[str, np.ndarray], names: WeightNames) -> RenamedWeights:

@@ -168,21 +168,13 @@ _PADDLE_LEAVES = (
 
 
 class Ecosystem(NamedTuple):
-    """An implementation's naming.
+    """An implementation's naming."""
 
-    Attributes:
-      title: what files of whole networks with these names come from.
-      backbone_title: what files with a backbone alone come from.
-      evidence: a pattern of a name that only this naming has.
-      renames: modules, to the original's.
-      leaves: arrays, to the original's.
-    """
-
-    title: str
-    backbone_title: str
-    evidence: str
-    renames: tuple[Rename, ...] = ()
-    leaves: tuple[Leaf, ...] = ()
+    title: str  # what files of whole networks with these names come from
+    backbone_title: str  # what files with a backbone alone come from
+    evidence: str  # a pattern of a name that only this naming has
+    renames: tuple[Rename, ...] = ()  # modules, to the original's
+    leaves: tuple[Leaf, ...] = ()  # arrays, to the original's
 
 
 _VD = "PaddleDetection (ResNet-vd)", "Paddle (ResNet-vd)"

@@ -64,8 +64,7 @@ def classes_that_fit(
 ) -> FileClasses | None:
     """The classes that a file names; None where it names none.
 
-    Raises:
-      ValueError: if its network finds another number of classes, or two have one name.
+    Raises a ValueError if its network finds another number of classes, or two have one name.
     """
     if named is None or (len(named.names) == 1 and num_classes != 1):
         return None  # some text under the name, no list
@@ -191,15 +190,12 @@ def part_of(name: str, names: WeightNames) -> str:
 def part_table(
     arrays: Mapping[str, Mapping[str, Any]], own: Iterable[str], names: WeightNames
 ) -> list[str]:
-    """Count arrays and their numbers for each part of the model.
+    """Lines that count arrays and their numbers for each part of the model, below headings.
 
     Args:
       arrays: heading -> original name -> array.
       own: original names of the model's arrays, whose parts come first.
       names: of the model family.
-
-    Returns:
-      Lines, the first of them the headings.
     """
     own_parts = dict.fromkeys(part_of(name, names) for name in own)
     own_parts = sorted(own_parts, key=lambda part: part == _CLASS_HEAD)

@@ -33,19 +33,13 @@ _PVT = "https://github.com/whai362/PVT/releases/download/v2/"
 
 
 class Backbone(NamedTuple):
-    """ImageNet weights that a recipe starts from.
+    """ImageNet weights that a recipe starts from."""
 
-    Attributes:
-      file: name of the file.
-      address: where it is published.
-      sha256_prefix: the start of its sha256, which torchvision and timm write into the name.
-      note: what the original took instead, or what it is.
-    """
-
-    file: str
-    address: str
+    file: str  # name of the file
+    address: str  # where it is published
+    # the start of its sha256, which torchvision and timm write into the name
     sha256_prefix: str = ""
-    note: str = ""
+    note: str = ""  # what the original took instead, or what it is
 
 
 BACKBONES = {
@@ -98,20 +92,14 @@ BACKBONES = {
 
 
 class Network(NamedTuple):
-    """What a network of 80 classes holds and costs.
+    """What a network of 80 classes holds and costs."""
 
-    Attributes:
-      parameters: what the original counts: all that is no buffer.
-      frozen_affine: scales and biases of frozen norms; PaddleDetection and mmdetection count them
-        as parameters, too.
-      statistics: means and variances of batch norms.
-      gmacs: billions of multiply-accumulates for an image of 640 x 864 pixels.
-    """
-
-    parameters: int
+    parameters: int  # what the original counts: all that is no buffer
+    # scales and biases of frozen norms; PaddleDetection and mmdetection count them as parameters,
+    # too
     frozen_affine: int
-    statistics: int
-    gmacs: float
+    statistics: int  # means and variances of batch norms
+    gmacs: float  # billions of multiply-accumulates for an image of 640 x 864 pixels
 
 
 NETWORKS = {
@@ -138,33 +126,20 @@ NETWORKS = {
 
 
 class Row(NamedTuple):
-    """One row of a published table, or a published configuration without a row.
+    """One row of a published table, or a published configuration without a row."""
 
-    Attributes:
-      config: name of the file in configs/, without its ending.
-      source: key of SOURCES.
-      model: decoder and backbone, as the table names them.
-      short_side: of the evaluated images, pixels; the long side is at most 853, for 576 at most
-        777.
-      ap_val, ap_test: mask AP on val2017 and test-dev2017, None where not published.
-      fps: images per second, None where not published.
-      network: key of NETWORKS.
-      backbone: key of BACKBONES; "" where the original names no weights to start from.
-      weights: address of the trained weights; "" where none are published.
-      note: what else was published.
-    """
-
-    config: str
-    source: str
-    model: str
+    config: str  # name of the file in configs/, without its ending
+    source: str  # key of SOURCES
+    model: str  # decoder and backbone, as the table names them
+    # of the evaluated images, pixels; the long side is at most 853, for 576 at most 777
     short_side: int
-    ap_val: float | None
-    ap_test: float | None
-    fps: float | None
-    network: str
-    backbone: str
-    weights: str
-    note: str
+    ap_val: float | None  # mask AP on val2017, None where not published
+    ap_test: float | None  # the same on test-dev2017
+    fps: float | None  # images per second, None where not published
+    network: str  # key of NETWORKS
+    backbone: str  # key of BACKBONES; "" where the original names no weights to start from
+    weights: str  # address of the trained weights; "" where none are published
+    note: str  # what else was published
 
 
 # config | decoder, backbone | short side | AP val | AP test-dev | FPS
@@ -294,23 +269,14 @@ ROWS = tuple(_rows())
 
 
 class Published(NamedTuple):
-    """A published file that can be asked for by its name.
+    """A published file that can be asked for by its name."""
 
-    Attributes:
-      name: of the configuration that describes a whole network, or the key of a backbone.
-      address: where it is published.
-      config: the configuration; "" for a backbone alone.
-      publisher: whose file it is.
-      licence: of the publisher's code; that of the weights themselves is not stated apart.
-      sha256_prefix: the start of its sha256, where it is published.
-    """
-
-    name: str
-    address: str
-    config: str
-    publisher: str
-    licence: str
-    sha256_prefix: str
+    name: str  # of the configuration that describes a whole network, or the key of a backbone
+    address: str  # where it is published
+    config: str  # the configuration; "" for a backbone alone
+    publisher: str  # whose file it is
+    licence: str  # of the publisher's code; that of the weights themselves is not stated apart
+    sha256_prefix: str  # the start of its sha256, where it is published
 
 
 # The beginning of an address -> who publishes there, and the licence of their code.
@@ -345,11 +311,7 @@ CONVERT = "sparseinst convert FILE --config configs/NAME.py --output NAME.safete
 
 
 def select(words: Sequence[str]) -> list[Row]:
-    """Find the rows that hold every word, whatever its case.
-
-    Raises:
-        ValueError: no row does.
-    """
+    """Find the rows that hold every word, whatever its case; a ValueError if none does."""
 
     def holds(row: Row) -> bool:
         line = " ".join((row.config, row.source, row.model, row.backbone, row.note)).lower()

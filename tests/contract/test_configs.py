@@ -21,7 +21,6 @@ from sparseinst_jax.models.trees import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.setup.run import make_plan, make_step
-from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
 
@@ -85,9 +84,7 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
     config = STEPS[name]
     model = builders.build_model(config.model, NUM_CLASSES, None, config.train.frozen_stages)
     apply, params, statistics = functional(model)
-    step, _ = make_step(
-        config, apply, params, optimizer.rules_of(model, config.train.backbone_rate)
-    )
+    step, _ = make_step(config, model, apply, params)
     family = FAMILIES[config.model.family]
     batch = _batch(family.targets)
     opt_state = jax.eval_shape(step.optimizer.init, params)

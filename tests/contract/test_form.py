@@ -15,7 +15,6 @@ FILE_LINES, FUNCTION_LINES = 400, 60
 LONG: dict[str, str] = {
     "sparseinst_jax/data/images.py": "which files may be opened stands where they are opened",
     "sparseinst_jax/checkpoints/store.py": "the one module that knows Orbax",
-    "sparseinst_jax/weights/reading/pickles.py": "one interpreter, to be trusted as a whole",
     "sparseinst_jax/data/_index/reader.py": "every rule of a COCO json, in the order of reading",
     "sparseinst_jax/data/records.py": "a data set: its objects, images, columns seen as records",
     "sparseinst_jax/models/fastinst/model.py": "the network, to be read beside the paper",
@@ -115,10 +114,11 @@ def test_no_private_path_and_no_package_registry_is_named():
     assert found == []
 
 
-# Modules that run what a file asks for. Nothing needs them: weights.safe_pickle is an interpreter
-# of its own, and what a process hands to its workers, Grain pickles.
+# Modules that run what a file asks for. Nothing needs them: weights.reading.pickles is an
+# interpreter of its own, for the operations that `pickletools` finds and does not run, and what a
+# process hands to its workers, Grain pickles.
 UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "torch"}
-UNPICKLERS |= {"pickletools", "imp", "code", "codeop", "xml"}  # xml: entities without end
+UNPICKLERS |= {"imp", "code", "codeop", "xml"}  # xml: entities without end
 # PyYAML's other loaders make objects of any class.
 SAFE_YAML = {"yaml.safe_load(text)", "yaml.compose(text, Loader=yaml.SafeLoader)"}
 YAML_NAMES = {"safe_load", "compose", "SafeLoader", "YAMLError"}

@@ -20,7 +20,6 @@ from sparseinst_jax.models.trees import DEVICE_AXIS, functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.run import make_step
-from sparseinst_jax.training.optimizer import ParameterRules
 from sparseinst_jax.weights import zoo
 
 NETWORKS = {row.network: row.config for row in reversed(zoo.ROWS)}  # one configuration of each
@@ -36,6 +35,7 @@ class Network(NamedTuple):
     """A network without numbers; how many convolutions it has, and how many are not 1x1."""
 
     config: Any
+    model: Any
     apply: Any
     params: Any
     statistics: Any
@@ -51,7 +51,8 @@ def _network(config_name: str, *overrides: tuple[str, str]) -> Network:
     modules = [module for _, module in nnx.iter_graph(model) if isinstance(module, kinds)]
     wide = [module for module in modules if module.kernel[...].shape[0] > 1]
     apply, params, statistics = functional(model)
-    return Network(config, apply, _shapes(params), _shapes(statistics), len(modules), len(wide))
+    shapes = _shapes(params), _shapes(statistics)
+    return Network(config, model, apply, *shapes, len(modules), len(wide))
 
 
 def _export(config_name: str, platform: str, batch) -> str:
@@ -103,7 +104,7 @@ def _training_halves(config_name: str, platform: str) -> list[str]:
     """Lower both halves of a training step on one device."""
     network = _network(config_name)
     params, statistics = network.params, network.statistics
-    step, _ = make_step(network.config, network.apply, params, ParameterRules())
+    step, _ = make_step(network.config, network.model, network.apply, params)
     opt_state = jax.eval_shape(step.optimizer.init, params)
     scalar = functools.partial(jax.ShapeDtypeStruct, ())
     state = TrainState(scalar(jnp.int32), params, statistics, opt_state)

@@ -118,7 +118,7 @@ def test_every_image_and_record_equals_that_of_the_folder(folder, built, split, 
             other.image_id, other.file_name, other.annotations, other.height, other.width
         )  # fmt: skip
         np.testing.assert_array_equal(read_record(one), read_record(other))
-    for name in ("class_names", "category_ids", "has_annotations", "num_crowd"):
+    for name in ("class_names", "category_ids", "has_annotations"):
         assert getattr(found, name) == getattr(expected, name)
     np.testing.assert_array_equal(found.num_targets, expected.num_targets)
 

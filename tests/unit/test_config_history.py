@@ -6,7 +6,7 @@ import pytest
 
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup import refusals
-from sparseinst_jax.setup.config_history import LATER_KEYS, complete, explain
+from sparseinst_jax.setup.config_history import LATER_KEYS, complete
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # The keys of the first version, as its configs/base.py had them.
@@ -67,7 +67,7 @@ def test_the_schedule_of_then_is_meant_for_the_batch_of_then():
 
 def test_whole_configurations_and_other_mappings_stay_as_they_are():
     whole = configs.load_config(CONFIGS / "tiny.py").to_dict()
-    assert complete(whole) == (whole, []) and explain([]) == []
+    assert complete(whole) == (whole, [])
     assert complete({"data": {"a": 1}}) == ({"data": {"a": 1}}, [])
     stored = first_version()
     stored["model"]["backbone"] = {"name": "other", "depth": 2}

@@ -174,5 +174,13 @@ def test_what_goes_wrong_on_one_host_is_raised_on_all(monkeypatch, datasets):
     assert "/nowhere/b.png" in results[0] and results[0].startswith("host ")
 
 
+class Records(list):
+    """Records of several jsons, with the columns that are asked for."""
+
+    image_ids = property(lambda self: np.array([record.image_id for record in self]))
+    image_sizes = property(lambda self: np.array([(r.height, r.width) for r in self]))
+    files = property(lambda self: [(record.file_name, record.path) for record in self])
+
+
 def _with(dataset, records):
-    return dataclasses.replace(dataset, records=records)
+    return dataclasses.replace(dataset, records=Records(records))

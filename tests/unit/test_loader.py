@@ -168,10 +168,10 @@ def test_a_broken_image_is_named(tmp_path, num_workers):
 
 def test_a_broken_mask_is_named(tmp_path):
     _, dataset = _two_images(tmp_path)
+    plan = _plan(dataset, batch_size=2)
     dataset = dataclasses.replace(dataset, records=list(dataset.records))
     annotations = dataset.records[0].annotations
     longer = rle.encode(np.asfortranarray(np.eye(90, dtype=np.uint8)))["counts"]
     annotations[0] = annotations[0]._replace(segmentation={"size": [32, 48], "counts": longer})
-    plan = _plan(dataset, batch_size=2)
     with pytest.raises(ValueError, match=r"annotation 1 of image .*a\.png"):
         list(train_batches(dataset, plan, 0, 1))

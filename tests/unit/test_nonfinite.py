@@ -159,7 +159,7 @@ def test_by_default_the_first_one_ends_the_run_and_there_is_no_counter(tmp_path)
 
 SIGNALS = """
 import os, signal, sys, time
-from sparseinst_jax.training.stop_signals import StopSignals
+from sparseinst_jax.runtime.stop_signals import StopSignals
 with StopSignals() as stop:
     os.kill(os.getpid(), signal.{first})
     os.kill(os.getpid(), signal.{first})  # as `timeout` does: to the process and to its group

@@ -225,16 +225,17 @@ def test_calling_the_result_of_a_call_gives_a_stand_in_too():
         (b"\x95" + struct.pack("<Q", 10**11), "frame of 100000000000 bytes"),
         (b"X" + struct.pack("<I", 2**32 - 1), "4294967295 bytes"),
         (b"B" + struct.pack("<I", 2**32 - 1), "4294967295 bytes"),
-        (b"T" + struct.pack("<i", -5), "-5 bytes"),
-        (b"\x8b" + struct.pack("<i", 2**31 - 1), "integer of 2147483647 bytes"),
-        (b"\x8b" + struct.pack("<i", -1), "integer of -1 bytes"),
-        (b"L" + b"9" * 1000 + b"L\n", "integer of 1000 digits"),
+        (b"T" + struct.pack("<i", -5), "count < 0: -5"),
+        (b"\x8b" + struct.pack("<i", 2**31 - 1), "2147483647 bytes"),
+        (b"\x8b" + struct.pack("<i", -1), "count < 0: -1"),
+        (b"\x8b" + struct.pack("<i", 100) + b"\x01" * 100, "integer of 793 bits"),
+        (b"L" + b"9" * 1000 + b"L\n", "integer of 3322 bits"),
         (b"V" + b"x" * 10**6 + b"\n", "line of more than 4096 bytes"),
         (b"\x82\x01", "a name from a registry"),
         (b"\x84\x01\x00\x00\x00", "a name from a registry"),
         (b"Pstorage\n", "a persistent id of text"),
         (b"\x97", "a buffer outside of the file"),
-        (b"\xff", "unknown to Python"),
+        (b"\xff", "opcode b'\\xff' unknown"),
         (b"\x80\x06", "protocol 6"),
         (b"N" * (MAX_OPERATIONS + 1), f"more than {MAX_OPERATIONS} operations"),
         (pickle_of(Persistent(("storage",)))[2:-1], "refers to data outside of it"),
@@ -278,7 +279,7 @@ def test_texts_that_are_encoded_again_and_again_are_counted():
     text = b"X" + struct.pack("<I", 1000) + b"x" * 1000
     code = b"(c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01R"
     message = _refusal(b"\x80\x02" + code + b"h\x00h\x01R" * 50_000 + b"t.")
-    assert "bytes of names and short strings" in message
+    assert "makes more bytes of its texts than it has" in message
 
 
 def test_a_name_that_is_there_twice_is_refused():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import re
@@ -20,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sparseinst_jax.cli.measuring import timing
 from sparseinst_jax.cli.measuring.timing import MIB, Clock, Repeats, Workload
-from sparseinst_jax.runtime.process import COMPILED
+from sparseinst_jax.runtime import process
 
 _VERSIONS = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow", "pycocotools")
 _THREADS = ("NPROC", "PJRT_NPROC", "XLA_FLAGS")
@@ -36,25 +35,18 @@ def describe() -> dict[str, Any]:
     `load_1_5_15` are the processes that want a core, averaged over 1, 5 and 15 minutes: much above
     zero at the start, other work disturbs what is measured.
     """
-    device, cpu = jax.local_devices()[0], ""
-    versions: dict[str, str | None] = dict.fromkeys(_VERSIONS)
-    for name in _VERSIONS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    with contextlib.suppress(OSError):
-        cpu = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"^model name\s*: (.*)$", cpu, re.MULTILINE)
+    device = jax.local_devices()[0]
     return {
         "device": device.device_kind,
         "platform": device.platform,
         "num_devices": jax.local_device_count(),
-        "processor": model[1] if model else platform.processor() or platform.machine(),
+        "processor": process.processor(),
         "num_cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": {name: os.environ.get(name) for name in _THREADS},
         "load_1_5_15": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: process.version(name) for name in _VERSIONS},
     }
 
 
@@ -135,7 +127,7 @@ def watched() -> Iterator[list[float]]:
     found: list[float] = []
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event == COMPILED:
+        if event == process.COMPILED:
             found.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.arguments import open_model, stored_config
 from sparseinst_jax.cli.measuring import host_work
 from sparseinst_jax.cli.measuring.timing import Workload
@@ -22,7 +21,6 @@ from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.target_masks import QUARTER_LEVELS, TargetForm
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.evaluator import predict_dataset
-from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.trees import Tree, functional
@@ -31,9 +29,8 @@ from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders, datasets
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.run import make_plan
-from sparseinst_jax.training import optimizer
-from sparseinst_jax.training.step import TrainStep
+from sparseinst_jax.setup.run import first_state, make_plan, make_step
+from sparseinst_jax.training.step import TrainState, TrainStep
 
 Size = tuple[int, int]
 USUAL_SIZE = (640, 864)  # padded
@@ -147,7 +144,7 @@ class Bench:
 
     _network = functools.cached_property(make_network)
 
-    def predictor(self, batch: int) -> Predictor:
+    def predictor(self, batch: int) -> Any:
         """Make a predictor that sends so many images together."""
         valid_size(self.photo_size, self.size)  # raises where photos do not fill it
         apply, params, statistics, number, _ = self._network
@@ -244,23 +241,14 @@ class Bench:
         )
 
     def training(self, micro_batches: int = 1) -> tuple[TrainStep, TrainState, Batch]:
-        """Make a step on one device, its first state on the host, and a batch."""
-        given, settings = self.arguments, self.config.train
+        """Make a step on one device, its first state, and a batch."""
+        given = self.arguments
+        config = _changed(self.config, {"train.micro_batches": micro_batches})
         apply, params, statistics, number, model = self.make_network()
-        adamw = optimizer.make_optimizer(
-            params,
-            settings.learning_rate,
-            settings.weight_decay,
-            settings.gradient_clip_norm,
-            optimizer.rules_of(model, settings.backbone_rate),
-        )
-        objective, devices = builders.build_objective(self.config, apply), jax.local_devices()[:1]
-        step = TrainStep(objective, adamw, micro_batches=micro_batches, devices=devices)
-        opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
-        state = TrainState(np.int32(0), params, statistics, opt_state)
-        form = FAMILIES[self.config.model.family].targets
+        step, _ = make_step(config, model, apply, params, jax.local_devices()[:1])
+        form = FAMILIES[config.model.family].targets
         batch = random_batch(given.train_batch, given.train_size, given.objects, number, form)
-        return step, state, batch
+        return step, first_state(config, step, params, statistics), batch
 
     def train_step(self) -> Workload:
         """Build the workload of training."""

@@ -16,7 +16,6 @@ import tempfile
 import time
 import weakref
 from pathlib import Path
-from typing import BinaryIO
 
 from sparseinst_jax.data._index.columns import FORMAT, CocoIndex, open_index
 from sparseinst_jax.data._index.reader import build_index
@@ -28,10 +27,9 @@ VARIABLE = "SPARSEINST_INDEX_CACHE"  # a folder; "off" keeps nothing
 MIN_SIZE = 8 << 20  # bytes of a json that takes about half a second
 MAX_SIZE = 20 << 30  # bytes of all folders together
 MIN_AGE = 7 * 24 * 3600  # seconds since the last use; younger ones are never removed
-_NEW, _OLD = ".sparseinst-new-", ".sparseinst-old-"  # being written; damaged
+_NEW = ".sparseinst-new-"  # being written
 # All that is ever removed.
 _OURS = re.compile(r"[0-9a-f]{32}-[0-9a-f]{8}|\.sparseinst-(new|old)-\w+")
-_BROKEN = (ValueError, KeyError, TypeError, OSError)
 
 
 def read_index(path: Path) -> CocoIndex:
@@ -44,24 +42,23 @@ def read_index(path: Path) -> CocoIndex:
     """
     size = path.stat().st_size
     if size < MIN_SIZE:
-        with open(path, "rb") as file:
-            return build_index(path, file, None)
+        return build_index(path, None)
     root = _root()
-    if root is not None:
-        folder = root / _key(_hash(path))
-        found = _open(folder)
-        if found is not None:
+    folder = None if root is None else root / _key(path)
+    if folder is not None:
+        if (found := _open(folder)) is not None:
             return found
         if folder.exists():
             _print(f"the index of {path} kept in {folder} is damaged; it is built again")
     _print(f"indexing {path} ({size / 1e6:.0f} MB) ...")
     start = time.monotonic()
-    index = _build(path, root)
-    kept = f"; kept in {index.folder}" if root is not None and _is_below(index.folder, root) else ""
+    index = _build(path, folder)
+    is_kept = folder is not None and index.folder == str(folder)
     _print(
         f"indexed {len(index.columns['image_ids'])} images, "
         f"{len(index.columns['annotation_ids'])} annotations in {time.monotonic() - start:.1f} s"
-        + kept
+        + f"; kept in {folder}"
+        * is_kept
     )
     return index
 
@@ -78,64 +75,46 @@ def _root() -> Path | None:
     return Path(chosen) if chosen else cache_folder("index")
 
 
-def _key(digest: str) -> str:
-    """Name the folder of an index by the json, the format and the rules."""
-    return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
-
-
-def _hash(path: Path) -> str:
+def _key(path: Path) -> str:
+    """Name the folder of an index by the bytes of its json, the format and the rules."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
 def _open(folder: Path) -> CocoIndex | None:
     """Open a cached index; None if it is missing or damaged."""
     try:
-        index = open_index(folder, is_cache=True)
-    except _BROKEN:
+        index = open_index(folder)
+    except (ValueError, KeyError, TypeError, OSError):
         return None
     with contextlib.suppress(OSError):  # a cache that may only be read serves as well
         os.utime(folder)
     return index
 
 
-class _Hashing:
-    """A file that is hashed while it is read: what is kept is named by what was read."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.hash = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        raw = self._file.read(size)
-        self.hash.update(raw)
-        return raw
-
-
-def _build(path: Path, root: Path | None) -> CocoIndex:
-    """Build an index in the cache, or in a temporary folder, or in memory."""
-    if root is not None:
+def _build(path: Path, folder: Path | None) -> CocoIndex:
+    """Build an index in its folder of the cache, or in a temporary one, or in memory."""
+    if folder is not None:
         try:
-            return _build_kept(path, root)
+            return _build_kept(path, folder)
         except OSError as error:
             reason = error.strerror or error
             _print(
-                f"the index cannot be kept in {root} ({reason}): a temporary folder holds it. "
-                f"{VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
+                f"the index cannot be kept in {folder.parent} ({reason}): a temporary folder "
+                f"holds it. {VARIABLE}=FOLDER names another place, {VARIABLE}=off none"
             )
     try:
         return _build_temporary(path)
     except OSError:  # no room there either
-        with open(path, "rb") as file:
-            return build_index(path, file, None)
+        return build_index(path, None)
 
 
 def _build_temporary(path: Path) -> CocoIndex:
     """Build an index in a folder that is removed with the process."""
     folder = tempfile.mkdtemp(prefix="sparseinst-index-")
     try:
-        with open(path, "rb") as file:
-            index = build_index(path, file, Path(folder))
+        index = build_index(path, Path(folder))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -144,41 +123,27 @@ def _build_temporary(path: Path) -> CocoIndex:
     return index
 
 
-def _build_kept(path: Path, root: Path) -> CocoIndex:
+def _build_kept(path: Path, folder: Path) -> CocoIndex:
+    root = folder.parent
     root.mkdir(parents=True, exist_ok=True)
     _prune(root)
     temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=root))
     try:
-        with open(path, "rb") as file:
-            source = _Hashing(file)
-            build_index(path, source, temporary)  # type: ignore[arg-type]
+        build_index(path, temporary)
+        if folder.name != _key(path):
+            raise OSError(f"{path} has changed meanwhile")
         for written in (*temporary.iterdir(), temporary):
             sync(written)
-        folder = root / _key(source.hash.hexdigest())
-        _rename(temporary, folder)
+        if _open(folder) is None:  # else another process was faster
+            shutil.rmtree(folder, ignore_errors=True)  # damaged; who has it mapped reads on
+            with contextlib.suppress(OSError):  # now another process was
+                os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     index = _open(folder)
     if index is None:
         raise OSError(f"{folder} cannot be read again")
     return index
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    """Move a folder to its place, unless another process has already put one there."""
-    if folder.exists():
-        if _open(folder) is not None:
-            return
-        # Damaged; another process may still be reading it.
-        aside = Path(tempfile.mkdtemp(prefix=_OLD, dir=folder.parent))
-        with contextlib.suppress(OSError):
-            os.rename(folder, aside / folder.name)
-        shutil.rmtree(aside, ignore_errors=True)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        if _open(folder) is None:
-            raise
 
 
 def _prune(root: Path) -> None:
@@ -188,7 +153,7 @@ def _prune(root: Path) -> None:
     """
     with contextlib.suppress(OSError):
         kept = sorted(
-            (folder.stat().st_mtime, folder, _size(folder))
+            (folder.stat().st_mtime, folder, sum(file.stat().st_size for file in folder.iterdir()))
             for folder in root.iterdir()
             if _OURS.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()
         )
@@ -198,11 +163,3 @@ def _prune(root: Path) -> None:
             if time.time() - used > MIN_AGE and (total > MAX_SIZE or is_left_over):
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
-
-def _is_below(folder: str | None, root: Path) -> bool:
-    return folder is not None and Path(folder).parent == root

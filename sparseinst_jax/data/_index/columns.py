@@ -51,11 +51,6 @@ DTYPES: Mapping[str, str] = {
     # of file names
     "names": "|u1",
 }
-_PER_IMAGE = ("heights", "widths")
-_PER_ANNOTATION = (
-    *("categories", "is_crowd", "is_ignored", "areas", "kinds"),
-    *("first_parts", "num_parts"),
-)
 _TYPECODES = {"<i8": "q", "<f8": "d", "|u1": "B"}
 Columns = dict[str, np.ndarray]
 
@@ -68,25 +63,16 @@ class AnnotationFault(NamedTuple):
 
 
 class CocoIndex(NamedTuple):
-    """The content of a COCO json, before classes are chosen and images are looked for.
+    """The content of a COCO json, before classes are chosen and images are looked for."""
 
-    Attributes:
-        columns: those of DTYPES.
-        folder: of their files; None where they are in memory.
-        categories: id -> name, in the order of the ids.
-        has_annotations: whether the json has a list of them.
-        faults: of the categories; of the images; of the annotations.
-        num_objects: of each category, also those that are left out for a fault.
-        num_without_mask: of each category, objects that had no usable polygon.
-    """
-
-    columns: Columns
-    folder: str | None
-    categories: dict[int, str]
-    has_annotations: bool
+    columns: Columns  # those of DTYPES
+    folder: str | None  # of their files; None where they are in memory
+    categories: dict[int, str]  # id -> name, in the order of the ids
+    has_annotations: bool  # whether the json has a list of them
+    # of the categories; of the images; of the annotations
     faults: tuple[list[Fault], list[Fault], list[AnnotationFault]]
-    num_objects: Sequence[int]
-    num_without_mask: Sequence[int]
+    num_objects: Sequence[int]  # of each category, also those that are left out for a fault
+    num_without_mask: Sequence[int]  # of each category, objects that had no usable polygon
 
 
 class Growing:
@@ -123,30 +109,14 @@ class Growing:
         self.waiting = array(self.waiting.typecode)
 
 
-def encode_name(name: str) -> bytes:
-    """The bytes of a text of a json, which may hold surrogates."""
-    return name.encode("utf-8", "surrogatepass")
-
-
-def decode_name(raw: bytes | bytearray) -> str:
-    """The text that `encode_name` was given."""
-    return raw.decode("utf-8", "surrogatepass")
-
-
 def file_name(columns: Columns, place: int) -> str:
     """The file name of an image."""
     first, end = columns["name_ends"][place : place + 2].tolist()
-    return decode_name(columns["names"][first:end].tobytes())
+    return columns["names"][first:end].tobytes().decode("utf-8", "surrogatepass")
 
 
 def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
-    """Read the box of an annotation, (x0, y0, x1, y1) in pixels, from its mask if it has none.
-
-    Args:
-        columns: of an index.
-        row: place of the annotation.
-        image: place of its image.
-    """
+    """Box of the annotation in a row, (x0, y0, x1, y1) in pixels; its mask's if it has none."""
     x, y, width, height = columns["boxes"][4 * row : 4 * row + 4].tolist()
     if x == x:
         return x, y, x + width, y + height
@@ -209,13 +179,8 @@ def _checksums(columns: Columns, description: Mapping[str, Any]) -> dict[str, in
     return {**found, DESCRIPTION: zlib.crc32(json.dumps(known).encode())}
 
 
-def open_index(folder: Path, is_cache: bool = False) -> CocoIndex:
-    """Map an index that was saved to a folder, and check it: every byte, and that columns fit.
-
-    Args:
-        folder: of the index.
-        is_cache: it can be built again, so that one without checksums is refused. Data sets that
-            were built before there were any are read.
+def open_index(folder: Path) -> CocoIndex:
+    """Map an index that was saved to a folder, and check every byte of it.
 
     Raises:
         ValueError, KeyError, TypeError, OSError: it is damaged, or of another format.
@@ -224,13 +189,10 @@ def open_index(folder: Path, is_cache: bool = False) -> CocoIndex:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{folder} is not an index of format {FORMAT}")
     columns = open_columns(folder, description["lengths"])
-    if is_cache or "checksums" in description:
-        written = description["checksums"]
-        for name, found in _checksums(columns, description).items():
-            if found != written[name]:
-                file = name if name == DESCRIPTION else _file_name(name)
-                raise ValueError(f"{folder / file} is not what was written")
-    check(columns, len(description["categories"]))
+    for name, found in _checksums(columns, description).items():
+        if found != description["checksums"][name]:
+            path = folder / DESCRIPTION if name == DESCRIPTION else _path(folder, name)
+            raise ValueError(f"{path} is not what was written")
     categories, images, annotations = description["faults"]
     return CocoIndex(
         columns,
@@ -248,12 +210,7 @@ def open_index(folder: Path, is_cache: bool = False) -> CocoIndex:
 
 
 def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Columns:
-    """Map the columns of a folder.
-
-    Raises:
-        ValueError: a file is not of its length.
-        OSError: it cannot be read.
-    """
+    """Map the columns of a folder; a ValueError or an OSError if a file is not of its length."""
     if set(lengths) != set(DTYPES):
         raise ValueError(f"{folder} has other columns: {sorted(lengths)}")
     return {
@@ -263,11 +220,7 @@ def open_columns(folder: str | os.PathLike, lengths: Mapping[str, int]) -> Colum
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / _file_name(name)
-
-
-def _file_name(name: str) -> str:
-    return f"{name}.bin"
+    return folder / f"{name}.bin"
 
 
 def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
@@ -277,38 +230,3 @@ def _mapped(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     if not length:
         return np.zeros(0, dtype)  # an empty file cannot be mapped
     return np.memmap(path, dtype, "r", shape=(length,)).view(np.ndarray)
-
-
-def check(columns: Columns, num_categories: int) -> None:
-    """Check that every index in one column is inside the column it points into.
-
-    Raises:
-        ValueError: names the column.
-    """
-    num_images, num_annotations = len(columns["image_ids"]), len(columns["annotation_ids"])
-    _require(len(columns["boxes"]) == 4 * num_annotations, "boxes")
-    for names, number in ((_PER_IMAGE, num_images), (_PER_ANNOTATION, num_annotations)):
-        for name in names:
-            _require(len(columns[name]) == number, name)
-    for name, target, number in (
-        ("name_ends", "names", num_images),
-        ("annotation_ends", "annotation_ids", num_images),
-        ("polygon_ends", "coordinates", None),
-    ):
-        ends = columns[name]
-        _require(len(ends) == (len(ends) or 1 if number is None else number + 1), name)
-        _require(ends[0] == 0 and ends[-1] == len(columns[target]), name)
-        _require(bool((ends[1:] >= ends[:-1]).all()), name)
-    _require(bool((columns["heights"] > 0).all() and (columns["widths"] > 0).all()), "heights")
-    categories, kinds = columns["categories"], columns["kinds"]
-    _require(bool(((categories >= 0) & (categories < num_categories)).all()), "categories")
-    _require(bool((kinds <= LETTERS).all()), "kinds")
-    most = [len(columns["polygon_ends"]) - 1, len(columns["runs"]), len(columns["letters"])]
-    first, number = columns["first_parts"], columns["num_parts"]
-    is_inside = (first >= 0) & (number >= 0) & (first + number <= np.array(most)[kinds])
-    _require(bool(is_inside.all()), "first_parts")
-
-
-def _require(is_right: bool, name: str) -> None:
-    if not is_right:
-        raise ValueError(f"the column {name} of an index does not fit the others")

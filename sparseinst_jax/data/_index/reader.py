@@ -22,8 +22,6 @@ from sparseinst_jax.data._index.columns import (
     CocoIndex,
     Columns,
     Growing,
-    decode_name,
-    encode_name,
     file_name,
     save_index,
 )
@@ -48,11 +46,7 @@ _ENTRY, _REPEATED, _IMAGE, _CATEGORY, _CONTENT = range(5)
 
 
 def refuse_missing_files(path: Path, root: Path | None) -> None:
-    """Refuse a json that is no file or empty, and an image folder that does not exist.
-
-    Raises:
-        FileNotFoundError, ValueError: describe what is there.
-    """
+    """Refuse a json that is no file or empty, and an image folder that does not exist."""
     check_json_file(path, WHAT, CURE)
     with open(path, "rb") as file:
         if not file.read(1 << 16).strip() and not path.stat().st_size > 1 << 16:
@@ -65,13 +59,8 @@ def refuse_missing_files(path: Path, root: Path | None) -> None:
         )
 
 
-def build_index(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
-    """Read a json into columns.
-
-    Args:
-        path: for messages.
-        file: the json, open at its beginning.
-        folder: where the columns become files, empty; None keeps them in memory.
+def build_index(path: Path, folder: Path | None) -> CocoIndex:
+    """Read a json into columns: files of an empty folder, or in memory.
 
     Raises:
         ValueError: it is no json, or another kind of json.
@@ -81,7 +70,8 @@ def build_index(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
     # takes as long as all the rest.
     gc.disable()
     try:
-        index = _read(path, file, folder)
+        with open(path, "rb") as file:
+            index = _read(path, file, folder)
     finally:
         if collects:
             gc.enable()
@@ -93,26 +83,27 @@ def build_index(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
 def _read(path: Path, file: BinaryIO, folder: Path | None) -> CocoIndex:
     of_categories, of_images = DatasetFaults(path), DatasetFaults(path)
     categories: Mapping[int, str] = {}
-    images, annotations = ImageReader(of_images), AnnotationReader(folder)
-    has_annotations = False
-    for key, value in _read_sections(path, file):
-        # Of a key that occurs twice the last one counts, as with Python's own parser.
-        if key == "categories":
-            of_categories = DatasetFaults(path)
-            categories = read_categories(value, of_categories)
-        elif key == "images":
-            of_images = DatasetFaults(path)
-            images = ImageReader(of_images)
-            for entry in value:
-                images.add(entry)
-        elif key == "annotations":
-            annotations, has_annotations = AnnotationReader(folder), True
-            for entry in value:
-                annotations.add(entry)
-    image_columns = images.finish()
-    columns, faults, *counts = annotations.finish(image_columns, categories)
+    images: Columns = {}
+    annotations, has_annotations = AnnotationReader(folder), False
+    try:
+        for key, value in _read_sections(path, file):
+            # Of a key that occurs twice the last one counts, as with Python's own parser.
+            if key == "categories":
+                of_categories = DatasetFaults(path)
+                categories = read_categories(value, of_categories)
+            elif key == "images":
+                of_images = DatasetFaults(path)
+                images = read_images(value, of_images)
+            elif key == "annotations":
+                annotations, has_annotations = AnnotationReader(folder), True
+                annotations.read(value)
+    except JsonError as error:
+        place = f"line {error.line}, column {error.column}" if error.line else ""
+        message = broken_json(path, WHAT, CURE, error.reason, place, error.is_cut)
+        raise ValueError(message) from error
+    columns, faults, *counts = annotations.finish(images, categories)
     return CocoIndex(
-        {**image_columns, **columns},
+        {**images, **columns},
         None if folder is None else str(folder),
         dict(categories),
         has_annotations,
@@ -127,34 +118,19 @@ def _read_sections(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     Other sections come as they are, and may be passed over.
 
     Raises:
-        ValueError: it is no json, or another kind of json.
+        JsonError: it is no json.
+        ValueError: it is another kind of json.
     """
     content: dict[str, Any] = {}  # without the elements of the two long lists
-    try:
-        for key, value in read_object(file, ("images", "annotations")):
-            if not key and not isinstance(value, dict):
-                content = value
-                break
-            is_list = isinstance(value, list | Iterator)
-            content[key] = value if key not in LISTS else [] if is_list else None
-            if key not in LISTS or is_list:
-                yield key, _elements(path, value) if isinstance(value, Iterator) else value
-    except JsonError as error:
-        raise _broken(path, error) from error
+    for key, value in read_object(file, ("images", "annotations")):
+        if not key and not isinstance(value, dict):
+            content = value
+            break
+        is_list = isinstance(value, list | Iterator)
+        content[key] = value if key not in LISTS else [] if is_list else None
+        if key not in LISTS or is_list:
+            yield key, value
     _refuse_other_kinds(path, content)
-
-
-def _elements(path: Path, elements: Iterator[Any]) -> Iterator[Any]:
-    """The elements of a list; what is wrong between them names the file."""
-    try:
-        yield from elements
-    except JsonError as error:
-        raise _broken(path, error) from error
-
-
-def _broken(path: Path, error: JsonError) -> ValueError:
-    place = f"line {error.line}, column {error.column}" if error.line else ""
-    return ValueError(broken_json(path, WHAT, CURE, error.reason, place, error.is_cut))
 
 
 def _refuse_other_kinds(path: Path, content: Any) -> None:
@@ -192,7 +168,8 @@ def read_categories(entries: list, faults: DatasetFaults) -> dict[int, str]:
     """Read the categories: id -> name, in the order of the ids."""
     names: dict[int, str] = {}
     for index, entry in enumerate(entries):
-        if _lacks(entry, ("id", "name"), "categories", index, faults):
+        if wrong := _faults_of_entry(entry, ("id", "name"), f"categories[{index}]"):
+            faults.found += wrong
             continue
         if entry["id"] in names:
             faults.add("duplicate id", f"category id {entry['id']} occurs more than once")
@@ -206,89 +183,76 @@ def read_categories(entries: list, faults: DatasetFaults) -> dict[int, str]:
     return {category_id: names[category_id] for category_id in sorted(names)}
 
 
-def _lacks(entry: Any, keys: tuple[str, ...], what: str, index: int, faults: DatasetFaults) -> bool:
-    """Note the keys that an entry lacks, and ids that are no integers."""
-    what = f"{what}[{index}]"
+def _faults_of_entry(entry: Any, keys: tuple[str, ...], what: str) -> list[Fault]:
+    """The keys that an entry lacks, and ids that are no integers."""
     if not isinstance(entry, dict):
-        faults.add("entry", f"{what}: expected an object, got {brief(entry)}")
-        return True
-    number = len(faults.found)
+        return [Fault("entry", f"{what}: expected an object, got {brief(entry)}")]
+    found = []
     for key in keys:
         value = entry.get(key)
         if value is None:
             hint = "; boxes alone cannot be learned from" if key == "segmentation" else ""
-            faults.add("missing key", f"{what} (id {brief(entry.get('id'))}): no {key}{hint}")
+            text = f"{what} (id {brief(entry.get('id'))}): no {key}{hint}"
+            found.append(Fault("missing key", text))
         elif key.endswith("id") and type(value) is not int:  # True is an int
-            faults.add("id", f"{what}: {key} must be an integer, got {brief(value)}")
+            found.append(Fault("id", f"{what}: {key} must be an integer, got {brief(value)}"))
         elif key.endswith("id") and abs(value) > MAX_ID:
-            faults.add("id", f"{what}: {key} must be at most {MAX_ID}, got {brief(value)}")
+            found.append(Fault("id", f"{what}: {key} must be at most {MAX_ID}, got {brief(value)}"))
         elif key == "file_name" and not isinstance(value, str):
-            faults.add("file_name", f"{what}: file_name must be a text, got {brief(value)}")
-    return len(faults.found) > number
+            text = f"{what}: file_name must be a text, got {brief(value)}"
+            found.append(Fault("file_name", text))
+    return found
 
 
-class ImageReader:
-    """Reads the images into columns, in the order of the json."""
+def read_images(entries: Iterable[Any], faults: DatasetFaults) -> Columns:
+    """Read the images into columns, in the order of the json."""
+    images: dict[int, tuple[str, int, int]] = {}  # name, height and width by id
+    number = 0
+    for number, entry in enumerate(entries, start=1):
+        wrong = _faults_of_entry(entry, _IMAGE_KEYS, f"images[{number - 1}]")
+        if not wrong and (fault := _fault_of_image(entry, images)) is not None:
+            wrong = [fault]
+        if not wrong:
+            size = int(entry["height"]), int(entry["width"])
+            images[entry["id"]] = entry["file_name"], *size
+        faults.found += wrong
+    if not number:
+        faults.add("empty list", "'images' is empty")
+    # A text of a json may hold surrogates.
+    names = [name.encode("utf-8", "surrogatepass") for name, *_ in images.values()]
+    sizes = np.array([size for _, *size in images.values()], np.int64).reshape(-1, 2)
+    heights, widths = sizes.T.copy()
+    return {
+        "image_ids": np.array(list(images), np.int64),
+        "heights": heights,
+        "widths": widths,
+        "name_ends": np.cumsum([0, *map(len, names)], dtype=np.int64),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+    }
 
-    def __init__(self, faults: DatasetFaults) -> None:
-        self.faults = faults
-        self._number = 0  # of entries, also of those left out
-        self._place_of: dict[int, int] = {}
-        self._ids, self._heights, self._widths = array("q"), array("q"), array("q")
-        self._names, self._name_ends = bytearray(), array("q", [0])
 
-    def add(self, entry: Any) -> None:
-        """Read one element of the list."""
-        index, self._number = self._number, self._number + 1
-        if _lacks(entry, _IMAGE_KEYS, "images", index, self.faults):
-            return
-        image_id, height, width = entry["id"], entry["height"], entry["width"]
-        name = entry["file_name"]
-        if image_id in self._place_of:
-            other = self._name(self._place_of[image_id])
-            self.faults.add(
-                "duplicate id",
-                f"image id {image_id} occurs more than once: {other} and {brief(name)[1:-1]}",
-            )
-            return
-        if (fault := name_fault(name)) is not None:
-            self.faults.add("file_name", f"image {image_id}: {fault}")
-            return
-        if not (_is_side(height) and _is_side(width)):
-            self.faults.add(
-                "image size",
-                f"image {image_id} ({name}): height {brief(height)} and width {brief(width)} must "
-                "be > 0" + f" and at most {MAX_SIDE}" * (_is_vast(height) or _is_vast(width)),
-            )
-            return
-        if int(height) * int(width) > MAX_PIXELS:
-            self.faults.add(
-                "image size",
-                f"image {image_id} ({name}): {brief(height)} x {brief(width)} (height x width) are "
-                f"more than {MAX_PIXELS} pixels: such images are not read; cut it into parts",
-            )
-            return
-        self._place_of[image_id] = len(self._ids)
-        self._ids.append(image_id)
-        self._heights.append(int(height))
-        self._widths.append(int(width))
-        self._names += encode_name(name)
-        self._name_ends.append(len(self._names))
-
-    def _name(self, place: int) -> str:
-        return decode_name(self._names[self._name_ends[place] : self._name_ends[place + 1]])
-
-    def finish(self) -> Columns:
-        """The columns of images."""
-        if not self._number:
-            self.faults.add("empty list", "'images' is empty")
-        return {
-            "image_ids": np.asarray(self._ids, np.int64),
-            "heights": np.asarray(self._heights, np.int64),
-            "widths": np.asarray(self._widths, np.int64),
-            "name_ends": np.asarray(self._name_ends, np.int64),
-            "names": np.frombuffer(bytes(self._names), np.uint8),
-        }
+def _fault_of_image(entry: dict[str, Any], known: Mapping[int, tuple]) -> Fault | None:
+    """What is wrong with the values of an image, also beside those that are known by their ids."""
+    image_id, name = entry["id"], entry["file_name"]
+    height, width = entry["height"], entry["width"]
+    if image_id in known:
+        text = f"image id {image_id} occurs more than once: {known[image_id][0]} and "
+        return Fault("duplicate id", text + brief(name)[1:-1])
+    if (fault := name_fault(name)) is not None:
+        return Fault("file_name", f"image {image_id}: {fault}")
+    if not (_is_side(height) and _is_side(width)):
+        return Fault(
+            "image size",
+            f"image {image_id} ({name}): height {brief(height)} and width {brief(width)} must "
+            "be > 0" + f" and at most {MAX_SIDE}" * (_is_vast(height) or _is_vast(width)),
+        )
+    if int(height) * int(width) > MAX_PIXELS:
+        return Fault(
+            "image size",
+            f"image {image_id} ({name}): {brief(height)} x {brief(width)} (height x width) are "
+            f"more than {MAX_PIXELS} pixels: such images are not read; cut it into parts",
+        )
+    return None
 
 
 def _is_side(value: Any) -> bool:
@@ -321,7 +285,6 @@ class AnnotationReader:
 
     def __init__(self, folder: Path | None) -> None:
         """Start an empty list; with a folder the long columns grow in files."""
-        self._number = 0  # of entries, also of those that are none
         self._ids, self._image_ids, self._category_ids = array("q"), array("q"), array("q")
         self._is_crowd, self._is_ignored, self._kinds = array("B"), array("B"), array("B")
         self._areas, self._boxes = array("d"), array("d")
@@ -334,14 +297,15 @@ class AnnotationReader:
         self._read_runs: list[_RunLengths] = []
         self._without_mask = array("q")  # rows
 
-    def add(self, entry: Any) -> None:
-        """Read one element of the list."""
-        index, self._number = self._number, self._number + 1
-        if not _is_plain(entry):
-            found = DatasetFaults(Path())
-            if _lacks(entry, _ANNOTATION_KEYS, "annotations", index, found):
-                self._notes += [_Note(len(self._ids), _ENTRY, fault) for fault in found]
-                return
+    def read(self, entries: Iterable[Any]) -> None:
+        """Read the elements of the list."""
+        for index, entry in enumerate(entries):
+            if wrong := _faults_of_entry(entry, _ANNOTATION_KEYS, f"annotations[{index}]"):
+                self._notes += [_Note(len(self._ids), _ENTRY, fault) for fault in wrong]
+            else:
+                self._add(entry)
+
+    def _add(self, entry: dict[str, Any]) -> None:
         self._ids.append(entry["id"])
         self._image_ids.append(entry["image_id"])
         self._category_ids.append(entry["category_id"])
@@ -410,7 +374,7 @@ class AnnotationReader:
         """Compare the annotations with the images and categories, and sort them by image.
 
         Args:
-            images: columns of `ImageReader`.
+            images: columns of `read_images`.
             categories: id -> name, sorted by id.
 
         Returns:
@@ -453,23 +417,6 @@ class AnnotationReader:
             np.bincount(category[is_known], minlength=len(categories)).tolist(),
             np.bincount(category[without_mask], minlength=len(categories)).tolist(),
         )
-
-
-def _is_plain(entry: Any) -> bool:
-    """A fast check that an entry lacks nothing; most entries pass it."""
-    if type(entry) is not dict:
-        return False
-    get = entry.get
-    first, second, third = get("id"), get("image_id"), get("category_id")
-    return (
-        type(first) is int
-        and type(second) is int
-        and type(third) is int
-        and 0 <= first <= MAX_ID
-        and 0 <= second <= MAX_ID
-        and 0 <= third <= MAX_ID
-        and get("segmentation") is not None
-    )
 
 
 def _box(value: Any) -> array:

@@ -23,27 +23,14 @@ CHUNK_ROWS = 32  # of the result at a time, so that what is in between stays in 
 
 
 class _Taps(NamedTuple):
-    """Source pixels and weights of each pixel of an axis.
+    """Source pixels and weights of each pixel of an axis."""
 
-    Attributes:
-        index: int64 [taps, length], clipped to the axis.
-        weight: [taps, length], int32 parts of ONE (bilinear) or float32 (bicubic).
-    """
-
-    index: np.ndarray
-    weight: np.ndarray
+    index: np.ndarray  # int64 [taps, length], clipped to the axis
+    weight: np.ndarray  # [taps, length], int32 parts of ONE (bilinear) or float32 (bicubic)
 
 
 def resize_bilinear(image: np.ndarray, size: Size) -> np.ndarray:
-    """Resize as ``cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)``.
-
-    Args:
-        image: uint8 [h, w, 3].
-        size: (height, width).
-
-    Returns:
-        uint8 [height, width, 3].
-    """
+    """Resize uint8 [h, w, 3] to (height, width) as ``cv2.resize`` with ``cv2.INTER_LINEAR``."""
     if image.shape[:2] == tuple(size):
         return image
     if image.shape[:2] == (2 * size[0], 2 * size[1]):
@@ -64,16 +51,10 @@ def resize_bilinear(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def resize_bicubic_by_factor(image: np.ndarray, factor: float) -> np.ndarray:
-    """Resize as ``cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)``.
+    """Resize uint8 [h, w, 3] as ``cv2.resize`` with ``fx=fy=factor`` and ``cv2.INTER_CUBIC``.
 
-    Pixels are sampled 1 / factor apart, whatever became of the rounded sides.
-
-    Args:
-        image: uint8 [h, w, 3].
-        factor: new side / old side before rounding.
-
-    Returns:
-        uint8 [*size_by_factor((h, w), factor), 3].
+    The result has `size_by_factor`; its pixels are sampled 1 / factor apart, whatever became of the
+    rounded sides.
     """
     size = size_by_factor((image.shape[0], image.shape[1]), factor)
     if image.shape[:2] == size:

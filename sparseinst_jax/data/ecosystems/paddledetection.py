@@ -76,16 +76,9 @@ def draw_transform(
     lsj_range: tuple[float, float] | None = None,
     boxes_xyxy: np.ndarray | None = None,
 ) -> Transform:
-    """Draw the training transform of one image; see ``transforms.draw_transform``.
+    """Draw the training transform of one image; arguments as of ``transforms.draw_transform``.
 
-    Args:
-        draws: float64 [NUM_DRAWS], uniform in [0, 1).
-        original_size: (height, width).
-        sizes: choices of the shortest side.
-        max_size: limit of the longest side.
-        augmentation: one of AUGMENTATIONS.
-        lsj_range: of another augmentation.
-        boxes_xyxy: float32 [objects, 4] in the original image; read with crops only.
+    Boxes are read with crops only.
     """
     del lsj_range
     flip = bool(draws[0] < 0.5)

@@ -85,12 +85,7 @@ class _Layout(NamedTuple):
 
 
 def read_published(name: str, source: Path, images_dir: Path | None = None) -> Imported:
-    """Read one of `LAYOUTS`; see the module for the folders.
-
-    Args:
-        name: "cityscapes" or "ade20k".
-        source: the folder that holds those of the images and of the labels.
-        images_dir: folder of the images; by default the one in the source.
+    """Read one of `LAYOUTS` from the folder that holds those of its images and of its labels.
 
     Raises:
         FileNotFoundError: a folder is missing.

@@ -1,13 +1,14 @@
 """Make COCO jsons of labelled images: the content, the division, the files."""
 
+import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparseinst_jax.data.importers.objects import LabelledImage
+from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.messages import counted
 
 DEFAULT_VAL_SHARE = 0.2
@@ -187,22 +188,12 @@ def refuse_foreign_file(path: Path) -> None:
 
 
 def write_jsons(contents: Mapping[Path, Any]) -> None:
-    """Write json files, all of them or none.
-
-    Raises:
-        ValueError: a file cannot be written.
-    """
-    temporary: dict[Path, Path] = {}
+    """Write json files, all of them or none; a ValueError if one cannot be written."""
     try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary[path] = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary[path].write_text(json.dumps(content) + "\n")
-        for path, written in temporary.items():
-            os.replace(written, path)
+        with contextlib.ExitStack() as written:
+            for path, content in contents.items():
+                temporary = written.enter_context(written_whole(path))
+                temporary.write_text(json.dumps(content) + "\n")
     except OSError as error:
         names = ", ".join(map(str, contents))
         raise ValueError(f"{names} cannot be written ({error}); give another --output") from error
-    finally:
-        for written in temporary.values():
-            written.unlink(missing_ok=True)

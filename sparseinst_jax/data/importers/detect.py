@@ -28,17 +28,11 @@ _MOST_NAMES = 50  # of images whose folder is looked for
 
 
 class Labels(NamedTuple):
-    """Labels that were found.
+    """Labels that were found."""
 
-    Attributes:
-      form: "coco", "via", "labelme" or "yolo".
-      sources: the jsons of COCO; else one file or folder.
-      others: what else was found, for a message.
-    """
-
-    form: str
-    sources: tuple[Path, ...]
-    others: tuple[str, ...]
+    form: str  # "coco", "via", "labelme" or "yolo"
+    sources: tuple[Path, ...]  # the jsons of COCO; else one file or folder
+    others: tuple[str, ...]  # what else was found, for a message
 
     @property
     def title(self) -> str:
@@ -81,11 +75,7 @@ def find_labels(folder: Path, excluded: Path | None = None) -> Labels:
 
 
 def read(labels: Labels, excluded: Iterable[Path] = ()) -> Imported:
-    """Read labels of another form than COCO's; see the importers.
-
-    Raises:
-      ValueError: see there.
-    """
+    """Read labels of another form than COCO's; see the importers."""
     (source,) = labels.sources
     if labels.form == "via":
         return via.read_via(source)
@@ -118,10 +108,9 @@ def _is_number(word: bytes) -> bool:
 
 
 def folder_of_images(content: dict[str, Any], folder: Path, source: Path) -> Path:
-    """Find the folder that the file names of a COCO json are relative to.
+    """Find the folder, in or below another, that the file names of a COCO json are relative to.
 
-    Raises:
-      ValueError: its images are not in or below the folder.
+    Raises a ValueError if its images are not there.
     """
     names = [str(image["file_name"]) for image in content["images"][:_MOST_NAMES]]
     for place in (source.parent, source.parent / "images", folder, folder / "images"):
@@ -140,11 +129,7 @@ def folder_of_images(content: dict[str, Any], folder: Path, source: Path) -> Pat
 
 
 def divide_coco(content: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide a COCO content into training and validation; see `coco_content.split_images`.
-
-    Raises:
-      ValueError: fewer than two images have objects.
-    """
+    """Divide a COCO content into training and validation; see `coco_content.split_images`."""
     with_objects = Counter(entry["image_id"] for entry in content["annotations"])
     images = [
         LabelledImage(str(image["file_name"]), 0, 0, objects=[None] * with_objects[image["id"]])  # type: ignore[list-item]
@@ -184,11 +169,7 @@ def coco_parts(paths: Sequence[Path], folder: Path) -> tuple[Path, Path | None, 
 
 
 def read_coco(path: Path) -> dict[str, Any]:
-    """Read a COCO json as far as it is needed to divide it.
-
-    Raises:
-      ValueError: it is damaged, or an entry lacks a name or an id.
-    """
+    """Read a COCO json as far as it is needed to divide it; a ValueError if that is incomplete."""
     content = read_json(path, "the labels", "export them again")
     try:
         names = [(image["id"], image["file_name"]) for image in content["images"]]

@@ -25,23 +25,15 @@ SEMANTIC_CURE = (
 
 
 def parse_value(text: str) -> int:
-    """Read a value of a map: a number, or a colour such as 224,224,192.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Read a value of a map: a number, or a colour such as 224,224,192; else a ValueError."""
     return sum(int(channel) * 256**place for place, channel in enumerate(text.split(",")))
 
 
 def read_numbers(path: Path, ignored: Sequence[int] = ()) -> np.ndarray:
     """Values of a mask image as one integer a pixel, int64 [h, w]; colours as R + 256 G + 256² B.
 
-    Args:
-        path: of the file.
-        ignored: values that become 0.
-
-    Raises:
-        LabelFault: the file is broken, partly transparent, or no mask by its number of values.
+    Ignored values become 0. A LabelFault: the file is broken, partly transparent, or no mask by its
+    number of values.
     """
     try:
         values = read_values(path, str(path)).astype(np.int64)

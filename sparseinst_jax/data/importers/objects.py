@@ -139,16 +139,10 @@ def checked_number(value: Any, what: str) -> float:
 def make_polygon(
     xs: Sequence[float], ys: Sequence[float], size: tuple[int, int], what: str = "polygon"
 ) -> list[float]:
-    """A COCO polygon [x, y, x, y, ...].
+    """A COCO polygon [x, y, x, y, ...] of the columns and rows of its corners, in pixels.
 
-    Args:
-        xs: columns of the corners in pixels.
-        ys: their rows.
-        size: (height, width) of the image; corners may lie outside, by its size at most.
-        what: what a message calls it.
-
-    Raises:
-        LabelFault: fewer than three corners, or one far outside of the image.
+    Corners may lie outside of the image (height, width), by its size at most. A LabelFault: one
+    lies further away, or there are fewer than three.
     """
     if len(xs) < 3:
         raise LabelFault(f"a {what} needs three corners or more, got {len(xs)}")
@@ -202,10 +196,9 @@ def make_ellipse(
 
 
 def checked_class(label: Any, names: Sequence[str] | None) -> str:
-    """The class of a label, one of ``names`` where these are given; without outer spaces.
+    """The class of a label, one of ``names`` where these are given, without outer spaces.
 
-    Raises:
-        LabelFault: there is none, or it is not among the names.
+    A LabelFault: there is none, or it is not among the names.
     """
     if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
         raise LabelFault(f"the class must be a text that is not empty, got {brief(label)}")

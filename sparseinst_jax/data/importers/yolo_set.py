@@ -23,16 +23,11 @@ _PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # key
 
 
 class SetDescription(NamedTuple):
-    """What a data set says of itself.
+    """What a data set says of itself."""
 
-    Attributes:
-        names: number -> name of the classes.
-        notes: lines on where the names are from.
-        part_of: path of an image -> "train", "val" or "test", or "" where nothing says it.
-    """
-
-    names: dict[int, str]
-    notes: list[str]
+    names: dict[int, str]  # number -> name of the classes
+    notes: list[str]  # lines on where the names are from
+    # path of an image -> "train", "val" or "test", or "" where nothing says it
     part_of: Callable[[Path], str]
 
 
@@ -76,11 +71,7 @@ def _names_files(source: Path, images_dir: Path, label_folders: set[Path]) -> li
 def _choose_names(
     files: list[list[Path]], names: Sequence[str] | None, source: Path
 ) -> tuple[dict[int, str], list[str]]:
-    """Names of the classes from the nearest files, and lines on where they are from.
-
-    Raises:
-        ValueError: there are none, or files that are equally near disagree.
-    """
+    """Names of the classes from the nearest files, and lines on where they are from."""
     if names:
         origin, chosen, others = "--names", dict(enumerate(names)), list(chain(*files))
     elif files:
@@ -113,10 +104,7 @@ def _numbered(names: dict[int, str]) -> str:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Read the names of the classes: number to name.
-
-    Args:
-        path: a data.yaml, or a text file with one name a line, numbered from 0 by the lines.
+    """Read the names of the classes, number to name, from a data.yaml or a text of a name a line.
 
     Raises:
         ValueError: the file has no names, or in a form that is not read; gives the line.

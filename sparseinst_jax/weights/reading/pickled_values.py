@@ -69,23 +69,6 @@ def set_items(target: dict[Any, Any], pairs: Any) -> None:
         target[key] = value
 
 
-class LongText:
-    """A long text, left in the file."""
-
-    __slots__ = ("_latin1", "_piece")
-
-    def __init__(self, piece: Piece):
-        self._piece = piece
-        self._latin1: Piece | None = None
-
-    def latin1(self) -> Piece:
-        """The bytes that protocol 2 wrote as a text of the characters 0 to 255."""
-        if self._latin1 is None:
-            content = self._piece.read().tobytes().decode().encode("latin-1")
-            self._latin1 = Piece(content, 0, len(content))
-        return self._latin1
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class PickledDtype:
     """A NumPy dtype: its name and byte order."""
@@ -123,38 +106,25 @@ class PickledArray:
         if not all(type(size) is int for size in shape):
             return StoredArray(None, dtype.name, shape, shape)
         strides = f_strides(shape) if self.is_fortran else c_strides(shape)
-        data = _as_piece(self.data)
-        return StoredArray(data, dtype.name, shape, strides, 0, dtype.is_big_endian, True)
+        data = self.data
+        if isinstance(data, str):  # of Python 2, or short bytes of protocol 2
+            data = data.encode("latin-1")
+        piece = Piece(data, 0, len(data)) if isinstance(data, bytes) else None
+        return StoredArray(piece, dtype.name, shape, strides, 0, dtype.is_big_endian, True)
 
 
 Settable = PickledDtype | PickledArray  # what gets its content afterwards
 
 
-def _as_piece(data: object) -> Piece | None:
-    if isinstance(data, str):  # of Python 2, or short bytes of protocol 2
-        data = data.encode("latin-1")
-    if isinstance(data, bytes):
-        return Piece(data, 0, len(data))
-    return data if isinstance(data, Piece) else None
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class Storage:
-    """A run of numbers that tensors lie in.
+    """A run of numbers that tensors lie in."""
 
-    Attributes:
-      name: of the storage in the file.
-      dtype: of the numbers, or None if it is only bytes.
-      num_bytes: what the pickle claims.
-      piece: the bytes; None until the file was read so far.
-      is_big_endian: order of the bytes of a number.
-    """
-
-    name: str
-    dtype: str | None
-    num_bytes: int
-    piece: Piece | None = None
-    is_big_endian: bool = False
+    name: str  # of the storage in the file
+    dtype: str | None  # of the numbers, or None if it is only bytes
+    num_bytes: int  # what the pickle claims
+    piece: Piece | None = None  # the bytes; None until the file was read so far
+    is_big_endian: bool = False  # order of the bytes of a number
 
 
 class PickledTensor(NamedTuple):
@@ -177,12 +147,9 @@ class PickledTensor(NamedTuple):
 
 
 def storage_of(kind: object, name: object, size: object) -> Storage:
-    """The storage that a PyTorch pickle refers to.
+    """The storage that a PyTorch pickle refers to; `kind` is the `Name` of its class.
 
-    Args:
-      kind: the `Name` of its class, such as torch.FloatStorage.
-      name: of the storage in the file.
-      size: in numbers; of untyped storages in bytes.
+    Its size is in numbers; of untyped storages in bytes.
     """
     if not isinstance(kind, Name) or not isinstance(name, str):
         raise ValueError("a storage without class or name")
@@ -242,7 +209,7 @@ def _array_of_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Pic
 def _encode(text: Any, encoding: Any = "utf-8") -> object:
     if encoding not in ("latin1", "latin-1"):
         return Foreign("_codecs.encode")
-    return text.latin1() if isinstance(text, LongText) else text.encode("latin-1")
+    return text.encode("latin-1")
 
 
 def _plain(kind: str, make: Callable[[], object]) -> Callable[..., object]:

@@ -3,7 +3,8 @@
 A pickle is a program. Python's own unpickler imports the names that it gives and calls them, and
 to forbid names (`find_class`) leaves the rest of its machinery open: sizes that are allocated
 before anything was read, `__setstate__`, memos and extension registries. So this is an interpreter
-of its own for the same operations, which has no way to import or call anything:
+of its own for the operations that Python's `pickletools` finds, which has no way to import or call
+anything:
 
 * A name (`os.system`, `torch._utils._rebuild_tensor_v2`) becomes a `Name`, a string in a box.
 * What a pickle wants called is looked up in one table of ours, `pickled_values.MEANINGS`, by the
@@ -12,16 +13,13 @@ of its own for the same operations, which has no way to import or call anything:
   class. Checkpoints carry such things beside the weights (loggers, configurations, paths);
   one found among the weights is refused by that name.
 
-Long runs of bytes are not read but remembered as a place in the file, and their sizes compared
-with it; operations, short texts and integers are counted. A file can therefore neither take much
-memory nor much time.
-
-Source: the operations as documented in Python's `pickletools`, protocols 0 to 5.
+Sizes are compared with the file before anything is read, operations are counted, and no call makes
+more bytes than the file has. A file can therefore neither take much memory nor much time.
 """
 
 from __future__ import annotations
 
-import codecs
+import pickletools
 import re
 import struct
 import sys
@@ -31,28 +29,22 @@ from typing import Any, BinaryIO
 from sparseinst_jax.weights.reading.pickled_values import (
     MEANINGS,
     Foreign,
-    LongText,
     Name,
     Settable,
     set_items,
 )
 from sparseinst_jax.weights.reading.stored_arrays import (
     DamagedFileError,
-    Piece,
     WeightsFileError,
     short,
 )
 
-SHORT_BYTES = 1024
-# A checkpoint of 500 arrays with its optimizer takes 50,000 operations and 50 kB of names.
-MAX_OPERATIONS, MAX_SHORT_BYTES, MAX_INTEGER_BYTES, MAX_LINE = 300_000, 16 << 20, 64, 4096
+# A checkpoint of 500 arrays with its optimizer takes 50,000 operations.
+MAX_OPERATIONS, MAX_INTEGER_BITS, MAX_LINE = 300_000, 512, 4096
 _REFUSED_OPERATIONS = {
-    b"\x82": "a name from a registry",
-    b"\x83": "a name from a registry",
-    b"\x84": "a name from a registry",
-    b"P": "a persistent id of text",
-    b"\x97": "a buffer outside of the file",
-    b"\x98": "a buffer outside of the file",
+    "PERSID": "a persistent id of text",
+    "NEXT_BUFFER": "a buffer outside of the file",
+    "READONLY_BUFFER": "a buffer outside of the file",
 }
 _DAMAGE = (
     IndexError,
@@ -84,8 +76,8 @@ _PLAIN_BUILTINS = frozenset(
 )
 
 
-class _PickleBytes:
-    """Reads the parts of pickles from a file and counts what they take.
+class _BoundedFile:
+    """A file that is asked for no more bytes than it has.
 
     Args:
       file: at the first byte of a pickle.
@@ -93,103 +85,24 @@ class _PickleBytes:
     """
 
     def __init__(self, file: BinaryIO, end: int):
-        self.file, self.end = file, end
-        self._operations, self._short_bytes = 0, 0
-
-    def refuse_short(self) -> None:
-        """Refuses a file that ended too early."""
-        raise DamagedFileError("the pickle ends in the middle")
-
-    def spend(self, operations: int = 0, short_bytes: int = 0) -> None:
-        """Counts what a pickle takes; too much is refused."""
-        self._operations += operations
-        self._short_bytes += short_bytes
-        if self._operations > MAX_OPERATIONS:
-            raise WeightsFileError(
-                f"the pickle takes more than {MAX_OPERATIONS} operations, expected about 50,000: "
-                "it is not a weights file"
-            )
-        if self._short_bytes > MAX_SHORT_BYTES:
-            raise WeightsFileError(
-                f"the pickle holds more than {MAX_SHORT_BYTES} bytes of names and short strings: "
-                "it is not a weights file"
-            )
-
-    def fixed(self, format: str) -> Any:
-        """A number of a fixed size, by its `struct` format."""
-        return struct.unpack(format, self.read(struct.calcsize(format)))[0]
+        self._file, self.end = file, end
+        self.tell, self.seek = file.tell, file.seek
 
     def read(self, size: int) -> bytes:
-        """A few bytes."""
-        content = self.file.read(size)
-        if len(content) < size:
-            self.refuse_short()
-        return content
+        left = self.end - self.tell() if size > 1 else 1
+        if size > left:
+            what = f"the pickle claims {size} bytes at byte {self.tell()}"
+            raise DamagedFileError(f"{what}, of {left} left")
+        return self._file.read(size)
 
-    def line(self) -> bytes:
-        """The rest of a line, without its end."""
-        line = self.file.readline(MAX_LINE)
-        self.spend(short_bytes=len(line))
+    def readline(self) -> bytes:
+        line = self._file.readline(MAX_LINE)
         if len(line) == MAX_LINE:
             raise WeightsFileError(
                 f"the pickle holds a line of more than {MAX_LINE} bytes, as protocol 0 has for "
                 "arrays; load it where it was made and save it with protocol 2 or later"
             )
-        if not line.endswith(b"\n"):
-            self.refuse_short()
-        return line[:-1]
-
-    def run(self, size: int) -> bytes | Piece:
-        """Bytes of a claimed size: read if they are short, else only their place."""
-        start = self.file.tell()
-        if not 0 <= size <= self.end - start:
-            what = f"the pickle claims {size} bytes at byte {start}"
-            raise DamagedFileError(f"{what}, of {self.end - start} left")
-        if size <= SHORT_BYTES:
-            self.spend(short_bytes=size)
-            return self.read(size)
-        self.file.seek(start + size)
-        return Piece(self.file, start, size)
-
-    def frame(self) -> None:
-        """A frame says how many bytes follow; it is checked like any other size."""
-        size, left = self.fixed("<Q"), self.end - self.file.tell()
-        if size > left:
-            raise DamagedFileError(f"the pickle claims a frame of {size} bytes of {left} left")
-
-    def text(self, size: int) -> str | LongText:
-        """A text of a claimed size: a long one stays in the file."""
-        run = self.run(size)
-        return LongText(run) if isinstance(run, Piece) else run.decode("utf-8", "surrogatepass")
-
-    def old_text(self, size: int) -> str | Piece:
-        """Python 2's strings: names and bytes alike."""
-        run = self.run(size)
-        return run if isinstance(run, Piece) else run.decode("latin-1")
-
-    def integer(self, size: int) -> int:
-        """A signed little-endian integer of a claimed size."""
-        if not 0 <= size <= MAX_INTEGER_BYTES:
-            raise WeightsFileError(
-                f"the pickle holds an integer of {size} bytes, expected at most {MAX_INTEGER_BYTES}"
-            )
-        return int.from_bytes(self.read(size), "little", signed=True)
-
-    def decimal(self) -> int | bool:
-        """An integer in digits, or 00 and 01 for a flag."""
-        line = self.line().decode().removesuffix("L")
-        if line in ("00", "01"):
-            return line == "01"
-        if len(line) > 2 * MAX_INTEGER_BYTES:
-            raise WeightsFileError(f"the pickle holds an integer of {len(line)} digits")
-        return int(line)
-
-    def quoted(self) -> str:
-        """A string in quotes."""
-        line = self.line()
-        if len(line) < 2 or line[0] != line[-1] or line[0] not in b"'\"":
-            raise ValueError("a string without quotes")
-        return codecs.decode(line[1:-1], "unicode_escape")
+        return line
 
 
 class Unpickler:
@@ -202,7 +115,8 @@ class Unpickler:
     """
 
     def __init__(self, file: BinaryIO, end: int, persistent: Callable[[Any], object] | None = None):
-        self._bytes, self._persistent = _PickleBytes(file, end), persistent
+        self._file, self._persistent = _BoundedFile(file, end), persistent
+        self._num_operations = self._num_bytes = 0  # done; given to calls
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: dict[int, Any] = {}
@@ -214,38 +128,66 @@ class Unpickler:
           WeightsFileError: if it is damaged, cut off, too large, or names what it should not.
         """
         self._stack, self._marks, self._memo = [], [], {}
+        operations: Any = pickletools.genops(self._file)  # type: ignore[arg-type]
         try:
-            while True:
-                code = self._bytes.file.read(1)
-                if code == b".":
-                    break
-                if code not in _OPERATIONS:
-                    self._refuse_operation(code)
-                self._bytes.spend(operations=1)
-                _OPERATIONS[code](self)
+            for operation, argument, _ in operations:
+                self._spend(1)
+                if operation.name in _VALUES:
+                    self._stack.append(_VALUES[operation.name](self, argument))
+                elif operation.name in _OPERATIONS:
+                    _OPERATIONS[operation.name](self, argument)
+                else:
+                    self._refuse(operation)
             result = self._stack.pop()
         except WeightsFileError:
             raise
         except _DAMAGE as error:
-            what = f"the pickle makes no sense before byte {self._bytes.file.tell()}"
+            what = f"the pickle makes no sense before byte {self._file.tell()}"
             raise DamagedFileError(f"{what} ({short(error)})") from error
-        if self._bytes.file.tell() > self._bytes.end:
-            self._bytes.refuse_short()
+        if self._file.tell() > self._file.end:
+            raise DamagedFileError("the pickle ends in the middle")
         return result
 
-    def _refuse_operation(self, code: bytes) -> None:
-        if not code:
-            self._bytes.refuse_short()
-        what = _REFUSED_OPERATIONS.get(code, "unknown to Python")
+    def _spend(self, operations: int) -> None:
+        self._num_operations += operations
+        if self._num_operations > MAX_OPERATIONS:
+            raise WeightsFileError(
+                f"the pickle takes more than {MAX_OPERATIONS} operations, expected about 50,000: "
+                "it is not a weights file"
+            )
+
+    def _refuse(self, operation: pickletools.OpcodeInfo) -> None:
+        what = _REFUSED_OPERATIONS.get(operation.name, "a name from a registry")
         raise WeightsFileError(
-            f"the pickle holds the operation {code!r} ({what}) before byte "
-            f"{self._bytes.file.tell()}, which no weights file needs: damaged, or not weights"
+            f"the pickle holds the operation {operation.name} ({what}) before byte "
+            f"{self._file.tell()}, which no weights file needs: damaged, or not weights"
         )
 
     # Operations on the stack
 
-    def _push(self, value: object) -> None:
-        self._stack.append(value)
+    def _integer(self, value: int) -> int:
+        if value.bit_length() > MAX_INTEGER_BITS:
+            raise WeightsFileError(
+                f"the pickle holds an integer of {value.bit_length()} bits, expected at most "
+                f"{MAX_INTEGER_BITS}"
+            )
+        return value
+
+    def _protocol(self, protocol: int) -> None:
+        if protocol > 5:
+            raise WeightsFileError(f"a pickle of protocol {protocol}, expected 0 to 5")
+
+    def _frame(self, size: int) -> None:
+        left = self._file.end - self._file.tell()
+        if size > left:
+            raise DamagedFileError(f"the pickle claims a frame of {size} bytes of {left} left")
+
+    def _pop(self, number: int) -> list[Any]:
+        values = self._stack[-number:]
+        if len(values) < number:
+            raise IndexError("values that are not there")
+        del self._stack[-number:]
+        return values
 
     def _pop_to_mark(self) -> list[Any]:
         mark = self._marks.pop()
@@ -253,20 +195,11 @@ class Unpickler:
         del self._stack[mark:]
         return values
 
-    def _drop_to_mark(self) -> None:
-        self._pop_to_mark()
-
     def _pop_one(self) -> None:
         if self._marks and self._marks[-1] == len(self._stack):
             self._marks.pop()
         else:
             self._stack.pop()
-
-    def _push_tuple(self, size: int) -> None:
-        values = tuple(self._stack[-size:])
-        if len(values) < size:
-            raise IndexError("a tuple of values that are not there")
-        self._stack[-size:] = [values]
 
     def _append(self, values: list[Any]) -> None:
         target = self._stack[-1]
@@ -284,21 +217,19 @@ class Unpickler:
         set_items(target, zip(values[::2], values[1::2], strict=True))
 
     def _dict(self, values: list[Any]) -> None:
-        self._push({})
+        self._stack.append({})
         self._set_items(values)
 
-    def _memoize(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
+    def _memoize(self, index: int | None) -> None:
+        self._memo[len(self._memo) if index is None else index] = self._stack[-1]
 
     # Names and calls
 
-    def _push_name(self, module: object, name: object) -> None:
+    def _name(self, module: object, name: object) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("a name that is no text")
-        self._push(self._name(f"{module}.{name}"))
-
-    def _name(self, path: str) -> Name:
-        self._bytes.spend(operations=10, short_bytes=len(path))
+        self._spend(10)
+        path = f"{module}.{name}"
         for old, new in _OLD_NAMES.items():
             path = new + path.removeprefix(old) if path.startswith(old) else path
         if not _NAME.fullmatch(path) or _is_of_programs(path):
@@ -308,21 +239,29 @@ class Unpickler:
             )
         return Name(path)
 
-    def _call(self, function: object, arguments: object) -> None:
+    def _call(self, function: object, arguments: object, *_: object) -> object:
         """What a call would make, by our own table; nothing is called."""
         if isinstance(arguments, list):
             arguments = tuple(arguments)
         if not isinstance(function, Name | Foreign) or type(arguments) is not tuple:
             raise TypeError("a call of what has no name")
         if function.path == "builtins.getattr":
-            self._push(self._attribute(arguments))
-        elif isinstance(function, Name) and function.path in MEANINGS:
-            self._bytes.spend(operations=_items(arguments), short_bytes=_short_bytes(arguments))
-            place = self._bytes.file.tell()
-            self._push(MEANINGS[function.path](*arguments))
-            self._bytes.file.seek(place)  # a long text may have been read
-        else:
-            self._push(Foreign(function.path))
+            return self._attribute(arguments)
+        if isinstance(function, Foreign) or function.path not in MEANINGS:
+            return Foreign(function.path)
+        for value in arguments:
+            if type(value) in (list, tuple):
+                self._spend(len(value))
+            elif type(value) in (str, bytes):
+                self._num_bytes += len(value)
+        if self._num_bytes > self._file.end:
+            raise WeightsFileError(
+                "the pickle makes more bytes of its texts than it has: it is not a weights file"
+            )
+        return MEANINGS[function.path](*arguments)
+
+    def _instance(self, values: list[Any]) -> object:
+        return self._call(values[0], values[1:])
 
     def _attribute(self, arguments: tuple[Any, ...]) -> Name:
         """The name of a method of a foreign class: so do protocols below 4 write it.
@@ -330,7 +269,7 @@ class Unpickler:
         Nothing is looked up. Anything else that `getattr` could be asked for is refused.
         """
         if len(arguments) == 2 and isinstance(arguments[0], Name) and isinstance(arguments[1], str):
-            return self._name(f"{arguments[0].path}.{arguments[1]}")
+            return self._name(arguments[0].path, arguments[1])
         raise WeightsFileError(
             "the pickle names builtins.getattr for something else than a method of a class, which "
             "no weights need: nothing was run; do not use this file"
@@ -341,31 +280,16 @@ class Unpickler:
         if isinstance(self._stack[-1], Settable):
             self._stack[-1].set_state(state)
 
-    def _new_with_keywords(self) -> None:
-        self._stack.pop()
-        arguments, function = self._stack.pop(), self._stack.pop()
-        self._call(function, arguments)
-
-    def _instance(self, path: str | None) -> None:
-        """Calls of protocols 0 and 1: the arguments lie behind the mark."""
-        values = self._pop_to_mark()
-        function = values.pop(0) if path is None else self._name(path)
-        self._call(function, tuple(values))
-
-    def _persistent_id(self) -> None:
+    def _stored(self, identity: object) -> object:
         if self._persistent is None:
             raise WeightsFileError(
                 "the pickle refers to data outside of it, expected a file of plain arrays; give "
                 "the checkpoint as torch.save wrote it"
             )
-        place = self._bytes.file.tell()
-        self._push(self._persistent(self._stack.pop()))
-        self._bytes.file.seek(place)
-
-    def _protocol(self) -> None:
-        protocol = self._bytes.fixed("B")
-        if protocol > 5:
-            raise WeightsFileError(f"a pickle of protocol {protocol}, expected 0 to 5")
+        place = self._file.tell()
+        found = self._persistent(identity)
+        self._file.seek(place)
+        return found
 
 
 def _is_of_programs(path: str) -> bool:
@@ -378,84 +302,53 @@ def _is_of_programs(path: str) -> bool:
     return module in sys.stdlib_module_names and module not in _PLAIN_MODULES
 
 
-def _items(arguments: tuple[Any, ...]) -> int:
-    return sum(len(value) for value in arguments if type(value) in (list, tuple))
-
-
-def _short_bytes(arguments: tuple[Any, ...]) -> int:
-    return sum(len(value) for value in arguments if type(value) in (str, bytes))
-
-
-Operation = Callable[[Unpickler], None]
-_READ: dict[bytes, Callable[[Unpickler], object]] = {
-    b"N": lambda u: None,
-    b"\x88": lambda u: True,
-    b"\x89": lambda u: False,
-    b"I": lambda u: u._bytes.decimal(),
-    b"L": lambda u: u._bytes.decimal(),
-    b"F": lambda u: float(u._bytes.line()),
-    b"G": lambda u: u._bytes.fixed(">d"),
-    b"J": lambda u: u._bytes.fixed("<i"),
-    b"K": lambda u: u._bytes.fixed("B"),
-    b"M": lambda u: u._bytes.fixed("<H"),
-    b"\x8a": lambda u: u._bytes.integer(u._bytes.fixed("B")),
-    b"\x8b": lambda u: u._bytes.integer(u._bytes.fixed("<i")),
-    b"S": lambda u: u._bytes.quoted(),
-    b"T": lambda u: u._bytes.old_text(u._bytes.fixed("<i")),
-    b"U": lambda u: u._bytes.old_text(u._bytes.fixed("B")),
-    b"C": lambda u: u._bytes.run(u._bytes.fixed("B")),
-    b"B": lambda u: u._bytes.run(u._bytes.fixed("<I")),
-    b"\x8e": lambda u: u._bytes.run(u._bytes.fixed("<Q")),
-    b"\x96": lambda u: u._bytes.run(u._bytes.fixed("<Q")),
-    b"V": lambda u: codecs.decode(u._bytes.line(), "raw_unicode_escape"),
-    b"\x8c": lambda u: u._bytes.text(u._bytes.fixed("B")),
-    b"X": lambda u: u._bytes.text(u._bytes.fixed("<I")),
-    b"\x8d": lambda u: u._bytes.text(u._bytes.fixed("<Q")),
-    b"]": lambda u: [],
-    b")": lambda u: (),
-    b"}": lambda u: {},
-    b"\x8f": lambda u: Foreign("builtins.set"),
-    b"l": lambda u: u._pop_to_mark(),
-    b"t": lambda u: tuple(u._pop_to_mark()),
-    b"\x91": lambda u: Foreign(f"builtins.frozenset of {len(u._pop_to_mark())}"),
-    b"2": lambda u: u._stack[-1],
-    b"g": lambda u: u._memo[int(u._bytes.line())],
-    b"h": lambda u: u._memo[u._bytes.fixed("B")],
-    b"j": lambda u: u._memo[u._bytes.fixed("<I")],
+# By the names of `pickletools`: the value that an operation pushes, from its argument.
+_VALUES: dict[str, Callable[[Unpickler, Any], object]] = {
+    **dict.fromkeys(
+        "BININT BININT1 BININT2 STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
+        "SHORT_BINUNICODE BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 FLOAT BINFLOAT".split(),
+        lambda u, argument: argument,
+    ),
+    **dict.fromkeys(("INT", "LONG", "LONG1", "LONG4"), Unpickler._integer),
+    "BYTEARRAY8": lambda u, argument: bytes(argument),
+    "NONE": lambda u, _: None,
+    "NEWTRUE": lambda u, _: True,
+    "NEWFALSE": lambda u, _: False,
+    "EMPTY_LIST": lambda u, _: [],
+    "EMPTY_TUPLE": lambda u, _: (),
+    "EMPTY_DICT": lambda u, _: {},
+    "EMPTY_SET": lambda u, _: Foreign("builtins.set"),
+    "LIST": lambda u, _: u._pop_to_mark(),
+    "TUPLE": lambda u, _: tuple(u._pop_to_mark()),
+    "TUPLE1": lambda u, _: tuple(u._pop(1)),
+    "TUPLE2": lambda u, _: tuple(u._pop(2)),
+    "TUPLE3": lambda u, _: tuple(u._pop(3)),
+    "FROZENSET": lambda u, _: Foreign(f"builtins.frozenset of {len(u._pop_to_mark())}"),
+    "DUP": lambda u, _: u._stack[-1],
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda u, index: u._memo[index]),
+    "GLOBAL": lambda u, path: u._name(*path.split(" ", 1)),
+    "STACK_GLOBAL": lambda u, _: u._name(*u._pop(2)),
+    "REDUCE": lambda u, _: u._call(*u._pop(2)),
+    "NEWOBJ": lambda u, _: u._call(*u._pop(2)),
+    "NEWOBJ_EX": lambda u, _: u._call(*u._pop(3)),  # with keywords, which none of ours takes
+    "INST": lambda u, path: u._call(u._name(*path.split(" ", 1)), u._pop_to_mark()),
+    "OBJ": lambda u, _: u._instance(u._pop_to_mark()),
+    "BINPERSID": lambda u, _: u._stored(u._stack.pop()),
 }
-_DO: dict[bytes, Operation] = {
-    b"\x80": lambda u: u._protocol(),
-    b"\x95": lambda u: u._bytes.frame(),
-    b"(": lambda u: u._marks.append(len(u._stack)),
-    b"0": lambda u: u._pop_one(),
-    b"1": lambda u: u._drop_to_mark(),
-    b"\x85": lambda u: u._push_tuple(1),
-    b"\x86": lambda u: u._push_tuple(2),
-    b"\x87": lambda u: u._push_tuple(3),
-    b"a": lambda u: u._append([u._stack.pop()]),
-    b"e": lambda u: u._append(u._pop_to_mark()),
-    b"\x90": lambda u: u._append(u._pop_to_mark()),
-    b"d": lambda u: u._dict(u._pop_to_mark()),
-    b"s": lambda u: u._set_items([u._stack.pop(-2), u._stack.pop()]),
-    b"u": lambda u: u._set_items(u._pop_to_mark()),
-    b"p": lambda u: u._memoize(int(u._bytes.line())),
-    b"q": lambda u: u._memoize(u._bytes.fixed("B")),
-    b"r": lambda u: u._memoize(u._bytes.fixed("<I")),
-    b"\x94": lambda u: u._memoize(len(u._memo)),
-    b"c": lambda u: u._push_name(u._bytes.line().decode(), u._bytes.line().decode()),
-    b"\x93": lambda u: u._push_name(u._stack.pop(-2), u._stack.pop()),
-    b"R": lambda u: u._call(u._stack.pop(-2), u._stack.pop()),
-    b"\x81": lambda u: u._call(u._stack.pop(-2), u._stack.pop()),
-    b"\x92": lambda u: u._new_with_keywords(),
-    b"i": lambda u: u._instance(f"{u._bytes.line().decode()}.{u._bytes.line().decode()}"),
-    b"o": lambda u: u._instance(None),
-    b"b": lambda u: u._build(u._stack.pop()),
-    b"Q": lambda u: u._persistent_id(),
+# What the others do.
+_OPERATIONS: dict[str, Callable[[Unpickler, Any], object]] = {
+    "PROTO": Unpickler._protocol,
+    "FRAME": Unpickler._frame,
+    "STOP": lambda u, _: None,
+    "MARK": lambda u, _: u._marks.append(len(u._stack)),
+    "POP": lambda u, _: u._pop_one(),
+    "POP_MARK": lambda u, _: u._pop_to_mark(),
+    "APPEND": lambda u, _: u._append(u._pop(1)),
+    "APPENDS": lambda u, _: u._append(u._pop_to_mark()),
+    "ADDITEMS": lambda u, _: u._append(u._pop_to_mark()),
+    "DICT": lambda u, _: u._dict(u._pop_to_mark()),
+    "SETITEM": lambda u, _: u._set_items(u._pop(2)),
+    "SETITEMS": lambda u, _: u._set_items(u._pop_to_mark()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), Unpickler._memoize),
+    "BUILD": lambda u, _: u._build(u._stack.pop()),
 }
-
-
-def _pushing(read: Callable[[Unpickler], object]) -> Operation:
-    return lambda unpickler: unpickler._push(read(unpickler))
-
-
-_OPERATIONS = {**_DO, **{code: _pushing(read) for code, read in _READ.items()}}

@@ -157,8 +157,7 @@ class ZipEntries:
     def piece(self, name: str) -> Piece:
         """The content of an entry; a compressed one is inflated to memory.
 
-        Raises:
-          WeightsFileError: if the entry is cut off, damaged, or not the size that it claims.
+        Raises a WeightsFileError if it is cut off, damaged, or not the size that it claims.
         """
         entry = self._entries[name]
         # PyTorch can leave the checksums out: they are all 0 then.
@@ -203,8 +202,7 @@ def _inflate(piece: Piece, entry: zipfile.ZipInfo) -> bytes:
 def read_npz(entries: ZipEntries) -> dict[str, StoredArray]:
     """Finds the arrays of an `.npz` file: a zip of `.npy` files.
 
-    Raises:
-      WeightsFileError: if an entry is something else, or an array of objects (a pickle).
+    Raises a WeightsFileError if an entry is something else, or an array of objects (a pickle).
     """
     foreign = [name for name in entries.names if not name.endswith(".npy")]
     if foreign:

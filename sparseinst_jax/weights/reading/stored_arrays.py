@@ -36,19 +36,12 @@ class DamagedFileError(WeightsFileError):
 
 
 class Piece(NamedTuple):
-    """A run of bytes of an open file, or of bytes in memory.
+    """A run of bytes of an open file, or of bytes in memory."""
 
-    Attributes:
-      file: opened for reading.
-      start: of the run in the file, in bytes.
-      size: of the run in bytes.
-      checksum: CRC-32 that the file gives for the whole run; 0 if none.
-    """
-
-    file: BinaryIO | bytes
-    start: int
-    size: int
-    checksum: int = 0
+    file: BinaryIO | bytes  # opened for reading
+    start: int  # of the run in the file, in bytes
+    size: int  # of the run in bytes
+    checksum: int = 0  # CRC-32 that the file gives for the whole run; 0 if none
 
     def read(self, start: int = 0, size: int | None = None) -> np.ndarray:
         """Reads bytes from `start` of the piece, as a uint8 array: a view if they are in memory.
@@ -78,25 +71,15 @@ class Piece(NamedTuple):
 
 
 class StoredArray(NamedTuple):
-    """An array of a file that was not read yet.
+    """An array of a file that was not read yet."""
 
-    Attributes:
-      piece: the bytes in which it lies, or None if that is not known.
-      dtype: a key of `ITEM_SIZES`, or another name, which makes a fault.
-      shape: of the array.
-      strides: in elements, one per axis.
-      offset: of the first element in the piece, in elements.
-      is_big_endian: order of the bytes of an element.
-      exact_size: whether the piece must hold this array and nothing else.
-    """
-
-    piece: Piece | None
-    dtype: str
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int = 0
-    is_big_endian: bool = False
-    exact_size: bool = False
+    piece: Piece | None  # the bytes in which it lies, or None if that is not known
+    dtype: str  # a key of `ITEM_SIZES`, or another name, which makes a fault
+    shape: tuple[int, ...]  # of the array
+    strides: tuple[int, ...]  # in elements, one per axis
+    offset: int = 0  # of the first element in the piece, in elements
+    is_big_endian: bool = False  # order of the bytes of an element
+    exact_size: bool = False  # whether the piece must hold this array and nothing else
 
     @property
     def num_bytes(self) -> int:

@@ -37,8 +37,7 @@ def is_torch_zip(entries: ZipEntries) -> bool:
 def read_torch_zip(entries: ZipEntries) -> Any:
     """What was saved, with `PickledTensor` for its tensors.
 
-    Raises:
-      WeightsFileError: if it is damaged, or a TorchScript program.
+    Raises a WeightsFileError if it is damaged, or a TorchScript program.
     """
     pickles = [name for name in entries.names if name.rpartition("/")[2] == _PICKLE_NAME]
     folder = pickles[0].removesuffix(_PICKLE_NAME)
@@ -108,11 +107,7 @@ def _check_size(storage: Storage, num_bytes: int) -> None:
 
 
 def read_torch_legacy(file: BinaryIO, size: int) -> Any:
-    """What was saved, with `PickledTensor` for its tensors.
-
-    Raises:
-      WeightsFileError: if it is damaged.
-    """
+    """What was saved, with `PickledTensor` for its tensors; a WeightsFileError if it is damaged."""
     storages: dict[str, Storage] = {}
     views: dict[tuple[str, int, int], Storage] = {}
 

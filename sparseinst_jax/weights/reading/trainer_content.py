@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from sparseinst_jax.data.classes import class_name_fault
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.pickled_values import (
     Foreign,
@@ -36,7 +37,6 @@ _PADDLE_NAMES = "StructuredToParameterName@@"
 _PADDLE_SLICES = "UnpackBigParamInfor@@"
 _PADDLE_MOMENTS = re.compile(r".+_(moment[12]?|beta[12]_pow_acc|velocity|mean_square)_\d+")
 _KEYS_OF_CLASSES = ("classes", "CLASSES", "class_names", "thing_classes", "names", "categories")
-_MAX_CLASS_NAME = 200  # characters, as in a json
 _PLACES_OF_CLASSES = (
     ("meta", "dataset_meta"),
     ("dataset_meta",),
@@ -48,33 +48,22 @@ _PLACES_OF_CLASSES = (
 
 
 class FileClasses(NamedTuple):
-    """The classes that a file names.
+    """The classes that a file names."""
 
-    Attributes:
-      names: of label 0 ... K-1.
-      category_ids: of each label in the data set; None where the file does not say.
-      place: where in the file they stand, such as "meta.dataset_meta.classes".
-    """
-
-    names: list[str]
+    names: list[str]  # of label 0 ... K-1
+    # of each label in the data set; None where the file does not say
     category_ids: list[int] | None
-    place: str
+    place: str  # where in the file they stand, such as "meta.dataset_meta.classes"
 
 
 class TrainerContent(NamedTuple):
-    """The weights of a checkpoint.
+    """The weights of a checkpoint."""
 
-    Attributes:
-      arrays: by name, not read yet.
-      slices: name -> (shape, names of the slices) of arrays that Paddle cut.
-      notes: what was chosen, left out and renamed.
-      classes: that the file names, or None.
-    """
-
-    arrays: dict[str, StoredArray]
+    arrays: dict[str, StoredArray]  # by name, not read yet
+    # name -> (shape, names of the slices) of arrays that Paddle cut
     slices: dict[str, tuple[tuple[int, ...], list[str]]]
-    notes: list[str]
-    classes: FileClasses | None = None
+    notes: list[str]  # what was chosen, left out and renamed
+    classes: FileClasses | None = None  # that the file names, or None
 
 
 def has_wrapper(content: Any) -> bool:
@@ -326,13 +315,9 @@ def _class_names(value: Any) -> tuple[list[str], list[int] | None] | None:
         names, ids = [e.get("name") for e in value], [e.get("id") for e in value]
     else:
         names, ids = list(value), None
-    if not all(isinstance(name, str) and _is_class_name(name) for name in names):
+    if not all(isinstance(name, str) and class_name_fault(name) is None for name in names):
         return None
     return names, ids if ids and all(type(number) is int for number in ids) else None
-
-
-def _is_class_name(name: str) -> bool:
-    return bool(name.strip()) and name.isprintable() and len(name) <= _MAX_CLASS_NAME
 
 
 def _ids(around: Any, count: int) -> list[int] | None:

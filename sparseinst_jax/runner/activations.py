@@ -1,4 +1,4 @@
-"""Where a network looked for each instance that it found."""
+"""Where a network looked for each instance that it found, and the picture of it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sparseinst_jax.drawing.activations import draw_activations
+from sparseinst_jax.drawing import pictures
 from sparseinst_jax.runner.prediction import SHOWN_SCORE, Prediction
+
+READABLE_SIDE = 240  # pixels: cells stand side by side
+MOST_SIDE = 320
+_DARK = 0.55  # of the photo below a map
+# Of the highest value: violet, red, orange, yellow.
+_STOPS = np.array([0.0, 0.35, 0.7, 1.0])
+_COLOURS = np.array([[40, 0, 90], [190, 40, 80], [250, 140, 20], [255, 245, 120]], float)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,11 +85,33 @@ def plot_activations(
     found = activations.prediction
     order = np.argsort(-found.scores, kind="stable")
     chosen = order[found.scores[order] >= score_threshold][:most]
-    return draw_activations(
-        found.image,
-        [found[int(i)].mask for i in chosen],
-        [f"{found.class_names[i]} {found.scores[i]:.2f}" for i in chosen],
-        activations.maps[chosen],
-        activations.names,
-        found.labels[chosen].tolist() if len(found.names) > 1 else None,
-    )
+    shrink = -(-max(found.image.shape[:2]) // MOST_SIDE)
+    image = np.asarray(Image.fromarray(found.image).reduce(shrink))
+    if not len(chosen):
+        return pictures.beside([Image.fromarray(image)], ["no object"])
+    rows = []
+    for row, index in enumerate(chosen.tolist()):
+        small = found[index].mask[::shrink, ::shrink][: image.shape[0], : image.shape[1]]
+        colour = pictures.instance_colour(int(found.labels[index]) if len(found.names) > 1 else row)
+        cell = pictures.draw_instances(image, [small], [""], [colour], READABLE_SIDE)
+        maps = activations.maps[index]
+        top = float(maps.max())  # one scale for an object: what is weak looks weak
+        cells = [cell, *(_draw_map(image, each, top) for each in maps)]
+        titles = [f"{found.class_names[index]} {found.scores[index]:.2f}"]
+        highest = zip(activations.names, maps, strict=True)
+        titles += [f"{name}, up to {each.max():.2g}" for name, each in highest]
+        rows.append(pictures.beside(cells, titles))
+    return pictures.below(rows)
+
+
+def _draw_map(image: np.ndarray, values: np.ndarray, top: float) -> Image.Image:
+    """Draw a map float [h', w'] over an image uint8 [h, w, 3], `top` in the brightest colour."""
+    factor = pictures.enlargement(image.shape[:2], READABLE_SIDE)
+    size = image.shape[1] * factor, image.shape[0] * factor
+    grey = np.asarray(Image.fromarray(image).convert("L").resize(size), float)[..., None]
+    share = Image.fromarray((values / max(top, 1e-9)).astype(np.float32))
+    share = np.clip(np.asarray(share.resize(size, Image.Resampling.BILINEAR)), 0, 1)
+    colour = np.stack([np.interp(share, _STOPS, channel) for channel in _COLOURS.T], axis=-1)
+    opacity = np.clip(share * 1.2, 0, 0.9)[..., None]
+    drawn = (1 - opacity) * _DARK * grey + opacity * colour
+    return Image.fromarray(np.rint(drawn).astype(np.uint8))
