@@ -75,6 +75,9 @@ def test_the_margin_is_what_decides_which_places_are_proposed():
     probs[0, 0, 1] = 0.5 + 2e-4  # two peaks, one is taken
     assert proposal_margin(_logits(probs), 1) == pytest.approx(2e-4, rel=0.01)
     assert proposal_margin(_logits(probs), 16) > 1e-2  # all are taken
+    # Two classes of a place that is no peak in one of them: as seen, 0.36873695 and 0.36873677.
+    probs[1, 1, :2] = 0.1, 0.1 * (1 - 1e-4)
+    assert proposal_margin(_logits(probs), 16) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_a_query_that_would_see_nothing_sees_everything_and_auxiliary_ones_always_do():

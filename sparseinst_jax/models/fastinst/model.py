@@ -171,14 +171,16 @@ def proposal_margin(logits: jax.Array, number: int) -> jax.Array:
     height, width = largest.shape[1:]
     border = ((0, 0), (1, 1), (1, 1))
     around, labels = jnp.pad(largest, border), jnp.pad(label, border, constant_values=-1)
-    rival = jnp.where(jnp.arange(probs.shape[-1]) == label[..., None], 0.0, probs).max(-1)
+    second = jnp.where(jnp.arange(probs.shape[-1]) == label[..., None], 0.0, probs).max(-1)
+    beside = jnp.zeros_like(largest)
     for y, x in ((y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)):
         rows, columns = slice(y, y + height), slice(x, x + width)
         is_same = labels[:, rows, columns] == label
-        rival = jnp.maximum(rival, jnp.where(is_same, around[:, rows, columns], 0.0))
+        beside = jnp.maximum(beside, jnp.where(is_same, around[:, rows, columns], 0.0))
     ranked = -jnp.sort(-proposal_scores(logits).reshape(len(logits), -1), axis=1)
     last = ranked[:, number - 1 : number] - ranked[:, number : number + 1]  # none, if all are taken
-    return jnp.minimum((jnp.abs(largest - rival) / largest).min(), last.min(initial=jnp.inf))
+    gaps = jnp.minimum(largest - second, jnp.abs(largest - beside)) / largest
+    return jnp.minimum(gaps.min(), last.min(initial=jnp.inf))
 
 
 class Attention(nnx.Module):
