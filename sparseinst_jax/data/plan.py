@@ -32,6 +32,7 @@ from sparseinst_jax.data.transforms import (
     LSJ_RANGE,
     NUM_DRAWS,
     PADDING_MULTIPLE,
+    Recipe,
     Size,
     Transform,
     padded_size,
@@ -130,21 +131,21 @@ class TrainPlan:
         """
         self.image_sizes = np.asarray(image_sizes, np.int64).reshape(-1, 2)
         self._counts = np.asarray(num_targets, np.int64)
-        self.seed = seed
-        self.batch_size = batch_size
+        self.seed, self.batch_size = seed, batch_size
         self.train_sizes = tuple(sorted(int(size) for size in train_sizes))
-        self.train_max_size = int(train_max_size)
-        self.augmentation = augmentation
-        self.lsj_range = tuple(lsj_range)
+        self.train_max_size, self.augmentation = int(train_max_size), augmentation
+        self.lsj_range: Any = tuple(lsj_range)  # of two numbers, see `_check`
         self.copy_paste = float(copy_paste)
         self.flip_labels, self.crowd = tuple(flip_labels), crowd
         self.resize_rule, self._boxes, self.targets = resize_rule, boxes_xyxy, targets
         self._check()
         self._rule = RESIZE_RULES[resize_rule]
-        self._window = self.train_sizes[-1], self._longest_side()
-        self.buckets = training_buckets(self.train_sizes, self._window[1])
+        longest = self._longest_side()
+        self.buckets = training_buckets(self.train_sizes, longest)
         if augmentation == "lsj":
             self.buckets = self.buckets[-1:]  # the jitter's canvas has one size
+        most = longest if augmentation == "lsj" else self.train_max_size
+        self._recipe = Recipe(self.train_sizes, most, augmentation, self.lsj_range)
         self.target_levels = target_levels(self._most_targets())
         self._pasted_from = np.flatnonzero(self._counts)
         # Bound to the instance, so that two plans do not share or evict each other's cache.
@@ -298,15 +299,9 @@ class TrainPlan:
         )
 
     def _draw(self, draws: np.ndarray, position: int) -> Transform:
-        return self._rule.draw(
-            draws,
-            tuple(self.image_sizes[position].tolist()),
-            self.train_sizes,
-            self._window[1] if self.augmentation == "lsj" else self.train_max_size,
-            self.augmentation,
-            self.lsj_range,
-            None if self._boxes is None else self._boxes[position],
-        )
+        size = tuple(self.image_sizes[position].tolist())
+        boxes = None if self._boxes is None else self._boxes[position]
+        return self._rule.draw(draws, size, self._recipe, boxes)
 
     def _draw_paste(self, chunk: int, slot: int, num_present: int) -> Paste | None:
         """Draw what is pasted onto the image in a slot of a chunk, which has objects of its own."""

@@ -80,6 +80,15 @@ class Transform(NamedTuple):
     rasterizes_first: bool = False
 
 
+class Recipe(NamedTuple):
+    """What the transforms of training images are drawn from."""
+
+    sizes: tuple[int, ...]  # choices of the shortest side, pixels
+    max_size: int  # limit of the longest side, pixels
+    augmentation: str  # one of AUGMENTATIONS
+    lsj_range: tuple[float, float] = LSJ_RANGE  # smallest and largest factor of ``lsj``
+
+
 def resized_size(size: Size, shortest: int, longest: float = math.inf) -> Size:
     """Size after a resize to ``shortest``, unless the longer side would pass ``longest``.
 
@@ -111,13 +120,7 @@ def resize_image(image: np.ndarray, size: Size) -> np.ndarray:
 
 
 def draw_transform(
-    draws: np.ndarray,
-    original_size: Size,
-    sizes: tuple[int, ...],
-    max_size: int,
-    augmentation: str,
-    lsj_range: tuple[float, float] = LSJ_RANGE,
-    boxes_xyxy: np.ndarray | None = None,
+    draws: np.ndarray, original_size: Size, recipe: Recipe, boxes_xyxy: np.ndarray | None = None
 ) -> Transform:
     """Draw the training transform of one image.
 
@@ -128,19 +131,16 @@ def draw_transform(
     Args:
         draws: float64 [NUM_DRAWS], uniform in [0, 1).
         original_size: (height, width).
-        sizes: choices of the shortest side.
-        max_size: limit of the longest side.
-        augmentation: one of AUGMENTATIONS.
-        lsj_range: smallest and largest factor of ``lsj``.
+        recipe: what is drawn from.
         boxes_xyxy: of the objects; read by other rules only, here a crop may hold none of them.
     """
     del boxes_xyxy
     flip = bool(draws[0] < 0.5)
-    if augmentation == "lsj":
-        return _draw_jitter(draws, flip, original_size, (max(sizes), max_size), lsj_range)
-    shortest = sizes[int(draws[1] * len(sizes))]
-    if augmentation == "flip_resize" or draws[2] < 0.5:
-        return Transform(flip, None, None, resized_size(original_size, shortest, max_size))
+    if recipe.augmentation == "lsj":
+        return _draw_jitter(draws, flip, original_size, recipe)
+    shortest = recipe.sizes[int(draws[1] * len(recipe.sizes))]
+    if recipe.augmentation == "flip_resize" or draws[2] < 0.5:
+        return Transform(flip, None, None, resized_size(original_size, shortest, recipe.max_size))
     first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
     smallest, largest = CROP_RANGE
     sides = []
@@ -149,30 +149,26 @@ def draw_transform(
         sides.append(low + int(draw * (high - low + 1)))
     y = int(draws[6] * (first[0] - sides[0] + 1))
     x = int(draws[7] * (first[1] - sides[1] + 1))
-    size = resized_size((sides[0], sides[1]), shortest, max_size)
+    size = resized_size((sides[0], sides[1]), shortest, recipe.max_size)
     return Transform(flip, first, (y, x, sides[0], sides[1]), size)
 
 
-def _draw_jitter(
-    draws: np.ndarray,
-    flip: bool,
-    original_size: Size,
-    window: Size,
-    lsj_range: tuple[float, float],
-) -> Transform:
+def _draw_jitter(draws: np.ndarray, flip: bool, original_size: Size, recipe: Recipe) -> Transform:
     """Large-scale jitter: resize to fit the window, times a factor, and cut what does not fit.
 
-    The window is (short, long) in pixels and lies as the image does. A factor of 1 gives the
-    largest image that fits it, as ``resized_size(original_size, *window)``; the factor is uniform
-    in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a smaller one
-    stays at the top left, and the batch pads it.
+    The window has the largest shortest side and the longest one, and lies as the image does. A
+    factor of 1 gives the largest image that fits it, as ``resized_size`` does; the factor is
+    uniform in ``lsj_range``. A larger image is cut to the window at a uniformly drawn place; a
+    smaller one stays at the top left, and the batch pads it.
 
     Differs from the reference, which draws one number for the crop's place on both axes and flips
     after padding, so that its padding may be on the left.
     """
     height, width = original_size
-    window = window if height <= width else (window[1], window[0])
-    factor = lsj_range[0] + draws[1] * (lsj_range[1] - lsj_range[0])
+    window = max(recipe.sizes), recipe.max_size
+    window = window if height <= width else window[::-1]
+    smallest, largest = recipe.lsj_range
+    factor = smallest + draws[1] * (largest - smallest)
     scale = factor * min(window[0] / height, window[1] / width)
     first = max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1)
     size = min(first[0], window[0]), min(first[1], window[1])

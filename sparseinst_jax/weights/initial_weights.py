@@ -28,21 +28,13 @@ _NOT_IN_MODEL = "not in the model"
 
 
 class InitialWeights(NamedTuple):
-    """Weights to start from, and how they came about.
+    """Weights to start from, and how they came about."""
 
-    Attributes:
-      params: nested dict of NumPy arrays.
-      statistics: nested dict of NumPy arrays.
-      lines: a table of what was loaded, re-initialised and ignored, for the user.
-      fresh: the original's name of each array that keeps its fresh value, and why.
-      ignored: names in the file that the model has no place for, and why.
-    """
-
-    params: Tree
-    statistics: Tree
-    lines: list[str]
-    fresh: dict[str, str]
-    ignored: dict[str, str]
+    params: Tree  # nested dict of NumPy arrays
+    statistics: Tree  # nested dict of NumPy arrays
+    lines: list[str]  # a table of what was loaded, re-initialised and ignored, for the user
+    fresh: dict[str, str]  # the original's name of each array that keeps its fresh value, and why
+    ignored: dict[str, str]  # names in the file that the model has no place for, and why
 
 
 class _GivenWeights(NamedTuple):

@@ -34,23 +34,14 @@ _MOST_NAMES = 8  # names written out; the others are counted
 
 
 class ConvertedWeights(NamedTuple):
-    """The weights of a file in our form, and how they came about.
+    """The weights of a file in our form, and how they came about."""
 
-    Attributes:
-      params: nested dict of NumPy arrays.
-      statistics: nested dict of NumPy arrays.
-      num_classes: that the file was trained with.
-      classes: that the file names; None where it does not.
-      facts: where they come from, to be stored with them.
-      lines: what was read, loaded and ignored, for people.
-    """
-
-    params: Tree
-    statistics: Tree
-    num_classes: int
-    classes: FileClasses | None
-    facts: dict[str, str]
-    lines: list[str]
+    params: Tree  # nested dict of NumPy arrays
+    statistics: Tree  # nested dict of NumPy arrays
+    num_classes: int  # that the file was trained with
+    classes: FileClasses | None  # that the file names; None where it does not
+    facts: dict[str, str]  # where they come from, to be stored with them
+    lines: list[str]  # what was read, loaded and ignored, for people
 
 
 def count_classes(arrays: Mapping[str, Any], names: WeightNames) -> int | None:

@@ -115,9 +115,8 @@ def test_twenty_augmented_images_and_their_targets_are_paddledetections(data_dir
         place = places[record["image_id"]]
         size = tuple(dataset.image_sizes[place].tolist())
         draws, boxes = np.array(record["draws"]), dataset.boxes_xyxy[place]
-        transform = rule.draw(
-            draws, size, config.train_sizes, config.train_max_size, config.augmentation, None, boxes
-        )
+        recipe = transforms.Recipe(config.train_sizes, config.train_max_size, config.augmentation)
+        transform = rule.draw(draws, size, recipe, boxes)
         assert list(transform.size) == record["size"]
         plan = ImagePlan(place, transform)
         found = load_train_image(dataset.records, plan)

@@ -93,7 +93,7 @@ def _batch(case, data_dir):
         record = records[entry["id"]]
         size, boxes = (record.height, record.width), np.zeros((0, 4))
         sizes = (case.manifest["size"],)
-        transform = rule.draw(draws, size, sizes, 853, data.augmentation, None, boxes)
+        transform = rule.draw(draws, size, transforms.Recipe(sizes, 853, data.augmentation), boxes)
         image = transforms.transform_picture(read_record_picture(record), transform)
         assert _digest(image) == entry["resized_uint8_sha256"]
         assert [target.label for target in record.targets] == entry["labels"]

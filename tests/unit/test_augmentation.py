@@ -78,7 +78,7 @@ def test_the_published_recipe_draws_what_it_always_drew():
 def test_the_jitter_scales_relative_to_the_largest_image_that_fits():
     def draw(size, factor, **draws):
         draws = _draws(d1=(factor - 0.1) / 1.9, **draws)
-        return T.draw_transform(draws, size, (40, 50), 100, "lsj")
+        return T.draw_transform(draws, size, T.Recipe((40, 50), 100, "lsj"))
 
     # 200x400 fits 50x100 at a quarter of its size.
     assert draw((200, 400), 0.5) == T.Transform(False, (25, 50), (0, 0, 25, 50), (25, 50))
@@ -92,7 +92,8 @@ def test_the_jitter_scales_relative_to_the_largest_image_that_fits():
     # The window lies as the image does; a long image leaves its short side unfilled.
     assert draw((400, 200), 2.0).size == (100, 50)
     assert draw((40, 400), 2.0) == T.Transform(False, (20, 200), (0, 50, 20, 100), (20, 100))
-    narrow = T.draw_transform(_draws(d1=0.5), (200, 400), (50,), 100, "lsj", (0.8, 1.2))
+    recipe = T.Recipe((50,), 100, "lsj", (0.8, 1.2))
+    narrow = T.draw_transform(_draws(d1=0.5), (200, 400), recipe)
     assert narrow.size == (50, 100) and narrow.first_size == (50, 100)
 
 

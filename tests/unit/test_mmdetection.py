@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 from sparseinst_jax import losses
 from sparseinst_jax.data.coco import load_coco, read_image
 from sparseinst_jax.data.ecosystems import find_resize_rule, mmdetection
-from sparseinst_jax.data.transforms import mask_levels, resized_size
+from sparseinst_jax.data.transforms import Recipe, mask_levels, resized_size
 from sparseinst_jax.models import ops
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
@@ -193,7 +193,7 @@ def test_an_object_between_the_pixels_stays_a_target_with_an_empty_mask():
     triangle = [[200.2, 200.2, 201.3, 200.2, 201.3, 201.3]]
     for rule, kept_empty in (("detectron2", False), ("mmdetection", True)):
         find = find_resize_rule(rule)
-        transform = find.draw(draws, (427, 640), (416, 448), 853, "flip_resize")
+        transform = find.draw(draws, (427, 640), Recipe((416, 448), 853, "flip_resize"))
         assert (transform.flip, transform.size) == (False, (416, 624))
         levels = mask_levels(triangle, (427, 640), transform)
         assert (levels is not None) == kept_empty

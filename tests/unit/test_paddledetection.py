@@ -38,7 +38,7 @@ SIZES = tuple(range(416, 641, 32))
 
 
 def draw(draws, size, augmentation="flip_resize_crop", boxes=EVERYWHERE, sizes=SIZES):
-    return paddledetection.draw_transform(draws, size, sizes, 853, augmentation, boxes_xyxy=boxes)
+    return paddledetection.draw_transform(draws, size, T.Recipe(sizes, 853, augmentation), boxes)
 
 
 # What is trained.

@@ -140,11 +140,12 @@ def test_masks_and_images_move_together():
 def test_transforms_are_drawn_as_the_recipes_say():
     draws = np.random.default_rng(6).random((4000, T.NUM_DRAWS))
     sizes = (416, 512, 640)
-    plain = [T.draw_transform(d, (480, 640), sizes, 853, "flip_resize") for d in draws]
+    recipes = [T.Recipe(sizes, 853, name) for name in ("flip_resize", "flip_resize_crop")]
+    plain = [T.draw_transform(d, (480, 640), recipes[0]) for d in draws]
     assert abs(np.mean([t.flip for t in plain]) - 0.5) < 0.03
     assert {t.size for t in plain} == {(416, 555), (512, 683), (640, 853)}
     assert all(t.crop is None for t in plain)
-    drawn = [T.draw_transform(d, (480, 640), sizes, 853, "flip_resize_crop") for d in draws]
+    drawn = [T.draw_transform(d, (480, 640), recipes[1]) for d in draws]
     cropped = [t for t in drawn if t.crop is not None]
     assert abs(len(cropped) / len(drawn) - 0.5) < 0.03
     assert {t.first_size for t in cropped} == {(400, 533), (500, 667), (600, 800)}
@@ -160,6 +161,6 @@ def test_transforms_are_drawn_as_the_recipes_say():
 
 def test_a_crop_of_a_narrow_image_keeps_its_width():
     draws = np.full(T.NUM_DRAWS, 0.9999)
-    transform = T.draw_transform(draws, (1000, 300), (640,), 853, "flip_resize_crop")
+    transform = T.draw_transform(draws, (1000, 300), T.Recipe((640,), 853, "flip_resize_crop"))
     assert transform.first_size == (2000, 600)
     assert transform.crop == (1400, 0, 600, 600)

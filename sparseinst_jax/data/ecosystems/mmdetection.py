@@ -4,13 +4,11 @@ Source: mmdet/datasets/coco.py (``parse_data_info``, ``filter_data``) and ``Load
 ``poly2mask=False``, as its SparseInst sets it; mmcv/image/geometric.py (``rescale_size``).
 """
 
-from typing import Any
-
 import numpy as np
 
 from sparseinst_jax.data._index.columns import POLYGONS, Columns, has_area, read_boxes
 from sparseinst_jax.data.rules import AnnotationFilter, ResizeRule
-from sparseinst_jax.data.transforms import ORIGINAL_PIXELS, Size, Transform
+from sparseinst_jax.data.transforms import ORIGINAL_PIXELS, Recipe, Size, Transform
 
 # Pillow's pixels; what lies between them stays a target with an empty mask.
 PIXELS = ORIGINAL_PIXELS._replace(keeps_empty=True)
@@ -41,16 +39,12 @@ def resized_size(size: Size, shortest: int, longest: int) -> Size:
 
 
 def draw_transform(
-    draws: np.ndarray,
-    original_size: Size,
-    sizes: tuple[int, ...],
-    max_size: int,
-    augmentation: str,
-    *others: Any,
+    draws: np.ndarray, original_size: Size, recipe: Recipe, boxes_xyxy: np.ndarray | None = None
 ) -> Transform:
     """Draw flip and size of one image; see ``transforms.draw_transform``."""
-    del augmentation, others  # there is one
-    size = resized_size(original_size, sizes[int(draws[1] * len(sizes))], max_size)
+    del boxes_xyxy
+    shortest = recipe.sizes[int(draws[1] * len(recipe.sizes))]
+    size = resized_size(original_size, shortest, recipe.max_size)
     return Transform(bool(draws[0] < 0.5), None, None, size, PIXELS)
 
 

@@ -26,6 +26,7 @@ from sparseinst_jax.data.transforms import (
     CROP_RANGE,
     CROP_RESIZE_SIZES,
     PixelRule,
+    Recipe,
     Size,
     Transform,
     boxes_in_crop,
@@ -68,36 +69,30 @@ def resized_size(size: Size, shortest: int, longest: int | None = None) -> Size:
 
 
 def draw_transform(
-    draws: np.ndarray,
-    original_size: Size,
-    sizes: tuple[int, ...],
-    max_size: int,
-    augmentation: str,
-    lsj_range: tuple[float, float] | None = None,
-    boxes_xyxy: np.ndarray | None = None,
+    draws: np.ndarray, original_size: Size, recipe: Recipe, boxes_xyxy: np.ndarray | None = None
 ) -> Transform:
     """Draw the training transform of one image; arguments as of ``transforms.draw_transform``.
 
     Boxes are read with crops only.
     """
-    del lsj_range
     flip = bool(draws[0] < 0.5)
-    shortest = sizes[int(draws[1] * len(sizes))]
-    has_crop = augmentation == "flip_resize_crop"
+    shortest = recipe.sizes[int(draws[1] * len(recipe.sizes))]
+    has_crop = recipe.augmentation == "flip_resize_crop"
     if not has_crop or draws[2] < 0.5:
-        size = resized_size(original_size, shortest, max_size)
+        size = resized_size(original_size, shortest, recipe.max_size)
         return Transform(flip, None, None, size, PIXELS, rasterizes_first=has_crop)
     first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
     window = _draw_window(draws[4:8], first)
     # All that the window holds of the image: it may hang over by one row and one column.
     y, x, height, width = window
     crop = y, x, min(height, first[0] - y), min(width, first[1] - x)
-    size = resized_size(crop[2:], shortest, max_size)
+    size = resized_size(crop[2:], shortest, recipe.max_size)
     transform = Transform(flip, first, crop, size, PIXELS, rasterizes_first=True)
     boxes = np.zeros((0, 4)) if boxes_xyxy is None else boxes_xyxy
     if boxes_in_crop(boxes, original_size, transform).any():
         return transform
-    return transform._replace(crop=(0, 0, *first), size=resized_size(first, shortest, max_size))
+    size = resized_size(first, shortest, recipe.max_size)
+    return transform._replace(crop=(0, 0, *first), size=size)
 
 
 def _draw_window(draws: np.ndarray, size: Size) -> tuple[int, int, int, int]:

@@ -89,10 +89,10 @@ class _BoundedFile:
         self.tell, self.seek = file.tell, file.seek
 
     def read(self, size: int) -> bytes:
-        left = self.end - self.tell() if size > 1 else 1
-        if size > left:
-            what = f"the pickle claims {size} bytes at byte {self.tell()}"
-            raise DamagedFileError(f"{what}, of {left} left")
+        start = self.tell()
+        if size > max(self.end - start, 1):  # one byte is cheap, and `load` looks where it ended
+            what = f"the pickle claims {size} bytes at byte {start}"
+            raise DamagedFileError(f"{what}, of {self.end - start} left")
         return self._file.read(size)
 
     def readline(self) -> bytes:
