@@ -50,7 +50,8 @@ class Family:
       model: makes the network: (backbone, *, num_classes, dtype, rng, **options) to a module that
         maps (images, train, intermediates) to the outputs and keeps the backbone as `backbone`. Of
         its parameters it may say `undecayed` (words: no weight decay where a path holds one) and
-        `learning_rate_factors` (pairs of a path, such as "backbone", and a factor).
+        `learning_rate_factors` (pairs of a path, such as "backbone", and a factor), and its
+        `class_layers` (paths) for `train.class_rate`.
       objective: makes the training objective (`training.step.Objective`) of the network's pure
         function: (apply, options, **config.objective).
       select: scores the outputs of a batch, (outputs, **options of config.eval) to `Selection`.

@@ -115,10 +115,18 @@ class Case:
         height, width = -(-sizes.max(0) // 32) * 32
         return int(height), int(width)
 
+    @functools.cached_property
+    def _functional(self) -> tuple[Any, Any, Any]:
+        return functional(build_model(self.config.model, self.num_classes, None))
+
+    @property
+    def apply(self) -> Any:
+        """The network as a pure function."""
+        return self._functional[0]
+
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
-        module = build_model(self.config.model, self.num_classes, None)
-        apply, params, statistics = functional(module)
+        apply, params, statistics = self._functional
         shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
         state_dict = golden_weights.make(shapes, seed)
         names = self.family.weights

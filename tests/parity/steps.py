@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import gc
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from sparseinst_jax.training.optimizer import ParameterRules, make_optimizer
 from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.convert import ours_to_original
 from tests.parity.cases import Case
+from tests.parity.fastinst_points import Drawn, RecordedPoints
 
 NUM_STEPS = 5
 GRADIENT = 1e-2  # of the rms of a parameter's samples; a ReLU unit near 0 moves single entries
@@ -45,11 +45,11 @@ def take(
     objective: Any,
     learning_rate: float,
     rules: ParameterRules,
-    watch: Callable[[Matches], None] = lambda matches: None,
+    points: RecordedPoints | None = None,
 ) -> Run:
     """Take five steps, and a sixth only for the losses after the fifth.
 
-    `watch` is called in every step once its matches are known, before the losses.
+    `points` are what the objective is given in the place of random keys.
     """
     _, params, statistics = case.model()
     names, weight_decay = case.family.weights, case.config.train.weight_decay
@@ -59,11 +59,22 @@ def take(
     run = Run([], [], [], [], {}, {})
 
     class WatchedStep(TrainStep):
+        def places(self, parts):
+            if points is None:
+                return super().places(parts)
+            self.drawn = _of_one_device(points.of_matching())
+            return [self.drawn]
+
+        def _keys(self, step, places):
+            return super()._keys(step, places) if points is None else places
+
         def match(self, scores, part):
             found = super().match(scores, part)
             run.scores.append({key: np.asarray(score)[0] for key, score in scores.items()})
             run.matches.append({key: index[0] for key, index in found.items()})
-            watch(run.matches[-1])
+            if points is not None:  # the second half is given the same dictionary
+                self.drawn.clear()
+                self.drawn.update(_of_one_device(points.of_losses(run.matches[-1])))
             return found
 
     step = WatchedStep(objective, optimizer, devices=jax.devices()[:1])
@@ -79,6 +90,10 @@ def take(
             if number == 0:
                 run.gradients = ours_to_original(host.opt_state[0], {}, names)
     return run
+
+
+def _of_one_device(drawn: Drawn) -> Drawn:
+    return {key: array[None] for key, array in drawn.items()}
 
 
 def keep_gradients() -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from sparseinst_jax.models.fastinst import inference, model
 from sparseinst_jax.setup.builders import build_objective
 from sparseinst_jax.weights.convert import ours_to_original
 from tests.parity import cases
-from tests.parity.fastinst_points import RecordedPoints
+from tests.parity.fastinst_points import RecordedPoints, given_points
 
 FORWARD_CASES = ("fastinst_r50_x1", "fastinst_r50_x3", "fastinst_r101_x3", "fastinst_r50vd_dcn_x1")
 EMPTY_BATCHES = (
@@ -62,9 +62,8 @@ def _seen_as_recorded(name):
     return tied
 
 
-def make_objective(case, points):
-    apply, _, _ = case.model()
-    return dataclasses.replace(build_objective(case.config, apply), points=points)
+def make_objective(case):
+    return dataclasses.replace(build_objective(case.config, case.apply), points=given_points)
 
 
 def named_tensors(outputs, ours):
@@ -214,23 +213,22 @@ def _empty_step():
     """What all the batches without objects share: one shape, so that it is compiled once."""
     case = cases.load(f"train_fastinst_empty/{EMPTY_BATCHES[0]}")
     _, params, statistics = case.model()
-    points = RecordedPoints(case)
-    objective = make_objective(case, points)
+    objective = make_objective(case)
 
     @jax.jit
-    def match_scores(params, content):
+    def match_scores(params, content, drawn):
         outputs, _ = objective.forward(params, statistics, content)
-        return objective.match_scores(outputs, content, None)
+        return objective.match_scores(outputs, content, drawn)
 
     @jax.jit
-    def losses(params, content, matches, counts):
+    def losses(params, content, matches, counts, drawn):
         def total(params):
             outputs, new = objective.forward(params, statistics, content)
-            return objective.loss(params, new, outputs, content, matches, counts, None)
+            return objective.loss(params, new, outputs, content, matches, counts, drawn)
 
         return jax.value_and_grad(total, has_aux=True)(params)
 
-    return params, points, objective, match_scores, losses
+    return params, objective, match_scores, losses
 
 
 def _with_targets(batch, number):
@@ -247,17 +245,18 @@ def _with_targets(batch, number):
 @pytest.mark.parametrize("batch", EMPTY_BATCHES)
 def test_batches_without_objects_train_as_the_originals(batch, errors):
     case = cases.load(f"train_fastinst_empty/{batch}")
-    params, points, objective, match_scores, losses = _empty_step()
-    points.start(case)
+    params, objective, match_scores, losses = _empty_step()
+    points = RecordedPoints(case, objective)
     content = _with_targets(case.batch(), 4)
     record = case.manifest["original"]["ok"]
     counts = jax.tree.map(lambda n: np.maximum(n, np.float32(1)), objective.count(content))
+    scores = match_scores(params, content, points.of_matching())
     matches = {
         key: matching.match(score, content.is_target, minimise=True)
-        for key, score in jax.device_get(match_scores(params, content)).items()
+        for key, score in jax.device_get(scores).items()
     }
-    points.note_matches(matches)
-    (_, terms), gradients = losses(params, content, matches, counts)
+    drawn = points.of_losses(matches)
+    (_, terms), gradients = losses(params, content, matches, counts, drawn)
     for mine, theirs in term_names(1).items():
         want = record["weighted"][theirs]
         error = abs(float(terms[mine]) - want)

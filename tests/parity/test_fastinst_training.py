@@ -36,11 +36,9 @@ AFTER_5, AFTER_5_SHARE, AFTER_5_REST = 1e-4, 0.95, 10 * LEARNING_RATE
 def _train(name):
     """Both passes of the first step, and five steps."""
     case = cases.load(name)
-    points = RecordedPoints(case)
-    objective = make_objective(case, points)
-
-    run = steps.take(case, objective, LEARNING_RATE, RULES, points.note_matches)
-    return objective, run
+    objective = make_objective(case)
+    points = RecordedPoints(case, objective)
+    return objective, steps.take(case, objective, LEARNING_RATE, RULES, points)
 
 
 @pytest.fixture(scope="module", params=TRAIN_CASES)

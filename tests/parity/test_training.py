@@ -47,9 +47,8 @@ def name(request):
 @functools.cache
 def _train(name: str) -> steps.Run:
     case = cases.load(name)
-    apply, _, _ = case.model()
     rules = ParameterRules(undecayed=("norm",))
-    return steps.take(case, build_objective(case.config, apply), LEARNING_RATE, rules)
+    return steps.take(case, build_objective(case.config, case.apply), LEARNING_RATE, rules)
 
 
 def test_match_scores_and_pairs_equal_the_originals(name, errors):
@@ -137,8 +136,7 @@ def test_parameters_equal_the_originals_after(name, number, near, share, rest, e
 def test_a_batch_without_objects_trains_the_class_loss_alone():
     name = "train_empty_r50_giam"
     case = cases.load(name)
-    apply, _, _ = case.model()
-    objective = build_objective(case.config, apply)
+    objective = build_objective(case.config, case.apply)
     ours, batch = cases.forward(name), case.batch()
     outputs = Outputs(
         ours["pred_logits"], ours["pred_masks"], np.ascontiguousarray(ours["pred_scores"][..., 0])

@@ -502,6 +502,12 @@ class FastInst(nnx.Module):
         )
 
     @property
+    def class_layers(self) -> tuple[str, ...]:
+        """Paths of the layers with an output for each class."""
+        heads = range(len(self.decoder.heads))
+        return ("decoder/proposal/classify", *(f"decoder/heads/{i}/classes/2" for i in heads))
+
+    @property
     def undecayed(self) -> tuple[str, ...]:
         """Words in paths of parameters that have no weight decay; the map of positions has."""
         return ("norm", "auxiliary", *getattr(self.backbone, "undecayed", ()))
