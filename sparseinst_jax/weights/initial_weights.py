@@ -81,11 +81,8 @@ def load_initial_weights(
     paths = [source] if isinstance(source, str | Path) else source
     given = functools.reduce(_joined, (_read(Path(path), names) for path in paths))
     head = [name for name in own if names.is_of_class_layer(name)]
-    is_of_any = given.class_names == ANY_CLASS
-    if is_of_any:  # each class begins as the one that was learned: it knows what is an instance
-        for name in head:
-            given.arrays[name] = np.repeat(given.arrays[name], len(class_names), axis=0)
-        given = given._replace(class_names=tuple(class_names))
+    if is_of_any := given.class_names == ANY_CLASS:
+        given = _for_each_class(given, head, class_names)
     fresh = {
         name: reason
         for name, array in own.items()
@@ -107,9 +104,7 @@ def load_initial_weights(
         *part_table(columns, own, names),
         *by_reason("re-initialised", fresh),
         *by_reason("ignored", ignored),
-        "  the class head begins as that of any thing, for each class"
-        if is_of_any
-        else f"  the class head {_fate_of_head(head, given, fresh, class_names)}",
+        f"  the class head {_fate_of_head(head, given, fresh, class_names, is_of_any)}",
         *_norm_warnings(own, given.arrays),
     ]
     return InitialWeights(*loaded, lines, fresh, ignored)
@@ -124,6 +119,14 @@ def _joined(first: _GivenWeights, second: _GivenWeights) -> _GivenWeights:
         first.ignored | second.ignored,
         first.remarks + second.remarks,
     )
+
+
+def _for_each_class(
+    given: _GivenWeights, head: Sequence[str], class_names: Sequence[str]
+) -> _GivenWeights:
+    """Let each class begin as the one that was learned: it knows what is an instance."""
+    rows = {name: np.repeat(given.arrays[name], len(class_names), axis=0) for name in head}
+    return given._replace(arrays=given.arrays | rows, class_names=tuple(class_names))
 
 
 def _read(path: Path, names: WeightNames) -> _GivenWeights:
@@ -168,7 +171,10 @@ def _fate_of_head(
     given: _GivenWeights,
     fresh: Mapping[str, str],
     class_names: Sequence[str],
+    is_of_any: bool,
 ) -> str:
+    if is_of_any:
+        return "begins as that of any thing, for each class"
     if any(name in fresh for name in head):
         if given.class_names is None:
             return "starts from random weights"
