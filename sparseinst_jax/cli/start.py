@@ -205,12 +205,13 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
         "train.checkpoint_every": f"{max(steps // 20, 20)}",
         "train.init_from": weights,
     }
+    about = counted(round(steps * seconds / 60), "minute")
     how = [
         f"{config} on {counted(cores, 'core')}, no accelerator; {origin}",
         f"photos of {side} x {LONG_SIDES[side]}, where half of the objects are larger than"
         f" {median:.0f} x {median:.0f} pixels; up to {num_masks} objects in a photo",
-        f"{steps} steps of {batch} photos, about {steps * seconds / 60:.0f} minutes if little else"
-        " runs here, after one of compiling; then the test, and pictures of the errors",
+        f"{steps} steps of {batch} photos, about {about} if little else runs here, after one of"
+        " compiling; then the test, and pictures of the errors",
     ]
     return config, overrides, how
 
