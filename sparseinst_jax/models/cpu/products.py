@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Return a @ b [M, N] in float32, for operands of one type.
+    """Return a @ b [M, N] in float32, or in the operands' type where that is wider.
 
     With a float32 result XLA:CPU multiplies bfloat16 by the processor's own instructions; with a
     bfloat16 result it does not. [8208, 512] @ [512, 256], milliseconds of one core of a Xeon with
     AMX, jax 0.10.2: 22.8 in float32, 29.8 in bfloat16, 4.5 in bfloat16 with this result.
     """
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
+    return jnp.dot(a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))

@@ -49,6 +49,7 @@ def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: in
         and min(kernel.shape[2:]) >= LEAST_CHANNELS
         and math.prod(inner) // 4 >= channels
         and x.dtype == kernel.dtype
+        and x.dtype in (jnp.float32, jnp.bfloat16)
     )
 
 
