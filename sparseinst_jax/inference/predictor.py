@@ -115,7 +115,7 @@ class Predictor(BasePredictor):
         One device is used at first. Results do not depend on how many there are.
         """
         self._devices, apply, self._made = list(devices), self._apply, None
-        if self._devices[0].platform != "cpu" and isinstance(apply, PureModel):
+        if _is_accelerator(self._devices[0]) and isinstance(apply, PureModel):
             apply, self._made = apply.for_inference()
 
         def forward(
@@ -335,6 +335,10 @@ class Predictor(BasePredictor):
 def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not one.empty}
+
+
+def _is_accelerator(device: Any) -> bool:
+    return device.platform != "cpu"
 
 
 def checked_settings(
