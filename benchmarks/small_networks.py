@@ -55,6 +55,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 RECIPES: dict[str, tuple[str, dict[str, str]]] = {
     "from scratch": ("finetune_small", {}),
     "lite": (LITE, {}),
+    "without things": (LITE, {"train.init_from": "lite0"}),
+    "one class rate": (LITE, {"train.class_rate": "1"}),
+    "backbone frozen": (LITE, {"train.frozen_stages": "5"}),
     "nothing frozen": (LITE, {"train.frozen_stages": "0"}),
     "one rate": (LITE, {"train.backbone_rate": "1.0"}),
     "average": (LITE, {"train.ema_decay": "0.99"}),
@@ -70,7 +73,7 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
             "data.eval_size": "(416, 555)",
         },
     ),
-    "fastinst": ("fastinst_lite0", {"train.lr_scaling": "none"}),
+    "fastinst": ("fastinst_lite0", {"train.lr_scaling": "none", "train.init_from": "lite0"}),
 }
 
 
@@ -133,11 +136,8 @@ def trial(name: str, data: Path, seconds: float, seed: int, weights: str, output
     base, changes = RECIPES[name]
     keys = {f"data.{part}.annotations": str(data / f"{part}.json") for part in ("train", "val")}
     keys |= {f"data.{part}.images": str(data / "images" / part) for part in ("train", "val")}
-    keys |= changes | {"seed": str(seed), "train.eval_every": "0", "train.checkpoint_every": "0"}
-    keys |= {
-        "train.batch_size": str(BATCH),
-        "train.init_from": weights * (base != "finetune_small"),
-    }
+    keys |= {"seed": str(seed), "train.eval_every": "0", "train.checkpoint_every": "0"}
+    keys |= {"train.batch_size": str(BATCH), "train.init_from": weights * (base == LITE)} | changes
 
     def run(folder: Path, steps: int) -> float:
         schedule = {
@@ -181,7 +181,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="of trials")
     parser.add_argument("--seconds", type=float, default=1800, help="processor time of a trial")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--weights", default="lite0", help="file or name, of trials")
+    parser.add_argument("--weights", default="lite0+things", help="of trials, as --init-from")
     parser.add_argument("--output", type=Path, default=Path("runs/small_networks"))
     given = parser.parse_args()
     if given.which == "speed":

@@ -98,6 +98,7 @@ def _train() -> ConfigDict:
     train.frozen_stages = 0  # stages of the backbone not trained; ResNet: 1 stem, 2 also res2, ...
     train.learning_rate = 5e-5  # AdamW
     train.backbone_rate = 1.0  # what the learning rate is multiplied by in the backbone
+    train.class_rate = 1.0  # the same for the class layer
     train.weight_decay = 0.05  # not on parameters of norms
     train.gradient_clip_norm = 0.0  # largest gradient norm, over all parameters; 0 is off
     train.ema_decay = 0.0  # use a moving average of the weights with this decay; 0 is off

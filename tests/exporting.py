@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +47,14 @@ def narrow(name: str, **changes: Any) -> Any:
     return config
 
 
-def published() -> list[str]:
-    """Names of configurations, one for each different network."""
+def published(load: Callable[[str], Any] = narrow) -> list[str]:
+    """Names of configurations, one for each different network, as `load` makes them."""
     found: dict[str, str] = {}
     for path in sorted((ROOT / "configs").glob("*.py")):
-        if path.stem not in ("__init__", "shapes", "shapes_fastinst", "tiny", "finetune_small"):
-            found.setdefault(str(narrow(path.stem).model.to_dict()), path.stem)
+        if path.stem.startswith(("__init__", "shapes", "tiny", "finetune")) or "base" in path.stem:
+            continue
+        model = load(path.stem).model.to_dict()
+        found.setdefault(str(model | {"dtype": "float32"}), path.stem)
     return list(found.values())
 
 

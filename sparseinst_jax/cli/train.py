@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="PATH",
         help="start from these weights, the same as --config.train.init_from: a published name"
         " (`sparseinst download --list`), such as giam_r50 or r50; a file (.pth, .pkl, .pdparams,"
-        " .npz, .safetensors), or a run or checkpoint folder",
+        " .npz, .safetensors), or a run or checkpoint folder; several joined by +, as in"
+        " lite0+things, the last of which goes first",
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sparseinst_jax.drawing.crops import decode_crop
 from sparseinst_jax.drawing.pictures import Colour, draw_instances, instance_colour
 
 
@@ -29,9 +30,7 @@ def draw_frame(
     Returns:
         uint8 [h, w, 3], a whole factor larger where the frame is small.
     """
-    # In the order of the image's pixels: masks lie column by column.
-    decoded = (np.array(coco_mask.decode(rle), bool, order="C") for rle in rles)  # type: ignore[arg-type]
-    return np.asarray(draw_instances(image, decoded, captions, colours))
+    return np.asarray(draw_instances(image, map(decode_crop, rles), captions, colours))
 
 
 def leave_signals_to_parent() -> None:

@@ -33,51 +33,72 @@ def label_places(
     """
     if not masks:
         return []
-    areas = [int(mask.sum()) for mask in masks]
     weights = np.zeros(masks[0].shape)
+    areas = [int(np.count_nonzero(mask)) for mask in masks]
     for mask, area in zip(masks, areas, strict=True):
         weights[mask] += 1 / area
-    taken = np.zeros(masks[0].shape, bool)
+    weight_sums, taken = _sums(weights), []
     places, covered = [], 0
     for mask, area, (height, width) in zip(masks, areas, sizes, strict=True):
         place = None
         covered += height * width
-        if height and covered <= MOST_COVERED * taken.size:
-            place = _cheapest(mask, area, weights, taken, height, width)
+        if height and covered <= MOST_COVERED * mask.size:
+            place = _cheapest(mask, area, weight_sums, taken, height, width)
         if place is None:
             covered -= height * width
         else:
-            top, left = place
-            taken[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1] = True
+            taken.append((*place, height, width))
         places.append(place)
     return places
 
 
 def _cheapest(
-    mask: np.ndarray, area: int, weights: np.ndarray, taken: np.ndarray, height: int, width: int
+    mask: np.ndarray,
+    area: int,
+    weight_sums: np.ndarray,
+    taken: Sequence[tuple[int, int, int, int]],
+    height: int,
+    width: int,
 ) -> Place | None:
     """Find the place of a label with the least cost, or None where all cost too much."""
-    rows, columns = np.nonzero(mask)
-    top, left = max(rows.min() - height, 0), max(columns.min() - width, 0)
-    region = np.s_[top : rows.max() + height + 1, left : columns.max() + width + 1]
-    own = mask[region]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    top, left = max(rows[0] - height, 0), max(columns[0] - width, 0)
+    bottom, right = rows[-1] + height + 1, columns[-1] + width + 1
+    own = mask[top:bottom, left:right]
     if own.shape[0] < height or own.shape[1] < width:
         return None
-    inside = _window_sums(own, height, width) / area
-    others = _window_sums(weights[region], height, width) - inside
-    y = top + np.arange(inside.shape[0])[:, None] + (height - 1) / 2 - rows.mean()
-    x = left + np.arange(inside.shape[1]) + (width - 1) / 2 - columns.mean()
+    own_sums = _sums(np.pad(own, 1))
+    near = _windows(own_sums, height + 2, width + 2)  # a label of which a side touches its mask
+    inside = _windows(own_sums[1:-1, 1:-1], height, width) / area
+    others = _windows(weight_sums[top : bottom + 1, left : right + 1], height, width) - inside
+    y = top + np.arange(inside.shape[0])[:, None] + (height - 1) / 2 - _middle(own, 1, top, area)
+    x = left + np.arange(inside.shape[1]) + (width - 1) / 2 - _middle(own, 0, left, area)
     far = np.hypot(y, x) / (np.sqrt(area) + width / 2)
     cost = _OTHERS * others + _OWN * inside + _DISTANCE * far
-    cost[_window_sums(np.pad(own, 1), height + 2, width + 2) == 0] = np.inf  # far from its mask
-    cost[_window_sums(taken[region], height, width) > 0] = np.inf
+    cost[near == 0] = np.inf  # far from its mask
+    for y0, x0, its_height, its_width in taken:  # and a cell around each
+        rows = slice(max(y0 - height - top, 0), max(y0 + its_height + 1 - top, 0))
+        cost[rows, max(x0 - width - left, 0) : max(x0 + its_width + 1 - left, 0)] = np.inf
     best = np.unravel_index(np.argmin(cost), cost.shape)
     return (int(top + best[0]), int(left + best[1])) if cost[best] <= _MOST_COST else None
 
 
-def _window_sums(values: np.ndarray, height: int, width: int) -> np.ndarray:
+def _middle(mask: np.ndarray, across: int, first: int, area: int) -> float:
+    """The mean row (or column) of a mask's cells."""
+    counts = np.count_nonzero(mask, axis=across)
+    return first + float(counts @ np.arange(len(counts))) / area
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Add up all that lies above and left of each corner: [h + 1, w + 1]."""
+    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
+    np.cumsum(values, axis=0, out=sums[1:, 1:])
+    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
+    return sums
+
+
+def _windows(sums: np.ndarray, height: int, width: int) -> np.ndarray:
     """Add up every window of a size: [h - height + 1, w - width + 1]."""
-    sums = np.pad(values.astype(float).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     return (
         sums[height:, width:]
         - sums[:-height, width:]

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sparseinst_jax.drawing import fonts
+from sparseinst_jax.drawing.crops import Crop, crop
 from sparseinst_jax.drawing.label_places import MOST_COVERED, label_places
 from sparseinst_jax.runtime.files import replace_file
 
@@ -28,7 +29,6 @@ GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 # is a multiple of five, so that near hues always differ in tone.
 TONES = ((0.55, 0.95), (0.40, 0.85), (0.72, 0.90), (0.48, 0.70), (0.62, 0.80))
 SHADES = ((0, 0.0), (255, 0.4), (0, 0.4), (255, 0.7))  # share of white or black mixed in
-Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
 
 
@@ -57,18 +57,9 @@ def contour(mask: np.ndarray, width: int) -> np.ndarray:
     return mask & ~inner
 
 
-def mask_bounds(mask: np.ndarray) -> Box | None:
-    """Enclose a mask: x0, y0, x1, y1 with exclusive ends, or None where it is empty."""
-    rows = np.flatnonzero(mask.any(axis=1))
-    if not rows.size:
-        return None
-    columns = np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def draw_instances(
     image: np.ndarray,
-    masks: Iterable[np.ndarray],
+    masks: Iterable[np.ndarray | Crop],
     captions: Sequence[str],
     colours: Sequence[Colour | None] | None = None,
     readable_side: int = READABLE_SIDE,
@@ -81,7 +72,7 @@ def draw_instances(
 
     Args:
         image: uint8 [h, w, 3], RGB.
-        masks: D of bool [h, w]; the first is drawn on top. Empty masks are left out.
+        masks: D of bool [h, w], or crops of them; the first is on top. Empty ones are left out.
         captions: D strings; an empty one is not drawn.
         colours: D colours, RGB 0...255; where there is none, see `labels`.
         readable_side: pixels; an image with a shorter long side is enlarged.
@@ -93,36 +84,32 @@ def draw_instances(
     """
     factor = enlargement(image.shape[:2], readable_side)
     height, width = image.shape[0] * factor, image.shape[1] * factor
-    photo = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    photo = Image.fromarray(image)
+    photo = photo.resize((width, height), Image.Resampling.BICUBIC) if factor > 1 else photo
     canvas, is_filled = np.array(photo), np.zeros((height, width), bool)
     line = max(1, round(min(height, width) / 320))
     font_size = _caption_size(captions, (height, width))
     cell = max(2, font_size // 6)  # of the grid on which places of captions are sought
-    grid = np.ix_(*(np.arange(cell // 2, side, cell) // factor for side in (height, width)))
     cells: dict[int, np.ndarray] = {}  # the masks on this grid
     used, outlines = [(0, 0, 0)] * len(captions), []
     for index, mask in enumerate(masks):
-        bounds = mask_bounds(mask)
-        if bounds is None:
+        top, left, part = mask if isinstance(mask, Crop) else crop(mask)
+        if not part.size:
             continue
-        left, top, right, bottom = (side * factor for side in bounds)
-        cells[index] = mask[grid]
-        if not cells[index].any():  # it lies between the cells
-            cells[index][
-                min(top // cell, grid[0].size - 1), min(left // cell, grid[1].size - 1)
-            ] = 1
+        part = part.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else part
+        top, left = factor * top, factor * left
+        cells[index] = _on_grid(part, top, left, cell, (height, width))
         colour = colours[index] if colours else None
         if colour is None and labels is not None:
             near = [used[other] for other in cells if _are_near(cells[other], cells[index])]
             colour = min(shades(instance_colour(labels[index])), key=near.count)
         used[index] = colour or instance_colour(index)
-        part = mask[bounds[1] : bounds[3], bounds[0] : bounds[2]]
-        part = part.repeat(factor, axis=0).repeat(factor, axis=1) if factor > 1 else part
-        view, filled = canvas[top:bottom, left:right], is_filled[top:bottom, left:right]
-        free = part & ~filled
-        for channel, tints in zip(range(3), _tints(used[index]), strict=True):
-            np.copyto(view[..., channel], tints[view[..., channel]], where=free)
-        filled |= part
+        region = np.s_[top : top + part.shape[0], left : left + part.shape[1]]
+        covered = Image.fromarray(canvas[region])
+        free = Image.fromarray(part & ~is_filled[region])
+        covered.paste(covered.point(_tints(used[index])), (0, 0), free)
+        canvas[region] = covered
+        is_filled[region] |= part
         outlines.append((np.nonzero(contour(part, line)), (top, left), used[index]))
     for (y, x), (top, left), colour in reversed(outlines):
         canvas[y + top, x + left] = colour
@@ -131,10 +118,22 @@ def draw_instances(
     return picture
 
 
-def _tints(colour: Colour) -> np.ndarray:
-    """What each of the 256 values becomes under a mask: uint8 [3, 256]."""
+def _on_grid(part: np.ndarray, top: int, left: int, cell: int, size: tuple[int, int]) -> np.ndarray:
+    """What a mask of which a part is not empty covers on a grid of cells: bool, never empty."""
+    first = cell // 2  # the pixel that stands for a cell
+    grid = np.zeros([len(range(first, side, cell)) for side in size], bool)
+    y, x = -(-(top - first) // cell), -(-(left - first) // cell)
+    chosen = part[y * cell + first - top :: cell, x * cell + first - left :: cell]
+    grid[y : y + chosen.shape[0], x : x + chosen.shape[1]] = chosen
+    if not chosen.any():  # it lies between the cells
+        grid[min(top // cell, grid.shape[0] - 1), min(left // cell, grid.shape[1] - 1)] = 1
+    return grid
+
+
+def _tints(colour: Colour) -> list[int]:
+    """What each of the 256 values of red, green and blue becomes under a mask."""
     mixed = (1 - MASK_OPACITY) * np.arange(256) + MASK_OPACITY * np.array(colour)[:, None]
-    return np.rint(mixed).astype(np.uint8)
+    return np.rint(mixed).astype(int).ravel().tolist()
 
 
 def shades(colour: Colour) -> list[Colour]:
@@ -145,12 +144,9 @@ def shades(colour: Colour) -> list[Colour]:
 
 def _are_near(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether less than two cells lie between two masks."""
-    box = mask_bounds(first)
-    if box is None:
-        return False
-    left, top, right, bottom = box
+    top, left, part = crop(first)
     y, x = max(top - 2, 0), max(left - 2, 0)
-    other = second[y : bottom + 2, x : right + 2]
+    other = second[y : top + part.shape[0] + 2, x : left + part.shape[1] + 2]
     if not other.any():
         return False
     grown = np.pad(first, 2)[y : y + other.shape[0] + 4, x : x + other.shape[1] + 4]

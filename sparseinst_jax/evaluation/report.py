@@ -23,7 +23,6 @@ from sparseinst_jax.evaluation.errors import (
     worst_images,
 )
 from sparseinst_jax.runner.prediction import Prediction
-from sparseinst_jax.runner.run_lengths import LazyMasks
 from sparseinst_jax.runtime.files import replace_file, unique_names
 from sparseinst_jax.runtime.messages import in_percent
 
@@ -277,7 +276,7 @@ def _draw(
     labels: Sequence[int] | None = None,
 ) -> Image.Image:
     """Draw segmentations over an image, of which one at a time is decoded."""
-    decoded = LazyMasks(masks, lambda one: decode_mask(one, *image.shape[:2]))
+    decoded = (decode_mask(one, *image.shape[:2]) for one in masks)
     return pictures.draw_instances(image, decoded, captions, colours, labels=labels)
 
 

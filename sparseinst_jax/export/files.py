@@ -114,8 +114,7 @@ def export_onnx(
         exported = FilePredictor(model.SerializeToString(), RUNTIME)
     agreement = None
     if photos is not None:
-        photos = verify.photos_of_two_sizes(exported, photos)
-        agreement = verify.compare(source.model, exported, photos, sys.stderr)
+        agreement = verify.compare_at_two_sizes(source.model, exported, photos, sys.stderr)
         if not calibration:
             _refuse_difference(agreement)
         verification = _record(agreement, RUNTIME)

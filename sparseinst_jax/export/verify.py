@@ -3,7 +3,8 @@
 Both get the same photos, resized and padded to at least two sizes. Which candidates are kept, and
 their labels, must be equal; masks and scores differ by rounding. A cell of a mask that lies at the
 cut may fall on either side of it, which moves the mean probability inside a small mask by more than
-rounding: a score may differ by what such cells explain, and by no more.
+rounding: a score may differ by what such cells explain, and by no more. A photo on which the model
+itself chooses between things that are equal up to rounding says nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from sparseinst_jax.data import shapes
 from sparseinst_jax.runner import run_lengths
+from sparseinst_jax.runner.masks import MaskCut
 from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared, Size
 from sparseinst_jax.runtime.progress import ImageProgress
 
@@ -57,10 +59,12 @@ class Agreement(NamedTuple):
       labels_or_kept: candidates whose label differs, or that only one of the two keeps.
       mask_probs: largest difference of a probability.
       outliers: the share of masks with a difference above `ROUNDING.mask_probs`.
-      scores: largest difference of a score that no cell at the cut explains.
+      scores: largest difference of a score that neither a cell at the cut explains, nor that its
+        mask is among the outliers.
       pixels: different pixels of all masks at the photos' size, as a fraction.
       is_behind_cuts: whether masks are cut within the network, too: other bounds.
       mean_iou: of the masks, the model's against the file's.
+      undecided: how many photos were left out, where rounding decides what the model itself finds.
       seconds: the comparison took.
     """
 
@@ -74,6 +78,7 @@ class Agreement(NamedTuple):
     pixels: float
     is_behind_cuts: bool
     mean_iou: float
+    undecided: int
     seconds: float
 
     def faults(self) -> list[str]:
@@ -89,6 +94,8 @@ class Agreement(NamedTuple):
             )
             if not getattr(self, name) <= most
         ]
+        if not self.photos:
+            found.append("on none of the photos more than rounding decides: give others (--verify)")
         if self.labels_or_kept:
             found.append(f"{self.labels_or_kept} of {self.candidates} candidates differ")
         return found
@@ -97,20 +104,35 @@ class Agreement(NamedTuple):
         sizes = ", ".join(f"{height}x{width}" for height, width in self.sizes)
         labels = f"differ in {self.labels_or_kept}" if self.labels_or_kept else "equal"
         more = f" ({self.outliers:.1%} of masks above {ROUNDING.mask_probs:g})"
+        others = f", {self.undecided} more left out (a tie)" if self.undecided else ""
         return (
-            f"{self.photos} photos ({sizes}), {self.candidates} objects: labels {labels}, "
+            f"{self.photos} photos ({sizes}{others}), {self.candidates} objects: labels {labels}, "
             f"mask probabilities within {self.mask_probs:.1e}{more if self.outliers else ''}, "
             f"scores within {self.scores:.1e}, {self.pixels:.1e} of mask pixels differ "
             f"(mean IoU {self.mean_iou:.6f})"
         )
 
 
-def drawn_photos() -> list[np.ndarray]:
+def drawn_photos(first: int = 1) -> list[np.ndarray]:
     """Draw two scenes, a wide and a high one, which are resized to different padded sizes."""
-    wide, high = (shapes.draw_image(0, index, PHOTO_SIZE)[0] for index in (1, 2))
+    wide, high = (shapes.draw_image(0, index, PHOTO_SIZE)[0] for index in (first, first + 1))
     turned = [wide if wide.shape[0] < wide.shape[1] else wide.swapaxes(0, 1)]
     turned.append(high if high.shape[0] > high.shape[1] else high.swapaxes(0, 1))
     return [np.ascontiguousarray(photo) for photo in turned]
+
+
+def compare_at_two_sizes(
+    model: BasePredictor,
+    exported: BasePredictor,
+    photos: Sequence[np.ndarray],
+    progress: TextIO | None = None,
+) -> Agreement:
+    """Compare, on drawn photos besides where those given have too few sizes; see `compare`."""
+    given = photos_of_two_sizes(exported, photos)
+    agreement = compare(model, exported, given, progress)
+    if agreement.undecided and len({tuple(size) for size in agreement.sizes}) < 2:
+        agreement = compare(model, exported, [*given, *drawn_photos(3)], progress)
+    return agreement
 
 
 def photos_of_two_sizes(exported: BasePredictor, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -143,6 +165,20 @@ class _Found(NamedTuple):
     masks: dict[int, Any]
 
 
+class _Counts(NamedTuple):
+    """What comes of one photo; the counts of several are added, and the largest gaps kept."""
+
+    candidates: int
+    different: int
+    masks: int
+    outliers: int
+    pixels: int
+    different_pixels: int
+    mask_gap: float
+    score_gap: float
+    ious: list[float]
+
+
 def compare(
     model: BasePredictor,
     exported: BasePredictor,
@@ -157,45 +193,71 @@ def compare(
       photos: uint8 [h, w, 3].
       progress: where to show how far it is.
     """
-    start, sizes, worst = time.monotonic(), [], np.zeros(2)
-    counts = np.zeros(4, np.int64)  # candidates, different ones, pixels, different ones
-    masks = np.zeros(2, np.int64)  # and those that differ by more than rounding
-    ious: list[float] = [1.0]
+    start, margin = time.monotonic(), getattr(model, "margin", None)
+    sizes, counts, undecided = [], [], 0
     for photo in counted_images(photos, progress, "compared"):
         item = exported.prepare(photo)
         size = exported.padded_size(item)
-        sizes.append(list(size))
         ours, theirs = (_find(each, item, size) for each in (model, exported))
-        theirs = _aligned(ours, theirs)
-        counts[:2] += len(ours.scores), _different(ours, theirs, model.cut.measures)
-        gaps = np.abs(ours.probs - theirs.probs).max((1, 2), initial=0.0)
-        worst[0] = np.maximum(worst[0], gaps.max(initial=0.0))
-        masks += len(gaps), int((gaps > ROUNDING.mask_probs).sum())
-        flipped: dict[int, float] = {}
-        for query in ours.masks.keys() & theirs.masks.keys():
-            rles = [ours.masks[query], theirs.masks[query]]
-            a, b = run_lengths.decode_masks(rles, photo.shape[:2])
-            different = int((a != b).sum())
-            counts[2:] += a.size, different
-            ious.append(1 - different / max(int((a | b).sum()), 1))
-            flipped[query] = different / max(int(a.sum()), 1)
-        if not model.cut.measures:  # scores are measured on the grid
-            flipped = dict(enumerate(_flipped_cells(ours.probs, theirs.probs, model.cut.threshold)))
-        for pair in ours.scores.keys() & theirs.scores.keys():
-            gap = np.abs(np.subtract(ours.scores[pair], theirs.scores[pair])).max()
-            worst[1] = np.maximum(worst[1], gap - flipped[pair[0]])
+        found = _counted(model.cut, photo, ours, _aligned(ours, theirs))
+        is_fault = bool(_agreement([list(size)], [found], model.cut).faults())
+        if is_fault and margin is not None and margin(item, size) < AT_THE_CUT:
+            undecided += 1
+            continue
+        sizes.append(list(size))
+        counts.append(found)
+    seconds = round(time.monotonic() - start, 1)
+    return _agreement(sizes, counts, model.cut)._replace(undecided=undecided, seconds=seconds)
+
+
+def _agreement(sizes: list[list[int]], counts: list[_Counts], cut: MaskCut) -> Agreement:
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in counts)
+
     return Agreement(
-        photos=len(photos),
+        photos=len(counts),
         sizes=sizes,
-        candidates=int(counts[0]),
-        labels_or_kept=int(counts[1]),
-        mask_probs=float(worst[0]),
-        outliers=float(masks[1] / max(masks[0], 1)),
-        scores=float(worst[1]),
-        pixels=float(counts[3] / max(counts[2], 1)),
-        is_behind_cuts=model.cut.measures,
-        mean_iou=float(np.mean(ious)),
-        seconds=round(time.monotonic() - start, 1),
+        candidates=total("candidates"),
+        labels_or_kept=total("different"),
+        mask_probs=max([one.mask_gap for one in counts], default=0.0),
+        outliers=total("outliers") / max(total("masks"), 1),
+        scores=max([one.score_gap for one in counts], default=0.0),
+        pixels=total("different_pixels") / max(total("pixels"), 1),
+        is_behind_cuts=cut.measures,
+        mean_iou=float(np.mean([1.0, *(iou for one in counts for iou in one.ious)])),
+        undecided=0,
+        seconds=0.0,
+    )
+
+
+def _counted(cut: MaskCut, photo: np.ndarray, ours: _Found, theirs: _Found) -> _Counts:
+    gaps = np.abs(ours.probs - theirs.probs).max((1, 2), initial=0.0)
+    is_outlier = gaps > ROUNDING.mask_probs
+    pixels, different, score_gap, ious = 0, 0, 0.0, []
+    explained: dict[int, float] = {}  # of the difference of scores, for each query
+    for query in ours.masks.keys() & theirs.masks.keys():
+        rles = [ours.masks[query], theirs.masks[query]]
+        a, b = run_lengths.decode_masks(rles, photo.shape[:2])
+        flipped = int((a != b).sum())
+        pixels, different = pixels + a.size, different + flipped
+        ious.append(1 - flipped / max(int((a | b).sum()), 1))
+        explained[query] = flipped / max(int(a.sum()), 1)
+    if not cut.measures:  # scores are measured on the grid
+        explained = dict(enumerate(_flipped_cells(ours.probs, theirs.probs, cut.threshold)))
+    for pair in ours.scores.keys() & theirs.scores.keys():
+        gap = float(np.abs(np.subtract(ours.scores[pair], theirs.scores[pair])).max())
+        moved = float(gaps[pair[0]]) if is_outlier[pair[0]] else 0.0
+        score_gap = max(score_gap, gap - explained[pair[0]] - moved)
+    return _Counts(
+        candidates=len(ours.scores),
+        different=_different(ours, theirs, cut.measures),
+        masks=len(gaps),
+        outliers=int(is_outlier.sum()),
+        pixels=pixels,
+        different_pixels=different,
+        mask_gap=float(gaps.max(initial=0.0)),
+        score_gap=score_gap,
+        ious=ious,
     )
 
 

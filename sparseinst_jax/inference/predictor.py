@@ -253,6 +253,25 @@ class Predictor(BasePredictor):
         outputs, _ = self._apply(params, statistics, images, intermediates=intermediates)
         return Forward(outputs, intermediates, padded, (height, width))
 
+    def margin(self, item: Prepared, size: Size) -> float:
+        """How far the nearest choice within the network is from falling otherwise.
+
+        Infinite for a family that chooses nothing there; see `Family.margin`.
+        """
+        if (margin := self._family.margin) is None:
+            return np.inf
+
+        @jax.jit
+        def of(params: Tree, statistics: Tree, image: jax.Array, valid_size: jax.Array):
+            images = normalize_images(image[None], valid_size[None])
+            outputs, _ = self._apply(params, statistics, images)
+            return margin(outputs)
+
+        height, width = item.image.shape[:2]
+        padded = np.zeros((*size, 3), np.uint8)
+        padded[:height, :width] = item.image
+        return float(of(*self._weights, padded, np.array([height, width])))
+
     def activations(self, image: ImageLike) -> Activations:
         """Find the instances of one image, and where the network looked for each of them.
 

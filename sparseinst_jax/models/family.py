@@ -50,7 +50,8 @@ class Family:
       model: makes the network: (backbone, *, num_classes, dtype, rng, **options) to a module that
         maps (images, train, intermediates) to the outputs and keeps the backbone as `backbone`. Of
         its parameters it may say `undecayed` (words: no weight decay where a path holds one) and
-        `learning_rate_factors` (pairs of a path, such as "backbone", and a factor).
+        `learning_rate_factors` (pairs of a path, such as "backbone", and a factor), and its
+        `class_layers` (paths) for `train.class_rate`.
       objective: makes the training objective (`training.step.Objective`) of the network's pure
         function: (apply, options, **config.objective).
       select: scores the outputs of a batch, (outputs, **options of config.eval) to `Selection`.
@@ -70,6 +71,8 @@ class Family:
       activations: where each mask of a batch looks: (outputs, intermediates) to a dict from the
         name of a map, such as "group 1", to float32 [B, N, h, w] in 0...1; None where there is no
         such thing.
+      margin: how far the nearest choice within the network is from falling otherwise, by which it
+        would find something else: (outputs) to a number; None where it chooses nothing.
     """
 
     model: Callable[..., Any]
@@ -85,6 +88,7 @@ class Family:
     scores_at_original_size: bool = False
     weights: WeightNames = UNPUBLISHED
     activations: Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]] | None = None
+    margin: Callable[[Any], jax.Array] | None = None
 
 
 def size_faults(options: Mapping[str, Any], most: Mapping[str, int]) -> list[str]:

@@ -16,6 +16,7 @@ from PIL import Image
 from sparseinst_jax.data.labelme_file import labelme_content
 from sparseinst_jax.data.outlines import EXACT
 from sparseinst_jax.drawing import pictures
+from sparseinst_jax.drawing.crops import decode_crop
 from sparseinst_jax.runner import run_lengths
 
 SHOWN_SCORE = 0.4
@@ -144,11 +145,7 @@ class Prediction:
         labels = [int(shown.labels[index]) for index in order] if len(self.names) > 1 else None
         captions = [f"{names[index]} {shown.scores[index]:.2f}" for index in order]
         captions = captions if labels else [caption.rpartition(" ")[2] for caption in captions]
-        size = self.image.shape[:2]
-        drawn = run_lengths.LazyMasks(
-            [shown.rles[index] for index in order],
-            lambda rle: run_lengths.decode_masks([rle], size)[0],
-        )
+        drawn = (decode_crop(shown.rles[index]) for index in order)
         return pictures.draw_instances(self.image, drawn, captions, labels=labels)
 
     def save(self, path: str | os.PathLike, score_threshold: float = SHOWN_SCORE) -> None:

@@ -190,7 +190,8 @@ class BasePredictor:
         predictions, waiting = [], iter(images)
         together = self.num_together if self.num_together == 1 else 4 * self.num_together
         while arrays := [as_rgb(image) for image in itertools.islice(waiting, together)]:
-            for array, found in zip(arrays, self.run(list(map(self.prepare, arrays))), strict=True):
+            pending = self.start(list(map(self.prepare, arrays)))
+            for array, found in zip(arrays, self.finish(pending, score_threshold), strict=True):
                 rles, scores = found.encode()
                 prediction = Prediction(
                     array,
@@ -227,8 +228,13 @@ class BasePredictor:
                 pending.append(Pending(positions, chosen, self.select(chosen, size)))
         return pending
 
-    def finish(self, pending: Sequence[Pending]) -> list[FoundInstances]:
-        """Wait for the network and fetch what is kept, in the order of `start`'s images."""
+    def finish(
+        self, pending: Sequence[Pending], score_threshold: float = 0.0
+    ) -> list[FoundInstances]:
+        """Wait for the network and fetch what is kept, in the order of `start`'s images.
+
+        What scores less than `score_threshold` already, before its mask makes it less, is left out.
+        """
         found: dict[int, FoundInstances] = {}
         for positions, items, selection in pending:
             scores, labels, query_index, is_kept, _, upsample = self.fetch(selection)
@@ -236,6 +242,7 @@ class BasePredictor:
                 (kept,) = np.nonzero(is_kept[row])
                 if self.protocol.drops_last:
                     kept = kept[:-1]
+                kept = kept[scores[row, kept] >= score_threshold]
                 kept = kept[self._is_wanted[labels[row, kept]]]
                 found[position] = FoundInstances(
                     labels[row, kept],

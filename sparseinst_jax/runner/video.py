@@ -312,7 +312,7 @@ def _found(
     """
 
     def finish(batch: list[Frame], pending: list[Pending]) -> Iterator[Any]:
-        for frame, found in zip(batch, predictor.finish(pending), strict=True):
+        for frame, found in zip(batch, predictor.finish(pending, score_threshold), strict=True):
             rles, scores = found.encode()
             order = np.argsort(-scores, kind="stable")
             is_shown = (scores[order] >= score_threshold) & (areas_of(rles)[order] > 0)

@@ -13,7 +13,7 @@ PAGES = {
     "gpu-not-seen": "gpu.md#jax-does-not-see-my-gpu",
     "in-use": "faults.md#exit-codes",
     "memory": "gpu.md#memory",
-    "not-finite": "questions.md",
+    "not-finite": "questions.md#the-loss-became-nan",
     "video": "video.md",
     "weights": "weights.md",
 }

@@ -97,7 +97,7 @@ def _locate(config: ConfigDict, overrides: Collection[str]) -> None:
         root = ""  # they are as good as they are, and shorter to read
     for key in PATH_KEYS:
         given = flat.get(key) or ""
-        if key == "train.init_from" and given in published():
+        if key == "train.init_from" and given.split("+")[0] in published():
             continue  # a name, which is the same everywhere
         path = os.path.expanduser(given)
         if root and path and key not in overrides:

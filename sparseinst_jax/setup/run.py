@@ -22,7 +22,7 @@ from sparseinst_jax.runtime import hosts, process
 from sparseinst_jax.setup import builders, datasets, refusals
 from sparseinst_jax.setup import config as configs
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.published import local_weights
+from sparseinst_jax.setup.published import local_sources
 from sparseinst_jax.training import batch_scaling, optimizer
 from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.initial_weights import load_initial_weights
@@ -69,7 +69,7 @@ def make_run(
     if is_new and config.train.init_from:
         names = FAMILIES[config.model.family].weights
         initial = load_initial_weights(
-            local_weights(config.train.init_from), params, statistics, dataset.class_names, names
+            local_sources(config.train.init_from), params, statistics, dataset.class_names, names
         )
         params, statistics = initial.params, initial.statistics
         print_line("\n".join(initial.lines))
@@ -196,7 +196,7 @@ def make_step(
 ) -> tuple[TrainStep, Callable[[int], Any]]:
     """Make the step on local devices, by default all, and for the metrics its learning rate."""
     settings = config.train
-    rules = optimizer.rules_of(model, settings.backbone_rate)
+    rules = optimizer.rules_of(model, settings.backbone_rate, settings.class_rate)
     learning_rate = optimizer.make_schedule(
         settings.learning_rate,
         settings.warmup_steps,

@@ -28,16 +28,27 @@ class ParameterRules(NamedTuple):
     rate_factors: tuple[tuple[str, float], ...] = ()
 
 
-def rules_of(model: Any, backbone_rate: float = 1.0) -> ParameterRules:
+def rules_of(model: Any, backbone_rate: float = 1.0, class_rate: float = 1.0) -> ParameterRules:
     """Get a model's rules; see `models.family.Family.model` for what it may say.
 
     Args:
       model: the network.
       backbone_rate: one more factor of the learning rate in the backbone.
+      class_rate: the same for the class layers.
+
+    Raises:
+      ValueError: the model does not say which its class layers are, and they are to have a rate.
     """
     factors = tuple(getattr(model, "learning_rate_factors", ()))
     if backbone_rate != 1:
         factors += (("backbone", backbone_rate),)
+    if class_rate != 1:
+        if not (layers := getattr(model, "class_layers", ())):
+            raise ValueError(
+                f"train.class_rate={class_rate} needs a model that says which parameters these are"
+                f" by `class_layers`, which {type(model).__name__} does not: set it to 1"
+            )
+        factors += tuple((layer, class_rate) for layer in layers)
     backbone = getattr(model, "backbone", None)
     return ParameterRules(
         tuple(f"backbone/{name}" for name in getattr(backbone, "frozen_names", ())),

@@ -166,10 +166,8 @@ def _answer(
                 continue
             if answer.status_code >= 500:
                 raise _Cut(f"{host} has a fault of its own ({answer.status_code})")
-            says, is_page = (
-                "",
-                answer.headers.get("Content-Type", "").lower().startswith("text/html"),
-            )
+            kind, says = answer.headers.get("Content-Type", "").lower(), ""
+            is_page = kind.startswith("text/html")
             if is_page:
                 text = _text(answer)
                 if answer.ok and not is_confirmed and (link := _confirmed(text)):

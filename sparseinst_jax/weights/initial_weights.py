@@ -1,5 +1,6 @@
 """Start training from trained weights, and say of each part what became of it."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ _BACKBONE = "backbone."
 _OFFSETS = ".conv2_offset."
 _MIN_BACKBONE_SHARE = 0.9
 _NOT_IN_MODEL = "not in the model"
+ANY_CLASS = ("thing",)  # the classes of a file whose one class stands for all
 
 
 class InitialWeights(NamedTuple):
@@ -47,7 +49,7 @@ class _GivenWeights(NamedTuple):
 
 
 def load_initial_weights(
-    path: str | Path,
+    source: str | Path | Sequence[str | Path],
     params: Tree,
     statistics: Tree,
     class_names: Sequence[str],
@@ -57,13 +59,14 @@ def load_initial_weights(
 
     An array is loaded where name and shape agree, whatever the norm does with it: scale, bias,
     mean and variance go from frozen into trainable batch norms and back. The class head keeps its
-    fresh weights where the number or the names of the classes differ; other arrays do where the
-    file lacks them or has another shape. The names of every implementation that `convert` reads
+    fresh weights where the number or the names of the classes differ, unless the file's one class
+    is `ANY_CLASS`, which is repeated; other arrays do where the file lacks them or has another
+    shape. The names of every implementation that `convert` reads
     are understood, also those of classification weights, which are a backbone alone.
 
     Args:
-      path: a weights file of any kind and implementation, or a run folder or the folder of one
-        checkpoint.
+      source: a weights file of any kind and implementation, or a run folder or the folder of one
+        checkpoint; or several, of which a later one goes before the earlier where both have a part.
       params: nested dict of fresh parameters.
       statistics: nested dict of fresh statistics.
       class_names: the K classes that will be trained.
@@ -75,8 +78,11 @@ def load_initial_weights(
         counting the offsets of deformable convolutions.
     """
     own = ours_to_original(params, statistics, names)
-    given = _read(Path(path), names)
+    paths = [source] if isinstance(source, str | Path) else source
+    given = functools.reduce(_joined, (_read(Path(path), names) for path in paths))
     head = [name for name in own if names.is_of_class_layer(name)]
+    if is_of_any := given.class_names == ANY_CLASS:
+        given = _for_each_class(given, head, class_names)
     fresh = {
         name: reason
         for name, array in own.items()
@@ -98,10 +104,29 @@ def load_initial_weights(
         *part_table(columns, own, names),
         *by_reason("re-initialised", fresh),
         *by_reason("ignored", ignored),
-        f"  the class head {_fate_of_head(head, given, fresh, class_names)}",
+        f"  the class head {_fate_of_head(head, given, fresh, class_names, is_of_any)}",
         *_norm_warnings(own, given.arrays),
     ]
     return InitialWeights(*loaded, lines, fresh, ignored)
+
+
+def _joined(first: _GivenWeights, second: _GivenWeights) -> _GivenWeights:
+    return _GivenWeights(
+        f"{first.title} and {second.title}",
+        first.arrays | second.arrays,
+        second.class_names or first.class_names,
+        first.file_names | second.file_names,
+        first.ignored | second.ignored,
+        first.remarks + second.remarks,
+    )
+
+
+def _for_each_class(
+    given: _GivenWeights, head: Sequence[str], class_names: Sequence[str]
+) -> _GivenWeights:
+    """Let each class begin as the one that was learned: it knows what is an instance."""
+    rows = {name: np.repeat(given.arrays[name], len(class_names), axis=0) for name in head}
+    return given._replace(arrays=given.arrays | rows, class_names=tuple(class_names))
 
 
 def _read(path: Path, names: WeightNames) -> _GivenWeights:
@@ -146,7 +171,10 @@ def _fate_of_head(
     given: _GivenWeights,
     fresh: Mapping[str, str],
     class_names: Sequence[str],
+    is_of_any: bool,
 ) -> str:
+    if is_of_any:
+        return "begins as that of any thing, for each class"
     if any(name in fresh for name in head):
         if given.class_names is None:
             return "starts from random weights"

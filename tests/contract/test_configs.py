@@ -56,6 +56,7 @@ def _steps() -> dict[str, ConfigDict]:
         options = (
             train.frozen_stages,
             train.backbone_rate,
+            train.class_rate,
             train.ema_decay > 0,
             train.gradient_clip_norm > 0,
         )

@@ -112,7 +112,7 @@ def test_good_data_pass_and_are_counted(folder, capsys):
         assert line in out.splitlines()
     assert "checked 4/4 images" in err
     *_, title, command, remark = out.splitlines()
-    assert remark.startswith("  # a small network from random weights, as there is no accelerator")
+    assert remark.startswith("  # a small network from random weights; far better is")
     assert [title, command] == [
         "Next:",
         "  sparseinst train --config=finetune_small --config.data.train.annotations=train.json "

@@ -11,6 +11,8 @@ from sparseinst_jax import cli
 from sparseinst_jax.cli import start
 from sparseinst_jax.data.importers import detect
 from sparseinst_jax.runtime.files import write_json
+from sparseinst_jax.setup import published
+from sparseinst_jax.setup.config import load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -157,12 +159,16 @@ def test_folders_without_labels_are_refused_in_words(tmp_path, capsys):
 
 
 def test_weights_of_the_installed_package_come_first(tmp_path, monkeypatch):
-    folder = tmp_path / start.PACKAGE / "models"
+    folder = tmp_path / published.LITE0_PACKAGE / "models"
     folder.mkdir(parents=True)
     (folder.parent / "__init__.py").touch()
     (folder / "lite.pth").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert start.find_weights()[0] == str(folder / "lite.pth")
+    source, words = start.find_weights()
+    backbone, decoder = published.local_sources(source)
+    assert backbone == folder / "lite.pth" and "of the installed" in words
+    assert decoder.is_file()  # in the package, as its configuration fits it
+    assert load_config("finetune_lite").train.init_from == source
 
 
 def test_without_any_weights_the_cost_is_said(monkeypatch):
@@ -170,9 +176,8 @@ def test_without_any_weights_the_cost_is_said(monkeypatch):
         raise ValueError(f"{name} could not be downloaded")
 
     monkeypatch.setattr(start, "local_weights", refuse)
-    monkeypatch.setattr(start, "PACKAGE", "no_such_package")
     path, words = start.find_weights()
-    assert path == "" and "several times as many" in words and "no-such-package" in words
+    assert path == "" and "several times as many" in words and "-pytorch-model" in words
 
 
 def test_names_of_parts_are_seen(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import onnx
 import pytest
@@ -49,6 +50,26 @@ def test_a_file_finds_what_the_package_finds(name, changes):
     assert agreement.faults() == [] and agreement.sizes == [[96, 128]] * 2
     with pytest.raises(ValueError, match=r"takes images padded to \(96, 128\) only.*\(64, 96\)"):
         exported.run_graph(np.zeros((1, 64, 96, 3), np.uint8), np.array([[64, 96]]))
+
+
+def test_a_photo_on_which_rounding_decides_says_nothing(monkeypatch):
+    config = exporting.narrow("fastinst_r50_x1", num_layers=1)
+    model = exporting.predictor_of(config).exportable().model
+    other = exporting.predictor_of(config)
+    other.set_weights(*jax.tree.map(lambda x: 1.05 * x, other._weights))
+    photos = exporting.photos()[:2]
+    assert verify.compare(model, other, photos).faults() != []
+    size = tuple(verify.compare(model, model, photos[:1]).sizes[0])
+    ties = {size: 1e-7}
+    monkeypatch.setattr(model, "margin", lambda item, size: ties.get(size, 1.0))
+    found = verify.compare(model, model, photos)
+    assert (found.photos, found.undecided) == (2, 0)  # equal in spite of the tie
+    found = verify.compare(model, other, photos)
+    assert (found.photos, found.undecided) == (1, 1) and found.faults() != []
+    found = verify.compare(model, other, photos[:1])
+    assert found.faults() == [
+        "on none of the photos more than rounding decides: give others (--verify)"
+    ]
 
 
 def test_a_graph_of_one_size_computes_no_sizes():

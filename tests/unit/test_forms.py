@@ -146,6 +146,24 @@ def test_every_form_of_a_convolution_and_of_its_gradients_is_the_plain_one(name,
         assert_same(form, forms.convolution(**options), rng, x, kernel, of_kernel=of_kernel)
 
 
+@pytest.mark.parametrize("name", ["1x1, stride 2, odd size", "wide"])
+def test_in_bfloat16_a_cpu_sums_in_float32(name, rng):
+    x, kernel, options = draw_convolution(name, rng)
+    form = cpu_convolution.form(x, kernel, **options)
+    whole = forms.convolution(**options).forward(x, kernel)
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    assert cpu_convolution.form(x, kernel, **options) is form
+    y = form.forward(x, kernel)
+    assert y.dtype == jnp.bfloat16
+    error = np.asarray(y, np.float32) - np.asarray(whole)
+    assert error.std() < 6e-3 * whole.std()
+    to_x, to_kernel = form.backward(y, x, kernel)
+    assert (to_x.dtype, to_kernel.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    text = jax.jit(form.forward).lower(x, kernel).as_text()
+    products = [line for line in text.splitlines() if "dot_general" in line]
+    assert products and all("bf16>) -> tensor" in line and "f32>" in line for line in products)
+
+
 def test_channels_that_all_images_share_can_be_convolved_once(rng):
     x = rng.standard_normal((2, 6, 8, 8), np.float32)
     kernel = rng.standard_normal((3, 3, 10, 4), np.float32) / 9

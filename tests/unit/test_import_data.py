@@ -220,16 +220,17 @@ def test_two_jsons_are_written_both_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "variables, devices, offered",
+    "variables, devices, has_lite0, offered",
     [
-        ({"JAX_PLATFORMS": "cpu"}, True, "--config=finetune_small"),
-        ({"JAX_PLATFORMS": "cuda,cpu"}, False, "--config=finetune --init-from=giam_r50"),
-        ({}, True, "--config=finetune --init-from=giam_r50"),
-        ({}, False, "--config=finetune_small"),
+        ({"JAX_PLATFORMS": "cpu"}, True, False, "--config=finetune_small"),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, False, True, "--config=finetune --init-from=giam_r50"),
+        ({}, True, True, "--config=finetune --init-from=giam_r50"),
+        ({}, False, False, "--config=finetune_small"),
+        ({}, False, True, "--config=finetune_lite"),
     ],
 )
 def test_a_network_that_the_machine_can_train_is_offered(
-    monkeypatch, tmp_path, variables, devices, offered
+    monkeypatch, tmp_path, variables, devices, has_lite0, offered
 ):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     for name, value in variables.items():
@@ -237,6 +238,7 @@ def test_a_network_that_the_machine_can_train_is_offered(
     (tmp_path / "nvidia0").write_text("")
     monkeypatch.setattr(next_command, "_DEVICES", (str(tmp_path / "nvidia[0-9]*"),) * devices)
     monkeypatch.setattr(next_command.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(next_command, "has_lite0", lambda: has_lite0)
     command = next_command.train_command(["--config.data.train.annotations=a.json"])
     assert command.startswith(f"  sparseinst train {offered} \\\n    --config.data.train")
     assert "--init-from=giam_r50" in command and "sparseinst download" in command
@@ -244,6 +246,7 @@ def test_a_network_that_the_machine_can_train_is_offered(
 
 def test_the_next_commands_are_ones_that_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(next_command, "has_lite0", lambda: False)
     source = _data_set(tmp_path / "my data")
     outputs = ("--output", tmp_path / "a train.json", "--val-output", tmp_path / "val.json")
     assert _run("yolo", source, *outputs) == 0

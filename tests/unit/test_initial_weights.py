@@ -11,6 +11,7 @@ from sparseinst_jax.models.sparseinst.weights import NAMES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.published import THINGS, local_weights
 from sparseinst_jax.weights.convert import ours_to_original
 from sparseinst_jax.weights.initial_weights import load_initial_weights
 
@@ -46,6 +47,28 @@ def load(path: Path, *, classes=CLASSES, **overrides: object):
     own = fresh(len(classes), seed=2, **overrides)
     initial = load_initial_weights(path, *own, classes, NAMES)
     return ours_to_original(initial.params, initial.statistics, NAMES), initial
+
+
+def test_of_several_sources_the_later_goes_first_and_the_head_is_new(tmp_path, given):
+    decoder = {name: array + 1 for name, array in given.items() if name.startswith("decoder.")}
+    np.savez(tmp_path / "decoder.npz", **decoder)
+    sources = [write(tmp_path, given), tmp_path / "decoder.npz"]
+    loaded, initial = load(sources, classes=("a", "b"))
+    assert set(initial.fresh) == set(HEAD) and not initial.ignored
+    for name in set(given) - set(HEAD):
+        np.testing.assert_array_equal(loaded[name], decoder.get(name, given[name]), name)
+
+
+def test_the_decoder_of_the_package_fits_its_configuration(tmp_path):
+    config = load_config("finetune_lite")
+    own = functional(builders.build_model(config.model, 3, 0))[1:]
+    backbone = {n: a for n, a in ours_to_original(*own, NAMES).items() if n.startswith("backbone.")}
+    sources = [write(tmp_path, backbone), local_weights(THINGS)]
+    initial = load_initial_weights(sources, *own, CLASSES, NAMES)
+    assert not initial.fresh and not initial.ignored
+    assert "  the class head begins as that of any thing, for each class" in initial.lines
+    head = ours_to_original(initial.params, initial.statistics, NAMES)[HEAD[0]]
+    assert head.any() and (head == head[:1]).all()
 
 
 def write(folder: Path, arrays: dict[str, np.ndarray]) -> Path:

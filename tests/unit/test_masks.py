@@ -1,9 +1,14 @@
 """The composed upsampling against the plain steps, and RLE."""
 
+import itertools
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 
+from sparseinst_jax.drawing.crops import crop, decode_crop
 from sparseinst_jax.inference import masks
 from sparseinst_jax.runner import run_lengths
 
@@ -147,17 +152,6 @@ def test_a_hundred_masks_of_a_large_photo_pass_through_little_memory():
     assert taken <= 64 * 2**20
 
 
-def test_lazy_masks_are_decoded_when_they_are_asked_for():
-    asked = []
-    lazy = run_lengths.LazyMasks(
-        "abc", lambda name: asked.append(name) or np.full((1, 2), name == "b")
-    )
-    assert (len(lazy), asked) == (3, [])
-    assert lazy[1].all() and not lazy[-1].any()
-    assert asked == ["b", "c"]
-    assert [mask.any() for mask in lazy[:2]] == [False, True]
-
-
 def test_rle_runs_down_the_columns():
     mask = np.array([[[0, 1, 1], [0, 1, 0]]], bool)
     (rle,) = run_lengths.encode_masks(mask)
@@ -175,6 +169,26 @@ def test_encoding_and_decoding_change_nothing(rng):
     np.testing.assert_array_equal(
         run_lengths.decode_masks([], (17, 23)), np.zeros((0, 17, 23), bool)
     )
+
+
+def test_packed_as_pycocotools_packs(rng):
+    """Empty, full, cut by each side, in pieces, and noise with more changes than are listed."""
+    for size, share in itertools.product([(1, 1), (7, 5), (90, 120)], [0, 0.004, 0.5, 1]):
+        noise = (rng.random((5, *size)) < share).astype(np.uint8)
+        noise[1:3, : size[0] // 2] = 0
+        noise[2:4, size[0] // 2 :, : size[1] // 2] = 0
+        packed = run_lengths.encode_transposed(noise)
+        expected: Any = coco_mask.encode(noise.transpose(2, 1, 0))
+        assert [rle["counts"].encode() for rle in packed] == [rle["counts"] for rle in expected]
+        assert packed[0]["size"] == [size[1], size[0]] == expected[0]["size"]
+        for rle, mask in zip(packed, noise.transpose(0, 2, 1).astype(bool), strict=True):
+            found, wanted = decode_crop(rle), crop(mask)
+            assert found[:2] == wanted[:2]
+            np.testing.assert_array_equal(found.pixels, wanted.pixels)
+            drawn = np.zeros_like(mask)
+            height, width = found.pixels.shape
+            drawn[found.top : found.top + height, found.left : found.left + width] = found.pixels
+            np.testing.assert_array_equal(drawn, mask)
 
 
 def test_boxes_enclose_masks_with_exclusive_ends():

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sparseinst_jax.models.backbones.pvt import PyramidVisionTransformer
+from sparseinst_jax.models.trees import functional
+from sparseinst_jax.setup.builders import build_model
+from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.training.optimizer import (
     ParameterRules,
     decay_mask,
@@ -124,3 +128,19 @@ def test_a_long_gradient_is_scaled_to_the_clip_norm_before_it_reaches_the_moment
 
     np.testing.assert_allclose(second_update(0.0), by_hand(np.asarray(first)), rtol=1e-3)
     np.testing.assert_allclose(second_update(5.0), by_hand(np.asarray(first) / 10), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["tiny", "fastinst_lite0"])
+def test_backbone_and_class_layers_have_rates_of_their_own(name):
+    config = load_config(name)
+    model = build_model(config.model, 3, None)
+    _, params, _ = functional(model)
+    rules = rules_of(model, 0.5, 20.0)
+    flat = flatten_dict(params, sep="/")
+    for layer in model.class_layers:
+        assert ("decoder" in layer) and (layer, 20.0) in rules.rate_factors
+        outputs = 3 + (name == "fastinst_lite0")  # one for no object
+        assert flat[f"{layer}/bias"].shape == (outputs,)
+    assert ("backbone", 0.5) in rules.rate_factors
+    with pytest.raises(ValueError, match=r"class_rate=20.0 needs a model that says"):
+        rules_of(object(), class_rate=20.0)

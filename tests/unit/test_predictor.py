@@ -25,7 +25,7 @@ from sparseinst_jax.inference.predictor import Predictor
 from sparseinst_jax.models.sparseinst.family import SPARSEINST
 from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.trees import functional
-from sparseinst_jax.runner import run_lengths
+from sparseinst_jax.runner import prediction, run_lengths
 from sparseinst_jax.runner.prediction import Prediction
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
@@ -246,13 +246,13 @@ def test_drawing_holds_few_masks_at_a_time(monkeypatch, rng, predictor):
     found = predictor(draw_image(rng, 47, 75))
     decoded, alive = [], []
 
-    def decode(rles, size, original=run_lengths.decode_masks):
-        made = original(rles, size)
-        decoded.append(weakref.ref(made))
+    def decode(rle, original=prediction.decode_crop):
+        made = original(rle)
+        decoded.append(weakref.ref(made.pixels))
         alive.append(sum(reference() is not None for reference in decoded))
         return made
 
-    monkeypatch.setattr(run_lengths, "decode_masks", decode)
+    monkeypatch.setattr(prediction, "decode_crop", decode)
     found.plot(0.0)
     assert len(decoded) >= len(found) == 5
     assert max(alive) <= 2

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from sparseinst_jax.models import forms
 from sparseinst_jax.models.cpu import depthwise, winograd
+from sparseinst_jax.models.cpu.products import product
 from sparseinst_jax.models.forms import Form
 
 FEW_CHANNELS = 8
@@ -46,7 +47,8 @@ def _products(stride: int) -> Form:
 
     def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
         x = chosen(x)
-        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+        y = product(x.reshape(-1, x.shape[-1]), kernel[0, 0]).astype(x.dtype)
+        return y.reshape(*x.shape[:-1], -1)
 
     def backward(cotangent: jax.Array, x: jax.Array, kernel: jax.Array):
         pixels, read = cotangent.reshape(-1, cotangent.shape[-1]), chosen(x)
@@ -81,12 +83,12 @@ def _of_patches(stride: int) -> Form:
         ]
         return jnp.concatenate(read, axis=-1).reshape(-1, side * side * x.shape[-1])
 
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
         height, width = (-(-length // stride) for length in x.shape[1:3])
         y = patches(x, kernel.shape[0]) @ kernel.reshape(-1, kernel.shape[-1])
         return y.reshape(len(x), height, width, -1)
 
-    return forms.bilinear(product)
+    return forms.bilinear(convolve)
 
 
 @functools.cache

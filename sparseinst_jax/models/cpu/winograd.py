@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseinst_jax.models import forms
+from sparseinst_jax.models.cpu.products import product
 from sparseinst_jax.models.forms import Form
 
 # Below it the transforms of the images take about what the products save.
@@ -47,7 +48,7 @@ def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: in
         and stride == 1
         and min(kernel.shape[2:]) >= LEAST_CHANNELS
         and math.prod(inner) // 4 >= channels
-        and x.dtype == kernel.dtype == jnp.float32
+        and x.dtype == kernel.dtype
     )
 
 
@@ -55,18 +56,22 @@ def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: in
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Return x convolved with a 3x3 kernel, with a border of one zero.
 
+    Of bfloat16 only the products' operands are, everything between is float32: 0.4 % of the
+    results' deviation off, where a rounded result is 0.2 %.
+
     Args:
-      x: float32 [B, H, W, C].
-      kernel: float32 [3, 3, C, D].
+      x: float32 or bfloat16 [B, H, W, C].
+      kernel: [3, 3, C, D], of its type.
 
     Returns:
-      float32 [B, H, W, D].
+      [B, H, W, D], of the same type.
     """
     batch, height, width, _ = x.shape
+    dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
     kernel = _not_before(x, kernel)
     kernels = [_transform_kernel(list(row)) for row in _transform_kernel(list(kernel))]
     products = [
-        [tile @ k for tile, k in zip(tiles, row, strict=True)]
+        [product(tile.astype(dtype), k.astype(dtype)) for tile, k in zip(tiles, row, strict=True)]
         for tiles, row in zip(_input_tiles(x), kernels, strict=True)
     ]
     strips = [_transform_product(column) for column in zip(*products, strict=True)]
@@ -75,7 +80,7 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     parts = [[y.reshape(batch, rows, columns, -1) for y in row] for row in results]
     joined = jnp.stack([jnp.stack(row, axis=3) for row in parts], axis=2)
     joined = joined.reshape(batch, 2 * rows, 2 * columns, -1)
-    return joined[:, :height, :width]
+    return joined[:, :height, :width].astype(dtype)
 
 
 def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
@@ -162,11 +167,18 @@ def _transpose_product(e: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def gradients(cotangent: jax.Array, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the gradients of both operands: that of the kernel by tiles with many channels."""
+    """Return the gradients of both operands.
+
+    That of the kernel by tiles with many channels; in bfloat16 both by the plain form.
+    """
+    plain = forms.convolution(1, 1).backward
+    if x.dtype != jnp.float32:
+        to_x, to_kernel = plain(cotangent, x, kernel)
+        return to_x, to_kernel
     to_x = convolve(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
     if min(kernel.shape[2:]) >= LEAST_CHANNELS_OF_GRADIENT:
         return to_x, kernel_gradient(x, cotangent)
-    _, to_kernel = forms.convolution(1, 1).backward(cotangent, x, kernel)
+    _, to_kernel = plain(cotangent, x, kernel)
     return to_x, to_kernel
 
 

@@ -54,4 +54,5 @@ FASTINST = Family(
     scores_at_original_size=True,
     weights=NAMES,
     activations=inference.activations,
+    margin=inference.margin,
 )

@@ -287,12 +287,14 @@ class SparseInst(nnx.Module):
 
     Attributes:
       make_decoder: class of the decoder, for a subclass to replace.
+      class_layers: paths of the layers with an output for each class.
 
     Raises:
       ValueError: if `decoder_channels` is no multiple of `num_groups`.
     """
 
     make_decoder: Any = IAMDecoder
+    class_layers = ("decoder/inst_branch/cls_score",)
 
     def __init__(
         self,
