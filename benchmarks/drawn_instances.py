@@ -24,7 +24,6 @@ import optax
 from flax.traverse_util import flatten_dict
 from PIL import Image, ImageFilter
 
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.models.backbones.efficientnet_lite import FREEZABLE
@@ -34,6 +33,7 @@ from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.published import local_sources
+from sparseinst_jax.setup.run import first_state
 from sparseinst_jax.training import optimizer
 from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.initial_weights import ANY_CLASS, load_initial_weights
@@ -424,8 +424,7 @@ def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
     adamw = optimizer.make_optimizer(params, rate, 0.05, 5.0, optimizer.rules_of(model))
     objective = builders.build_objective(config, apply)
     step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
-    opt_state = jax.tree.map(np.asarray, jax.jit(adamw.init)(params))
-    state = step.place(TrainState(np.int32(0), params, statistics, opt_state))
+    state = step.place(first_state(config, step, params, statistics))
     sides = [side for side, number in steps.items() for _ in range(number)]
     ahead = threading.Semaphore(AHEAD)
     jobs = ((index, side, family.targets) for index, side in enumerate(sides) if ahead.acquire())

@@ -24,10 +24,11 @@ def _encode(mask: np.ndarray) -> str:
     raw = flat.tobytes()
     first, end = raw.find(1), raw.rfind(1) + 1
     part = flat[first:end]
-    changes = np.flatnonzero(part[1:] != part[:-1]) + (first + 1)
-    if len(changes) > _MOST_CHANGES:
+    is_changed = part[1:] != part[:-1]
+    if np.count_nonzero(is_changed) > _MOST_CHANGES:
         rle: Any = coco_mask.encode(mask.T)
     else:
+        changes = np.flatnonzero(is_changed) + (first + 1)
         inside = [first, *changes.tolist(), end] if end else []
         ends = [0, *inside, *[flat.size] * (end < flat.size)]
         rle = coco_mask.frPyObjects({"size": size, "counts": np.diff(ends).tolist()}, *size)

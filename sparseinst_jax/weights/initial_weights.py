@@ -61,12 +61,12 @@ def load_initial_weights(
     mean and variance go from frozen into trainable batch norms and back. The class head keeps its
     fresh weights where the number or the names of the classes differ, unless the file's one class
     is `ANY_CLASS`, which is repeated; other arrays do where the file lacks them or has another
-    shape. The names of every implementation that `convert` reads
-    are understood, also those of classification weights, which are a backbone alone.
+    shape. The names of every implementation that `convert` reads are understood, also those of
+    classification weights, which are a backbone alone.
 
     Args:
       source: a weights file of any kind and implementation, or a run folder or the folder of one
-        checkpoint; or several, of which a later one goes before the earlier where both have a part.
+        checkpoint; or several, of which the last that has a part gives it.
       params: nested dict of fresh parameters.
       statistics: nested dict of fresh statistics.
       class_names: the K classes that will be trained.
