@@ -59,8 +59,7 @@ class Agreement(NamedTuple):
       labels_or_kept: candidates whose label differs, or that only one of the two keeps.
       mask_probs: largest difference of a probability.
       outliers: the share of masks with a difference above `ROUNDING.mask_probs`.
-      scores: largest difference of a score that neither a cell at the cut explains, nor that its
-        mask is among the outliers.
+      scores: largest difference of a score that no cell at the cut explains.
       pixels: different pixels of all masks at the photos' size, as a fraction.
       is_behind_cuts: whether masks are cut within the network, too: other bounds.
       mean_iou: of the masks, the model's against the file's.
@@ -232,7 +231,6 @@ def _agreement(sizes: list[list[int]], counts: list[_Counts], cut: MaskCut) -> A
 
 def _counted(cut: MaskCut, photo: np.ndarray, ours: _Found, theirs: _Found) -> _Counts:
     gaps = np.abs(ours.probs - theirs.probs).max((1, 2), initial=0.0)
-    is_outlier = gaps > ROUNDING.mask_probs
     pixels, different, score_gap, ious = 0, 0, 0.0, []
     explained: dict[int, float] = {}  # of the difference of scores, for each query
     for query in ours.masks.keys() & theirs.masks.keys():
@@ -246,13 +244,12 @@ def _counted(cut: MaskCut, photo: np.ndarray, ours: _Found, theirs: _Found) -> _
         explained = dict(enumerate(_flipped_cells(ours.probs, theirs.probs, cut.threshold)))
     for pair in ours.scores.keys() & theirs.scores.keys():
         gap = float(np.abs(np.subtract(ours.scores[pair], theirs.scores[pair])).max())
-        moved = float(gaps[pair[0]]) if is_outlier[pair[0]] else 0.0
-        score_gap = max(score_gap, gap - explained[pair[0]] - moved)
+        score_gap = max(score_gap, gap - explained[pair[0]])
     return _Counts(
         candidates=len(ours.scores),
         different=_different(ours, theirs, cut.measures),
         masks=len(gaps),
-        outliers=int(is_outlier.sum()),
+        outliers=int((gaps > ROUNDING.mask_probs).sum()),
         pixels=pixels,
         different_pixels=different,
         mask_gap=float(gaps.max(initial=0.0)),
