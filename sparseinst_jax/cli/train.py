@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="start from these weights, the same as --config.train.init_from: a published name"
         " (`sparseinst download --list`), such as giam_r50 or r50; a file (.pth, .pkl, .pdparams,"
         " .npz, .safetensors), or a run or checkpoint folder; several joined by +, as in"
-        " lite0+things, the last of which goes first",
+        " lite0+things, the last of which gives what several have",
     )
     hosts.add_argument(parser)
     arguments = parse_command_line(parser, argv)
