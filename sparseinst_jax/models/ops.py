@@ -11,6 +11,7 @@ import numpy as np
 
 from sparseinst_jax.data.taps import bilinear_matrix, bilinear_taps
 from sparseinst_jax.models import cuda, forms
+from sparseinst_jax.models.cpu import attention as cpu_attention
 from sparseinst_jax.models.cpu import convolution as cpu_convolution
 
 PIXEL_MEAN = np.array([123.675, 116.28, 103.53], np.float32)  # RGB, 0..255
@@ -151,6 +152,53 @@ def convolve(
         return forms.by_platform(plain, **others)(x, kernel, shared)
     others = {platform: form for platform, form in others.items() if form is not plain}
     return (forms.by_platform(plain, **others) if others else plain.forward)(x, kernel)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    num_heads: int,
+    is_seen: jax.Array | None = None,
+) -> jax.Array:
+    """Return for each query the mean of the values, weighted by softmax(q k' / sqrt(C / heads)).
+
+    Each head does so on channels of its own. The softmax is float32 in every type. For a CPU in
+    blocks of pixels, where one side has many more of them than the other.
+
+    Args:
+      query: [B, Q, C].
+      key: [B, S, C].
+      value: [B, S, C].
+      num_heads: C is a multiple of it.
+      is_seen: bool [B, Q, S], what each query looks at; everything by default.
+
+    Returns:
+      [B, Q, C].
+    """
+    operands = (query, key, value) if is_seen is None else (query, key, value, is_seen)
+    plain, form = _attention(num_heads), None
+    if all(isinstance(size, int) for size in (*query.shape, *key.shape)):
+        form = cpu_attention.form(query, key, num_heads, is_seen is not None)
+    if form is None:
+        return plain.forward(*operands)
+    return forms.by_platform(plain, cpu=form)(*operands)
+
+
+@functools.cache
+def _attention(num_heads: int) -> forms.Form:
+    def forward(
+        query: jax.Array, key: jax.Array, value: jax.Array, is_seen: jax.Array | None = None
+    ) -> jax.Array:
+        heads = (x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value))
+        mask = None if is_seen is None else is_seen[:, None]
+        return jax.nn.dot_product_attention(*heads, mask=mask).reshape(query.shape)
+
+    def backward(cotangent: jax.Array, query: jax.Array, key: jax.Array, value: jax.Array, *mask):
+        _, pull_back = jax.vjp(lambda *x: forward(*x, *mask), query, key, value)
+        return (*pull_back(cotangent), *[None for _ in mask])
+
+    return forms.Form(forward, backward)
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:

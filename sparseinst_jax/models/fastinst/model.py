@@ -218,12 +218,10 @@ class Attention(nnx.Module):
         kernels = jnp.split(self.in_proj_kernel[...].astype(self.dtype), 3, axis=1)
         biases = jnp.split(self.in_proj_bias[...].astype(self.dtype), 3)
         q, k, v = (
-            (each.astype(self.dtype) @ kernel + bias).reshape(*each.shape[:2], self.num_heads, -1)
+            layers.affine(each.astype(self.dtype), kernel, bias)
             for each, kernel, bias in zip((query, key, value), kernels, biases, strict=True)
         )
-        mask = None if is_seen is None else is_seen[:, None]
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return self.norm(x + self.out_proj(attended.reshape(x.shape)))
+        return self.norm(x + self.out_proj(ops.attend(q, k, v, self.num_heads, is_seen)))
 
 
 class FeedForward(nnx.Module):
