@@ -360,15 +360,17 @@ def test_drawn_pictures_are_always_the_same_and_each_pixel_has_one_owner():
     drawn = _script("drawn_instances")
     numbers = []
     for index in range(8):
-        image, masks = drawn.draw(0, index, 96)
+        image, things = drawn.draw(0, index, 96)
+        masks, labels = zip(*things, strict=True)
         again, _ = drawn.draw(0, index, 96)
         assert (image == again).all() and image.dtype == np.uint8 and image.shape[0] == 96
         assert all(mask.shape == image.shape[:2] for mask in masks)
         assert np.sum(masks, axis=0).max() <= 1 and min(map(np.sum, masks)) >= 24
+        assert all(0 <= label < drawn.NUM_CLASSES for label in labels)
         numbers.append(len(masks))
     assert min(numbers) <= 2 and max(numbers) > 50
     form = drawn.FAMILIES["sparseinst"].targets
-    batch = drawn.make_batch((0, 96, form))
+    batch = drawn.make_batch((0, 96, 4, form))
     assert batch.images.shape[1:] == (96, 128, 3) and batch.is_target.sum(1).min() >= 1
-    levels = form.encode(drawn.draw(0, 0, 96)[1][0])
+    levels = form.encode(drawn.draw(0, 0, 96)[1][0][0])
     assert (batch.masks[0, 0, : len(levels), : levels.shape[1]] == levels).all()
