@@ -5,20 +5,24 @@
 
 Pictures for a network that knows photos (an ImageNet backbone) and has not seen instances: one
 thing, a few, piles of equal ones that overlap, and up to sixty small ones, touching, dark on light
-and light on dark. Nothing in them comes from a photo. All are of one class, "thing".
+and light on dark. Nothing in them comes from a photo. Their classes are outline, colour and
+pattern, so that what tells classes apart is not unlearned; some are "thing", the one class whose
+layer is kept.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import multiprocessing
-import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
@@ -26,10 +30,13 @@ from PIL import Image, ImageFilter
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.target_masks import TargetForm
+from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones.efficientnet_lite import FREEZABLE
 from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
 from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.progress import map_ahead
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.published import local_sources
@@ -39,11 +46,14 @@ from sparseinst_jax.training.step import TrainStep
 from sparseinst_jax.weights.initial_weights import ANY_CLASS, load_initial_weights
 from sparseinst_jax.weights.network_files import write_arrays
 
-LEAST_PIXELS, LEAST_RADIUS = 24, 4.5  # of a thing
-PIXELS, MOST_THINGS = 8 * 160 * 224, 50  # of a step; of a picture
-RATE, STEEPNESS = 1e-3, 7.0
+LEAST_PIXELS, LEAST_RADIUS, PATTERN = 24, 4.5, 7.5  # of a thing; levels of contrast
+MOST_THINGS = 50  # of a picture
+RATE = 1e-3
 AHEAD = 30  # steps that may be drawn before their turn
 NUM_ANGLES = 128
+OUTLINES = ("blob", "ellipse", "polygon", "box", "bean", "star", "parts")
+# "thing"; then outline, which of red, green and blue are bright, and whether it has a pattern.
+NUM_CLASSES = 1 + 16 * len(OUTLINES)
 # kind of picture: how likely; numbers of things; radii as a share of the short side; share of a
 # thing that another may cover; how likely a thing is put beside one that is there
 SCENES: dict[str, tuple[float, tuple[int, int], tuple[float, float], float, float]] = {
@@ -58,7 +68,9 @@ class Kind(NamedTuple):
     """How the things of one kind look.
 
     Attributes:
-      family: of outlines.
+      family: of outlines, one of `OUTLINES`.
+      color: the mean of its surface, levels.
+      has_pattern: whether the surface is of more than one shade.
       length: the longer axis over the shorter one.
       roughness: of the outline.
       surface: float32 [H, W, 3], levels; each thing shows another part of it.
@@ -69,6 +81,8 @@ class Kind(NamedTuple):
     """
 
     family: str
+    color: np.ndarray
+    has_pattern: bool
     length: float
     roughness: float
     surface: np.ndarray
@@ -124,7 +138,9 @@ def _kind(rng: np.random.Generator, size: tuple[int, int], background: np.ndarra
             break
     contrast = 30 * rng.random() ** 2
     return Kind(
-        family=str(rng.choice(["blob", "ellipse", "polygon", "box", "bean", "star", "parts"])),
+        family=str(rng.choice(OUTLINES)),
+        color=color,
+        has_pattern=contrast > PATTERN,
         length=1 + 3 * rng.random() ** 2.5,
         roughness=0.02 + 0.3 * rng.random() ** 2,
         surface=texture(rng, size, color, contrast),
@@ -274,8 +290,10 @@ def _mirrored(first: int, number: int, length: int) -> np.ndarray:
     return np.minimum(place, 2 * length - 2 - place)
 
 
-def draw(seed: int, index: int, short: int = 320) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Draw one picture: uint8 [H, W, 3], and the visible masks of its things, bool [H, W]."""
+def draw(
+    seed: int, index: int, short: int = 320
+) -> tuple[np.ndarray, list[tuple[np.ndarray, int]]]:
+    """Draw one picture: uint8 [H, W, 3], and its things: what is seen, bool [H, W], and class."""
     rng = np.random.default_rng([seed, index])
     long = round(short * rng.choice([4 / 3, 4 / 3, 1.15, 1]))
     size = (short, long)
@@ -313,125 +331,146 @@ def draw(seed: int, index: int, short: int = 320) -> tuple[np.ndarray, list[np.n
         image[thing.window][seen] = surface[seen]
     tilt = smooth_noise(rng, size, 1.5) * 25 * rng.random() ** 2
     image += tilt[..., None]
-    if rng.random() < 0.25:
+    is_grey, is_negative = rng.random() < 0.25, rng.random() < 0.1
+    if is_grey:
         image[:] = image.mean(-1, keepdims=True)
-    if rng.random() < 0.1:
+    if is_negative:
         image = 255 - image
     picture = Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
     picture = picture.filter(ImageFilter.GaussianBlur(0.4 + 1.4 * rng.random() ** 2))
     noise = rng.standard_normal(size).astype(np.float32)[..., None] * 12 * rng.random() ** 2
     image = np.clip(np.asarray(picture, np.float32) + noise, 0, 255).astype(np.uint8)
-    masks = [owner == number for number in range(len(things))]
-    return image, [mask for mask in masks if mask.sum() >= LEAST_PIXELS]
+    found = []
+    for number, thing in enumerate(things):
+        color = np.full(3, thing.kind.color.mean()) if is_grey else thing.kind.color
+        is_bright = (color > 128) != is_negative
+        look = 2 * int(is_bright @ (4, 2, 1)) + thing.kind.has_pattern
+        label = 1 + 16 * OUTLINES.index(thing.kind.family) + look
+        mask = owner == number
+        if mask.sum() >= LEAST_PIXELS:
+            found.append((mask, 0 if rng.random() < 0.3 else label))
+    return image, found
 
 
-def make_batch(job: tuple[int, int, TargetForm]) -> Batch:
-    """Draw the pictures of one step.
-
-    Args:
-      job: (number of the step, short side, form of the masks); pictures are drawn until they
-        fill `PIXELS`, four at least.
-    """
-    step, short, form = job
+def make_batch(job: tuple[int, int, int, TargetForm]) -> Batch:
+    """Draw the pictures of one step: `job` has its number, short side, pictures, form of masks."""
+    step, short, number, form = job
     height, width = -(-short // 32) * 32, -(-short * 4 // 3 // 32) * 32
-    number = max(4, PIXELS // (height * width))
     images = np.zeros((number, height, width, 3), np.uint8)
     valid = np.zeros((number, 2), np.int32)
     masks = np.zeros((number, MOST_THINGS, *form.shape((height, width))), np.uint8)
     is_target = np.zeros((number, MOST_THINGS), bool)
+    labels = np.zeros((number, MOST_THINGS), np.int32)
     for place in range(number):
         image, things = draw(0, step * 64 + place, short)
         rows, columns = valid[place] = image.shape[:2]
         images[place, :rows, :columns] = image
-        for index, mask in enumerate(things[:MOST_THINGS]):
+        for index, (mask, label) in enumerate(things[:MOST_THINGS]):
             levels = form.encode(mask)
             masks[place, index, : len(levels), : levels.shape[1]] = levels
-            is_target[place, index] = levels.any()
-    labels, ids = np.zeros(is_target.shape, np.int32), np.arange(number)
-    return Batch(images, valid, labels, masks, is_target, ids)
+            is_target[place, index], labels[place, index] = levels.any(), label
+    return Batch(images, valid, labels, masks, is_target, np.arange(number))
 
 
-def place_maps(params: Tree, rng: np.random.Generator) -> None:
-    """Let each activation map begin with a place of its own, in a grid over the picture.
+@dataclasses.dataclass(frozen=True)
+class Retaining(SparseInstObjective):
+    """SparseInst's objective, and a term for what would be lost on the way: what tells kinds apart.
 
-    Eight channels of each group carry hinges of the coordinates through the convolutions, and each
-    map begins as a tent over its place. The shipped file began so, but it is no faster: after 300
-    steps the dice loss is 1.55, and 1.49 without, which leaves more channels to the content. In
-    place; nothing of the network's form changes.
+    A decoder that learns where things are has no use for what the backbone knows of them, and
+    drops it. So what is pooled of its features in each thing, and what the matched query got of
+    it, must resemble each other from thing to thing as the backbone's features do.
     """
-    branch = params["decoder"]["inst_branch"]
-    first, *others = branch["inst_convs"].values()
-    maps = branch["iam_conv"]
-    kernel = maps["kernel"]  # [3, 3, C / G, G * N]
-    channels, groups = first["kernel"].shape[-1], first["kernel"].shape[-1] // kernel.shape[2]
-    number, width = kernel.shape[-1] // groups, channels // groups
-    hinges = (-1.0, -0.4, 0.0, 0.4)
-    grid = [(y, x) for y in (-0.8, -0.4, 0, 0.4, 0.8) for x in (-0.8, -0.4, 0, 0.4, 0.8)]
-    for group in range(groups):
-        for axis in (0, 1):  # the coordinates are (x, y)
-            for index, hinge in enumerate(hinges):
-                channel = group * width + axis * len(hinges) + index
-                first["kernel"][..., channel] = 0
-                first["kernel"][1, 1, axis, channel], first["bias"][channel] = 1, -hinge
-                for conv in others:
-                    conv["kernel"][..., channel], conv["bias"][channel] = 0, 0
-                    conv["kernel"][1, 1, channel, channel] = 1
-        for query in range(number):
-            target = group * number + query
-            maps["bias"][target] = 0
-            for axis, place in zip((1, 0), grid[query % len(grid)], strict=True):
-                place = place + 0.1 * rng.normal()
-                slopes = _tent(place, hinges) * STEEPNESS
-                kernel[1, 1, axis * len(hinges) : (axis + 1) * len(hinges), target] = slopes
-                maps["bias"][target] -= sum(
-                    slope * max(place - hinge, 0)
-                    for slope, hinge in zip(slopes, hinges, strict=True)
-                )
+
+    retained: float = 2.0
+    levels: ClassVar = ("blocks2", "blocks4", "blocks6")  # of the backbone, strides 8, 16, 32
+
+    def forward(self, params: Tree, statistics: Tree, batch: Batch) -> tuple[Any, Tree]:
+        """Return outputs, instance features [B, N, C], and features pooled in the targets."""
+        inside: dict[str, jax.Array] = {}
+        images = ops.normalize_images(batch.images, batch.valid_size)
+        found = self.apply(params, statistics, images, train=True, intermediates=inside)
+        pooled = [_pooled(inside[name], batch.masks) for name in ("inst_convs", *self.levels)]
+        return (found[0], inside["instance_features"], pooled), found[1]
+
+    def match_scores(self, outputs: Any, batch: Batch, keys: Any = None) -> dict[str, jax.Array]:
+        """As SparseInst's."""
+        return super().match_scores(outputs[0], batch)
+
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys=None):
+        """SparseInst's loss, and the term `retained`."""
+        outputs, queries, (own, *levels) = outputs
+        total, terms = super().loss(params, statistics, outputs, batch, matches, counts)
+        index = matches["masks"]
+        matched = jnp.take_along_axis(queries, jnp.maximum(index, 0)[..., None], 1)
+        pairs = [(features, level) for features in (own, matched) for level in levels]
+        alike = [_alikeness(*pair, index >= 0) for pair in pairs]
+        terms["retained"] = self.retained * (1 - sum(alike) / len(alike))
+        return total + terms["retained"], terms
 
 
-def _tent(place: float, hinges: tuple[float, ...]) -> np.ndarray:
-    """Changes of slope at the hinges, so that the line rises before the place and falls after."""
-    middle = int(np.argmin([abs(place - hinge) for hinge in (*hinges, 0.8)]))
-    slopes = np.zeros(len(hinges))
-    if middle == 0:
-        slopes[0] = -1
-    else:
-        slopes[0] = 1
-        if middle < len(hinges):
-            slopes[middle] = -2
-    return slopes
+def _pooled(features: jax.Array, masks: jax.Array) -> jax.Array:
+    """Means [B, M, C] of features [B, h, w, C] in masks [B, M, H/4, W/4]."""
+    (height, width), (rows, columns) = features.shape[1:3], masks.shape[2:]
+    blocks = (height, rows // height, width, columns // width)
+    weight = masks.reshape(*masks.shape[:2], *blocks).astype(jnp.float32).mean((3, 5))
+    total = jnp.maximum(weight.sum((2, 3)), 1e-6)[..., None]
+    return jnp.einsum("bmhw,bhwc->bmc", weight, features) / total
 
 
-def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
+def _alikeness(first: jax.Array, second: jax.Array, counts: jax.Array) -> jax.Array:
+    """How alike things resemble each other by two descriptions [B, M, C]: at most 1.
+
+    The linear CKA of Kornblith et al., arXiv:1905.00414, over pairs of different things.
+    """
+    share = counts.reshape(-1, 1) / jnp.maximum(counts.sum(), 1)
+    pairs = (counts.reshape(-1, 1) * counts.reshape(1, -1)) * (1 - jnp.eye(counts.size))
+    grams = []
+    for x in (first, second):
+        x = x.reshape(counts.size, -1)
+        x = x - (share * x).sum(0)
+        x = x / jnp.sqrt((share * x**2).sum(0) + 1e-3 * (share * x**2).sum(0).mean() + 1e-12)
+        grams.append((x @ x.T) * pairs)
+    a, b = grams
+    return (a * b).sum() / jnp.sqrt((a * a).sum() * (b * b).sum() + 1e-12)
+
+
+def learn(
+    output: Path,
+    name: str,
+    weights: str,
+    stages: list[tuple[int, int, int]],
+    retained: float,
+    workers: int,
+) -> None:
     """Train encoder and decoder on drawn pictures; the backbone stays as it is.
 
     Args:
       output: a `.safetensors` file of encoder and decoder, float16.
       name: of the configuration.
       weights: of the backbone.
-      steps: number of steps for each short side of the pictures, one after the other.
+      stages: short side of the pictures, pictures a step, number of steps; one after the other.
+      retained: weight of `Retaining`'s own term.
+      workers: processes that draw.
     """
     config = load_config(name)
-    model = builders.build_model(config.model, 1, 0, len(FREEZABLE))
+    model = builders.build_model(config.model, NUM_CLASSES, 0, len(FREEZABLE))
     apply, params, statistics = functional(model)
     family = FAMILIES[config.model.family]
     sources = local_sources(weights)
-    found = load_initial_weights(sources, params, statistics, ANY_CLASS, family.weights)
+    names = [str(label) for label in range(NUM_CLASSES)]
+    found = load_initial_weights(sources, params, statistics, names, family.weights)
     params, statistics = jax.tree.map(np.array, (found.params, found.statistics))
-    place_maps(params, np.random.default_rng(0))
-    total = sum(steps.values())
+    total = sum(number for *_, number in stages)
     rate = optax.warmup_cosine_decay_schedule(1e-6, RATE, min(200, total // 10), total, 1e-6)
     adamw = optimizer.make_optimizer(params, rate, 0.05, 5.0, optimizer.rules_of(model))
-    objective = builders.build_objective(config, apply)
+    objective = Retaining(apply, config.model.num_masks, **config.objective, retained=retained)
     step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
     state = step.place(first_state(config, step, params, statistics))
-    sides = [side for side, number in steps.items() for _ in range(number)]
-    ahead = threading.Semaphore(AHEAD)
-    jobs = ((index, side, family.targets) for index, side in enumerate(sides) if ahead.acquire())
+    shapes = (stage[:2] for stage in stages for _ in range(stage[2]))
+    jobs = ((index, *shape, family.targets) for index, shape in enumerate(shapes))
     start, rows = time.process_time(), []
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        for done, batch in enumerate(pool.imap(make_batch, jobs), 1):
-            ahead.release()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for done, batch in enumerate(map_ahead(pool, make_batch, jobs, AHEAD * workers), 1):
             state, metrics = step(state, batch)
             rows.append({key: float(x[0]) for key, x in metrics.items() if "loss/" in key})
             if done % 100 == 0 or done == total:
@@ -442,7 +481,8 @@ def learn(output: Path, name: str, weights: str, steps: dict[int, int]) -> None:
                 print(f"step {done} of {total}, {used:.0f} s: {', '.join(means)}", flush=True)
     arrays = flatten_dict({"params": step.fetch(state).params}, sep="/")
     kept = {
-        key: array.astype(np.float16)
+        # Of the class layer the first class, "thing".
+        key: (array[..., :1] if "/cls_score/" in key else array).astype(np.float16)
         for key, array in arrays.items()
         if not key.startswith("params/backbone/")
     }
@@ -454,10 +494,10 @@ def write_sheet(output: Path) -> None:
     """Draw twelve pictures, and their outlines beside them."""
     tiles = []
     for index in range(12):
-        image, masks = draw(0, index, 213)
+        image, things = draw(0, index, 213)
         image = image[:213, :213]
         owner = np.full(image.shape[:2], -1)
-        for number, mask in enumerate(masks):
+        for number, (mask, _) in enumerate(things):
             owner[mask[:213, :213]] = number
         edges = (owner != np.roll(owner, 1, 0)) | (owner != np.roll(owner, 1, 1))
         tiles.append(np.concatenate([image, np.where(edges[..., None], (255, 0, 0), image)], 1))
@@ -474,12 +514,16 @@ def main() -> None:
     parser.add_argument("--sheet", action="store_true", help="draw twelve pictures, learn nothing")
     parser.add_argument("--config", default="giam_lite0")
     parser.add_argument("--weights", default="lite0", help="what --init-from takes")
-    parser.add_argument("--steps", nargs="+", default=["160:3400", "320:600"], metavar="SIDE:STEPS")
+    parser.add_argument("--retained", type=float, default=2.0, help="weight of that term; 0: none")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
+    parser.add_argument(
+        "--stages", nargs="+", default=["160:8:3400", "320:4:600"], metavar="SIDE:PICTURES:STEPS"
+    )
     given = parser.parse_args()
     if given.sheet:
         return write_sheet(given.output)
-    steps = {int(side): int(number) for side, number in (x.split(":") for x in given.steps)}
-    learn(given.output, given.config, given.weights, steps)
+    stages = [(int(a), int(b), int(c)) for a, b, c in (x.split(":") for x in given.stages)]
+    learn(given.output, given.config, given.weights, stages, given.retained, given.workers)
 
 
 if __name__ == "__main__":

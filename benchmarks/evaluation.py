@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,23 +20,21 @@ from pycocotools.cocoeval import COCOeval
 
 from sparseinst_jax.cli.measuring import host_work, machine
 from sparseinst_jax.cli.measuring.timing import speed_ratio
-from sparseinst_jax.evaluation.coco_metrics import METRIC_NAMES, evaluate
 
 
-def compare(
-    content: Mapping[str, Any], results: Sequence[Mapping[str, Any]], rounds: int
-) -> dict[str, Any]:
-    """Score with pycocotools and with `evaluate` alternately; plain values, milliseconds."""
+def compare(content: dict[str, Any], results: list[dict[str, Any]], rounds: int) -> dict[str, Any]:
+    """Score with pycocotools and with ours alternately; plain values, milliseconds."""
+    workload = host_work.scores(content, results)
     theirs, ours, difference = [], [], 0.0
     for _ in range(rounds):
         copies = [dict(entry) for entry in results]  # `loadRes` writes into them
         start = time.perf_counter()
         numbers = with_pycocotools(content, copies).stats
         between = time.perf_counter()
-        metrics = evaluate(content, results)
+        metrics = workload.run()
         ours.append([1e3 * (time.perf_counter() - between)])
         theirs.append([1e3 * (between - start)])
-        own = np.array([metrics[name] for name in METRIC_NAMES])
+        own = np.array(list(metrics.values.values()))  # the twelve, in pycocotools' order
         difference = max(difference, float(np.abs(own - numbers).max()))
     medians = {"ours_ms": float(np.median(ours)), "pycocotools_ms": float(np.median(theirs))}
     ratio = speed_ratio(theirs, ours)._asdict()

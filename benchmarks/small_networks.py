@@ -15,16 +15,18 @@ first run of twenty. AP is given for photos with one and with several objects, t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from sparseinst_jax.cli.measuring.workloads import random_batch
 from sparseinst_jax.models.families import FAMILIES
@@ -33,7 +35,7 @@ from sparseinst_jax.models.trees import functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
-from sparseinst_jax.setup.evaluate import evaluate
+from sparseinst_jax.setup.load import load
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.setup.run import first_state, make_step
 from sparseinst_jax.setup.train import train
@@ -56,7 +58,12 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
     "from scratch": ("finetune_small", {}),
     "lite": (LITE, {}),
     "without things": (LITE, {"train.init_from": "lite0"}),
-    "one class rate": (LITE, {"train.class_rate": "1"}),
+    "class rate 1": (LITE, {"train.class_rate": "1"}),
+    "class rate 5": (LITE, {"train.class_rate": "5"}),
+    "class rate 60": (LITE, {"train.class_rate": "60"}),
+    "class weight 4": (LITE, {"objective.class_weight": "4"}),
+    "rate 2e-3": (LITE, {"train.learning_rate": "2e-3"}),
+    "rate 5e-4": (LITE, {"train.learning_rate": "5e-4"}),
     "backbone frozen": (LITE, {"train.frozen_stages": "5"}),
     "nothing frozen": (LITE, {"train.frozen_stages": "0"}),
     "one rate": (LITE, {"train.backbone_rate": "1.0"}),
@@ -131,13 +138,17 @@ def speed(name: str, number: int) -> dict[str, Any]:
     return found
 
 
-def trial(name: str, data: Path, seconds: float, seed: int, weights: str, output: Path) -> dict:
-    """Train a recipe for as much processor time, and score it."""
+def trial(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Train a recipe for so many steps, or as many as its processor time allows, and score it."""
+    data: Path = given.data
     base, changes = RECIPES[name]
     keys = {f"data.{part}.annotations": str(data / f"{part}.json") for part in ("train", "val")}
     keys |= {f"data.{part}.images": str(data / "images" / part) for part in ("train", "val")}
     keys |= {"seed": str(seed), "train.eval_every": "0", "train.checkpoint_every": "0"}
-    keys |= {"train.batch_size": str(BATCH), "train.init_from": weights * (base == LITE)} | changes
+    keys |= {"train.batch_size": str(BATCH), "train.init_from": given.weights * (base == LITE)}
+    keys |= changes
+    if keys["train.init_from"] == "lite0":
+        keys["train.init_from"] = given.weights.partition("+")[0]
 
     def run(folder: Path, steps: int) -> float:
         schedule = {
@@ -149,27 +160,38 @@ def trial(name: str, data: Path, seconds: float, seed: int, weights: str, output
         train(base, folder, keys | schedule)
         return time.process_time() - start
 
-    # Twice, so that the second has no compilation.
-    folder = output / f"{name} {seed}".replace(" ", "_")
-    first, second = (run(folder / f"timing_{steps}", steps) for steps in (5, 25))
-    steps = max(round(seconds / max((second - first) / 20, 1e-3)), 50)
+    folder = given.output / f"{name} {seed}".replace(" ", "_")
+    if (steps := given.steps) is None:  # twice, so that the second has no compilation
+        first, second = (run(folder / f"timing_{steps}", steps) for steps in (5, 25))
+        steps = max(round(given.seconds / max((second - first) / 20, 1e-3)), 50)
     used = run(folder / "run", steps)
-    truth = json.loads((data / "val.json").read_text())
-    objects = Counter(entry["image_id"] for entry in truth["annotations"])
     found = {"recipe": name, "seed": seed, "steps": steps, "cpu_seconds": round(used)}
+    return found | score(folder / "run", data)
+
+
+def score(run: Path, data: Path) -> dict[str, list[float]]:
+    """AP and AP50, on photos with one and with several objects, too, and with classes put aside."""
+    truth, predictor = COCO(data / "val.json"), load(run)
+    found: list[Any] = []
+    for image in truth.loadImgs(truth.getImgIds()):
+        prediction = predictor(data / "images" / "val" / image["file_name"])
+        found += prediction.to_coco(image["id"])
+    numbers = {image: len(truth.getAnnIds(image)) for image in truth.getImgIds()}
+    rows = {}
     for part, is_wanted in (
         ("all", lambda n: True),
         ("one", lambda n: n == 1),
         ("several", lambda n: n > 1),
+        ("classes aside", lambda n: True),
     ):
-        ids = {image["id"] for image in truth["images"] if is_wanted(objects[image["id"]])}
-        images = [image for image in truth["images"] if image["id"] in ids]
-        entries = [entry for entry in truth["annotations"] if entry["image_id"] in ids]
-        chosen = folder / f"{part}.json"
-        chosen.write_text(json.dumps(truth | {"images": images, "annotations": entries}))
-        scores = evaluate(folder / "run", chosen, data / "images" / "val") if entries else None
-        found |= {} if scores is None else {part: [scores["AP"], scores["AP50"]]}
-    return found
+        images = [image for image, number in numbers.items() if is_wanted(number)]
+        scorer = COCOeval(truth, truth.loadRes(copy.deepcopy(found)), "segm")
+        scorer.params.imgIds, scorer.params.useCats = images, int(part != "classes aside")
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+        rows |= {part: [round(100 * float(x), 1) for x in scorer.stats[:2]]} if images else {}
+    return rows
 
 
 def main() -> None:
@@ -180,6 +202,7 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=20, help="measurements")
     parser.add_argument("--data", type=Path, help="of trials")
     parser.add_argument("--seconds", type=float, default=1800, help="processor time of a trial")
+    parser.add_argument("--steps", type=int, help="of a trial, in place of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--weights", default="lite0+things", help="of trials, as --init-from")
     parser.add_argument("--output", type=Path, default=Path("runs/small_networks"))
@@ -190,8 +213,7 @@ def main() -> None:
         return
     for name in given.only or RECIPES:
         for seed in given.seeds:
-            row = trial(name, given.data, given.seconds, seed, given.weights, given.output)
-            print(json.dumps(row), flush=True)
+            print(json.dumps(trial(name, seed, given)), flush=True)
 
 
 if __name__ == "__main__":

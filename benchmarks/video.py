@@ -36,8 +36,6 @@ from PIL import Image, ImageDraw  # noqa: E402
 
 from sparseinst_jax.cli.arguments import parse_size  # noqa: E402
 from sparseinst_jax.data.classes import COCO_CATEGORY_IDS, COCO_CLASS_NAMES  # noqa: E402
-from sparseinst_jax.drawing.frames import draw_frame  # noqa: E402
-from sparseinst_jax.drawing.pictures import instance_colour  # noqa: E402
 from sparseinst_jax.models.families import FAMILIES  # noqa: E402
 from sparseinst_jax.models.family import Family  # noqa: E402
 from sparseinst_jax.models.trees import functional  # noqa: E402
@@ -102,11 +100,7 @@ def host_ms(
             frames[:] = itertools.islice(source, HOST_FRAMES)
 
     def draw() -> None:
-        pictures[:] = []
-        for each, found in zip(frames, predicted, strict=True):
-            captions = [f"{name} 0.50" for name in found.class_names]
-            colours = [instance_colour(index) for index in range(len(found))]
-            pictures.append(draw_frame(each.image, found.rles, captions, colours))
+        pictures[:] = [np.asarray(found.plot(threshold)) for found in predicted]
 
     def write() -> None:
         with video.VideoWriter(drawn, *video._CODECS[".mp4"], Fraction(30)) as writer:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from sparseinst_jax.data.classes import MAX_ID, class_name_fault
+from sparseinst_jax.runtime.class_names import MAX_ID, class_name_fault
 from sparseinst_jax.runtime.messages import brief
 
 MAX_FILES = 100_000  # in the folder of one step; Orbax writes a few dozen

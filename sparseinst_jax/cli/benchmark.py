@@ -188,7 +188,9 @@ def workloads(bench: Bench) -> dict[str, Callable[[], timing.Workload]]:
         "post/masks": bench.post_processing,
         "scoring/predict": bench.whole_dataset,
         "scoring/encode": lambda: host_work.encoding(photo),
-        "scoring/evaluate": lambda: host_work.scores(photo, given.scoring_images, given.objects),
+        "scoring/evaluate": lambda: host_work.scores(
+            *host_work.drawn_results(photo, given.scoring_images, given.objects)
+        ),
     }
 
 

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 Array = Any  # jax.Array on a device, np.ndarray on the host
 
+# The mapped axis of a training step: the devices that share a batch; batch norm averages over it.
+DEVICE_AXIS = "devices"
+
 
 class Batch(NamedTuple):
     """One training batch, padded to a static shape.

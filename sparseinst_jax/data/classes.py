@@ -13,10 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparseinst_jax.runtime.messages import acting_character, brief, listed
-
-MAX_ID = 2**63 - 1  # ids are kept as 64-bit numbers
-MAX_CLASS_NAME = 200  # characters, more than any picture shows
+from sparseinst_jax.runtime.messages import listed
 
 # For weights whose file does not name its classes. Source: the categories of COCO 2017's instance
 # annotations; ten of the ids 1 to 90 are not used.
@@ -45,26 +42,6 @@ class Classes(NamedTuple):
     category_ids: tuple[int, ...]  # the json's id of each label
     # the json's category id -> that of its class, None for a class that is left out
     kept_id: dict[int, int | None]
-
-
-def class_name_fault(name: Any) -> str | None:
-    """Why a value cannot be the name of a class; None if it can.
-
-    Names go to terminals, pages, pictures and tables. Any characters will do, of any script, and
-    numbers too.
-    """
-    if isinstance(name, bool) or not isinstance(name, str | int | float):
-        return f"the name must be a text, got {brief(name)}"
-    name = str(name)
-    if not name.strip():
-        return "the name is empty; give it one"
-    if len(name) > MAX_CLASS_NAME:
-        most = f"expected {MAX_CLASS_NAME} at most"
-        return f"the name has {len(name)} characters, {most}: {brief(name)}"
-    acting = acting_character(name)
-    if acting is not None:
-        return f"the name {brief(name)} holds the control character {acting!r}; rename the class"
-    return None
 
 
 def choose_classes(

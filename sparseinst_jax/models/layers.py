@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sparseinst_jax.data.batch import DEVICE_AXIS
 from sparseinst_jax.models import ops
-from sparseinst_jax.models.trees import DEVICE_AXIS
 
 NormName = Literal["frozen_batch_norm", "batch_norm", "group_norm"]
 Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndarray]

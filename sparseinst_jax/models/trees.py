@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sparseinst_jax.data.batch import DEVICE_AXIS
+
 Tree = Any  # nested dicts of arrays
 
 _FIXED = (bool, int, float, str, type(None))  # options that a compiled program is made for
-
-DEVICE_AXIS = "devices"  # the mapped axis of a training step, over which batch norm averages
 
 
 def device_index() -> jax.Array | int:

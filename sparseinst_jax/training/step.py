@@ -23,9 +23,10 @@ import optax
 
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.trees import DEVICE_AXIS, Tree
+from sparseinst_jax.data.batch import DEVICE_AXIS, Batch
 from sparseinst_jax.training.optimizer import moving_average
+
+Tree = Any  # nested dicts of arrays
 
 STOP = "stop"  # the one of the metrics that says whether a host was asked to stop
 

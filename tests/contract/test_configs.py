@@ -14,10 +14,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.batch import DEVICE_AXIS, Batch
 from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.trees import DEVICE_AXIS, functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders, refusals
 from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.setup.run import make_plan, make_step

@@ -13,10 +13,10 @@ import pytest
 from flax import nnx
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.batch import DEVICE_AXIS, Batch
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones.pvt import DepthwiseConv
-from sparseinst_jax.models.trees import DEVICE_AXIS, functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.run import make_step

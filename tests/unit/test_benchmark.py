@@ -128,11 +128,13 @@ def test_scored_detections_are_half_right_and_pycocotools_agrees():
     content, detections = host_work.drawn_results((64, 96), 2, 3)
     assert len(content["annotations"]) == 6 and len(detections) == 2 * 100
     assert [entry["id"] for entry in content["annotations"]] == [1, 2, 3, 4, 5, 6]
-    assert 0.0 < evaluation.evaluate(content, detections)["AP"] < 1.0
+    ours = host_work.scores(content, detections)
+    assert 0.0 < ours.run()["AP"] < 1.0
+    assert ours.images == 2 and ours.facts["objects_per_image"] == 3
+    assert ours.facts["photo_size"] == (64, 96)
     found = evaluation.compare(content, detections, 2)
     assert found["largest_difference"] == 0.0, "pycocotools' numbers, to the last bit"
     assert found["ratio"]["median"] > 0 and found["pycocotools_ms"] > 0
-    assert host_work.scores((64, 96), 2, 3).images == 2
     assert len(host_work.encoding((64, 96)).run()) == 100
 
 

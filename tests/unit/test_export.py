@@ -13,7 +13,7 @@ from tests import exporting
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Every writer and every form that it has. All published networks with all norms and normalizers,
-# narrow and at full size: benchmarks/exports.py, which takes minutes.
+# narrow and at full size: tests/every_export.py, which takes minutes.
 CASES = [
     ("giam_r50", {}),
     ("giam_softmax_r50", {"norm": "group_norm"}),

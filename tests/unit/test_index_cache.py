@@ -11,14 +11,14 @@ import time
 import numpy as np
 import pytest
 
-from sparseinst_jax.data import classes, faults, images, segmentations
+from sparseinst_jax.data import faults, images, segmentations
 from sparseinst_jax.data._index import cache as index_cache
 from sparseinst_jax.data._index import columns, json_stream, reader
 from sparseinst_jax.data.coco import DatasetSelection, index_coco, load_coco
 from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.data.plan import TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
-from sparseinst_jax.runtime import messages
+from sparseinst_jax.runtime import class_names, messages
 
 
 def _content():
@@ -299,7 +299,7 @@ RULES = {
     json_stream: None,
     columns: {"FORMAT", "DTYPES", "POLYGONS", "Growing", "save_index"},
     faults: {"Fault"},
-    classes: {"MAX_ID", "MAX_CLASS_NAME", "class_name_fault"},
+    class_names: None,
     images: {"MAX_PIXELS", "MAX_NAME", "_SUSPECT", "_CURE", "name_fault"},
     segmentations: {
         *("MIN_POLYGON", "MAX_COORDINATE", "MAX_BORDER", "MAX_CORNERS", "MAX_LETTERS", "MAX_RUN"),

@@ -10,9 +10,9 @@ import pytest
 from scipy.special import erf
 
 from sparseinst_jax.checkpoints.state import TrainState
-from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.batch import DEVICE_AXIS, Batch
 from sparseinst_jax.models.backbones.pvt import HEADS, Attention, PyramidVisionTransformer
-from sparseinst_jax.models.trees import DEVICE_AXIS, functional
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 from sparseinst_jax.training.step import TrainStep
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sparseinst_jax.models.trees import DEVICE_AXIS, functional
+from sparseinst_jax.data.batch import DEVICE_AXIS
+from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 

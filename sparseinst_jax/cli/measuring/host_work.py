@@ -121,12 +121,15 @@ def encoding(size: tuple[int, int]) -> Workload:
     return Workload(lambda: run_lengths.encode_transposed(transposed), 1, facts)
 
 
-def scores(size: tuple[int, int], num_images: int, num_objects: int) -> Workload:
-    """Match detections with annotations, and accumulate: all that `evaluate` does."""
-    content, detections = drawn_results(size, num_images, num_objects)
-    facts = {"photo_size": size, "objects_per_image": num_objects}
-    facts |= {"detections_per_image": DETECTIONS}
-    return Workload(lambda: evaluate(content, detections), num_images, facts)
+def scores(content: dict[str, Any], detections: list[dict[str, Any]]) -> Workload:
+    """Match detections of `drawn_results` with its annotations, and accumulate: COCO's numbers."""
+    images, number = content["images"], len(content["images"])
+    facts = {
+        "photo_size": (images[0]["height"], images[0]["width"]),
+        "objects_per_image": len(content["annotations"]) // number,
+        "detections_per_image": DETECTIONS,
+    }
+    return Workload(lambda: evaluate(content, detections), number, facts)
 
 
 def drawn_results(

@@ -26,10 +26,10 @@ from sparseinst_jax.data._index.columns import (
     save_index,
 )
 from sparseinst_jax.data._index.json_stream import JsonError, read_object
-from sparseinst_jax.data.classes import MAX_ID, class_name_fault
 from sparseinst_jax.data.faults import DatasetFaults, Fault
 from sparseinst_jax.data.images import MAX_PIXELS, name_fault
 from sparseinst_jax.data.segmentations import sum_runs, usable_polygons
+from sparseinst_jax.runtime.class_names import MAX_ID, class_name_fault
 from sparseinst_jax.runtime.files import broken_json, check_json_file
 from sparseinst_jax.runtime.messages import brief, listed, printable
 

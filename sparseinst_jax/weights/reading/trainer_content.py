@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from sparseinst_jax.data.classes import class_name_fault
+from sparseinst_jax.runtime.class_names import class_name_fault
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.pickled_values import (
     Foreign,

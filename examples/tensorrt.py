@@ -3,7 +3,7 @@
 Needs `pip install tensorrt cuda-python`, an NVIDIA GPU and a file of `sparseinst export`. It was
 written after TensorRT's documentation and has not been run by us, who have no such machine.
 
-  python -m benchmarks.tensorrt_side model.onnx photo.jpg
+  python examples/tensorrt.py model.onnx photo.jpg
 """
 
 from __future__ import annotations

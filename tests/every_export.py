@@ -4,10 +4,10 @@ Weights are those of the golden checks (`tests/parity/golden_weights.py`): they 
 random ones make masks without an edge. Each file also computes two images together, which must give
 what each gives alone.
 
-  python -m benchmarks.exports narrow     all published networks x norms x normalizers, minutes
-  python -m benchmarks.exports full       as published, at full width, on photos at eval size
-  python -m benchmarks.exports full --short-side 256        the same on smaller ones, sooner
-  python -m benchmarks.exports full --table table.md        also writes the table of docs/export.md
+  python -m tests.every_export narrow     all published networks x norms x normalizers, minutes
+  python -m tests.every_export full       as published, at full width, on photos at eval size
+  python -m tests.every_export full --short-side 256        the same on smaller ones, sooner
+  python -m tests.every_export full --table table.md        also writes the table of docs/export.md
 """
 
 from __future__ import annotations
