@@ -72,4 +72,4 @@ def test_the_form_is_that_of_the_platform_and_of_the_shape():
 def test_a_block_divides_the_pixels_and_is_near_its_size(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 256)
     lengths = 4096, 6912, 16 * 41 * 43, 108
-    assert [attention._block_size(length) for length in lengths] == [256, 256, 344, 108]
+    assert [attention._block_size(length) for length in lengths] == [256, 256, 328, 108]
