@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from sparseinst_jax.models.backbones.efficientnet_lite import FREEZABLE
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.runtime import process
+from sparseinst_jax.runtime.progress import map_ahead
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.published import local_sources
@@ -393,15 +394,11 @@ def learn(
     objective = builders.build_objective(config, apply)
     step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
     state = step.place(first_state(config, step, params, statistics))
-    shapes = [stage[:2] for stage in stages for _ in range(stage[2])]
-    ahead = threading.Semaphore(AHEAD * workers)
-    jobs = (
-        (index, *shape, family.targets) for index, shape in enumerate(shapes) if ahead.acquire()
-    )
+    shapes = (stage[:2] for stage in stages for _ in range(stage[2]))
+    jobs = ((index, *shape, family.targets) for index, shape in enumerate(shapes))
     start, rows = time.process_time(), []
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        for done, batch in enumerate(pool.imap(make_batch, jobs), 1):
-            ahead.release()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        for done, batch in enumerate(map_ahead(pool, make_batch, jobs, AHEAD * workers), 1):
             state, metrics = step(state, batch)
             rows.append({key: float(x[0]) for key, x in metrics.items() if "loss/" in key})
             if done % 100 == 0 or done == total:

@@ -145,10 +145,10 @@ def trial(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     keys = {f"data.{part}.annotations": str(data / f"{part}.json") for part in ("train", "val")}
     keys |= {f"data.{part}.images": str(data / "images" / part) for part in ("train", "val")}
     keys |= {"seed": str(seed), "train.eval_every": "0", "train.checkpoint_every": "0"}
-    keys |= {
-        "train.batch_size": str(BATCH),
-        "train.init_from": given.weights * (base == LITE),
-    } | changes
+    keys |= {"train.batch_size": str(BATCH), "train.init_from": given.weights * (base == LITE)}
+    keys |= changes
+    if keys["train.init_from"] == "lite0":
+        keys["train.init_from"] = given.weights.partition("+")[0]
 
     def run(folder: Path, steps: int) -> float:
         schedule = {

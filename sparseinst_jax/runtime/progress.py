@@ -6,7 +6,7 @@ import collections
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import TextIO, TypeVar
 
 from tqdm import tqdm
@@ -19,9 +19,9 @@ Value = TypeVar("Value")
 
 
 def map_ahead(
-    pool: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
+    pool: Executor, function: Callable[[Item], Value], items: Iterable[Item], ahead: int
 ) -> Iterator[Value]:
-    """Map in threads, in order, with at most `ahead` results waiting."""
+    """Map in the pool's threads or processes, in order, with at most `ahead` results waiting."""
     waiting = collections.deque()
     for item in items:
         waiting.append(pool.submit(function, item))
