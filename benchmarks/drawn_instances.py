@@ -13,14 +13,16 @@ layer is kept.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
@@ -28,9 +30,11 @@ from PIL import Image, ImageFilter
 
 from sparseinst_jax.data.batch import Batch
 from sparseinst_jax.data.target_masks import TargetForm
+from sparseinst_jax.models import ops
 from sparseinst_jax.models.backbones.efficientnet_lite import FREEZABLE
 from sparseinst_jax.models.families import FAMILIES
-from sparseinst_jax.models.trees import functional
+from sparseinst_jax.models.sparseinst.objective import SparseInstObjective
+from sparseinst_jax.models.trees import Tree, functional
 from sparseinst_jax.runtime import process
 from sparseinst_jax.runtime.progress import map_ahead
 from sparseinst_jax.setup import builders
@@ -368,8 +372,75 @@ def make_batch(job: tuple[int, int, int, TargetForm]) -> Batch:
     return Batch(images, valid, labels, masks, is_target, np.arange(number))
 
 
+@dataclasses.dataclass(frozen=True)
+class Retaining(SparseInstObjective):
+    """SparseInst's objective, and a term for what would be lost on the way: what tells kinds apart.
+
+    A decoder that learns where things are has no use for what the backbone knows of them, and
+    drops it. So what is pooled of its features in each thing, and what the matched query got of
+    it, must resemble each other from thing to thing as the backbone's features do.
+    """
+
+    retained: float = 2.0
+    levels: ClassVar = ("blocks2", "blocks4", "blocks6")  # of the backbone, strides 8, 16, 32
+
+    def forward(self, params: Tree, statistics: Tree, batch: Batch) -> tuple[Any, Tree]:
+        """Return outputs, instance features [B, N, C], and features pooled in the targets."""
+        inside: dict[str, jax.Array] = {}
+        images = ops.normalize_images(batch.images, batch.valid_size)
+        found = self.apply(params, statistics, images, train=True, intermediates=inside)
+        pooled = [_pooled(inside[name], batch.masks) for name in ("inst_convs", *self.levels)]
+        return (found[0], inside["instance_features"], pooled), found[1]
+
+    def match_scores(self, outputs: Any, batch: Batch, keys: Any = None) -> dict[str, jax.Array]:
+        """As SparseInst's."""
+        return super().match_scores(outputs[0], batch)
+
+    def loss(self, params, statistics, outputs, batch, matches, counts, keys=None):
+        """SparseInst's loss, and the term `retained`."""
+        outputs, queries, (own, *levels) = outputs
+        total, terms = super().loss(params, statistics, outputs, batch, matches, counts)
+        index = matches["masks"]
+        matched = jnp.take_along_axis(queries, jnp.maximum(index, 0)[..., None], 1)
+        pairs = [(features, level) for features in (own, matched) for level in levels]
+        alike = [_alikeness(*pair, index >= 0) for pair in pairs]
+        terms["retained"] = self.retained * (1 - sum(alike) / len(alike))
+        return total + terms["retained"], terms
+
+
+def _pooled(features: jax.Array, masks: jax.Array) -> jax.Array:
+    """Means [B, M, C] of features [B, h, w, C] in masks [B, M, H/4, W/4]."""
+    (height, width), (rows, columns) = features.shape[1:3], masks.shape[2:]
+    blocks = (height, rows // height, width, columns // width)
+    weight = masks.reshape(*masks.shape[:2], *blocks).astype(jnp.float32).mean((3, 5))
+    total = jnp.maximum(weight.sum((2, 3)), 1e-6)[..., None]
+    return jnp.einsum("bmhw,bhwc->bmc", weight, features) / total
+
+
+def _alikeness(first: jax.Array, second: jax.Array, counts: jax.Array) -> jax.Array:
+    """How alike things resemble each other by two descriptions [B, M, C]: at most 1.
+
+    The linear CKA of Kornblith et al., arXiv:1905.00414, over pairs of different things.
+    """
+    share = counts.reshape(-1, 1) / jnp.maximum(counts.sum(), 1)
+    pairs = (counts.reshape(-1, 1) * counts.reshape(1, -1)) * (1 - jnp.eye(counts.size))
+    grams = []
+    for x in (first, second):
+        x = x.reshape(counts.size, -1)
+        x = x - (share * x).sum(0)
+        x = x / jnp.sqrt((share * x**2).sum(0) + 1e-3 * (share * x**2).sum(0).mean() + 1e-12)
+        grams.append((x @ x.T) * pairs)
+    a, b = grams
+    return (a * b).sum() / jnp.sqrt((a * a).sum() * (b * b).sum() + 1e-12)
+
+
 def learn(
-    output: Path, name: str, weights: str, stages: list[tuple[int, int, int]], workers: int
+    output: Path,
+    name: str,
+    weights: str,
+    stages: list[tuple[int, int, int]],
+    retained: float,
+    workers: int,
 ) -> None:
     """Train encoder and decoder on drawn pictures; the backbone stays as it is.
 
@@ -378,6 +449,7 @@ def learn(
       name: of the configuration.
       weights: of the backbone.
       stages: short side of the pictures, pictures a step, number of steps; one after the other.
+      retained: weight of `Retaining`'s own term.
       workers: processes that draw.
     """
     config = load_config(name)
@@ -391,7 +463,7 @@ def learn(
     total = sum(number for *_, number in stages)
     rate = optax.warmup_cosine_decay_schedule(1e-6, RATE, min(200, total // 10), total, 1e-6)
     adamw = optimizer.make_optimizer(params, rate, 0.05, 5.0, optimizer.rules_of(model))
-    objective = builders.build_objective(config, apply)
+    objective = Retaining(apply, config.model.num_masks, **config.objective, retained=retained)
     step = TrainStep(objective, adamw, devices=jax.local_devices()[:1])
     state = step.place(first_state(config, step, params, statistics))
     shapes = (stage[:2] for stage in stages for _ in range(stage[2]))
@@ -442,6 +514,7 @@ def main() -> None:
     parser.add_argument("--sheet", action="store_true", help="draw twelve pictures, learn nothing")
     parser.add_argument("--config", default="giam_lite0")
     parser.add_argument("--weights", default="lite0", help="what --init-from takes")
+    parser.add_argument("--retained", type=float, default=2.0, help="weight of that term; 0: none")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
     parser.add_argument(
         "--stages", nargs="+", default=["160:8:3400", "320:4:600"], metavar="SIDE:PICTURES:STEPS"
@@ -450,7 +523,7 @@ def main() -> None:
     if given.sheet:
         return write_sheet(given.output)
     stages = [(int(a), int(b), int(c)) for a, b, c in (x.split(":") for x in given.stages)]
-    learn(given.output, given.config, given.weights, stages, given.workers)
+    learn(given.output, given.config, given.weights, stages, given.retained, given.workers)
 
 
 if __name__ == "__main__":

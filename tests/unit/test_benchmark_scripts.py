@@ -30,7 +30,7 @@ def _script(name: str):
         sys.path.insert(0, str(BENCHMARKS))  # as for a script: its neighbours can be imported
     spec = importlib.util.spec_from_file_location(f"script_{name}", BENCHMARKS / f"{name}.py")
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -374,3 +374,27 @@ def test_drawn_pictures_are_always_the_same_and_each_pixel_has_one_owner():
     assert batch.images.shape[1:] == (96, 128, 3) and batch.is_target.sum(1).min() >= 1
     levels = form.encode(drawn.draw(0, 0, 96)[1][0][0])
     assert (batch.masks[0, 0, : len(levels), : levels.shape[1]] == levels).all()
+
+
+def test_descriptions_are_alike_where_they_tell_the_same_things_apart(rng):
+    drawn = _script("drawn_instances")
+    first = rng.normal(size=(3, 20, 6)).astype(np.float32)
+    is_there = np.arange(60).reshape(3, 20) % 4 > 0
+    turned = np.sign(first @ np.eye(6)[:, ::-1]) * 5 + 2  # other channels, another scale
+    others = np.where(is_there[..., None], first, 1e3)  # places without a thing do not count
+    alike = [drawn._alikeness(x, y, is_there) for x, y in ((first, first), (first, others))]
+    assert np.allclose(alike, 1, atol=1e-5)
+    unlike = drawn._alikeness(first, rng.normal(size=(3, 20, 9)).astype(np.float32), is_there)
+    assert drawn._alikeness(first, turned, is_there) > 0.5 > 0.2 > abs(unlike)
+
+
+def test_features_are_pooled_in_masks_of_another_stride(rng):
+    drawn = _script("drawn_instances")
+    features = rng.normal(size=(2, 4, 6, 5)).astype(np.float32)
+    masks = np.zeros((2, 3, 16, 24), np.uint8)
+    masks[:, 0, 4:8, 8:12] = 4  # cell (1, 2)
+    masks[:, 1] = 4
+    pooled = np.asarray(drawn._pooled(features, masks))
+    np.testing.assert_allclose(pooled[:, 0], features[:, 1, 2], rtol=1e-6)
+    np.testing.assert_allclose(pooled[:, 1], features.mean((1, 2)), atol=1e-6)
+    assert (pooled[:, 2] == 0).all()
