@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax._src import compiler
+from jax._src import compilation_cache, compiler
 
 from sparseinst_jax.runtime import process
 
@@ -86,8 +86,26 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_functions() -> Iterator[None]:
-    """Let go of what a file compiled: see `setup/train.py` on memory mappings."""
-    yield
+    """Let go of what a file compiled: see `setup/train.py` on memory mappings.
+
+    Until then a program that is compiled again, as by each run of the same small network, is read
+    once from the compilation cache: reading one takes up to 3 s.
+    """
+    read, loaded = compilation_cache.get_executable_and_time, {}
+
+    def read_once(key: str, *others: Any) -> Any:
+        callbacks = others[3:]  # of JAX 0.11 and later: a part of the program that no key tells
+        if key in loaded and not any(callbacks):
+            return loaded[key]
+        found = read(key, *others)
+        if found[0] is not None:
+            loaded[key] = found
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation_cache, "get_executable_and_time", read_once)
+        yield
+    loaded.clear()
     jax.clear_caches()
 
 

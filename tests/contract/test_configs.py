@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
 from sparseinst_jax.checkpoints.state import TrainState
@@ -102,19 +103,19 @@ def test_the_whole_training_step_keeps_every_shape_and_type(name):
         rest = outputs, pull_back, statistics, batch, matches, counts, places
         return step._second_half(state, 0, None, *rest, is_last=True)
 
-    # One device: `vmap` over an axis of one gives the collectives their axis without a device.
-    mapped = jax.vmap(whole_step, in_axes=(None, 0, 0, 0, 0), axis_name=DEVICE_AXIS)
+    # A mesh of one gives the collectives their axis without a device.
+    mesh = jax.sharding.AbstractMesh((1,), (DEVICE_AXIS,))
+    mapped = jax.shard_map(whole_step, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     matches = {key: np.zeros((2, 3), np.int32) for key in MATCHINGS[config.model.family](config)}
     counts = np.float32(6), step.objective.count(batch)
     given = batch, matches, counts, np.arange(2, dtype=np.int32)
-    one = jax.tree.map(lambda x: np.asarray(x)[None], given)
-    new_state, metrics = jax.eval_shape(mapped, state, *one)
+    new_state, metrics = jax.eval_shape(mapped, state, *given)
 
-    def kinds(tree, drop):
-        return jax.tree.map(lambda x: (tuple(jnp.shape(x))[drop:], jnp.result_type(x).name), tree)
+    def kinds(tree):
+        return jax.tree.map(lambda x: (tuple(jnp.shape(x)), jnp.result_type(x).name), tree)
 
-    assert kinds(new_state, 1) == kinds(state, 0)
-    assert {value.shape for value in metrics.values()} == {(1,)}
+    assert kinds(new_state) == kinds(state)
+    assert {value.shape for value in metrics.values()} == {()}
     assert metrics.pop(STOP).dtype == np.int32
     assert {value.dtype.name for value in metrics.values()} == {"float32"}
     wanted = {"total", *TERMS[config.model.family](config)}

@@ -25,6 +25,7 @@ from sparseinst_jax.weights import zoo
 NETWORKS = {row.network: row.config for row in reversed(zoo.ROWS)}  # one configuration of each
 CONVOLUTION = "stablehlo.convolution"
 NUM_CLASSES = 80
+(ANY,) = jax.export.symbolic_shape("b")
 
 
 def _shapes(tree):
@@ -55,21 +56,26 @@ def _network(config_name: str, *overrides: tuple[str, str]) -> Network:
     return Network(config, model, apply, *shapes, len(modules), len(wide))
 
 
-def _export(config_name: str, platform: str, batch) -> str:
+@functools.cache
+def _traced(config_name: str, batch: Any = 1) -> Any:
+    """A network at inference, before any platform is chosen: tracing takes most of the time."""
     network = _network(config_name)
     images = jax.ShapeDtypeStruct((batch, 640, 864, 3), jnp.float32)
 
     def forward(params, statistics, images):
         return network.apply(params, statistics, images)[0]
 
-    exported = jax.export.export(jax.jit(forward), platforms=[platform])
-    return exported(network.params, network.statistics, images).mlir_module()
+    return jax.jit(forward).trace(network.params, network.statistics, images)
+
+
+def _lowered(config_name: str, platform: str, batch: Any = 1) -> str:
+    return _traced(config_name, batch).lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_network_for_another_platform_holds_each_convolution_once(network):
     name = NETWORKS[network]
-    assert _export(name, "tpu", 1).count(CONVOLUTION) == _network(name).convolutions
+    assert _lowered(name, "tpu").count(CONVOLUTION) == _network(name).convolutions
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -78,14 +84,14 @@ def test_a_network_for_a_gpu_holds_each_convolution_once_and_1x1_as_products(net
     # Both branches of SparseInst's decoder convolve the coordinates, which all images share, on
     # their own.
     shared = 2 if _network(name).config.model.family == "sparseinst" else 0
-    assert _export(name, "cuda", 1).count(CONVOLUTION) == _network(name).wide + shared
+    assert _lowered(name, "cuda").count(CONVOLUTION) == _network(name).wide + shared
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_a_network_for_any_number_of_images_holds_each_convolution_once(platform):
-    (batch,) = jax.export.symbolic_shape("b")
-    text = _export("giam_r50", platform, batch)
-    assert text.count(CONVOLUTION) == _network("giam_r50").convolutions
+    assert (
+        _lowered("giam_r50", platform, ANY).count(CONVOLUTION) == _network("giam_r50").convolutions
+    )
 
 
 def _batch(size: int = 2, height: int = 256, width: int = 256, targets: int = 8) -> Batch:
@@ -156,7 +162,7 @@ def _operands_and_result(text: str) -> list[list[tuple[int, str]]]:
 @pytest.mark.parametrize("half", ["inference", "first half", "second half"])
 def test_every_convolution_for_a_gpu_is_bfloat16_and_has_multiples_of_8_channels(half):
     if half == "inference":
-        text = _export("giam_r50_bf16", "cuda", 1)
+        text = _lowered("giam_r50_bf16", "cuda")
     else:
         text = _training_halves("giam_r50_bf16", "cuda")[half == "second half"]
     convolutions = _operands_and_result(text)

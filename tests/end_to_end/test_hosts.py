@@ -26,10 +26,6 @@ pytestmark = pytest.mark.timeout(900)  # three processes that compile, maybe on 
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 20
-CACHE_SETTINGS = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
 DEVICES = "--xla_force_host_platform_device_count"
 # Largest relative difference of a loss in 20 steps: ten times what was found.
 ROUNDING = 1e-4
@@ -79,12 +75,9 @@ def evaluated(data: Path, workdir: Path, output: Path, annotations: str = "val")
     ]
 
 
-def environment(folder: Path, num_devices: int) -> dict[str, str]:
-    settings = {name.upper(): str(value) for name, value in CACHE_SETTINGS.items()}
+def environment(num_devices: int) -> dict[str, str]:
     return {
         **os.environ,
-        **settings,
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         # To those of `quick_compilation`: the sums are as exact without optimisation.
@@ -98,7 +91,7 @@ def start_hosts(
     """Start processes of so many devices each that run the tasks; see `finish_hosts`."""
     file = folder / f"{name}.json"
     file.write_text(json.dumps(tasks))
-    variables = environment(folder, num_devices) | (job(number) if number > 1 else {})
+    variables = environment(num_devices) | (job(number) if number > 1 else {})
     return [
         subprocess.Popen(
             [sys.executable, host.__file__, str(file)],
@@ -289,7 +282,7 @@ sys.exit(cli.run(main, sys.argv[1:]))
 )
 def test_a_host_that_stops_answering_ends_the_others_with_a_message(folder, number, expected):
     timeout = 4
-    variables = environment(folder, 1) | job(2) | {"SPARSEINST_HOST_TIMEOUT": str(timeout)}
+    variables = environment(1) | job(2) | {"SPARSEINST_HOST_TIMEOUT": str(timeout)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", LOOP],
