@@ -72,35 +72,10 @@ def _of_many(num_heads: int) -> Form:
 def _to_many(num_heads: int) -> Form:
     """A few queries look at many keys: the blocks are put together by their largest scores."""
 
-    def scores(
-        query: jax.Array, key: jax.Array, is_seen: jax.Array | None, cut: Callable[..., jax.Array]
-    ) -> list[jax.Array]:
-        """Of each head with a block of keys: [Q, S]."""
-        more = 0.0 if is_seen is None else jnp.where(cut(is_seen, axis=2), 0.0, UNSEEN)
-        return [q @ k.T + more for q, k in _heads(num_heads, query, key)]
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, is_seen: jax.Array | None):
-        """Return the results [B, Q, H, C/H], and the logarithms of the sums [B, Q, H, 1]."""
-
-        def block(image: jax.Array, cut: Callable[..., jax.Array]) -> list[jax.Array]:
-            found = []
-            of_heads = scores(query[image], cut(key), is_seen, cut)
-            for score, (v,) in zip(of_heads, _heads(num_heads, cut(value)), strict=True):
-                largest = score.max(-1, keepdims=True)
-                weights = jnp.exp(score - largest)
-                found.append((largest, weights.sum(-1, keepdims=True), weights @ v))
-            return [jnp.stack(each, axis=1) for each in zip(*found, strict=True)]
-
-        each_largest, sums, results = _blocks(block, key)  # [B, blocks, Q, H, ...]
-        largest = each_largest.max(1)
-        factors = jnp.exp(each_largest - largest[:, None])
-        total = (factors * sums).sum(1)
-        return (factors * results).sum(1) / total, largest + jnp.log(total)
-
     def forward(
         query: jax.Array, key: jax.Array, value: jax.Array, is_seen: jax.Array | None = None
     ) -> jax.Array:
-        result, _ = attend(_scaled(query, num_heads), key, value, is_seen)
+        result, _ = _attend(num_heads, _scaled(query, num_heads), key, value, is_seen)
         return result.reshape(query.shape)
 
     def backward(
@@ -111,12 +86,12 @@ def _to_many(num_heads: int) -> Form:
         is_seen: jax.Array | None = None,
     ):
         query = _scaled(query, num_heads)
-        result, logarithms = attend(query, key, value, is_seen)
+        result, logarithms = _attend(num_heads, query, key, value, is_seen)
         means = (result * cotangent.reshape(result.shape)).sum(-1, keepdims=True)
 
         def block(image: jax.Array, cut: Callable[..., jax.Array]) -> list[jax.Array]:
             found = []
-            of_heads = scores(query[image], cut(key), is_seen, cut)
+            of_heads = _scores(num_heads, query[image], cut(key), is_seen, cut)
             operands = query[image], cut(key), cut(value), cotangent[image]
             for head, (score, (q, k, v, c)) in enumerate(
                 zip(of_heads, _heads(num_heads, *operands), strict=True)
@@ -132,6 +107,43 @@ def _to_many(num_heads: int) -> Form:
         return gradients if is_seen is None else (*gradients, None)
 
     return Form(forward, backward)
+
+
+def _attend(
+    num_heads: int,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    is_seen: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return a few queries' results [B, Q, H, C/H], and the logarithms of the sums [B, Q, H, 1]."""
+
+    def block(image: jax.Array, cut: Callable[..., jax.Array]) -> list[jax.Array]:
+        found = []
+        of_heads = _scores(num_heads, query[image], cut(key), is_seen, cut)
+        for score, (v,) in zip(of_heads, _heads(num_heads, cut(value)), strict=True):
+            largest = score.max(-1, keepdims=True)
+            weights = jnp.exp(score - largest)
+            found.append((largest, weights.sum(-1, keepdims=True), weights @ v))
+        return [jnp.stack(each, axis=1) for each in zip(*found, strict=True)]
+
+    each_largest, sums, results = _blocks(block, key)  # [B, blocks, Q, H, ...]
+    largest = each_largest.max(1)
+    factors = jnp.exp(each_largest - largest[:, None])
+    total = (factors * sums).sum(1)
+    return (factors * results).sum(1) / total, largest + jnp.log(total)
+
+
+def _scores(
+    num_heads: int,
+    query: jax.Array,
+    key: jax.Array,
+    is_seen: jax.Array | None,
+    cut: Callable[..., jax.Array],
+) -> list[jax.Array]:
+    """Score a block of keys for every head: [Q, S]."""
+    more = 0.0 if is_seen is None else jnp.where(cut(is_seen, axis=2), 0.0, UNSEEN)
+    return [q @ k.T + more for q, k in _heads(num_heads, query, key)]
 
 
 def _scaled(query: jax.Array, num_heads: int) -> jax.Array:
