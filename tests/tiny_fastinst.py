@@ -13,7 +13,7 @@ def get_config(**data: Mapping[str, str]) -> ConfigDict:
     """Return the demo's FastInst, smaller; the data's parts are given."""
     config, small = shapes_fastinst.get_config(), tiny.get_config()
     config.model.backbone.width = small.model.backbone.width
-    config.model.update(dict(channels=8, num_layers=2, num_queries=6, num_heads=2, ffn_width=16))
+    config.model.update(dict(channels=8, num_layers=1, num_queries=6, num_heads=2, ffn_width=16))
     config.objective.num_points = 48
     config.train, config.data = small.train, small.data
     config.data.generator = ""

@@ -105,6 +105,11 @@ def test_only_the_entry_layer_names_a_model_family():
     assert wrong == []
 
 
+def test_training_knows_no_model():
+    sources = [path for path in _sources() if _module(path) == "training"]
+    assert [path.name for path in sources if "models" in _imported(path)] == []
+
+
 # Other implementations, whose rules and weights have a door each: the rest knows no product.
 PRODUCTS = re.compile("paddle|mmdet|detectron", re.IGNORECASE)
 DOORS = ("data/ecosystems/", "weights/", "configs/")

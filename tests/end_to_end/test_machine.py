@@ -130,17 +130,24 @@ def test_a_second_start_says_who_trains_there_and_ends_with_a_code_of_its_own(
     assert not half.exists() and not (run / "run.lock").exists()
 
 
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """A run that reads without workers."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert cli.run("train", arguments(data, workdir, "--config.train.num_steps=12")) == 0
+    return workdir
+
+
 @needs_mount
 @pytest.mark.parametrize("size", ["40k", "400k"])  # too small for queues; for batches (SIGBUS)
-def test_shared_memory_that_is_too_small_is_done_without(data, tmp_path, capfd, size):
-    run, whole = tmp_path / "run", tmp_path / "whole"
+def test_shared_memory_that_is_too_small_is_done_without(data, whole, tmp_path, capfd, size):
+    run = tmp_path / "run"
     words = ("--config.data.num_workers=2", "--config.train.num_steps=12")
     shell = f"mount -t tmpfs -o size={size} t /dev/shm && TRAIN"
     process = start(f"unshare -rm bash -c {shlex.quote(shell)}", data, run, *words)
     assert process.wait(WAIT) == 0
     said = capfd.readouterr().err
     assert said.count("/dev/shm (0 MiB, 0 free) is too small") == 1 and "--shm-size" in said
-    assert cli.run("train", arguments(data, whole, *words[1:])) == 0
     assert kill_at_random.rows(run) == kill_at_random.rows(whole)
 
 

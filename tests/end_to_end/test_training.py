@@ -128,24 +128,23 @@ def test_steps_after_the_last_checkpoint_are_done_again_and_counted_once(
     assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
 
 
-@pytest.mark.parametrize(
-    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
-)
 def test_a_signal_finishes_the_step_saves_and_says_where(
-    data, uninterrupted, tmp_path, monkeypatch, capsys, number, code
+    data, uninterrupted, tmp_path, monkeypatch, capsys
 ):
-    real, calls = TrainStep.__call__, []
+    real, calls, sent = TrainStep.__call__, [], {1: signal.SIGTERM, 3: signal.SIGINT}
 
-    def signal_in_the_third_step(self, state, batch, *stop):
+    def signal_in_some_steps(self, state, batch, *stop):
         calls.append(0)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
+        if len(calls) in sent:
+            os.kill(os.getpid(), sent[len(calls)])
         return real(self, state, batch, *stop)
 
-    monkeypatch.setattr(TrainStep, "__call__", signal_in_the_third_step)
-    assert train(data, tmp_path) == code
-    text = capsys.readouterr().out
-    assert f"stopped by {number.name} after step 3; saved in {tmp_path}/checkpoints/3" in text
+    monkeypatch.setattr(TrainStep, "__call__", signal_in_some_steps)
+    for step, code in ((1, 143), (3, 130)):
+        assert train(data, tmp_path) == code
+        text = capsys.readouterr().out
+        said = f"stopped by {sent[step].name} after step {step}"
+        assert f"{said}; saved in {tmp_path}/checkpoints/{step}" in text
     assert train(data, tmp_path) == 0
     assert losses(tmp_path) == losses(uninterrupted)
     assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
@@ -324,28 +323,26 @@ def test_frozen_norms_over_random_weights_are_warned_of(
     assert "frozen batch norms" not in capsys.readouterr().out
 
 
-def test_the_live_line_ends_before_anything_else_is_printed(data, tmp_path, monkeypatch):
-    stream = io.StringIO()
-    stream.isatty = lambda: True
-    monkeypatch.setattr(sys, "stdout", stream)
-    assert train(data, tmp_path, train__num_steps=1) == 0
-    *_, live, finished, _, _ = stream.getvalue().splitlines()  # and the next command
-    assert live.startswith("step 1/1") and finished.startswith("finished: step 1")
-
-
-def test_a_step_passes_few_frames_of_ours_from_the_script_to_the_loss(data, tmp_path, monkeypatch):
-    stacks, loss = [], SparseInstObjective.loss
+def test_the_script_of_one_step_ends_its_live_line_and_passes_few_frames_of_ours_to_the_loss(
+    data, tmp_path, monkeypatch
+):
+    stacks, loss, stream = [], SparseInstObjective.loss, io.StringIO()
 
     def recorded(*arguments):
         stacks.append([frame.filename for frame in traceback.extract_stack()])
         return loss(*arguments)
 
+    stream.isatty = lambda: True
     monkeypatch.setattr(SparseInstObjective, "loss", recorded)
+    monkeypatch.setattr(sys, "stdout", stream)
     words = arguments(data, tmp_path, train__num_steps=1)
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
     assert caught.value.code == 0
+    # Nothing else is printed in the line that is written again and again.
+    *_, live, finished, _, _ = stream.getvalue().splitlines()  # and the next command
+    assert live.startswith("step 1/1") and finished.startswith("finished: step 1")
     (stack,) = stacks
     ours = [
         name
