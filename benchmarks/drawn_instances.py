@@ -1,6 +1,6 @@
 """Draw pictures full of instances, and learn from them to tell instances apart.
 
-  python -m benchmarks.drawn_instances sparseinst_jax/weights/things_giam_lite0.safetensors
+  python -m benchmarks.drawn_instances things.safetensors      docs/weights.md: as it was shipped
   python -m benchmarks.drawn_instances drawn.jpg --sheet
 
 Pictures for a network that knows photos (an ImageNet backbone) and has not seen instances: one
