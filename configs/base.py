@@ -41,6 +41,7 @@ def _model() -> ConfigDict:
     model.num_groups = 4  # maps per object; 1 is the plain IAM decoder
     model.kernel_dim = 128  # channels of mask kernels and mask features
     model.normalizer = "sigmoid"  # of the activation maps; or "softmax"
+    model.class_from_backbone = False  # ours: res3 and res4 have a say in the class, too
     model.dtype = "float32"  # of computation; "bfloat16" keeps weights and losses in float32
     return model
 

@@ -19,6 +19,6 @@ def get_config():
     backbone = dict(name="efficientnet_lite", stage_depths=depths, stage_channels=channels)
     config.model.backbone = ConfigDict(dict(backbone, norm="frozen_batch_norm"))
     config.model.update(dict(encoder_channels=64, decoder_channels=64, decoder_convs=2))
-    config.model.update(dict(num_masks=50, kernel_dim=32))
+    config.model.update(dict(num_masks=50, kernel_dim=32, class_from_backbone=True))
     config.data.update(dict(train_sizes=(256, 288, 320), train_max_size=427, eval_size=(320, 427)))
     return config

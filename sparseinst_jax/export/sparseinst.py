@@ -43,7 +43,10 @@ def write(g: Graph, module: model.SparseInst, maps: Any, options: dict[str, Any]
     with g.scope("encoder"):
         encoded = _encoder(g, module.encoder, *maps)
     with g.scope("decoder"):
-        class_logits, mask_logits, objectness = _decoder(g, module.decoder, encoded)
+        seen = None
+        if module.class_from_backbone:
+            seen = g.add("Concat", maps[0], enlarged_nearest(g, maps[1]), axis=1)
+        class_logits, mask_logits, objectness = _decoder(g, module.decoder, encoded, seen)
     with g.scope("scores"):
         return _select(g, class_logits, mask_logits, objectness, options)
 
@@ -66,7 +69,7 @@ def _encoder(g: Graph, module: Any, res3: str, res4: str, res5: str) -> str:
         return convolution(g, module.fusion, g.add("Concat", *levels[::-1], axis=1))
 
 
-def _decoder(g: Graph, module: Any, encoded: str) -> tuple[str, str, str]:
+def _decoder(g: Graph, module: Any, encoded: str, seen: str | None) -> tuple[str, str, str]:
     placed = g.add("Concat", coordinates(g, STRIDE), encoded, axis=1)
     with g.scope("inst_branch"):
         class_logits, kernels, objectness = _instances(g, module.inst_branch, placed)
@@ -77,8 +80,23 @@ def _decoder(g: Graph, module: Any, encoded: str) -> tuple[str, str, str]:
             features = convolution(g, branch.projection, features)
         features = g.reshape(features, 0, branch.projection.kernel.shape[-1], -1)  # [B, D, h * w]
     masks = g.add("MatMul", kernels, features)
+    if seen is not None:
+        with g.scope("cls_backbone"):
+            described = _under_masks(g, seen, module.cls_backbone.kernel.shape[0], masks)
+            described = linear(g, module.cls_backbone, described)
+        class_logits = g.add("Add", class_logits, described)
     masks = g.reshape(masks, 0, module.inst_branch.num_masks, *g.sides(STRIDE))
     return class_logits, enlarged(g, masks, STRIDE // model.MASK_STRIDE), objectness
+
+
+def _under_masks(g: Graph, features: str, channels: int, mask_logits: str) -> str:
+    """`models.sparseinst.model._under_masks`, of masks [B, N, h * w]."""
+    mask = sigmoid(g, mask_logits)
+    total = g.add("ReduceSum", mask, [2], keepdims=1)
+    sums = g.add("MatMul", mask, tokens(g, features, channels))
+    means = g.add("Div", sums, g.add("Add", total, float(model.EPSILON)))
+    square = g.add("ReduceMean", g.add("Mul", means, means), [2], keepdims=1)
+    return g.add("Div", means, g.add("Sqrt", g.add("Add", square, float(model.EPSILON))))
 
 
 def _stack(g: Graph, name: str, convs: Any, x: str) -> str:

@@ -125,7 +125,8 @@ def _for_each_class(
     given: _GivenWeights, head: Sequence[str], class_names: Sequence[str]
 ) -> _GivenWeights:
     """Let each class begin as the one that was learned: it knows what is an instance."""
-    rows = {name: np.repeat(given.arrays[name], len(class_names), axis=0) for name in head}
+    found = [name for name in head if name in given.arrays]
+    rows = {name: np.repeat(given.arrays[name], len(class_names), axis=0) for name in found}
     return given._replace(arrays=given.arrays | rows, class_names=tuple(class_names))
 
 

@@ -17,8 +17,8 @@ TENSORRT = {
     *("Erf", "Exp", "Expand", "Gather", "GatherND", "Greater", "GreaterOrEqual", "GridSample"),
     *("InstanceNormalization", "LayerNormalization", "LeakyRelu", "Less", "MatMul", "Max"),
     *("MaxPool", "Min", "Mod", "Mul", "Neg", "Or", "Range", "Reciprocal", "ReduceMax"),
-    *("ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Softmax", "Split"),
-    *("Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
+    *("ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice"),
+    *("Softmax", "Split", "Sqrt", "Squeeze", "Sub", "TopK", "Transpose", "Unsqueeze", "Where"),
 }
 
 

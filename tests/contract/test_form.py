@@ -18,6 +18,7 @@ LONG: dict[str, str] = {
     "sparseinst_jax/data/_index/reader.py": "every rule of a COCO json, in the order of reading",
     "sparseinst_jax/data/records.py": "a data set: its objects, images, columns seen as records",
     "sparseinst_jax/models/fastinst/model.py": "the network, to be read beside the paper",
+    "sparseinst_jax/models/sparseinst/model.py": "the same",
     "sparseinst_jax/data/plan.py": "one function of seed and step, its draws in their order",
     "sparseinst_jax/evaluation/evaluator.py:_predict_batches": "threads, and what passes between",
     "sparseinst_jax/data/importers/yolo.py:read_yolo": "a set in the order of reading",

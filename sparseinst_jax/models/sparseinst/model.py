@@ -20,7 +20,7 @@ from sparseinst_jax.models.layers import Conv, Linear, PyramidPooling
 
 STRIDE = 32  # the coarsest feature map's; padded sizes are multiples of it
 MAP_STRIDE, MASK_STRIDE = 8, 4  # of the activation maps, and of the masks, which are twice as fine
-NORMALIZER_FLOOR = 1e-6
+NORMALIZER_FLOOR = EPSILON = 1e-6
 PRIOR_BIAS = -float(np.log(99.0))  # sigmoid = 0.01: rare positives, as in RetinaNet
 
 Normalizer = Literal["sigmoid", "softmax"]
@@ -227,6 +227,11 @@ class MaskBranch(nnx.Module):
 class IAMDecoder(nnx.Module):
     """Coordinates, the instance and mask branches, and their product: the masks.
 
+    With `backbone_channels` (ours, not in the paper) the backbone's own features, averaged under
+    each predicted mask, have a say in its class. Activation maps are wider than their objects, and
+    an encoder that was not trained on the user's classes may have dropped what tells them apart;
+    the features of an ImageNet network under the mask do tell them apart.
+
     Attributes:
       instance_branch: class of the instance branch, for a subclass to replace.
     """
@@ -240,6 +245,8 @@ class IAMDecoder(nnx.Module):
         channels: int,
         num_convs: int,
         kernel_dim: int,
+        num_classes: int,
+        backbone_channels: int = 0,
         dtype: Any,
         rng: np.random.Generator,
         **instance_options: Any,
@@ -247,11 +254,28 @@ class IAMDecoder(nnx.Module):
         shared: dict[str, Any] = dict(
             channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
         )
+        instance_options |= {"num_classes": num_classes}
         self.inst_branch = self.instance_branch(in_channels + 2, **shared, **instance_options)
         self.mask_branch = MaskBranch(in_channels + 2, **shared)
+        if backbone_channels:
+            options: dict[str, Any] = dict(kernel_init=layers.normal(0.01), dtype=dtype, rng=rng)
+            self.cls_backbone = Linear(backbone_channels, num_classes, **options)
 
-    def __call__(self, features: jax.Array, train: bool, intermediates: dict) -> Outputs:
-        """Map the encoder's [B, H/8, W/8, C] to the predictions."""
+    def __call__(
+        self,
+        features: jax.Array,
+        train: bool,
+        intermediates: dict,
+        backbone: jax.Array | None = None,
+    ) -> Outputs:
+        """Map the encoder's [B, H/8, W/8, C] to the predictions.
+
+        Args:
+          features: of the encoder.
+          train: leaves the masks at stride 8, see `Outputs`.
+          intermediates: see `SparseInst`.
+          backbone: [B, H/8, W/8, `backbone_channels`], where the decoder was made with some.
+        """
         height, width = features.shape[1:3]
         grid = jnp.asarray(ops.coordinates(height, width), features.dtype)[None]
         instances = self.inst_branch(features, grid, intermediates)
@@ -262,11 +286,24 @@ class IAMDecoder(nnx.Module):
         mask_logits = jnp.einsum(
             "bnd,bhwd->bnhw", mask_kernels, mask_features, preferred_element_type=jnp.float32
         )
+        if backbone is not None:
+            class_logits += self.cls_backbone(_under_masks(backbone, mask_logits))
         if not train:
             mask_logits = ops.resize_bilinear(mask_logits, (2 * height, 2 * width), axes=(2, 3))
         return Outputs(
             class_logits.astype(jnp.float32), mask_logits, objectness_logits.astype(jnp.float32)
         )
+
+
+def _under_masks(features: jax.Array, mask_logits: jax.Array) -> jax.Array:
+    """Means [B, N, C] of [B, h, w, C] in the masks [B, N, h, w], of unit mean square.
+
+    A class is no reason to change a mask: no gradient reaches it.
+    """
+    mask = jax.lax.stop_gradient(jax.nn.sigmoid(mask_logits))
+    sums = jnp.einsum("bnhw,bhwc->bnc", mask, features, preferred_element_type=jnp.float32)
+    means = sums / (mask.sum((2, 3))[..., None] + EPSILON)
+    return means / jnp.sqrt((means * means).mean(-1, keepdims=True) + EPSILON)
 
 
 class SparseInst(nnx.Module):
@@ -282,19 +319,18 @@ class SparseInst(nnx.Module):
       num_groups: G; 1 is the plain IAM decoder, 4 the published grouped one (G-IAM).
       kernel_dim: D.
       normalizer: how activation maps are normalised over the pixels.
+      class_from_backbone: whether res3 and res4 have a say in the classes, see `IAMDecoder`.
       dtype: compute type; parameters, normalisers and results are float32.
       rng: source of the initial weights.
 
     Attributes:
       make_decoder: class of the decoder, for a subclass to replace.
-      class_layers: paths of the layers with an output for each class.
 
     Raises:
       ValueError: if `decoder_channels` is no multiple of `num_groups`.
     """
 
     make_decoder: Any = IAMDecoder
-    class_layers = ("decoder/inst_branch/cls_score",)
 
     def __init__(
         self,
@@ -308,6 +344,7 @@ class SparseInst(nnx.Module):
         num_groups: int = 4,
         kernel_dim: int = 128,
         normalizer: Normalizer = "sigmoid",
+        class_from_backbone: bool = False,
         dtype: Any = jnp.float32,
         rng: np.random.Generator,
     ):
@@ -317,7 +354,7 @@ class SparseInst(nnx.Module):
                 f"{num_groups}: each group of activation maps sees its own slice of the channels. "
                 f"Use decoder_channels={-(-decoder_channels // num_groups) * num_groups}."
             )
-        self.backbone = backbone
+        self.backbone, self.class_from_backbone = backbone, class_from_backbone
         self.encoder = InstanceContextEncoder(
             backbone.out_channels, encoder_channels, dtype=dtype, rng=rng
         )
@@ -330,9 +367,16 @@ class SparseInst(nnx.Module):
             num_classes=num_classes,
             kernel_dim=kernel_dim,
             normalizer=normalizer,
+            backbone_channels=class_from_backbone * sum(backbone.out_channels[:2]),
             dtype=dtype,
             rng=rng,
         )
+
+    @property
+    def class_layers(self) -> tuple[str, ...]:
+        """Paths of the layers with an output for each class."""
+        layers = ("decoder/inst_branch/cls_score", "decoder/cls_backbone")
+        return layers[: 1 + self.class_from_backbone]
 
     @property
     def undecayed(self) -> tuple[str, ...]:
@@ -359,4 +403,8 @@ class SparseInst(nnx.Module):
         ops.require_padding(images, STRIDE)
         named = {} if intermediates is None else intermediates
         res3, res4, res5 = self.backbone(images, train, named)
-        return self.decoder(self.encoder(res3, res4, res5, named), train, named)
+        encoded = self.encoder(res3, res4, res5, named)
+        if not self.class_from_backbone:
+            return self.decoder(encoded, train, named)
+        seen = jnp.concatenate([res3, ops.upsample_nearest_x2(res4)], axis=-1)
+        return self.decoder(encoded, train, named, seen)

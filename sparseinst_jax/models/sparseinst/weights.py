@@ -15,7 +15,7 @@ _ALTERNATE = "convolution and ReLU alternate in one nn.Sequential"
 NAMES = WeightNames(
     title="SparseInst",
     parts=("encoder", "decoder"),
-    class_layers=("decoder.inst_branch.cls_score",),
+    class_layers=("decoder.inst_branch.cls_score", "decoder.cls_backbone"),
     options="num_groups, normalizer",
     renames=(
         Rename(
