@@ -65,7 +65,8 @@ def test_the_decoder_of_the_package_fits_its_configuration(tmp_path):
     backbone = {n: a for n, a in ours_to_original(*own, NAMES).items() if n.startswith("backbone.")}
     sources = [write(tmp_path, backbone), local_weights(THINGS)]
     initial = load_initial_weights(sources, *own, CLASSES, NAMES)
-    assert not initial.fresh and not initial.ignored
+    new = {f"decoder.cls_backbone.{leaf}" for leaf in ("weight", "bias")}  # no class was learned
+    assert initial.fresh.keys() == new and not initial.ignored
     assert "  the class head begins as that of any thing, for each class" in initial.lines
     head = ours_to_original(initial.params, initial.statistics, NAMES)[HEAD[0]]
     assert head.any() and (head == head[:1]).all()
