@@ -12,6 +12,7 @@ LATER_KEYS: dict[str, Any] = {
     "model.backbone.variant": "b",
     "model.backbone.deformable_stages": (),
     "model.backbone.modulated": False,
+    "model.class_from_backbone": False,
     "data.train.tfds": "",
     "data.val.tfds": "",
     "data.tfds_dir": "",
@@ -63,6 +64,8 @@ def complete(plain: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         later["train.base_batch_size"] = whole["train"]["batch_size"]
     if whole["model"].get("backbone", {}).get("name", "resnet") != "resnet":
         later = {k: v for k, v in later.items() if not k.startswith("model.backbone.")}
+    if "kernel_dim" not in whole["model"]:  # FastInst
+        del later["model.class_from_backbone"]
     added = []
     for key, value in later.items():
         group, name = _group(whole, key)

@@ -44,8 +44,8 @@ def test_an_option_that_the_family_does_not_have_is_refused_with_those_it_has():
         model.num_queries = 100
     assert refusal(model)[1:] == [
         "  model.family is 'sparseinst', which has no num_queries; it has encoder_channels,"
-        " decoder_channels, decoder_convs, num_masks, num_groups, kernel_dim, normalizer. Start"
-        " from a configuration of that family"
+        " decoder_channels, decoder_convs, num_masks, num_groups, kernel_dim, normalizer,"
+        " class_from_backbone. Start from a configuration of that family"
     ]
 
 
