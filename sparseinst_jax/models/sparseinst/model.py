@@ -254,8 +254,9 @@ class IAMDecoder(nnx.Module):
         shared: dict[str, Any] = dict(
             channels=channels, num_convs=num_convs, kernel_dim=kernel_dim, dtype=dtype, rng=rng
         )
-        instance_options |= {"num_classes": num_classes}
-        self.inst_branch = self.instance_branch(in_channels + 2, **shared, **instance_options)
+        self.inst_branch = self.instance_branch(
+            in_channels + 2, num_classes=num_classes, **shared, **instance_options
+        )
         self.mask_branch = MaskBranch(in_channels + 2, **shared)
         if backbone_channels:
             options: dict[str, Any] = dict(kernel_init=layers.normal(0.01), dtype=dtype, rng=rng)
