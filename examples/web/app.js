@@ -64,8 +64,8 @@ worker.onerror = (event) => {
   say(`The worker did not start: ${event.message ?? "run `npm install` in its folder"}`);
 };
 
-// Sends what a canvas can draw to the worker, and shows it with what was found.
-async function segment(source, height, width) {
+// Sends what a canvas can draw to the worker. Only objects of at least the score `lowest` get masks.
+async function look(source, height, width, lowest = 0) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(source, 0, 0, width, height);
@@ -73,15 +73,18 @@ async function segment(source, height, width) {
   const id = ++state.number;
   const found = await new Promise((resolve, reject) => {
     state.waiting.set(id, { resolve, reject });
-    worker.postMessage({ kind: "photo", id, photo: { height, width, data } }, [data.buffer]);
+    worker.postMessage({ kind: "photo", id, lowest, photo: { height, width, data } }, [data.buffer]);
   }).finally(() => state.waiting.delete(id));
-  for (const name of ["base", "overlay"]) Object.assign($(name), { height, width });
-  $("base").getContext("2d").drawImage(canvas, 0, 0);
-  Object.assign(state, { found, chosen: null });
   found.instances.sort((a, b) => b.score - a.score);
   found.instances.forEach((instance, index) => (instance.colour = colourOf(index)));
+  return { canvas, found };
+}
+
+function present({ canvas, found }) {
+  for (const name of ["base", "overlay"]) Object.assign($(name), { height: found.height, width: found.width });
+  $("base").getContext("2d").drawImage(canvas, 0, 0);
+  Object.assign(state, { found, chosen: null });
   show();
-  return found;
 }
 
 async function openPhoto(file) {
@@ -95,8 +98,10 @@ async function openPhoto(file) {
     const bitmap = await createImageBitmap(file, options).catch(() => {
       throw new Error(`${file.name || "The file"} cannot be read as an image.`);
     });
-    const { ms } = await segment(bitmap, bitmap.height, bitmap.width);
+    const seen = await look(bitmap, bitmap.height, bitmap.width);
     bitmap.close();
+    present(seen);
+    const { ms } = seen.found;
     const total = ms.resize + ms.network + ms.masks;
     say(`${summary()} in ${(total / 1000).toFixed(2)} s (network ${(ms.network / 1000).toFixed(2)} s).`);
   } catch (error) {
@@ -120,11 +125,19 @@ async function startCamera() {
   Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
   try {
     await video.play();
-    while (state.stream === stream) {
-      const start = performance.now();
-      await segment(video, video.videoHeight, video.videoWidth);
-      if (state.stream === stream) say(`${summary()}; ${(1000 / (performance.now() - start)).toFixed(2)} images a second.`);
+    const frame = () => look(video, video.videoHeight, video.videoWidth, Number($("score").value));
+    let seen;
+    for (let next = frame(), start = performance.now(); state.stream === stream; ) {
+      seen = await next;
+      if (state.stream !== stream) break;
+      next = frame(); // the worker looks at it while this one is drawn
+      present(seen);
+      const now = performance.now();
+      say(`${summary()}; ${(1000 / (now - start)).toFixed(2)} images a second.`);
+      start = now;
     }
+    // The last picture stays: with every object, for the slider and to be saved.
+    if (!state.stream) present(await look(seen.canvas, seen.found.height, seen.found.width));
   } catch (error) {
     stopCamera();
     say(error.message);

@@ -147,40 +147,50 @@ export function upsample(values, grid, rows, columns, { mask_threshold, masks_ar
   const [height, width] = [rows.first.length, columns.first.length];
   // Logits are cut where their probability would be; in float32, as the package compares.
   const cut = Math.fround(masks_are_logits ? Math.log(mask_threshold / (1 - mask_threshold)) : mask_threshold);
-  // Every column of the grid at the photo's height, one after the other; and its largest value.
+  // No pixel is larger than the largest that it is made of: most columns hold nothing, and are left out.
+  const largest = new Float32Array(grid.width).fill(-Infinity);
+  for (let y = 0, at = 0; y < grid.height; y++)
+    for (let x = 0; x < grid.width; x++, at++) if (values[at] > largest[x]) largest[x] = values[at];
+  // The other columns of the grid at the photo's height, one after the other; and the rows that hold something.
   const tall = new Float32Array(grid.width * height);
-  const most = new Float32Array(grid.width).fill(-Infinity);
-  for (let x = 0; x < grid.width; x++)
+  let [top, bottom] = [height, 0];
+  for (let x = 0; x < grid.width; x++) {
+    if (!(Math.max(...largest.subarray(Math.max(x - TAPS + 1, 0), x + TAPS)) > cut)) continue;
     for (let y = 0; y < height; y++) {
       let sum = 0;
       for (let i = 0; i < TAPS; i++) // a grid of one or two rows has fewer than three
         sum += values[Math.min(rows.first[y] + i, grid.height - 1) * grid.width + x] * rows.weights[TAPS * y + i];
       tall[x * height + y] = sum;
-      if (tall[x * height + y] > most[x]) most[x] = tall[x * height + y];
+      if (!(tall[x * height + y] > cut)) continue;
+      top = Math.min(top, y);
+      bottom = Math.max(bottom, y + 1);
     }
+  }
   const runs = [0];
   let [isInside, area, total] = [false, 0, 0];
+  const change = () => {
+    isInside = !isInside;
+    runs.push(0);
+  };
   for (let x = 0; x < width; x++) {
     const [left, middle, right] = [0, 1, 2].map((i) => Math.min(columns.first[x] + i, grid.width - 1));
-    // No pixel is larger than the largest that it is made of: most columns hold nothing.
-    if (!isInside && Math.max(most[left], most[middle], most[right]) <= cut) {
-      runs[runs.length - 1] += height;
-      continue;
-    }
+    const isEmpty = !(Math.max(largest[left], largest[middle], largest[right]) > cut) || top >= bottom;
+    const [from, end] = isEmpty ? [height, height] : [top, bottom];
+    if (from > 0 && isInside) change();
+    runs[runs.length - 1] += from;
     const [a, b, c] = columns.weights.subarray(x * TAPS, x * TAPS + TAPS);
-    for (let y = 0; y < height; y++) {
+    for (let y = from; y < end; y++) {
       const value = Math.fround(
         tall[left * height + y] * a + tall[middle * height + y] * b + tall[right * height + y] * c,
       );
-      if (value > cut !== isInside) {
-        isInside = !isInside;
-        runs.push(0);
-      }
+      if (value > cut !== isInside) change();
       runs[runs.length - 1]++;
       if (!isInside) continue;
       area++;
       total += masks_are_logits ? 1 / (1 + Math.exp(-value)) : value;
     }
+    if (end < height && isInside) change();
+    runs[runs.length - 1] += height - end;
   }
   return { runs: Uint32Array.from(runs), area, meanInside: total / (area + EPSILON) };
 }

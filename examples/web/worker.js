@@ -41,7 +41,7 @@ async function load(source) {
   postMessage({ kind: "ready", names, ids, threads: ort.env.wasm.numThreads });
 }
 
-async function find(id, photo) {
+async function find(id, photo, lowest) {
   const started = performance.now();
   const valid = resizedSize(photo, metadata);
   const padded = pad(resize(withoutAlpha(photo), valid), paddedSize(valid, metadata));
@@ -58,7 +58,8 @@ async function find(id, photo) {
   const instances = [];
   output.scores.data.forEach((score, candidate) => {
     const label = Number(output.labels.data[candidate]);
-    if (!output.is_kept.data[candidate] || metadata.category_ids[label] === null) return;
+    // A score only falls when it is taken at the original size.
+    if (!output.is_kept.data[candidate] || score < lowest || metadata.category_ids[label] === null) return;
     const query = Number(output.query_index?.data[candidate] ?? candidate);
     const cells = grid.height * grid.width;
     const values = masks.data.subarray(query * cells, (query + 1) * cells);
@@ -72,6 +73,6 @@ async function find(id, photo) {
 let queue = Promise.resolve(); // one thing after the other
 onmessage = ({ data }) => {
   queue = queue
-    .then(() => (data.kind === "model" ? load(data.source) : find(data.id, data.photo)))
+    .then(() => (data.kind === "model" ? load(data.source) : find(data.id, data.photo, data.lowest)))
     .catch((error) => postMessage({ kind: "error", of: data.kind, hasModel: Boolean(session), message: error.message }));
 };
