@@ -235,6 +235,7 @@ def losses(
 
 
 WORKS = {"network": network, "with_masks": with_masks, "post": post, "training": training}
+WORKS["fastinst"] = training  # of a yardstick with FastInst, beside SparseInst's rows
 
 
 def prepare(name: str, yardstick: Any, given: argparse.Namespace) -> tuple[Workload, Any]:

@@ -172,9 +172,12 @@ def make(name):
     if name == "bad": raise ValueError("no memory")
     if name == "picker" and "strict_conv" not in os.environ["XLA_FLAGS"]: raise ValueError("cuDNN")
     if name.startswith("dead"): os._exit(7)
-    return {{"p50_ms": 1.0}}
+    return {{"p50_ms": 1.0, "yardstick": given.yardstick}}
 if "--die" in {words!r}: sys.exit(5)
-rows.run(rows.arguments(argparse.ArgumentParser()), make)
+parser = argparse.ArgumentParser()
+parser.add_argument("--yardstick")
+given = rows.arguments(parser)
+rows.run(given, make)
 """
 
 
@@ -183,13 +186,14 @@ def call(monkeypatch, tmp_path):
     """Return a function that measures parts with made-up processes and gives code and rows."""
     path = tmp_path / "rows.jsonl"
 
-    def run(*parts, seconds=60, words=()):
-        code = CHILD.format(folder=str(BENCHMARKS), words=words)
-        (tmp_path / "gpu_jax.py").write_text(code)
+    def run(*parts, seconds=60, words=(), flags=()):
+        for script in ("gpu_jax.py", "torch_side.py"):
+            code = CHILD.format(folder=str(BENCHMARKS), words=words)
+            (tmp_path / script).write_text(code)
         monkeypatch.setattr(gpu, "HERE", tmp_path)
         monkeypatch.setattr(gpu, "PARTS", parts)
         monkeypatch.setattr(gpu, "PATIENCE", 1)
-        flags = ["--dry-run", "--output", str(path), "--for", str(seconds)]
+        flags = ["--dry-run", "--output", str(path), "--for", str(seconds), *flags]
         code = gpu.main([*flags, "--copy-to", str(tmp_path / "copy")])
         stamp = {"device": "cpu", "versions": measured.versions()}
         return code, [(row["name"], row.get("fault", "")) for row in measured.read(path, stamp)]
@@ -219,6 +223,16 @@ def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(ca
 def test_a_part_whose_processes_all_end_at_once_is_given_up(call):
     _, rows = call(gpu.Part(("a", "b", "c", "d")), gpu.Part(("e",)), words=("--die",))
     assert [name for name, _ in rows] == ["a", "b", "e"]
+
+
+def test_each_family_has_a_yardstick_of_its_own_and_one_word_takes_both_sides(call, tmp_path):
+    sides = "fastinst/8", "torch/compiled/fastinst/8"
+    parts = gpu.Part(("a",)), *(gpu.Part((name,)) for name in sides)
+    flags = ["--only", "fastinst", "--yardstick", "sparse.py"]
+    assert call(*parts, flags=flags) == (0, [(sides[0], "")]), "without PyTorch's FastInst"
+    flags += ["--fastinst-yardstick", "fast.py"]
+    assert call(*parts, flags=flags) == (0, [(name, "") for name in sides])
+    assert measured.read(tmp_path / "rows.jsonl", {})[-1]["yardstick"] == "fast.py"
 
 
 def test_the_deadline_is_kept_and_cuts_a_row_off_without_a_fault(call):
@@ -340,6 +354,9 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
         *("training/8", "torch/compiled/training/8", "torch/graphs/network/1", "network/1"),
         *("with_masks/1", "training/32", "torch/compiled/training/32"),
     ]
+    ours, theirs = gpu.PARTS[-2:]
+    assert (ours.rows, theirs.rows) == (("fastinst/8",), ("torch/compiled/fastinst/8",))
+    assert ours.limit == theirs.limit == 300 <= ours.seconds, "for what takes long to compile"
     names = [name for part in gpu.PARTS for name in part.rows]
     assert len(names) == len(set(names))
     compiled, forms = "torch/compiled/", ("plain", "padded", "split")
