@@ -185,6 +185,7 @@ class Run:
         own = tempfile.mkdtemp(dir=self.scratch.name)
         environment = {
             "JAX_COMPILATION_CACHE_DIR": str(self.caches / "jax"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(given.dry_run)),
             **dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), own),
             # One process has the device at a time. Under both of its names JAX refuses it.
             **({} if OLD_FRACTION in os.environ else {"XLA_CLIENT_MEM_FRACTION": "0.9"}),
@@ -276,7 +277,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", metavar="ROW", nargs="+", help="parts with such rows: training, torch/eager")
     add("--copy-to", metavar="FOLDER", type=Path, help="copy the rows there at the end")
     add("--cache", metavar="FOLDER", type=Path, default=Path("runs/cache"), help="of programs")
-    add("--dry-run", action="store_true", help="a tiny network, a few runs, on the CPU")
+    add("--dry-run", action="store_true", help="a tiny network on the CPU, hardly optimised")
     arguments = parser.parse_args(argv)
     if not arguments.seconds:
         arguments.seconds = SMOKE_SECONDS if arguments.smoke else float("inf")
