@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     arguments = _parse(argv)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    stamp = {"device": device(arguments.dry_run), "versions": rows.versions()}
+    stamp = {"device": device(arguments.dry_run), "versions": versions(arguments.torch_python)}
     only = arguments.only
     parts = [
         part
@@ -238,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.measure(part)
     finally:
         run.kill()
+        run.scratch.cleanup()
         found = run.found()
         for name, value in rows.figures(found).items():
             print(f"{name}: {value:.4g}")
@@ -263,6 +264,17 @@ def device(is_dry: bool) -> str:
     return name
 
 
+def versions(torch_python: str) -> dict[str, str]:
+    """Return the versions of what is measured, PyTorch's by the interpreter that measures it."""
+    found = rows.versions()
+    if torch_python != sys.executable:
+        code = "import json, rows; print(json.dumps(rows.versions()))"
+        command = rows.command(torch_python, code)
+        theirs = json.loads(subprocess.check_output(command, env=rows.environment()))
+        found["torch"] = theirs.get("torch", "none")
+    return found
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -279,6 +291,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cache", metavar="FOLDER", type=Path, default=Path("runs/cache"), help="of programs")
     add("--dry-run", action="store_true", help="a tiny network on the CPU, hardly optimised")
     arguments = parser.parse_args(argv)
+    if not shutil.which(arguments.torch_python):
+        parser.error(f"--torch-python: expected a Python to run, got {arguments.torch_python}")
     if not arguments.seconds:
         arguments.seconds = SMOKE_SECONDS if arguments.smoke else float("inf")
     return arguments

@@ -156,6 +156,21 @@ def test_rows_of_another_device_or_of_other_versions_are_not_taken(tmp_path):
     assert [row["name"] for row in measured.read(path, STAMP)] == ["c"]
 
 
+def test_rows_of_another_pytorch_are_not_taken_wherever_it_is(call, tmp_path):
+    counts = []
+    for version in ("2.1", "2.1", "2.2"):
+        info = tmp_path / version / "torch.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={info.parent} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        flags = ["--yardstick", "file.py", "--torch-python", str(python)]
+        call(gpu.Part(("torch/a",)), flags=flags)
+        counts.append(len(measured.read(tmp_path / "rows.jsonl", {})))
+    assert counts == [1, 1, 2]
+
+
 def test_what_failed_is_tried_twice_and_what_is_there_not_again():
     rows = [{"name": n, "fault": "no"} for n in ("a", "b", "b", "c")] + [{"name": "c"}]
     assert measured.lacking(["a", "b", "c", "d"], rows) == ["a", "d"]
@@ -194,7 +209,8 @@ def call(monkeypatch, tmp_path):
         monkeypatch.setattr(gpu, "PARTS", parts)
         monkeypatch.setattr(gpu, "PATIENCE", 1)
         flags = ["--dry-run", "--output", str(path), "--for", str(seconds), *flags]
-        code = gpu.main([*flags, "--copy-to", str(tmp_path / "copy")])
+        flags += ["--copy-to", str(tmp_path / "copy"), "--cache", str(tmp_path / "cache")]
+        code = gpu.main(flags)
         stamp = {"device": "cpu", "versions": measured.versions()}
         return code, [(row["name"], row.get("fault", "")) for row in measured.read(path, stamp)]
 
@@ -211,6 +227,7 @@ def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, 
     assert rows[4:] == expected[1:3], "what is there is not measured again"
     assert call(part)[1] == rows, "nor what has failed twice"
     assert (tmp_path / "copy" / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
+    assert not any((tmp_path / "cache").iterdir()), "what PyTorch compiled is cleared away"
 
 
 def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(call):
