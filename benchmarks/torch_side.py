@@ -66,8 +66,6 @@ class Setting:
         """Compile a function as the mode says."""
         if self.mode == "eager":
             return function
-        if self.given.dry_run:  # traced alone: what is made for a CPU tells nothing of a GPU
-            return torch.compile(function, backend="aot_eager")
         is_graph = graphs and self.mode in ("graphs", "bf16")
         return torch.compile(function, mode="reduce-overhead" if is_graph else None)
 
