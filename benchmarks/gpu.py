@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --smoke --output runs/gpu.jsonl
     python benchmarks/gpu.py --for 560 --yardstick FILE --output runs/gpu.jsonl
+    python benchmarks/gpu.py --for 560 --only fastinst --fastinst-yardstick FILE --output ...
     python benchmarks/gpu.py --dry-run --yardstick FILE --output runs/dry.jsonl      on a CPU
 
 bfloat16, 640x864. Each part is a process of its own, one after the other: its peak memory is its
@@ -35,6 +36,7 @@ FLAGS = "--xla_gpu_autotune_level=2"
 LENIENT = "--xla_gpu_strict_conv_algorithm_picker=false"
 GRAPHS = "--xla_gpu_enable_command_buffer=+CONVOLUTION"  # by themselves CUDA graphs hold none
 PICKER = re.compile(r"algorithm|picker|autotun|cudnn", re.IGNORECASE)
+OLD_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 SMOKE_SECONDS = 165
 PATIENCE = 10  # times the limits and seconds of parts on a CPU
 
@@ -110,6 +112,9 @@ PARTS = (
     Part(_both(" ".join(rows.STAGES), "stage/32/"), 30, seconds=300, limit=400),
     Part(_torch("graphs/training/8", "eager/network/64"), 40),
     Part(OPERATIONS),
+    # Long to compile, so each side has a process and all the time that it may need; ours first.
+    Part(("fastinst/8",), 60, limit=300),
+    Part(_torch("compiled/fastinst/8"), 60, limit=300),
 )
 
 
@@ -121,14 +126,24 @@ class Run:
         self.failed: set[str] = set()  # in this call
         self.without: set[str] = set()  # scripts that find no device
         self.child: subprocess.Popen[bytes] | None = None
+        self.caches = arguments.cache.resolve()
+        self.caches.mkdir(parents=True, exist_ok=True)
+        self.scratch = tempfile.TemporaryDirectory(
+            prefix="torch-", dir=self.caches, ignore_cleanup_errors=True
+        )
 
     def found(self) -> list[rows.Row]:
         """The rows of this device that are there."""
         return rows.read(self.arguments.output, self.stamp)
 
+    def yardstick(self, name: str) -> str | None:
+        """The file that a row of PyTorch's is of."""
+        given = self.arguments
+        return given.fastinst_yardstick if "/fastinst/" in name else given.yardstick
+
     def wanted(self, part: Part) -> list[str]:
         """The rows of a part, PyTorch's only where there is a yardstick."""
-        return [n for n in part.rows if self.arguments.yardstick or not n.startswith("torch/")]
+        return [n for n in part.rows if not n.startswith("torch/") or self.yardstick(n)]
 
     def measure(self, part: Part) -> None:
         """Run processes until the part's rows are there, or have failed, or its time is up."""
@@ -165,15 +180,15 @@ class Run:
         given, is_torch = self.arguments, script == "torch_side.py"
         words = ["--output", str(given.output), "--stamp", json.dumps(self.stamp)]
         words += ["--seconds", f"{left:.0f}", *["--dry-run"] * given.dry_run]
-        words += ["--yardstick", given.yardstick] if is_torch else []
-        caches = given.cache.resolve()
-        caches.mkdir(parents=True, exist_ok=True)
+        words += ["--yardstick", str(self.yardstick(todo[0]))] if is_torch else []
         # A process that is killed can leave a library in PyTorch's that is not whole.
-        own = tempfile.mkdtemp(prefix="torch-", dir=caches)
+        own = tempfile.mkdtemp(dir=self.scratch.name)
         environment = {
-            "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.caches / "jax"),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(given.dry_run)),
             **dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"), own),
-            "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9",  # one process has the device at a time
+            # One process has the device at a time. Under both of its names JAX refuses it.
+            **({} if OLD_FRACTION in os.environ else {"XLA_CLIENT_MEM_FRACTION": "0.9"}),
             **os.environ,
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS} {flags}".strip(),
         }
@@ -206,12 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.monotonic()
     arguments = _parse(argv)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    stamp = {"device": device(arguments.dry_run), "versions": rows.versions()}
+    stamp = {"device": device(arguments.dry_run), "versions": versions(arguments.torch_python)}
     only = arguments.only
     parts = [
         part
         for part in (SMOKE if arguments.smoke else PARTS)
-        if not only or any(name.startswith(word) for name in part.rows for word in only)
+        if not only or any(f"/{word}" in f"/{name}" for name in part.rows for word in only)
     ]
     # What is taken off is for the table and the copy.
     run = Run(arguments, stamp, start + arguments.seconds - 1.5)
@@ -223,6 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.measure(part)
     finally:
         run.kill()
+        run.scratch.cleanup()
         found = run.found()
         for name, value in rows.figures(found).items():
             print(f"{name}: {value:.4g}")
@@ -248,6 +264,17 @@ def device(is_dry: bool) -> str:
     return name
 
 
+def versions(torch_python: str) -> dict[str, str]:
+    """Return the versions of what is measured, PyTorch's by the interpreter that measures it."""
+    found = rows.versions()
+    if torch_python != sys.executable:
+        code = "import json, rows; print(json.dumps(rows.versions()))"
+        command = rows.command(torch_python, code)
+        theirs = json.loads(subprocess.check_output(command, env=rows.environment()))
+        found["torch"] = theirs.get("torch", "none")
+    return found
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -257,12 +284,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--smoke", action="store_true", help=f"rates and single operations, {SMOKE_SECONDS} s")
     add("--for", dest="seconds", type=float, metavar="SECONDS", help="end after so many")
     add("--yardstick", metavar="FILE", help="a PyTorch SparseInst, see torch_side.py")
+    add("--fastinst-yardstick", metavar="FILE", help="a PyTorch FastInst, see there")
     add("--torch-python", metavar="PYTHON", default=sys.executable, help="that has torch")
-    add("--only", metavar="ROW", nargs="+", help="parts with a row whose name begins so")
+    add("--only", metavar="ROW", nargs="+", help="parts with such rows: training, torch/eager")
     add("--copy-to", metavar="FOLDER", type=Path, help="copy the rows there at the end")
     add("--cache", metavar="FOLDER", type=Path, default=Path("runs/cache"), help="of programs")
-    add("--dry-run", action="store_true", help="a tiny network, a few runs, on the CPU")
+    add("--dry-run", action="store_true", help="a tiny network on the CPU, hardly optimised")
     arguments = parser.parse_args(argv)
+    if not shutil.which(arguments.torch_python):
+        parser.error(f"--torch-python: expected a Python to run, got {arguments.torch_python}")
     if not arguments.seconds:
         arguments.seconds = SMOKE_SECONDS if arguments.smoke else float("inf")
     return arguments

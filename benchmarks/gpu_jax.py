@@ -41,6 +41,7 @@ class Sizes(NamedTuple):
     """What the rows are measured at; `scale` divides maps and matrices of single operations."""
 
     config: str
+    fastinst: str
     image: tuple[int, int]
     scale: int
     most: int  # images of a single operation
@@ -49,8 +50,8 @@ class Sizes(NamedTuple):
     queue: int
 
 
-REAL = Sizes("giam_r50", (640, 864), 1, 32, (20, 200), (3, 20), 20)
-TINY = Sizes("tiny", (64, 96), 8, 2, (1, 3), (1, 2), 2)
+REAL = Sizes("giam_r50", "fastinst_r50_x1", (640, 864), 1, 32, (20, 200), (3, 20), 20)
+TINY = Sizes("tiny", "shapes_fastinst", (64, 96), 8, 2, (1, 3), (1, 2), 2)
 SIZES = REAL
 DONE: list[str] = []  # rows of this process
 
@@ -215,10 +216,10 @@ def operation(name: str) -> Workload:
 
 
 @functools.cache
-def bench(batch: int) -> Bench:
+def bench(batch: int, config: str = "") -> Bench:
     """What `sparseinst benchmark` measures, at the sizes of the rows."""
     size = "x".join(map(str, SIZES.image))
-    words = ["--config", SIZES.config, "--config.model.dtype=bfloat16", "--size", size]
+    words = ["--config", config or SIZES.config, "--config.model.dtype=bfloat16", "--size", size]
     words += ["--train-size", size, "--train-batch", str(batch)]
     return Bench(parse_command_line(benchmark.parser(), words), Path())
 
@@ -262,6 +263,11 @@ def train(name: str) -> Workload:
     """Steps, from the host's batch to the new state; and each part of one, waited for."""
     batch = int(name.partition("/")[0])
     return bench(batch).train_step()._replace(facts={"gflop": 3 * batch * gflop()})
+
+
+def fastinst(name: str) -> Workload:
+    """Steps of FastInst; its operations are not counted."""
+    return bench(int(name), SIZES.fastinst).train_step()._replace(facts={})
 
 
 def overlapped(step: TrainStep, state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
@@ -386,7 +392,7 @@ def stage(name: str) -> Workload:
 
 WORKS: dict[str, Callable[[str], Workload]] = {
     **{"rates": rates, "op": operation, "network": network, "with_masks": with_masks},
-    **{"training": train, "matching": match_form, "stage": stage},
+    **{"training": train, "matching": match_form, "stage": stage, "fastinst": fastinst},
 }
 
 

@@ -235,6 +235,7 @@ def losses(
 
 
 WORKS = {"network": network, "with_masks": with_masks, "post": post, "training": training}
+WORKS["fastinst"] = training  # of a yardstick with FastInst, beside SparseInst's rows
 
 
 def prepare(name: str, yardstick: Any, given: argparse.Namespace) -> tuple[Workload, Any]:
@@ -315,9 +316,12 @@ def main() -> int:
     add("--serve", action="store_true")
     add("--warmup", type=int, default=2)
     given = rows.arguments(parser)
+    yardstick = _import(given.yardstick)
     if given.dry_run:
         given.device = "cpu"
-        given.size = given.valid_size = given.photo_size = (64, 96)
+        # FastInst chooses its hundred queries among a map of stride 16.
+        size = (160, 224) if hasattr(yardstick, "FastInst") else (64, 96)
+        given.size = given.valid_size = given.photo_size = size
     if given.device != "cpu" and not torch.cuda.is_available():
         print("PyTorch finds no accelerator", file=sys.stderr)
         return rows.NO_DEVICE
@@ -325,7 +329,6 @@ def main() -> int:
     is_float = given.dtype == "float32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not is_float
     torch.backends.cudnn.benchmark = True
-    yardstick = _import(given.yardstick)
     if given.serve:
         workload, _ = prepare(given.rows[0], yardstick, given)
         timing.serve(workload, given.warmup, sys.stdin, sys.stdout, result)

@@ -162,6 +162,21 @@ def test_rows_of_another_device_or_of_other_versions_are_not_taken(tmp_path):
     assert [row["name"] for row in measured.read(path, STAMP)] == ["c"]
 
 
+def test_rows_of_another_pytorch_are_not_taken_wherever_it_is(call, tmp_path):
+    counts = []
+    for version in ("2.1", "2.1", "2.2"):
+        info = tmp_path / version / "torch.dist-info"
+        info.mkdir(parents=True, exist_ok=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        python = tmp_path / "python"
+        python.write_text(f'#!/bin/sh\nPYTHONPATH={info.parent} exec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        flags = ["--yardstick", "file.py", "--torch-python", str(python)]
+        call(gpu.Part(("torch/a",)), flags=flags)
+        counts.append(len(measured.read(tmp_path / "rows.jsonl", {})))
+    assert counts == [1, 1, 2]
+
+
 def test_what_failed_is_tried_twice_and_what_is_there_not_again():
     rows = [{"name": n, "fault": "no"} for n in ("a", "b", "b", "c")] + [{"name": "c"}]
     assert measured.lacking(["a", "b", "c", "d"], rows) == ["a", "d"]
@@ -178,9 +193,12 @@ def make(name):
     if name == "bad": raise ValueError("no memory")
     if name == "picker" and "strict_conv" not in os.environ["XLA_FLAGS"]: raise ValueError("cuDNN")
     if name.startswith("dead"): os._exit(7)
-    return {{"p50_ms": 1.0}}
+    return {{"p50_ms": 1.0, "yardstick": given.yardstick}}
 if "--die" in {words!r}: sys.exit(5)
-rows.run(rows.arguments(argparse.ArgumentParser()), make)
+parser = argparse.ArgumentParser()
+parser.add_argument("--yardstick")
+given = rows.arguments(parser)
+rows.run(given, make)
 """
 
 
@@ -189,14 +207,16 @@ def call(monkeypatch, tmp_path):
     """Return a function that measures parts with made-up processes and gives code and rows."""
     path = tmp_path / "rows.jsonl"
 
-    def run(*parts, seconds=60, words=()):
-        code = CHILD.format(folder=str(BENCHMARKS), words=words)
-        (tmp_path / "gpu_jax.py").write_text(code)
+    def run(*parts, seconds=60, words=(), flags=()):
+        for script in ("gpu_jax.py", "torch_side.py"):
+            code = CHILD.format(folder=str(BENCHMARKS), words=words)
+            (tmp_path / script).write_text(code)
         monkeypatch.setattr(gpu, "HERE", tmp_path)
         monkeypatch.setattr(gpu, "PARTS", parts)
         monkeypatch.setattr(gpu, "PATIENCE", 1)
-        flags = ["--dry-run", "--output", str(path), "--for", str(seconds)]
-        code = gpu.main([*flags, "--copy-to", str(tmp_path / "copy")])
+        flags = ["--dry-run", "--output", str(path), "--for", str(seconds), *flags]
+        flags += ["--copy-to", str(tmp_path / "copy"), "--cache", str(tmp_path / "cache")]
+        code = gpu.main(flags)
         stamp = {"device": "cpu", "versions": measured.versions()}
         return code, [(row["name"], row.get("fault", "")) for row in measured.read(path, stamp)]
 
@@ -213,6 +233,7 @@ def test_a_row_that_fails_leaves_the_others_and_is_tried_by_the_next_call(call, 
     assert rows[4:] == expected[1:3], "what is there is not measured again"
     assert call(part)[1] == rows, "nor what has failed twice"
     assert (tmp_path / "copy" / "rows.jsonl").read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
+    assert not any((tmp_path / "cache").iterdir()), "what PyTorch compiled is cleared away"
 
 
 def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(call):
@@ -225,6 +246,16 @@ def test_what_no_algorithm_was_found_for_is_tried_at_once_by_a_lenient_picker(ca
 def test_a_part_whose_processes_all_end_at_once_is_given_up(call):
     _, rows = call(gpu.Part(("a", "b", "c", "d")), gpu.Part(("e",)), words=("--die",))
     assert [name for name, _ in rows] == ["a", "b", "e"]
+
+
+def test_each_family_has_a_yardstick_of_its_own_and_one_word_takes_both_sides(call, tmp_path):
+    sides = "fastinst/8", "torch/compiled/fastinst/8"
+    parts = gpu.Part(("a",)), *(gpu.Part((name,)) for name in sides)
+    flags = ["--only", "fastinst", "--yardstick", "sparse.py"]
+    assert call(*parts, flags=flags) == (0, [(sides[0], "")]), "without PyTorch's FastInst"
+    flags += ["--fastinst-yardstick", "fast.py"]
+    assert call(*parts, flags=flags) == (0, [(name, "") for name in sides])
+    assert measured.read(tmp_path / "rows.jsonl", {})[-1]["yardstick"] == "fast.py"
 
 
 def test_the_deadline_is_kept_and_cuts_a_row_off_without_a_fault(call):
@@ -346,6 +377,9 @@ def test_the_most_valuable_parts_come_first_and_no_row_twice():
         *("training/8", "torch/compiled/training/8", "torch/graphs/network/1", "network/1"),
         *("with_masks/1", "training/32", "torch/compiled/training/32"),
     ]
+    ours, theirs = gpu.PARTS[-2:]
+    assert (ours.rows, theirs.rows) == (("fastinst/8",), ("torch/compiled/fastinst/8",))
+    assert ours.limit == theirs.limit == 300 <= ours.seconds, "for what takes long to compile"
     names = [name for part in gpu.PARTS for name in part.rows]
     assert len(names) == len(set(names))
     compiled, forms = "torch/compiled/", ("plain", "padded", "split")
