@@ -10,6 +10,8 @@ run, too, only the second means something.
 `trials`: DIR holds train.json, val.json, images/train and images/val. Each recipe is stopped after
 as much processor time; its learning rate has fallen by then, because its steps are counted from a
 first run of twenty. AP is given for photos with one and with several objects, too. Hours.
+With `--torch PYTHON`, an interpreter that has PyTorch, a trial of `finetune_lite` runs there, too
+(torch_small.py): the same first weights, batches and rates, and the same scorer.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ import argparse
 import copy
 import json
 import resource
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,9 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring.workloads import random_batch
+from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.models.families import FAMILIES
 from sparseinst_jax.models.ops import normalize_images
 from sparseinst_jax.models.trees import functional
@@ -37,8 +42,10 @@ from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.load import load
 from sparseinst_jax.setup.loading import build_predictor
-from sparseinst_jax.setup.run import first_state, make_step
+from sparseinst_jax.setup.run import first_state, make_run, make_step, resolve_schedule
 from sparseinst_jax.setup.train import train
+from sparseinst_jax.weights.convert import ours_to_original
+from sparseinst_jax.weights.network_files import write_arrays
 
 PHOTO, PADDED, NUM_CLASSES, BATCH = (480, 640), (320, 448), 3, 4
 LITE = "finetune_lite"
@@ -150,14 +157,16 @@ def trial(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     if keys["train.init_from"] == "lite0":
         keys["train.init_from"] = given.weights.partition("+")[0]
 
-    def run(folder: Path, steps: int) -> float:
-        schedule = {
+    def with_schedule(steps: int) -> dict[str, str]:
+        return keys | {
             "train.num_steps": f"{steps}",
             "train.warmup_steps": f"{min(100, steps // 10)}",
             "train.milestones": f"({steps * 7 // 10}, {steps * 9 // 10})",
         }
+
+    def run(folder: Path, steps: int) -> float:
         start = time.process_time()
-        train(base, folder, keys | schedule)
+        train(base, folder, with_schedule(steps))
         return time.process_time() - start
 
     folder = given.output / f"{name} {seed}".replace(" ", "_")
@@ -166,12 +175,58 @@ def trial(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
         steps = max(round(given.seconds / max((second - first) / 20, 1e-3)), 50)
     used = run(folder / "run", steps)
     found = {"recipe": name, "seed": seed, "steps": steps, "cpu_seconds": round(used)}
-    return found | score(folder / "run", data)
+    found |= score(load(folder / "run"), data)
+    if given.torch:
+        found["torch"] = torch_trial(given.torch, folder, base, with_schedule(steps), data)
+    return found
 
 
-def score(run: Path, data: Path) -> dict[str, list[float]]:
+def torch_trial(
+    python: str, folder: Path, base: str, keys: dict[str, str], data: Path
+) -> dict[str, Any]:
+    """Train by torch_small.py what a configuration begins with, and score it."""
+    start, learned = folder / "start.npz", folder / "learned.npz"
+    write_start(start, load_config(base, keys), keys)
+    script = Path(__file__).with_name("torch_small.py")
+    command = [python, str(script), str(start), str(learned)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(answer) | score(load(learned, config=base, overrides=keys), data)
+
+
+def write_start(
+    path: Path, config: Any, literal_keys: Collection[str] = (), own_steps: int = 5
+) -> None:
+    """Write what a run begins with and sees, and what its first steps give, as an npz.
+
+    It has `weights/<name of the original>`, `rates` [steps] and `batches/<step>/<field>`; of the
+    package's own steps `ours/<step>/<metric>`, and `ours/<step>/weights/<name>` after the first and
+    the last of them.
+    """
+    config, _ = resolve_schedule(config, literal_keys)
+    run, steps = make_run(config, lambda _: None), config.train.num_steps
+    names = FAMILIES[config.model.family].weights
+
+    def named(prefix: str, state: TrainState) -> dict[str, np.ndarray]:
+        arrays = ours_to_original(state.params, state.statistics, names)
+        return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+    arrays = named("weights", run.first_state)
+    arrays["rates"] = np.array([run.learning_rate(step) for step in range(steps)], np.float32)
+    state = run.step.place(run.first_state)
+    for step, batch in enumerate(train_batches(run.dataset, run.plan, 0, steps)):
+        fields = batch._asdict().items()
+        arrays |= {f"batches/{step}/{name}": x for name, x in fields if x is not None}
+        if step < own_steps:
+            state, metrics = run.step(state, batch)
+            arrays |= {f"ours/{step}/{name}": np.asarray(x) for name, x in metrics.items()}
+            if step in (0, own_steps - 1):
+                arrays |= named(f"ours/{step}/weights", run.step.fetch(state))
+    write_arrays(path, arrays)
+
+
+def score(predictor: Any, data: Path) -> dict[str, list[float]]:
     """AP and AP50, on photos with one and with several objects, too, and with classes put aside."""
-    truth, predictor = COCO(data / "val.json"), load(run)
+    truth = COCO(data / "val.json")
     found: list[Any] = []
     for image in truth.loadImgs(truth.getImgIds()):
         prediction = predictor(data / "images" / "val" / image["file_name"])
@@ -205,6 +260,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a trial, in place of seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--weights", default="lite0+things", help="of trials, as --init-from")
+    parser.add_argument("--torch", help="interpreter for the same trials of lite in PyTorch")
     parser.add_argument("--output", type=Path, default=Path("runs/small_networks"))
     given = parser.parse_args()
     if given.which == "speed":

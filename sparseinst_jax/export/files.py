@@ -114,7 +114,10 @@ def export_onnx(
         exported = FilePredictor(model.SerializeToString(), RUNTIME)
     agreement = None
     if photos is not None:
-        agreement = verify.compare_at_two_sizes(source.model, exported, photos, sys.stderr)
+        roundings = 0 if calibration else verify.ROUNDINGS  # int8 is more than rounding
+        agreement = verify.compare_at_two_sizes(
+            source.model, exported, photos, sys.stderr, roundings
+        )
         if not calibration:
             _refuse_difference(agreement)
         verification = _record(agreement, RUNTIME)

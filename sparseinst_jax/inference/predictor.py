@@ -10,7 +10,7 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -253,24 +253,26 @@ class Predictor(BasePredictor):
         outputs, _ = self._apply(params, statistics, images, intermediates=intermediates)
         return Forward(outputs, intermediates, padded, (height, width))
 
-    def margin(self, item: Prepared, size: Size) -> float:
-        """How far the nearest choice within the network is from falling otherwise.
+    @contextlib.contextmanager
+    def rounded_otherwise(self, seed: int) -> Iterator[None]:
+        """Use weights that each lie one float32 higher or lower, by chance, within a `with` block.
 
-        Infinite for a family that chooses nothing there; see `Family.margin`.
+        Such a network is as right as this one. What both find does not hang on rounding.
         """
-        if (margin := self._family.margin) is None:
-            return np.inf
+        rng, weights = np.random.default_rng(seed), self._weights
 
-        @jax.jit
-        def of(params: Tree, statistics: Tree, image: jax.Array, valid_size: jax.Array):
-            images = normalize_images(image[None], valid_size[None])
-            outputs, _ = self._apply(params, statistics, images)
-            return margin(outputs)
+        def move(values: Any) -> np.ndarray:
+            values = np.asarray(values)
+            if values.dtype != np.float32:
+                return values
+            towards = np.where(rng.random(values.shape) < 0.5, -np.inf, np.inf)
+            return np.nextafter(values, towards.astype(np.float32))
 
-        height, width = item.image.shape[:2]
-        padded = np.zeros((*size, 3), np.uint8)
-        padded[:height, :width] = item.image
-        return float(of(*self._weights, padded, np.array([height, width])))
+        self.set_weights(*jax.tree.map(move, jax.device_get(weights)))
+        try:
+            yield
+        finally:
+            self.set_weights(*weights)
 
     def activations(self, image: ImageLike) -> Activations:
         """Find the instances of one image, and where the network looked for each of them.

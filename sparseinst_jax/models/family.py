@@ -71,8 +71,6 @@ class Family:
       activations: where each mask of a batch looks: (outputs, intermediates) to a dict from the
         name of a map, such as "group 1", to float32 [B, N, h, w] in 0...1; None where there is no
         such thing.
-      margin: how far the nearest choice within the network is from falling otherwise, by which it
-        would find something else: (outputs) to a number; None where it chooses nothing.
     """
 
     model: Callable[..., Any]
@@ -88,7 +86,6 @@ class Family:
     scores_at_original_size: bool = False
     weights: WeightNames = UNPUBLISHED
     activations: Callable[[Any, Mapping[str, Any]], dict[str, jax.Array]] | None = None
-    margin: Callable[[Any], jax.Array] | None = None
 
 
 def size_faults(options: Mapping[str, Any], most: Mapping[str, int]) -> list[str]:

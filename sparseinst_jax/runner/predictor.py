@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -140,6 +141,10 @@ class BasePredictor:
 
     def select(self, items: Sequence[Prepared], size: Size) -> Any:
         """Send images of one padded size through the network."""
+        raise NotImplementedError
+
+    def rounded_otherwise(self, seed: int) -> AbstractContextManager[None]:
+        """Use weights that differ by rounding alone, within a `with` block."""
         raise NotImplementedError
 
     def fetch(self, selection: Any) -> Fetched:

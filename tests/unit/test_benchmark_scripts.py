@@ -17,7 +17,13 @@ import pytest
 from sparseinst_jax import matching
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
+from sparseinst_jax.data.loader import train_batches
+from sparseinst_jax.data.shapes import draw_shapes_dataset
+from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.setup.config import load_config
+from sparseinst_jax.setup.run import make_run
 from sparseinst_jax.training.step import TrainStep
+from sparseinst_jax.weights.convert import load_weights
 from tests.unit.test_forms import assert_same
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -432,3 +438,22 @@ def test_features_are_pooled_in_masks_of_another_stride(rng):
     np.testing.assert_allclose(pooled[:, 0], features[:, 1, 2], rtol=1e-6)
     np.testing.assert_allclose(pooled[:, 1], features.mean((1, 2)), atol=1e-6)
     assert (pooled[:, 2] == 0).all()
+
+
+def test_what_pytorch_is_handed_is_what_a_run_begins_with(tmp_path):
+    data = draw_shapes_dataset(tmp_path / "data", 4, 1, seed=3, image_size=(64, 64))
+    places = {"images": str(data / "images/train"), "annotations": str(data / "train.json")}
+    config = load_config("tiny", {f"data.train.{key}": value for key, value in places.items()})
+    _script("small_networks").write_start(tmp_path / "start.npz", config, own_steps=0)
+    run = make_run(config, lambda _: None)
+    with np.load(tmp_path / "start.npz") as start:
+        weights = {n.removeprefix("weights/"): start[n] for n in start if n.startswith("weights/")}
+        np.savez(tmp_path / "weights.npz", **weights)
+        np.testing.assert_allclose(start["rates"], [1.5e-6, 7.5075e-4, 1.5e-3, 1.5e-4], rtol=1e-6)
+        for step, batch in enumerate(train_batches(run.dataset, run.plan, 0, 4)):
+            for name in ("images", "valid_size", "labels", "masks", "is_target"):
+                np.testing.assert_array_equal(start[f"batches/{step}/{name}"], getattr(batch, name))
+    own = run.first_state.params, run.first_state.statistics
+    names = FAMILIES[config.model.family].weights
+    read = load_weights(tmp_path / "weights.npz", *own, names)
+    jax.tree.map(np.testing.assert_array_equal, read, own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import jax
 import numpy as np
 import onnx
@@ -52,24 +54,31 @@ def test_a_file_finds_what_the_package_finds(name, changes):
         exported.run_graph(np.zeros((1, 64, 96, 3), np.uint8), np.array([[64, 96]]))
 
 
-def test_a_photo_on_which_rounding_decides_says_nothing(monkeypatch):
-    config = exporting.narrow("fastinst_r50_x1", num_layers=1)
-    model = exporting.predictor_of(config).exportable().model
-    other = exporting.predictor_of(config)
-    other.set_weights(*jax.tree.map(lambda x: 1.05 * x, other._weights))
+def test_where_rounding_decides_a_file_agrees_with_the_model_as_it_rounds_otherwise(monkeypatch):
+    model, wrong = (exporting.predictor_of(exporting.narrow("giam_lite0")) for _ in range(2))
+    before = jax.device_get(model.weights)
+    with model.rounded_otherwise(3):
+        moved = jax.device_get(model.weights)
+    changes = jax.tree.map(lambda a, b: np.abs(a - b) / np.spacing(np.abs(a)), before, moved)
+    steps = np.concatenate([change.ravel() for change in jax.tree.leaves(changes)])
+    assert set(np.unique(steps)) <= {0.5, 1.0}  # half where a power of two is left downwards
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(model.weights))
+
+    # A file of other weights is refused however the model rounds; unless that is its rounding.
+    wrong.set_weights(*jax.tree.map(lambda x: 1.05 * x, before))
     photos = exporting.photos()[:2]
-    assert verify.compare(model, other, photos).faults() != []
-    size = tuple(verify.compare(model, model, photos[:1]).sizes[0])
-    ties = {size: 1e-7}
-    monkeypatch.setattr(model, "margin", lambda item, size: ties.get(size, 1.0))
-    found = verify.compare(model, model, photos)
-    assert (found.photos, found.undecided) == (2, 0)  # equal in spite of the tie
-    found = verify.compare(model, other, photos)
-    assert (found.photos, found.undecided) == (1, 1) and found.faults() != []
-    found = verify.compare(model, other, photos[:1])
-    assert found.faults() == [
-        "on none of the photos more than rounding decides: give others (--verify)"
-    ]
+    found = verify.compare(model, wrong, photos)
+    assert found.faults() != [] and found.ties == 0
+
+    @contextlib.contextmanager
+    def rounded_otherwise(seed):
+        model.set_weights(*(wrong if seed == 2 else model).weights)
+        yield
+        model.set_weights(*before)
+
+    monkeypatch.setattr(model, "rounded_otherwise", rounded_otherwise)
+    found = verify.compare(model, wrong, photos)
+    assert found.faults() == [] and found.ties == 2 and "2 by other rounding" in str(found)
 
 
 def test_a_graph_of_one_size_computes_no_sizes():

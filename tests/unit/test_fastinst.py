@@ -15,7 +15,6 @@ from sparseinst_jax.models.fastinst.model import (
     FastInst,
     Outputs,
     Prediction,
-    proposal_margin,
     proposal_scores,
     seen_pixels,
 )
@@ -63,21 +62,6 @@ def test_a_place_where_no_object_is_most_probable_can_be_a_peak():
     probs = np.full((3, 3, K), 1e-9)
     probs[1, 1, 0] = 0.05
     assert proposal_scores(_logits(probs))[0, 1, 1] == pytest.approx(1.05, abs=1e-6)
-
-
-def test_the_margin_is_what_decides_which_places_are_proposed():
-    probs = np.full((4, 4, 3), 0.01)
-    probs[..., 0] = np.linspace(0.10, 0.25, 16).reshape(4, 4)
-    probs[0, 0, 1] = 0.6  # of another class: no neighbour to it
-    probs[3, 3, 0], probs[3, 2, 0] = 0.5, 0.5 * (1 - 3e-4)  # nearly both would be peaks
-    assert proposal_margin(_logits(probs), 1) == pytest.approx(3e-4, rel=0.01)
-    probs[3, 2, 0] = 0.25
-    probs[0, 0, 1] = 0.5 + 2e-4  # two peaks, one is taken
-    assert proposal_margin(_logits(probs), 1) == pytest.approx(2e-4, rel=0.01)
-    assert proposal_margin(_logits(probs), 16) > 1e-2  # all are taken
-    # Two classes of a place that is no peak in one of them: as seen, 0.36873695 and 0.36873677.
-    probs[1, 1, :2] = 0.1, 0.1 * (1 - 1e-4)
-    assert proposal_margin(_logits(probs), 16) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_a_query_that_would_see_nothing_sees_everything_and_auxiliary_ones_always_do():

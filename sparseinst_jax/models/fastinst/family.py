@@ -54,5 +54,4 @@ FASTINST = Family(
     scores_at_original_size=True,
     weights=NAMES,
     activations=inference.activations,
-    margin=inference.margin,
 )

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from sparseinst_jax.models.family import Selection
-from sparseinst_jax.models.fastinst.model import Outputs, proposal_margin
+from sparseinst_jax.models.fastinst.model import Outputs
 
 MASK_THRESHOLD = 0.5
 
@@ -51,14 +51,6 @@ def select(
         is_kept=scores > score_threshold,
         masks=last.mask_logits,
     )
-
-
-def margin(outputs: Outputs) -> jax.Array:
-    """Return how far the choice of queries is from falling otherwise, see `proposal_margin`."""
-    _, number, height, width = outputs.heads[-1].mask_logits.shape
-    logits = outputs.proposal_logits
-    logits = logits.reshape(len(logits), height // 2, width // 2, -1)
-    return proposal_margin(logits, number)
 
 
 def activations(outputs: Outputs, intermediates: Mapping[str, Any]) -> dict[str, jax.Array]:

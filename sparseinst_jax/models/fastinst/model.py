@@ -155,34 +155,6 @@ def proposal_scores(logits: jax.Array) -> jax.Array:
     return largest + is_peak
 
 
-def proposal_margin(logits: jax.Array, number: int) -> jax.Array:
-    """How far the choice of places is from falling otherwise, over all images; rounding is 1e-6.
-
-    The least of: the relative difference of a place's probability from that of its second class
-    and from those of the neighbours with its best one, and the difference of scores where the list
-    ends.
-
-    Args:
-      logits: float32 [B, h, w, K+1].
-      number: of places that are chosen.
-    """
-    probs = jax.nn.softmax(logits, axis=-1)[..., :-1]
-    largest, label = probs.max(-1), probs.argmax(-1)
-    height, width = largest.shape[1:]
-    border = ((0, 0), (1, 1), (1, 1))
-    around, labels = jnp.pad(largest, border), jnp.pad(label, border, constant_values=-1)
-    second = jnp.where(jnp.arange(probs.shape[-1]) == label[..., None], 0.0, probs).max(-1)
-    beside = jnp.zeros_like(largest)
-    for y, x in ((y, x) for y in range(3) for x in range(3) if (y, x) != (1, 1)):
-        rows, columns = slice(y, y + height), slice(x, x + width)
-        is_same = labels[:, rows, columns] == label
-        beside = jnp.maximum(beside, jnp.where(is_same, around[:, rows, columns], 0.0))
-    ranked = -jnp.sort(-proposal_scores(logits).reshape(len(logits), -1), axis=1)
-    last = ranked[:, number - 1 : number] - ranked[:, number : number + 1]  # none, if all are taken
-    gaps = jnp.minimum(largest - second, jnp.abs(largest - beside)) / largest
-    return jnp.minimum(gaps.min(), last.min(initial=jnp.inf))
-
-
 class Attention(nnx.Module):
     """Multi-head attention, added to its first input and normalised.
 
