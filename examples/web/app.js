@@ -9,6 +9,7 @@ const state = {
   found: null, // what the worker found last
   chosen: null, // the instance that is looked at
   stream: null, // of the camera
+  last: null, // its last picture that was shown
   waiting: new Map(), // from the number of a photo to what resolves its promise
   number: 0,
 };
@@ -126,18 +127,16 @@ async function startCamera() {
   try {
     await video.play();
     const frame = () => look(video, video.videoHeight, video.videoWidth, Number($("score").value));
-    let seen;
-    for (let next = frame(), start = performance.now(); state.stream === stream; ) {
-      seen = await next;
+    state.last = null;
+    for (let next = frame(), start = performance.now(); ; ) {
+      const seen = await next;
       if (state.stream !== stream) break;
       next = frame(); // the worker looks at it while this one is drawn
-      present(seen);
+      present((state.last = seen));
       const now = performance.now();
       say(`${summary()}; ${(1000 / (now - start)).toFixed(2)} images a second.`);
       start = now;
     }
-    // The last picture stays: with every object, for the slider and to be saved.
-    if (!state.stream) present(await look(seen.canvas, seen.found.height, seen.found.width));
   } catch (error) {
     stopCamera();
     say(error.message);
@@ -150,6 +149,20 @@ function stopCamera() {
   $("status").ariaLive = "polite";
   $("camera").setAttribute("aria-pressed", "false");
   $("camera").textContent = "Camera";
+}
+
+// The last picture stays: with every object, for the slider and to be saved.
+async function keepLastPicture() {
+  stopCamera();
+  if (!state.last) return;
+  const { canvas, found } = state.last;
+  const number = state.number + 1; // of this look: a photo that is opened meanwhile comes after it
+  try {
+    const seen = await look(canvas, found.height, found.width);
+    if (state.number === number) present(seen);
+  } catch (error) {
+    say(error.message);
+  }
 }
 
 // Hues a golden angle apart: neighbours in the list never look alike.
@@ -267,7 +280,7 @@ for (const id of ["photo", "model"])
     open(target.files);
     target.value = ""; // the same file can be opened again
   };
-$("camera").onclick = () => (state.stream ? stopCamera() : startCamera());
+$("camera").onclick = () => (state.stream ? keepLastPicture() : startCamera());
 $("save").onclick = save;
 $("score").oninput = () => {
   $("score-value").textContent = Number($("score").value).toFixed(2);
