@@ -14,6 +14,7 @@ from sparseinst_jax.models.ops import PIXEL_MEAN, PIXEL_STD
 
 Write = Callable[..., Any]
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+COORDINATES = "coordinates"  # in the name of what makes them, which int8 leaves alone
 
 
 def array(variable: Any) -> np.ndarray:
@@ -112,7 +113,8 @@ def coordinates(g: Graph, stride: int) -> str:
         places = g.add("Sub", g.add("Div", places, g.last_place(axis, stride)), 1.0)
         plane = g.reshape(places, *shape)
         planes.append(g.add("Expand", plane, g.vector(g.batch, 1, *g.sides(stride))))
-    return g.add("Concat", *planes, axis=1)
+    with g.scope(COORDINATES):
+        return g.add("Concat", *planes, axis=1)
 
 
 def convolution(g: Graph, module: layers.Conv, x: str, norm: Any = None) -> str:

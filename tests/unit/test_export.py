@@ -123,12 +123,21 @@ def test_nodes_are_named_after_modules():
     assert {"backbone/res3/0/conv2/Conv", "decoder/inst_branch/iam_conv/Conv"} <= names
 
 
-def test_int8_leaves_the_first_layers_of_efficientnet_lite_as_they_are():
+def test_int8_leaves_alone_what_it_would_spoil_and_convolves_coordinates_beside(monkeypatch):
     model = exporting.written(exporting.narrow("giam_lite0"))
     exported = FilePredictor(model.SerializeToString())
     graph = quantize.quantized(model, exported, exporting.photos()[:1]).graph
     readers = {node.name: node for node in graph.node if node.op_type == "Conv"}
     made = [node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"]
     in_int8 = {name for name, node in readers.items() if node.input[1] in made}
-    kept = {name for name in readers if name.startswith(quantize.FLOAT_PARTS)}
-    assert len(kept) == 3 and in_int8 == readers.keys() - kept
+    kept = {name for name in readers if name.startswith((*quantize.FLOAT_PARTS, "coordinates/"))}
+    assert len(kept) == 3 + 6 + 1 + 2 and in_int8 == readers.keys() - kept
+    # With everything left alone, what was taken apart gives the same sums.
+    monkeypatch.setattr(quantize, "FLOAT_PARTS", ("backbone", "encoder", "decoder"))
+    apart = quantize.quantized(model, exported, exporting.photos()[:1])
+    item = exported.prepare(exporting.photos()[0])
+    size = exported.padded_size(item)
+    ours, whole = (
+        FilePredictor(m.SerializeToString()).select([item], size) for m in (apart, model)
+    )
+    np.testing.assert_allclose(ours["mask_probs"], whole["mask_probs"], atol=2e-5)
