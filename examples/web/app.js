@@ -46,6 +46,9 @@ const answers = {
     const slow = crossOriginIsolated ? "" : " The server does not isolate the page, so there is only one.";
     say(`Ready: ${names.length} classes, ${threads} thread${threads > 1 ? "s" : ""}.${slow}`);
   },
+  computed({ id }) {
+    state.waiting.get(id)?.computed?.();
+  },
   found(message) {
     state.waiting.get(message.id)?.resolve(message);
   },
@@ -66,14 +69,15 @@ worker.onerror = (event) => {
 };
 
 // Sends what a canvas can draw to the worker. Only objects of at least the score `lowest` get masks.
-async function look(source, height, width, lowest = 0) {
+// `computed` is called when the network is through and masks are still to be made.
+async function look(source, height, width, lowest = 0, computed = null) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(source, 0, 0, width, height);
   const { data } = context.getImageData(0, 0, width, height);
   const id = ++state.number;
   const found = await new Promise((resolve, reject) => {
-    state.waiting.set(id, { resolve, reject });
+    state.waiting.set(id, { resolve, reject, computed });
     worker.postMessage({ kind: "photo", id, lowest, photo: { height, width, data } }, [data.buffer]);
   }).finally(() => state.waiting.delete(id));
   found.instances.sort((a, b) => b.score - a.score);
@@ -126,12 +130,19 @@ async function startCamera() {
   Object.assign(video, { srcObject: stream, muted: true, playsInline: true });
   try {
     await video.play();
-    const frame = () => look(video, video.videoHeight, video.videoWidth, Number($("score").value));
+    let next;
+    const lookAgain = () => {
+      if (state.stream !== stream) return;
+      // The next picture is taken while masks are made of this one, and resized while they are drawn:
+      // no sooner, because it would lag, and would take a core from the network.
+      next = look(video, video.videoHeight, video.videoWidth, Number($("score").value), lookAgain);
+      next.catch(() => {}); // said once, by whichever is waited for
+    };
+    lookAgain();
     state.last = null;
-    for (let next = frame(), start = performance.now(); ; ) {
+    for (let start = performance.now(); ; ) {
       const seen = await next;
       if (state.stream !== stream) break;
-      next = frame(); // the worker looks at it while this one is drawn
       present((state.last = seen));
       const now = performance.now();
       say(`${summary()}; ${(1000 / (now - start)).toFixed(2)} images a second.`);

@@ -51,6 +51,7 @@ async function find(id, photo, lowest) {
     valid_size: new ort.Tensor("int64", BigInt64Array.of(BigInt(valid.height), BigInt(valid.width)), [1, 2]),
   });
   const computed = performance.now();
+  postMessage({ kind: "computed", id });
   const masks = output.mask_probs ?? output.mask_logits;
   const grid = { height: masks.dims[2], width: masks.dims[3] };
   const rows = upsamplingTaps(grid.height, metadata.mask_stride, valid.height, photo.height);
