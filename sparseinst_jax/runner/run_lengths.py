@@ -42,10 +42,12 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 def decode_masks(rles: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
     """Decode compressed RLEs to bool [D, height, width]; `size` is needed when there are none."""
-    if not rles:
-        return np.zeros((0, *size), bool)
-    masks = coco_mask.decode(_own(rles))  # [height, width, D]
-    return np.ascontiguousarray(masks.transpose(2, 0, 1)).astype(bool)
+    masks = np.empty((len(rles), *size), bool)
+    # One by one, so that a mask is still in the processor's cache when it is turned round: half
+    # the time. It comes as uint8 [height, width], down the columns, zeros and ones.
+    for mask, rle in zip(masks.view(np.uint8), rles, strict=True):
+        mask[...] = coco_mask.decode(rle)
+    return masks
 
 
 def _own(rles: Sequence[Any]) -> Any:
