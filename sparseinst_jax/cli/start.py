@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sparseinst_jax.cli import check_data
 from sparseinst_jax.cli import eval as evaluation
@@ -23,8 +26,10 @@ from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.published import LITE0_PACKAGE, THINGS, lite0_of_package, local_weights
 from sparseinst_jax.setup.train import train
 
-# Seconds of one core for a photo of 320 x 427 in training; measured, see docs/own_data.md.
+# Seconds of one core for a photo of 320 x 427 in training, where `_probe` takes PROBE_SECONDS;
+# measured, see docs/own_data.md.
 CORE_SECONDS = {"finetune_lite": 0.25, "finetune_small": 0.12}
+PROBE_SECONDS = 0.0049
 MOST_CORES = 4  # more are hardly used at these sizes
 LONG_SIDES = {320: 427, 416: 555, 512: 683}
 SMALL = 16  # pixels of a side below which objects are hardly learned
@@ -191,7 +196,8 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
         num_masks = max(num_masks, -(-most * 5 // 40) * 10)  # a quarter more than that, in tens
     cores = min(len(os.sched_getaffinity(0)), MOST_CORES)
     batch = load_config(config).train.batch_size
-    seconds = CORE_SECONDS[config] * (side / 320) ** 2 * batch / cores
+    slowness = min(max(_probe() / PROBE_SECONDS, 0.4), 4.0)
+    seconds = CORE_SECONDS[config] * slowness * (side / 320) ** 2 * batch / cores
     steps = max(round(minutes * 60 / seconds), LEAST_STEPS)
     overrides = {
         "data.train_sizes": f"({side},)",
@@ -214,6 +220,19 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
         " compiling; then the test, and pictures of the errors",
     ]
     return config, overrides, how
+
+
+def _probe() -> float:
+    """Seconds of one core for what a depthwise convolution does: how fast this machine is now."""
+    x = np.ones((96, 160, 224), np.float32)
+    weights, times = x[:, :1, :1], []
+    for _ in range(9):
+        start = time.perf_counter()
+        y = x * weights
+        for shift in (1, 2):
+            y[:, shift:] += x[:, :-shift] * weights
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
 
 
 def _short_side(content: dict[str, Any]) -> tuple[int, float]:

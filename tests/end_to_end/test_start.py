@@ -111,8 +111,9 @@ def test_labels_of_every_tool_become_a_plan(name, tmp_path, on_a_laptop):
     assert plan.overrides.get("data.exclude_classes") == left_out
 
 
-def test_the_plan_follows_objects_and_minutes(monkeypatch, on_a_laptop):
+def test_the_plan_follows_objects_minutes_and_the_machine(monkeypatch, on_a_laptop):
     monkeypatch.setattr(start.os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr(start, "_probe", lambda: start.PROBE_SECONDS)
 
     def chosen(side, number, minutes):
         image = dict(id=1, height=320, width=427)
@@ -127,6 +128,8 @@ def test_the_plan_follows_objects_and_minutes(monkeypatch, on_a_laptop):
     assert small["data.eval_size"] == "(416, 555)" and small["model.num_masks"] == "120"
     assert int(small["train.num_steps"]) == round(5000 / 1.3**2)
     assert chosen(2, 10, 20)["data.eval_size"] == "(512, 683)"
+    monkeypatch.setattr(start, "_probe", lambda: 2 * start.PROBE_SECONDS)
+    assert int(chosen(40, 10, 20)["train.num_steps"]) == 2500
 
 
 def test_a_run_is_trained_evaluated_and_continued(tmp_path, on_a_laptop, capsys):
