@@ -115,9 +115,8 @@ def export_onnx(
     agreement = None
     if photos is not None:
         roundings = 0 if calibration else verify.ROUNDINGS  # int8 is more than rounding
-        agreement = verify.compare_at_two_sizes(
-            source.model, exported, photos, sys.stderr, roundings
-        )
+        photos = verify.photos_of_two_sizes(exported, photos)
+        agreement = verify.compare(source.model, exported, photos, sys.stderr, roundings)
         if not calibration:
             _refuse_difference(agreement)
         verification = _record(agreement, RUNTIME)

@@ -120,17 +120,6 @@ def drawn_photos(first: int = 1) -> list[np.ndarray]:
     return [np.ascontiguousarray(photo) for photo in turned]
 
 
-def compare_at_two_sizes(
-    model: BasePredictor,
-    exported: BasePredictor,
-    photos: Sequence[np.ndarray],
-    progress: TextIO | None = None,
-    roundings: int = ROUNDINGS,
-) -> Agreement:
-    """Compare, on drawn photos besides where those given have too few sizes; see `compare`."""
-    return compare(model, exported, photos_of_two_sizes(exported, photos), progress, roundings)
-
-
 def photos_of_two_sizes(exported: BasePredictor, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The photos, with drawn ones where they would all be padded to one size."""
     sizes = {exported.padded_size(exported.prepare(photo)) for photo in photos}
