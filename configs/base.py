@@ -121,5 +121,6 @@ def _eval() -> ConfigDict:
     evaluation.score_threshold = 0.005  # sqrt(class * objectness), before rescoring by the mask
     evaluation.mask_threshold = 0.45
     evaluation.batch_size = 1  # images of equal padded size that run together
+    evaluation.zoom = 1.0  # above 1 photos are looked at in overlapping parts, so much larger
     evaluation.protocol = "original"  # or "paddledetection": its resize, mask crop and lost query
     return evaluation

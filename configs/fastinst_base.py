@@ -59,5 +59,6 @@ def _eval() -> ConfigDict:
     evaluation.score_threshold = 0.0  # of the class, before the mask's factor
     evaluation.mask_threshold = 0.5
     evaluation.batch_size = 1  # images of equal padded size that run together
+    evaluation.zoom = 1.0  # above 1 photos are looked at in overlapping parts, so much larger
     evaluation.protocol = "original"
     return evaluation

@@ -121,7 +121,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 def _inputs(exported: BasePredictor, photos: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     for photo in counted_images(photos, sys.stderr, "calibrated"):
-        item = exported.prepare(photo)
+        item = exported.prepare_whole(photo)
         height, width = item.image.shape[:2]
         images = np.zeros((1, *exported.padded_size(item), 3), np.uint8)
         images[0, :height, :width] = item.image

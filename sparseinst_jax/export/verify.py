@@ -122,7 +122,7 @@ def drawn_photos(first: int = 1) -> list[np.ndarray]:
 
 def photos_of_two_sizes(exported: BasePredictor, photos: Sequence[np.ndarray]) -> list[np.ndarray]:
     """The photos, with drawn ones where they would all be padded to one size."""
-    sizes = {exported.padded_size(exported.prepare(photo)) for photo in photos}
+    sizes = {exported.padded_size(exported.prepare_whole(photo)) for photo in photos}
     return [*photos, *drawn_photos()] if len(sizes) < 2 else list(photos)
 
 
@@ -183,7 +183,7 @@ def compare(
     start = time.monotonic()
     sizes, counts, ties = [], [], 0
     for photo in counted_images(photos, progress, "compared"):
-        item = exported.prepare(photo)
+        item = exported.prepare_whole(photo)
         size = exported.padded_size(item)
         ours, theirs = (_find(each, item, size) for each in (model, exported))
         found = _counted(model.cut, photo, ours, _aligned(ours, theirs))
@@ -268,6 +268,7 @@ def _find(predictor: BasePredictor, item: Prepared, size: Size) -> _Found:
     if predictor.cut.are_logits:
         probs = 1 / (1 + np.exp(-probs))
     (found,) = predictor.finish([Pending([0], [item], selection)])
+    assert found.query_index is not None  # it is no part
     rles, at_photo_size = found.encode()
     queries, labels = found.query_index.tolist(), found.labels.tolist()
     (kept,) = np.nonzero(fetched.is_kept[0])

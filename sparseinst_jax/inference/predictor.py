@@ -36,7 +36,7 @@ from sparseinst_jax.runtime.messages import brief
 from sparseinst_jax.runtime.process import refuse_forked
 
 # Pixels, images: far above what devices hold; they bound what a stored configuration can ask for.
-MAX_EVAL_SIZE, MAX_BATCH_SIZE = 1 << 14, 1 << 12
+MAX_EVAL_SIZE, MAX_BATCH_SIZE, MAX_ZOOM = 1 << 14, 1 << 12, 32
 
 
 class Forward(NamedTuple):
@@ -76,6 +76,7 @@ class Predictor(BasePredictor):
         batch_size: images that go through the network together on a device; fewer are filled up.
         protocol: the test procedure, a key of `data.ecosystems.PROTOCOLS`.
         config: the whole configuration as plain values, for those who are handed an exported file.
+        zoom: above 1, a photo is looked at in overlapping parts, see `runner.parts`.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Predictor(BasePredictor):
         batch_size: int = 1,
         protocol: str = "original",
         config: Mapping[str, Any] | None = None,
+        zoom: float = 1.0,
     ) -> None:
         self._family, self._protocol_name, self._config = family, protocol, dict(config or {})
         options = dict(options or {})
-        eval_size = checked_settings(eval_size, batch_size, options)
+        eval_size = checked_settings(eval_size, batch_size, options, zoom)
         self.mask_threshold = options.get("mask_threshold", family.mask_threshold)
         cut = MaskCut(
             self.mask_threshold,
@@ -103,7 +105,7 @@ class Predictor(BasePredictor):
             family.masks_are_logits,
             family.scores_at_original_size,
         )
-        super().__init__(class_names, category_ids, eval_size, cut, batch_size, protocol)
+        super().__init__(class_names, category_ids, eval_size, cut, batch_size, protocol, zoom)
         self._apply, self._options = apply, options
         self._select_outputs = functools.partial(family.select, **options)
         self._weights = params, statistics
@@ -242,8 +244,8 @@ class Predictor(BasePredictor):
         )
 
     def forward(self, image: ImageLike) -> Forward:
-        """Run the network on one image and keep everything it computes on the way."""
-        resized = self.prepare(as_rgb(image)).image
+        """Run the network on one whole image and keep everything it computes on the way."""
+        resized = self.prepare_whole(as_rgb(image)).image
         height, width = resized.shape[:2]
         padded = np.zeros((*padded_size((height, width)), 3), np.uint8)
         padded[:height, :width] = resized
@@ -278,8 +280,14 @@ class Predictor(BasePredictor):
         """Find the instances of one image, and where the network looked for each of them.
 
         Raises:
-            ValueError: networks of this family have no activation maps.
+            ValueError: networks of this family have no activation maps, or photos are looked at in
+                parts.
         """
+        if self.zoom != 1:
+            raise ValueError(
+                f"the maps of a photo are of the whole of it, and eval.zoom is {self.zoom:g}: "
+                'load(path, overrides={"eval.zoom": 1}), or give a part of the photo'
+            )
         if self._family.activations is None:
             raise ValueError(
                 "networks of this family have no activation maps: its Family says no `activations`;"
@@ -344,7 +352,7 @@ def _is_accelerator(device: Any) -> bool:
 
 
 def checked_settings(
-    eval_size: Sequence[Any], batch_size: Any, options: Mapping[str, Any]
+    eval_size: Sequence[Any], batch_size: Any, options: Mapping[str, Any], zoom: Any = 1.0
 ) -> tuple[int, int]:
     """Check settings that may come from an untrusted checkpoint; returns `eval_size`."""
     sizes = tuple(eval_size)
@@ -354,6 +362,8 @@ def checked_settings(
         )
     if not 1 <= batch_size <= MAX_BATCH_SIZE:
         raise ValueError(f"eval.batch_size must be 1 to {MAX_BATCH_SIZE}, got {brief(batch_size)}")
+    if not 1 <= zoom <= MAX_ZOOM:
+        raise ValueError(f"eval.zoom must be 1 to {MAX_ZOOM}, got {brief(zoom)}")
     for key in ("score_threshold", "mask_threshold"):
         if not 0 <= options.get(key, 0) <= 1:
             raise ValueError(f"eval.{key} must be 0 to 1, got {brief(options[key])}")

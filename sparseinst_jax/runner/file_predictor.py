@@ -40,6 +40,7 @@ class GraphPredictor(BasePredictor):
         eval_size: Size | None = None,
         classes: tuple[Sequence[str], Sequence[int | None]] | None = None,
         batch_size: int = 1,
+        zoom: float = 1.0,
     ) -> None:
         self.name, self.metadata, self._run = name, metadata, run
         self.mask_threshold = metadata.mask_threshold
@@ -53,11 +54,11 @@ class GraphPredictor(BasePredictor):
         size = eval_size or (metadata.shortest_side, metadata.longest_side)
         # A graph of one size is of one image.
         batch_size = batch_size if metadata.fixed_size is None else 1
-        super().__init__(names, ids, size, cut, batch_size, metadata.protocol)
+        super().__init__(names, ids, size, cut, batch_size, metadata.protocol, zoom)
 
-    def prepare(self, image: np.ndarray) -> Prepared:
+    def prepare_whole(self, image: np.ndarray) -> Prepared:
         """Resize an image uint8 [h, w, 3] by the test rule, and so that it fits into the graph."""
-        prepared, fixed = super().prepare(image), self.metadata.fixed_size
+        prepared, fixed = super().prepare_whole(image), self.metadata.fixed_size
         height, width = prepared.image.shape[:2]
         if fixed is None or (height <= fixed[0] and width <= fixed[1]):
             return prepared

@@ -19,6 +19,7 @@ from sparseinst_jax.data.images import ImageLike, as_rgb
 from sparseinst_jax.data.transforms import padded_size
 from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.runner.masks import MaskCut
+from sparseinst_jax.runner.parts import Joined, Part, join, parts_of
 from sparseinst_jax.runner.prediction import Prediction, score_fault
 
 Size = tuple[int, int]
@@ -30,12 +31,17 @@ class Prepared(NamedTuple):
     Attributes:
         image: uint8 [h, w, 3], resized by the test rule, not padded.
         original_size: (height, width) before the resize.
-        mask_size: (height, width) of the part that masks are cut to: the image.
+        mask_size: (height, width) of what masks are cut to: the image.
+        part: of a photo that the image is; None for a whole one.
     """
 
     image: np.ndarray
     original_size: Size
     mask_size: Size
+    part: Part | None = None
+
+
+Ready = Prepared | list[Prepared]  # a photo, or all of its parts
 
 
 class Pending(NamedTuple):
@@ -103,6 +109,7 @@ class BasePredictor:
         cut: how masks are brought back and cut.
         batch_size: images that go through the network together; fewer are filled up.
         protocol: the test procedure, a key of `data.ecosystems.PROTOCOLS`.
+        zoom: above 1, a photo is looked at in overlapping parts, see `runner.parts`.
     """
 
     def __init__(
@@ -113,6 +120,7 @@ class BasePredictor:
         cut: MaskCut,
         batch_size: int,
         protocol: str,
+        zoom: float = 1.0,
     ) -> None:
         if len(class_names) != len(category_ids):
             raise ValueError(
@@ -122,7 +130,7 @@ class BasePredictor:
         self.class_names = tuple(class_names)
         self.category_ids = tuple(None if i is None else int(i) for i in category_ids)
         self._is_wanted = np.array([i is not None for i in category_ids], bool)
-        self.eval_size, self.batch_size, self.cut = eval_size, batch_size, cut
+        self.eval_size, self.batch_size, self.cut, self.zoom = eval_size, batch_size, cut, zoom
         self.protocol = find_protocol(protocol)
 
     def __repr__(self) -> str:
@@ -211,17 +219,29 @@ class BasePredictor:
                 predictions.append(prediction[is_kept])
         return predictions
 
-    def prepare(self, image: np.ndarray) -> Prepared:
-        """Resize an image uint8 [h, w, 3] by the test rule (on the host; safe in threads)."""
+    def prepare(self, image: np.ndarray) -> Ready:
+        """Resize a photo uint8 [h, w, 3], or its parts (on the host; safe in threads)."""
+        if self.zoom == 1:
+            return self.prepare_whole(image)
+        made = []
+        for part in parts_of((image.shape[0], image.shape[1]), self.zoom):
+            (y, x), (height, width) = part.corner, part.size
+            piece = np.ascontiguousarray(image[y : y + height, x : x + width])
+            made.append(self.prepare_whole(piece)._replace(part=part))
+        return made
+
+    def prepare_whole(self, image: np.ndarray) -> Prepared:
+        """Resize an image uint8 [h, w, 3] by the test rule."""
         resized, mask_size = self.protocol.resize(image, self.eval_size)
         return Prepared(resized, (image.shape[0], image.shape[1]), mask_size)
 
-    def run(self, items: Sequence[Prepared]) -> list[FoundInstances]:
+    def run(self, items: Sequence[Ready]) -> list[FoundInstances | Joined]:
         """Send prepared images through the network; see `start` and `finish`."""
         return self.finish(self.start(items))
 
-    def start(self, items: Sequence[Prepared]) -> list[Pending]:
+    def start(self, items: Sequence[Ready]) -> list[Pending]:
         """Hand images to the device, those of equal padded size together; does not wait."""
+        items = [one for item in items for one in (item if isinstance(item, list) else [item])]
         groups: dict[Size, list[int]] = {}
         for position, item in enumerate(items):
             groups.setdefault(self.padded_size(item), []).append(position)
@@ -235,15 +255,17 @@ class BasePredictor:
 
     def finish(
         self, pending: Sequence[Pending], score_threshold: float = 0.0
-    ) -> list[FoundInstances]:
+    ) -> list[FoundInstances | Joined]:
         """Wait for the network and fetch what is kept, in the order of `start`'s images.
 
         What scores less than `score_threshold` already, before its mask makes it less, is left out.
         """
         found: dict[int, FoundInstances] = {}
+        parts: dict[int, Part | None] = {}
         for positions, items, selection in pending:
             scores, labels, query_index, is_kept, _, upsample = self.fetch(selection)
             for row, (position, item) in enumerate(zip(positions, items, strict=True)):
+                parts[position] = item.part
                 (kept,) = np.nonzero(is_kept[row])
                 if self.protocol.drops_last:
                     kept = kept[:-1]
@@ -255,7 +277,11 @@ class BasePredictor:
                     _with_scores(upsample(row, query_index[row, kept], item), scores[row, kept]),
                     item.original_size,
                 )
-        return [found[position] for position in range(len(found))]
+        rest: Iterator[Any] = ((parts[position], found[position]) for position in range(len(found)))
+        return [
+            one if part is None else join([(part, one), *itertools.islice(rest, part.number - 1)])
+            for part, one in rest
+        ]
 
 
 def _with_scores(

@@ -18,20 +18,34 @@ def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:
     return [{"size": list(size), "counts": _encode(mask)} for mask in masks]
 
 
-def _encode(mask: np.ndarray) -> str:
-    """Encode uint8 [width, height], zeros and ones; looks for changes where there are ones."""
-    size, flat = mask.shape[::-1], mask.reshape(-1)
-    raw = flat.tobytes()
+def encode_columns(columns: np.ndarray, first: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Encode a mask that lies within some columns of it.
+
+    Args:
+        columns: uint8 [number of columns, height], zeros and ones.
+        first: the column that they begin with.
+        size: (height, width) of the whole mask.
+    """
+    return {"size": list(size), "counts": _encode(columns, first * size[0], size)}
+
+
+def _encode(mask: np.ndarray, before: int = 0, size: tuple[int, int] | None = None) -> str:
+    """Encode uint8 [width, height], zeros and ones; looks for changes where there are ones.
+
+    It may be a piece of a mask of `size` (height, width), with `before` pixels before it.
+    """
+    whole, flat = size or mask.shape[::-1], mask.reshape(-1)
+    raw, total = flat.tobytes(), whole[0] * whole[1]
     first, end = raw.find(1), raw.rfind(1) + 1
     part = flat[first:end]
     is_changed = part[1:] != part[:-1]
-    if np.count_nonzero(is_changed) > _MOST_CHANGES:
+    if size is None and np.count_nonzero(is_changed) > _MOST_CHANGES:
         rle: Any = coco_mask.encode(mask.T)
     else:
         changes = np.flatnonzero(is_changed) + (first + 1)
         inside = [first, *changes.tolist(), end] if end else []
-        ends = [0, *inside, *[flat.size] * (end < flat.size)]
-        rle = coco_mask.frPyObjects({"size": size, "counts": np.diff(ends).tolist()}, *size)
+        ends = np.array([-before, *inside, *[total - before] * (before + end < total or not end)])
+        rle = coco_mask.frPyObjects({"size": whole, "counts": np.diff(ends).tolist()}, *whole)
     return rle["counts"].decode("ascii")
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from sparseinst_jax.drawing.frames import SteadyColours, draw_frame, leave_signals_to_parent
 from sparseinst_jax.runner.prediction import SHOWN_SCORE
-from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared
+from sparseinst_jax.runner.predictor import BasePredictor, Pending, Ready
 from sparseinst_jax.runner.run_lengths import areas_of
 from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.pages import page
@@ -272,7 +272,7 @@ def draw_frames(
         drawers = ThreadPoolExecutor(min(cores, 4))
     colours = SteadyColours()
 
-    def prepare(frame: Frame) -> tuple[Frame, Prepared]:
+    def prepare(frame: Frame) -> tuple[Frame, Ready]:
         return frame, predictor.prepare(frame.image)
 
     def submit(item: tuple[Frame, list[Any], np.ndarray, np.ndarray]) -> Any:
@@ -302,7 +302,7 @@ def draw_frames(
 
 def _found(
     predictor: BasePredictor,
-    frames: Iterator[tuple[Frame, Prepared]],
+    frames: Iterator[tuple[Frame, Ready]],
     score_threshold: float,
     is_live: bool,
 ) -> Iterator[tuple[Frame, list[Any], np.ndarray, np.ndarray]]:

@@ -38,6 +38,7 @@ LATER_KEYS: dict[str, Any] = {
     "train.early_stopping": 0,
     "train.skip_nonfinite": 0,
     "eval.protocol": "original",
+    "eval.zoom": 1.0,
 }
 _RENAMED = {"train.init_weights": "train.init_from"}
 

@@ -43,7 +43,7 @@ def build_predictor(
 ) -> Predictor:
     """Make a predictor from a network's pure function with the settings of a configuration."""
     options = dict(config.eval)
-    batch_size, protocol = options.pop("batch_size"), options.pop("protocol")
+    batch_size, protocol, zoom = (options.pop(key) for key in ("batch_size", "protocol", "zoom"))
     return Predictor(
         apply,
         params,
@@ -56,6 +56,7 @@ def build_predictor(
         batch_size=batch_size,
         protocol=protocol,
         config=config.to_dict(),
+        zoom=zoom,
     )
 
 
@@ -186,7 +187,7 @@ def run_folder(checkpoint: str | os.PathLike) -> Path:
 
 
 # What an exported file cannot change: it is in the graph.
-_FREE = ("data.", "train.", "eval.batch_size")
+_FREE = ("data.", "train.", "eval.batch_size", "eval.zoom")
 
 
 def exported_config(metadata: Metadata, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -218,10 +219,10 @@ def load_exported(
         given = (metadata.shortest_side, metadata.longest_side)
         if "data.eval_size" in (overrides or {}):
             given = config.data.eval_size
-        batch_size = config.eval.batch_size
-        size = checked_settings(given, batch_size, {})
+        batch_size, zoom = config.eval.batch_size, config.eval.zoom
+        size = checked_settings(given, batch_size, {}, zoom)
         predictor = FilePredictor(
-            path, runtime, eval_size=size, classes=classes, batch_size=batch_size
+            path, runtime, eval_size=size, classes=classes, batch_size=batch_size, zoom=zoom
         )
     return predictor, config
 
