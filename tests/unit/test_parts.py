@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparseinst_jax.runner import run_lengths
+from sparseinst_jax.runner.file_predictor import FilePredictor
 from sparseinst_jax.runner.parts import OVERLAP, join, parts_of
 from sparseinst_jax.runner.predictor import FoundInstances
 from tests import exporting
@@ -102,6 +103,10 @@ def test_a_network_looks_at_each_part_as_if_it_were_the_photo(quick_compilation)
     assert ours <= expected and 0 < len(ours)
     (raw,) = zoomed.run([zoomed.prepare(photo)])
     assert len(raw.encode()[0]) >= len(found)
+    model = exporting.written(exporting.narrow("giam_r50"))
+    theirs = FilePredictor(model.SerializeToString(), zoom=2.0)(photo, 0.01)
+    np.testing.assert_array_equal(theirs.labels, found.labels)
+    np.testing.assert_allclose(theirs.scores, found.scores, atol=1e-5)
     with pytest.raises(ValueError, match=r"eval\.zoom is 2"):
         zoomed.activations(photo)
     config.eval.zoom = 0.5
