@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from sparseinst_jax.runner import run_lengths
 
-OVERLAP = 0.25  # of a part with the next
+OVERLAP = 0.25  # of a part with the next, at least
 SAME = 0.5  # of the smaller of two masks of one class: above it they are of one object
 
 Size = tuple[int, int]
@@ -84,29 +84,34 @@ class Joined(NamedTuple):
 def join(found: Sequence[tuple[Part, Any]]) -> Joined:
     """Join what is found in the parts of a photo (`predictor.FoundInstances` each).
 
-    Of masks of one class from different parts that share more than `SAME` of the smaller one, the
-    surest stays; one that ends at the border of its part stays only where there is no whole one.
+    Of masks of one class that share more than `SAME` of the smaller one, the surest stays. One that
+    ends at the border of its part stays only where there is no whole one, and not at all where the
+    next part sees all of it, too.
     """
-    rles, scores, labels, homes, are_cut = [], [], [], [], []
-    for home, (part, instances) in enumerate(found):
-        (y, x), (height, width), photo_size, _ = part
+    rles, scores, labels, are_cut = [], [], [], []
+    for (corner, size, photo_size, _), instances in found:
+        (y, x), (height, width) = corner, size
         place = np.zeros((width, photo_size[0]), np.uint8)  # the photo's columns of the part
-        inner = x > 0, x + width < photo_size[1], y > 0, y + height < photo_size[0]
         each_label = iter(instances.labels.tolist())
         for masks, its_scores in instances.chunks:
             for mask, score in zip(masks, its_scores.tolist(), strict=True):
                 label = next(each_label)
-                if not mask.any():
+                columns, rows = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                if not len(columns):
+                    continue
+                is_cut, is_seen_beyond = np.logical_or(
+                    _ends(columns, width, x > 0, x + width < photo_size[1]),
+                    _ends(rows, height, y > 0, y + height < photo_size[0]),
+                )
+                if is_seen_beyond:
                     continue
                 place[:, y : y + height] = mask
-                borders = mask[0], mask[-1], mask[:, 0], mask[:, -1]
-                are_cut.append(any(a and b.any() for a, b in zip(inner, borders, strict=True)))
                 rles.append(run_lengths.encode_columns(place, x, photo_size))
                 scores.append(score)
                 labels.append(label)
-                homes.append(home)
+                are_cut.append(is_cut)
     order = np.lexsort((-np.array(scores), are_cut))
-    kept = sorted(_unlike(order, rles, np.array(labels), np.array(homes)))
+    kept = sorted(_unlike(order, rles, np.array(labels)))
     return Joined(
         np.array([labels[i] for i in kept], np.int32),
         [rles[i] for i in kept],
@@ -115,18 +120,29 @@ def join(found: Sequence[tuple[Part, Any]]) -> Joined:
     )
 
 
-def _unlike(
-    order: np.ndarray, rles: Sequence[Any], labels: np.ndarray, homes: np.ndarray
-) -> list[int]:
-    """Go through masks in an order and keep what is not an earlier one of another part."""
+def _ends(places: np.ndarray, side: int, is_before: bool, is_behind: bool) -> tuple[bool, bool]:
+    """Whether an object ends at a border with other parts beyond, and whether these see all of it.
+
+    Args:
+        places: the rows or columns of its part that it has pixels in.
+        side: number of rows or columns of the part.
+        is_before: other parts begin before this one.
+        is_behind: other parts go on behind it.
+    """
+    first, last, strip = places[0], places[-1], OVERLAP * side
+    is_before, is_behind = is_before and first == 0, is_behind and last == side - 1
+    is_seen = (is_before and last < strip) or (is_behind and first >= side - strip)
+    return is_before or is_behind, is_seen
+
+
+def _unlike(order: np.ndarray, rles: Sequence[Any], labels: np.ndarray) -> list[int]:
+    """Go through masks in an order and keep what is not an earlier one of its class."""
     kept: list[int] = []
     for label in np.unique(labels):
         mine = [int(i) for i in order if labels[i] == label]
         chosen = [rles[i] for i in mine]
         shares = coco_mask.iou(chosen, chosen, [1] * len(chosen))  # of the row's mask
-        shares = np.maximum(shares, shares.T)
-        shares[homes[mine][:, None] == homes[mine]] = 0
-        stays: list[int] = []
+        shares, stays = np.maximum(shares, shares.T), []
         for row in range(len(mine)):
             if not (shares[row, stays] > SAME).any():
                 stays.append(row)

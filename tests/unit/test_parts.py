@@ -62,13 +62,22 @@ def test_what_several_parts_find_is_found_once_and_whole():
         assert score[0] in scores
 
 
-def test_of_one_class_in_one_part_nothing_is_taken_away():
-    photo = np.zeros((2, 40, 40), bool)
-    photo[0, 2:12, 2:12] = True
-    photo[1, 4:8, 4:8] = True
+def test_neighbours_stay_and_what_another_part_sees_all_of_is_left_to_it():
+    photo = np.zeros((2, 80, 120), bool)
+    photo[0, 10:20, 10:20] = True
+    photo[1, 10:20, 16:26] = True  # shares less than a half
     assert len(join(_seen_in(photo, [0, 0])).rles) == 2
-    nothing = join(_seen_in(photo[:0], []))
-    assert nothing.rles == [] and nothing.scores.shape == (0,) and nothing.original_size == (40, 40)
+    found = _seen_in(photo[:0], [])
+    nothing = join(found)
+    assert nothing.rles == [] and nothing.scores.shape == (0,)
+    assert nothing.original_size == (80, 120)
+    # The first part is 60 columns wide, and the second begins with column 30.
+    for columns, number in (((50, 60), 0), ((40, 60), 1), ((0, 60), 1), ((0, 10), 1)):
+        mask = np.zeros((1, 60, 40), np.uint8)
+        mask[:, slice(*columns), 4:9] = 1
+        chunks = iter([(mask, np.ones(1, np.float32))])
+        alone = FoundInstances(np.array([0]), np.array([0]), chunks, (40, 60))
+        assert len(join([(found[0][0], alone)]).rles) == number
 
 
 def test_columns_of_a_mask_are_encoded_as_the_whole(rng):
