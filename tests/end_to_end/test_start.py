@@ -124,10 +124,14 @@ def test_the_plan_follows_objects_minutes_and_the_machine(monkeypatch, on_a_lapt
     large = chosen(40, 10, 20)
     assert large["data.eval_size"] == "(320, 427)" and large["model.num_masks"] == "50"
     assert int(large["train.num_steps"]) == 20 * 60 * 2 / (0.12 * 4)
-    small = chosen(13, 90, 20)
-    assert small["data.eval_size"] == "(416, 555)" and small["model.num_masks"] == "120"
-    assert int(small["train.num_steps"]) == round(5000 / 1.3**2)
+    few = chosen(13, 10, 20)
+    assert few["data.eval_size"] == "(416, 555)" and "eval.zoom" not in few
+    assert int(few["train.num_steps"]) == round(5000 / 1.3**2)
     assert chosen(2, 10, 20)["data.eval_size"] == "(512, 683)"
+    assert chosen(30, 90, 20)["model.num_masks"] == "120"
+    many = chosen(15, 90, 20)  # in parts, three times as large
+    assert many["eval.zoom"] == "3.0" and many["data.lsj_range"] == "(2.25, 3.90)"
+    assert many["data.eval_size"] == "(320, 427)" and many["model.num_masks"] == "50"
     monkeypatch.setattr(start, "_probe", lambda: 2 * start.PROBE_SECONDS)
     assert int(chosen(40, 10, 20)["train.num_steps"]) == 2500
 
