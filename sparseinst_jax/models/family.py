@@ -43,8 +43,8 @@ class Family:
     """One model family; only facts and functions, no weights.
 
     `options` below is `config.model` without `family`, `backbone` and `dtype`: their meaning
-    is up to the family, and so is that of `config.objective` and, except for `batch_size` and
-    `protocol`, of `config.eval`.
+    is up to the family, and so is that of `config.objective` and, except for `batch_size`,
+    `protocol` and `zoom`, of `config.eval`.
 
     Attributes:
       model: makes the network: (backbone, *, num_classes, dtype, rng, **options) to a module that

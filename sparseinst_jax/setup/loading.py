@@ -43,7 +43,8 @@ def build_predictor(
 ) -> Predictor:
     """Make a predictor from a network's pure function with the settings of a configuration."""
     options = dict(config.eval)
-    batch_size, protocol, zoom = (options.pop(key) for key in ("batch_size", "protocol", "zoom"))
+    batch_size, protocol = options.pop("batch_size"), options.pop("protocol")
+    zoom = options.pop("zoom", 1.0)  # a family from outside may know nothing of it
     return Predictor(
         apply,
         params,
@@ -219,7 +220,7 @@ def load_exported(
         given = (metadata.shortest_side, metadata.longest_side)
         if "data.eval_size" in (overrides or {}):
             given = config.data.eval_size
-        batch_size, zoom = config.eval.batch_size, config.eval.zoom
+        batch_size, zoom = config.eval.batch_size, config.eval.get("zoom", 1.0)
         size = checked_settings(given, batch_size, {}, zoom)
         predictor = FilePredictor(
             path, runtime, eval_size=size, classes=classes, batch_size=batch_size, zoom=zoom
