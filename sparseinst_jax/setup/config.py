@@ -68,10 +68,9 @@ def load_config(
       ValueError: the file is no configuration, or overrides name unknown keys or carry values of
         another type; all faults in one message.
     """
-    if isinstance(source, ConfigDict):
-        config = _from_plain(source.to_dict())
-    elif isinstance(source, Mapping):
-        config = _from_plain(config_history.complete(source)[0])
+    if isinstance(source, ConfigDict | Mapping):
+        plain = source.to_dict() if isinstance(source, ConfigDict) else source
+        config = _from_plain(config_history.complete(plain)[0])
     else:
         path = find_config(source)
         if path.suffix == ".py":
