@@ -99,7 +99,7 @@ def check(config: Any, progress: TextIO | None = None) -> DataReport:
         )
     return make_report(
         index_both(config),
-        num_masks(config.model),
+        num_masks(config),
         FAMILIES[config.model.family].map_stride,
         sizes,
         longest,

@@ -154,6 +154,7 @@ def model_options(model_config: Any) -> dict[str, Any]:
     }
 
 
-def num_masks(model_config: Any) -> int:
-    """The most objects that the network finds in an image."""
-    return FAMILIES[model_config.family].num_masks(model_options(model_config))
+def num_masks(config: Any) -> int:
+    """The most objects that the network finds in a photo, in its parts together if it has such."""
+    masks = FAMILIES[config.model.family].num_masks(model_options(config.model))
+    return round(masks * config.eval.get("zoom", 1.0) ** 2)

@@ -121,7 +121,7 @@ def brief_check(config: Any, dataset: CocoDataset) -> list[str]:
     lost = check_dataset.lost_at_ends(dataset, data.train_sizes, data.train_max_size, map_stride)
     warnings = [
         *check_dataset.warn_of_unusable(dataset),
-        *check_dataset.warn(dataset, num_masks(config.model), data.flip_label_pairs),
+        *check_dataset.warn(dataset, num_masks(config), data.flip_label_pairs),
         *check_dataset.warn_of_lost(lost, data.train_max_size),
     ]
     hint = ["`sparseinst check-data` says more, and looks at the images"] * bool(warnings)

@@ -190,6 +190,9 @@ def test_warnings_alone_leave_the_exit_code_0(folder, capsys):
     assert "1 of 3 classes have no object and cannot be learned: owl" in out
     assert "training can start; 3 warning(s)" in out
     assert " --config.model.num_masks=1\n" in out
+    in_parts = ("--config.model.num_masks=1", "--config.eval.zoom=4")
+    _, out, _ = run(capsys, "train.json", "--images", "photos", *in_parts)
+    assert "more objects than" not in out
 
 
 def test_hostile_names_change_neither_the_page_nor_the_terminal(folder, capsys):
