@@ -218,7 +218,7 @@ def choose(content: dict[str, Any], minutes: float) -> tuple[str, dict[str, str]
     }
     seen, one = f"photos of {side} x {LONG_SIDES[side]}", "a photo"
     if zoom > 1:
-        seen, one = f"parts of photos, {zoom:g} times as large as else", "a part"
+        seen, one = f"parts of photos, enlarged {zoom:g} times", "a part"
         overrides["data.augmentation"] = "lsj"
         overrides["data.lsj_range"] = f"({0.75 * zoom:.2f}, {1.3 * zoom:.2f})"
         overrides["eval.zoom"] = f"{zoom}"

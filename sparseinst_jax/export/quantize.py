@@ -3,8 +3,7 @@
 A quantiser's default also rounds the products that make masks and scores, which halves the AP.
 What else stays float32 was measured on two trained networks (docs/export.md): the first
 convolutions of EfficientNet-Lite, whose channels' ranges differ too much for one scale; the few
-channels that masks are products of; and the coordinates, which share one scale with features ten
-times as large otherwise, so that places far apart become one.
+channels that masks are products of; and the coordinates, which would share a scale with features.
 """
 
 from __future__ import annotations
