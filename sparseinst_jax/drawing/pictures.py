@@ -266,5 +266,5 @@ def colour_key(
 def save_png(picture: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture whole or not at all."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", compress_level=1)  # a quarter of the time, a sixth more
     replace_file(path, buffer.getvalue())

@@ -63,7 +63,7 @@ def test_another_name_is_refused():
 
 # Records every call into the C library; the listeners that JAX has once it and Orbax are there.
 UNTOUCHED = """
-import ctypes, json, os, sys
+import ctypes, gc, json, os, sys
 import jax, orbax.checkpoint
 from jax._src import monitoring
 calls, real = [], ctypes.CDLL
@@ -75,7 +75,7 @@ ctypes.CDLL = CDLL
 def state():
     listeners = [value for name, value in vars(monitoring).items() if name.endswith("_listeners")]
     return [dict(os.environ), sys.path, str(listeners), calls.count("mallopt"),
-            calls.count("malloc_trim"), jax.config.jax_compilation_cache_dir]
+            calls.count("malloc_trim"), jax.config.jax_compilation_cache_dir, gc.get_threshold()]
 before = json.dumps(state())
 import sparseinst_jax
 for name in sparseinst_jax.__all__:

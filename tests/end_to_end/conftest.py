@@ -1,11 +1,14 @@
 """End to end nearly all of the time goes into compiling the same small network."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import sparseinst_jax
 from sparseinst_jax.inference.predictor import Predictor
+from sparseinst_jax.models.families import BACKBONES, FAMILIES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.loading import build_predictor
@@ -15,6 +18,13 @@ from tests import tiny_fastinst
 @pytest.fixture(scope="module", autouse=True)
 def _quickly(quick_compilation: None) -> None:
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _families() -> Iterator[None]:
+    """What a configuration of a test adds is known in its file alone."""
+    with mock.patch.dict(BACKBONES), mock.patch.dict(FAMILIES):
+        yield
 
 
 @pytest.fixture(scope="session")

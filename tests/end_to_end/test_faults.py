@@ -17,10 +17,11 @@ from sparseinst_jax.cli import debug_batch
 from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.training.progress import read_metrics
+from tests import smallest
 from tests.end_to_end import kill_at_random
 from tests.unit.test_checkpoints import small_files
 
-TINY = Path(__file__).parents[2] / "configs" / "tiny.py"
+ROOT = Path(__file__).parents[2]
 CACHE = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])  # the suite's: see `process.set_environment`
 # The milestones are numbers in the compiled step: with those of the configuration it is that of the
 # other runs.
@@ -48,24 +49,28 @@ def train(data: Path, workdir: Path, *words: str) -> int:
 
 
 def arguments(data: Path, workdir: Path, *words: str) -> list[str]:
-    values = [f"--config={TINY}", f"--workdir={workdir}"]
+    values = [f"--config={smallest.__file__}", f"--workdir={workdir}"]
     for split in ("train", "val"):
         values.append(f"--config.data.{split}.images={data / 'images' / split}")
         values.append(f"--config.data.{split}.annotations={data / split}.json")
     return [*values, *words]
 
 
+def command(data: Path, workdir: Path) -> list[str]:
+    return kill_at_random.command(data, workdir, *SHORT, config=smallest.__file__)
+
+
 @pytest.fixture(scope="module")
 def whole(drawn, tmp_path_factory) -> Path:
     """A run left alone."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train_command.main(kill_at_random.command(drawn, workdir, *SHORT)[2:]) == 0
+    assert train_command.main(command(drawn, workdir)[2:]) == 0
     return workdir
 
 
 def test_a_run_killed_in_a_save_and_in_an_evaluation_equals_one_left_alone(drawn, whole, tmp_path):
     killed, log = tmp_path / "killed", tmp_path / "log"
-    words = kill_at_random.command(drawn, killed, *SHORT)
+    words = command(drawn, killed)
 
     def is_saving() -> bool:
         return bool(list((killed / "checkpoints").glob("*tmp*")))
@@ -158,7 +163,7 @@ def test_a_disk_without_room_ends_the_run_with_one_message(data, tmp_path, capfd
     said = capfd.readouterr().err
     assert "Traceback" not in said and "orbax" not in said
     # In a process of its own, as it is with users: in this one threads of the failed save live on.
-    words = [sys.executable, str(TINY.parents[1] / "train.py"), *arguments(data, run)]
+    words = [sys.executable, str(ROOT / "train.py"), *arguments(data, run)]
     assert kill_at_random.start(words, tmp_path / "log", CACHE).wait() == 0
     assert [row["step"] for row in read_metrics(run / "metrics.csv")] == [1, 2, 3, 4]
 
@@ -172,7 +177,7 @@ def test_a_clock_that_jumps_back_changes_nothing_and_nothing_is_written_beside_t
     before, now, hours, back = files(), time.time(), itertools.count(), tmp_path / "back"
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now - 3600.0 * next(hours))
-        assert train_command.main(kill_at_random.command(data, back, *SHORT)[2:]) == 0
+        assert train_command.main(command(data, back)[2:]) == 0
     assert next(hours) > 0  # somebody asked for the time
     assert kill_at_random.rows(back) == kill_at_random.rows(whole)
     assert whole_steps(back / "checkpoints") == whole_steps(whole / "checkpoints") != []

@@ -1,5 +1,7 @@
 """The same run on one, two and four devices and on two processes, and a host that is lost.
 
+Of FastInst a short run on one device, and one on two processes of two each.
+
 Devices are virtual ones of the CPU, processes are real and talk by gloo. One process stands for
 machines with 1, 2 and 4 devices: starting and compiling takes most of the time.
 """
@@ -13,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +28,8 @@ from tests.end_to_end import host
 pytestmark = pytest.mark.timeout(900)  # three processes that compile, maybe on a busy machine
 
 ROOT = Path(__file__).parents[2]
-NUM_STEPS = 20
+NUM_STEPS, FASTINST_STEPS = 20, 4
+TINY, TINY_FASTINST = ROOT / "configs" / "tiny.py", ROOT / "tests" / "tiny_fastinst.py"
 DEVICES = "--xla_force_host_platform_device_count"
 # Largest relative difference of a loss in 20 steps: ten times what was found.
 ROUNDING = 1e-4
@@ -49,8 +53,8 @@ def data(folder) -> Path:
     return data
 
 
-def configured(data: Path, workdir: Path, **values: object) -> list[str]:
-    arguments = [f"--config={ROOT / 'configs' / 'tiny.py'}", f"--workdir={workdir}"]
+def configured(data: Path, workdir: Path, config: Path = TINY, **values: object) -> list[str]:
+    arguments = [f"--config={config}", f"--workdir={workdir}"]
     for split in ("train", "val"):
         arguments.append(f"--config.data.{split}.images={data / 'images' / split}")
         arguments.append(f"--config.data.{split}.annotations={data / split}.json")
@@ -127,9 +131,9 @@ def job(number: int) -> dict[str, str]:
     return {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(number)}
 
 
-def losses(workdir: Path) -> np.ndarray:
+def losses(workdir: Path, num_steps: int = NUM_STEPS) -> np.ndarray:
     rows = read_metrics(workdir / "metrics.csv")
-    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    assert [row["step"] for row in rows] == list(range(1, num_steps + 1))
     return np.array([row["loss/total"] for row in rows])
 
 
@@ -147,7 +151,9 @@ def batches(log: Path) -> dict[int, list]:
 def runs(folder, data):
     """All runs, in as few processes as possible."""
 
-    def train_task(name: str, devices: int | None, **values: object) -> dict:
+    fastinst: dict = {"config": TINY_FASTINST, "num_steps": FASTINST_STEPS, "milestones": "(3,)"}
+
+    def train_task(name: str, devices: int | None, **values: Any) -> dict:
         task = {"command": "train", "arguments": configured(data, folder / name, **values)}
         task["log"] = str(folder / f"{name}.log")
         return task if devices is None else {**task, "devices": devices}
@@ -171,6 +177,7 @@ def runs(folder, data):
         train_task("devices", 4, num_steps=12),
         train_task("devices", 2),
         *[eval_task(f"eval_{number}", number) for number in (1, 2, 4)],
+        train_task("fastinst_one", 1, **fastinst),
         {"command": "wait", "path": str(folder / "together_done")},
         train_task("hosts", 1),
     ]
@@ -180,6 +187,7 @@ def runs(folder, data):
         {"command": "wait", "path": str(folder / "one" / "checkpoints" / str(NUM_STEPS))},
         eval_task("eval_hosts", None),
         eval_task("eval_hosts_one", None, "one"),
+        train_task("fastinst_hosts", None, **fastinst),
         eval_task("eval_broken", None, "broken"),
     ]
     processes = start_hosts(folder, "alone", alone, number=1, num_devices=4)
@@ -204,6 +212,16 @@ def test_a_run_continued_on_other_devices_or_hosts_has_the_same_losses(runs, nam
     print(f"{name}: largest relative difference of a loss {error:.2g}")
     assert error < ROUNDING
     assert np.ptp(expected) > 0.1 * expected.max()  # they do change
+
+
+def test_fastinst_has_the_same_losses_on_two_hosts(runs):
+    """Its random points and the counts of its terms are those of the global batch."""
+    folder, _ = runs
+    one, two = (losses(folder / f"fastinst_{name}", FASTINST_STEPS) for name in ("one", "hosts"))
+    error = np.abs(two / one - 1).max()
+    print(f"FastInst: largest relative difference of a loss {error:.2g}")
+    assert error < ROUNDING
+    assert np.ptp(one) > 0.01 * one.max()  # they do change
 
 
 @pytest.mark.parametrize("name", ["devices", "hosts"])

@@ -61,7 +61,7 @@ MANY = ("--config.train.num_steps=1000", "--config.train.milestones=(3,)")
 
 
 @needs_mount
-@pytest.mark.parametrize("options", ["nr_inodes=50", "size=3m"])  # no folders; no bytes
+@pytest.mark.parametrize("options", ["nr_inodes=50", "size=1500k"])  # no folders; no bytes
 def test_a_save_without_room_ends_the_run_at_once_with_one_message(data, tmp_path, capfd, options):
     run = tmp_path / "disk" / "run"
     run.parent.mkdir()
@@ -142,7 +142,7 @@ def whole(data, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("size", ["40k", "400k"])  # too small for queues; for batches (SIGBUS)
 def test_shared_memory_that_is_too_small_is_done_without(data, whole, tmp_path, capfd, size):
     run = tmp_path / "run"
-    words = ("--config.data.num_workers=2", "--config.train.num_steps=12")
+    words = ("--config.data.num_workers=1", "--config.train.num_steps=12")
     shell = f"mount -t tmpfs -o size={size} t /dev/shm && TRAIN"
     process = start(f"unshare -rm bash -c {shlex.quote(shell)}", data, run, *words)
     assert process.wait(WAIT) == 0
