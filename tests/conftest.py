@@ -18,8 +18,8 @@ from jax._src.interpreters import mlir
 
 from sparseinst_jax.runtime import process
 
-# This process has one device and a thread for each core, as a user's has: with 32 a step takes a fifth
-# more processor time. Programs that tests start choose for themselves.
+# This process has one device and a thread for each core, as a user's has: with 32 a step takes a
+# fifth more processor time. Programs that tests start choose for themselves.
 _CHOSEN = {"PJRT_NPROC", "NPROC"} - os.environ.keys()
 process.prepare_process()
 jax.devices()  # reads the number
