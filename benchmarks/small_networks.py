@@ -31,7 +31,6 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.cli.measuring.workloads import random_batch
 from sparseinst_jax.data.loader import train_batches
 from sparseinst_jax.models.families import FAMILIES
@@ -44,6 +43,7 @@ from sparseinst_jax.setup.load import load
 from sparseinst_jax.setup.loading import build_predictor
 from sparseinst_jax.setup.run import first_state, make_run, make_step, resolve_schedule
 from sparseinst_jax.setup.train import train
+from sparseinst_jax.training.step import TrainState
 from sparseinst_jax.weights.convert import ours_to_original
 from sparseinst_jax.weights.network_files import write_arrays
 

@@ -9,7 +9,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 # Changes along a mask from which on pycocotools' own loop over all pixels is faster: noise.
-_MOST_CHANGES = 1500
+_MOST_CHANGES = 3500
 
 
 def encode_transposed(masks: np.ndarray) -> list[dict[str, Any]]:
@@ -42,10 +42,13 @@ def _encode(mask: np.ndarray, before: int = 0, size: tuple[int, int] | None = No
     if size is None and np.count_nonzero(is_changed) > _MOST_CHANGES:
         rle: Any = coco_mask.encode(mask.T)
     else:
-        changes = np.flatnonzero(is_changed) + (first + 1)
-        inside = [first, *changes.tolist(), end] if end else []
-        ends = np.array([-before, *inside, *[total - before] * (before + end < total or not end)])
-        rle = coco_mask.frPyObjects({"size": whole, "counts": np.diff(ends).tolist()}, *whole)
+        ends = np.array([-before, total - before])
+        if end:
+            changes = np.flatnonzero(is_changed) + (first + 1)
+            ends = np.concatenate([ends[:1], [first], changes, [end], ends[1:]])
+        counts = np.diff(ends)
+        counts = counts[: len(counts) - (counts[-1] == 0)]  # no run of zeros after the last pixel
+        rle = coco_mask.frPyObjects({"size": whole, "counts": counts}, *whole)
     return rle["counts"].decode("ascii")
 
 

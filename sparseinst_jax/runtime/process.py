@@ -28,8 +28,8 @@ _ARENA_MAX = -8  # `M_ARENA_MAX` of glibc's malloc.h
 _MMAP_THRESHOLD = -3  # `M_MMAP_THRESHOLD` of glibc's malloc.h
 _TRIM_THRESHOLD = -1  # `M_TRIM_THRESHOLD` of glibc's malloc.h
 _LARGE = 2**20  # bytes; most activations are larger
-# New objects, and collections of the younger, until the next: tracing makes millions of objects that
-# stay and few cycles, so that Python's 700 costs a seventh of a start.
+# Objects, and collections of younger ones, until the next: tracing makes millions that stay and few
+# cycles, so that Python's 700 costs a tenth of a start.
 _COLLECT_AFTER = (50_000, 20, 20)
 COMPILED = "/jax/core/compile/backend_compile_duration"  # how JAX names the event
 
