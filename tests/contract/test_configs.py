@@ -24,6 +24,7 @@ from sparseinst_jax.setup.config import flatten, load_config
 from sparseinst_jax.setup.run import make_plan, make_step
 from sparseinst_jax.training.step import STOP
 from sparseinst_jax.weights import zoo
+from tests.shallow import shallow
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -37,33 +38,34 @@ ROWS = {row.config: row for row in reversed(zoo.ROWS)}  # the first row of each 
 by_variant = pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
 
 
-def _shallow(path: Path, overrides: dict[str, str] | None = None) -> ConfigDict:
-    """A configuration with the blocks that differ: two in a stage of a ResNet, else one."""
-    config = load_config(path, overrides)
-    with config.unlocked():
-        backbone = config.model.backbone
-        most = 2 if backbone.name == "resnet" else 1
-        backbone.stage_depths = tuple(min(depth, most) for depth in backbone.stage_depths)
-    return config
+SIZES = {"width", "ffn_width", "kernel_dim", "embed_dims", "num_masks", "num_queries", "num_heads"}
+
+
+def _parts(config: ConfigDict) -> set[str]:
+    """What a training step is made of, sizes left out: backbone, heads, rules of the optimizer."""
+    model, train = config.model, config.train
+    options = {key: value for key, value in flatten(model).items() if "channels" not in key}
+    options = {k: v for k, v in options.items() if k.rpartition(".")[2] not in SIZES}
+    backbone = {key: value for key, value in options.items() if "backbone" in key}
+    heads = {key: value for key, value in options.items() if "backbone." not in key}
+    rules = train.backbone_rate, train.class_rate, train.ema_decay > 0, train.gradient_clip_norm > 0
+    return {
+        repr((backbone, model.family, model.dtype, train.frozen_stages)),
+        repr(heads),
+        repr((rules, model.family)),
+    }
 
 
 def _steps() -> dict[str, ConfigDict]:
-    """One configuration for each training step that traces differently, by the first one's name."""
-    configs = {path.stem: _shallow(path) for path in VARIANTS}
-    configs["shapes-bfloat16"] = _shallow(ROOT / "configs/shapes.py", {"model.dtype": "bfloat16"})
-    traced = {}
+    """Configurations with a part that no one before them has; they meet in arrays alone."""
+    configs = {path.stem: shallow(load_config(path)) for path in VARIANTS}
+    configs["shapes-bfloat16"] = shallow(load_config("shapes", {"model.dtype": "bfloat16"}))
+    chosen, seen = {}, set()
     for name, config in configs.items():
-        train = config.train
-        options = (
-            train.frozen_stages,
-            train.backbone_rate,
-            train.class_rate,
-            train.ema_decay > 0,
-            train.gradient_clip_norm > 0,
-        )
-        key = repr((config.model.to_dict(), options))
-        traced.setdefault(key, (name, config))
-    return dict(traced.values())
+        if not (parts := _parts(config)) <= seen:
+            chosen[name] = config
+            seen |= parts
+    return chosen
 
 
 STEPS = _steps()

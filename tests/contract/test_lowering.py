@@ -21,8 +21,11 @@ from sparseinst_jax.setup import builders
 from sparseinst_jax.setup.config import load_config
 from sparseinst_jax.setup.run import make_step
 from sparseinst_jax.weights import zoo
+from tests.shallow import shallow
 
-NETWORKS = {row.network: row.config for row in reversed(zoo.ROWS)}  # one configuration of each
+# A configuration of each network that is another when it is shallow.
+MODELS = {repr(shallow(load_config(row.config)).model): row for row in reversed(zoo.ROWS)}
+NETWORKS = {row.network: row.config for row in MODELS.values()}
 CONVOLUTION = "stablehlo.convolution"
 NUM_CLASSES = 80
 (ANY,) = jax.export.symbolic_shape("b")
@@ -45,8 +48,8 @@ class Network(NamedTuple):
 
 
 @functools.cache
-def _network(config_name: str, *overrides: tuple[str, str]) -> Network:
-    config = load_config(config_name, dict(overrides))
+def _network(config_name: str) -> Network:
+    config = shallow(load_config(config_name))
     model = builders.build_model(config.model, NUM_CLASSES, None)
     kinds = layers.Conv, DepthwiseConv
     modules = [module for _, module in nnx.iter_graph(model) if isinstance(module, kinds)]

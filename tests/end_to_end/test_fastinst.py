@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -45,9 +46,11 @@ def test_it_trains_continues_evaluates_predicts_and_converts(config, data, tmp_p
     terms = {name.removeprefix("loss/") for name in rows[0] if name.startswith("loss/")}
     assert len(terms - {"total"}) == 3 * (2 * config.model.num_layers + 1) + 1
     assert all(np.isfinite(row["loss/total"]) for row in rows)
-    # The same in two runs, the second from the first one's checkpoint.
-    assert sparseinst_jax.train(config, parts, {"train.num_steps": 2}).step == 2
+    # The same from a checkpoint on the way.
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "4")
     assert sparseinst_jax.train(config, parts).step == 4
+    assert "continuing after step 2 of 4" in capsys.readouterr().out
     assert [row["loss/total"] for row in read_metrics(parts / "metrics.csv")] == [
         row["loss/total"] for row in rows
     ]

@@ -7,8 +7,9 @@ import pytest
 
 import sparseinst_jax
 from sparseinst_jax.data.shapes import draw_shapes_dataset
+from tests import smallest
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+SMALLEST = smallest.__file__
 SETTINGS = {"train.eval_every": 2}
 
 
@@ -29,7 +30,7 @@ def sets(data):
 @pytest.fixture(scope="module")
 def run(data, sets):
     """Four steps with two evaluations, beside the data."""
-    return sparseinst_jax.fit("tiny", *sets, data.parent / "run", SETTINGS)
+    return sparseinst_jax.fit(SMALLEST, *sets, data.parent / "run", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_a_run_is_returned_with_its_history_and_predictors(data, sets, run, pred
 
 def test_a_run_goes_on_and_tells_its_writers(sets, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("runs/tiny").mkdir(parents=True)  # so that this one goes beside it
+    Path("runs/smallest").mkdir(parents=True)  # so that this one goes beside it
     rows, calls = [], []
 
     def fails_at_the_second_row(row):
@@ -62,8 +63,8 @@ def test_a_run_goes_on_and_tells_its_writers(sets, tmp_path, monkeypatch, capsys
             raise ConnectionError("no such host")
 
     writers = [lambda row: rows.append(row.pop("step")), fails_at_the_second_row]
-    run = sparseinst_jax.fit("tiny", sets[0], num_steps=2, writers=writers)
-    assert (run.workdir, run.step) == (Path("runs/tiny-2"), 2)
+    run = sparseinst_jax.fit(SMALLEST, sets[0], num_steps=2, writers=writers)
+    assert (run.workdir, run.step) == (Path("runs/smallest-2"), 2)
     # A writer gets rows of its own: what one does to them the others and the file do not see.
     assert rows == [1, 2] and calls == [1, 2]
     assert "fails_at_the_second_row, one of the writers, raised ConnectionError: no such host" in (
@@ -77,7 +78,7 @@ def test_a_run_goes_on_and_tells_its_writers(sets, tmp_path, monkeypatch, capsys
     np.testing.assert_array_equal(again.history["loss/total"][:2], run.history["loss/total"][:2])
 
 
-class Shifted(sparseinst_jax.models.SparseInst):
+class Shifted(smallest.Smallest):
     """A network that no configuration describes: its classes are less sure by its own number."""
 
     def __call__(self, images, train=False, intermediates=None):
@@ -86,18 +87,15 @@ class Shifted(sparseinst_jax.models.SparseInst):
 
 
 def test_a_module_is_trained_by_a_recipe_and_loaded_with_a_module(data, sets, run, tmp_path):
-    config = sparseinst_jax.load_config("tiny")
+    config = sparseinst_jax.load_config(SMALLEST)
     same = sparseinst_jax.build_model(config, 3)
-    given = sparseinst_jax.fit(same, *sets, tmp_path / "same", SETTINGS, config="tiny")
+    given = sparseinst_jax.fit(same, *sets, tmp_path / "same", SETTINGS, config=SMALLEST)
     for name in (name for name in run.history if name.startswith("loss/")):
         np.testing.assert_array_equal(given.history[name], run.history[name])
 
-    options = {key: config.model[key] for key in ("encoder_channels", "decoder_channels")}
-    options |= {key: config.model[key] for key in ("decoder_convs", "num_masks", "kernel_dim")}
-    backbone = sparseinst_jax.build_model(config, 3).backbone
-    other = Shifted(backbone, num_classes=3, **options, rng=np.random.default_rng(0))
+    other = Shifted(same.backbone, num_classes=3, dtype="float32", rng=np.random.default_rng(0))
     shifted = sparseinst_jax.fit(
-        other, sets[0], workdir=tmp_path / "other", config="tiny", num_steps=1
+        other, sets[0], workdir=tmp_path / "other", config=SMALLEST, num_steps=1
     )
     assert shifted.history["loss/class"][0] != run.history["loss/class"][0]
     with pytest.raises(ValueError, match=r"a module of the class Shifted that was given to fit"):
@@ -112,12 +110,13 @@ def test_data_that_a_run_could_not_find_again_are_refused(data):
         data / "train.json", data / "images/train", classes=("plain triangle",)
     )
     with pytest.raises(ValueError, match="got a data set with chosen classes: give"):
-        sparseinst_jax.fit("tiny", chosen)
+        sparseinst_jax.fit(SMALLEST, chosen)
     with pytest.raises(ValueError, match="got a data set with no folder of images"):
-        sparseinst_jax.fit("tiny", sparseinst_jax.load_coco(data / "train.json", None))
+        sparseinst_jax.fit(SMALLEST, sparseinst_jax.load_coco(data / "train.json", None))
 
 
-def test_activations_are_those_of_the_instances_found(data, predictor):
+def test_activations_are_those_of_the_instances_found(data, stored_model):
+    predictor, _ = stored_model
     photo = data / "images/val/000001.png"
     found, inside = predictor.activations(photo), predictor.forward(photo)
     assert found.names == ("group 1", "group 2", "group 3", "group 4")
@@ -132,7 +131,8 @@ def test_activations_are_those_of_the_instances_found(data, predictor):
     assert nothing.width < 240
 
 
-def test_a_padded_image_has_maps_of_the_image_alone(predictor):
+def test_a_padded_image_has_maps_of_the_image_alone(stored_model):
+    predictor, _ = stored_model
     image = np.zeros((50, 90, 3), np.uint8)
     height, width = predictor.forward(image).valid_size
     maps = predictor.activations(image).maps

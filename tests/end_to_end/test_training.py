@@ -4,6 +4,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import sys
 import traceback
@@ -109,20 +110,31 @@ def test_faults_of_paths_come_before_the_configuration(data, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(data, real, tmp_path, capsys):
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    data, uninterrupted, tmp_path, capsys
+):
     # The schedule is fixed by its milestones, so a shorter num_steps stops the same run earlier.
     compiled = jax.local_devices()[0].client.live_executables
-    assert train(data, tmp_path, **REAL, train__num_steps=3) == 0
+    assert train(data, tmp_path, train__num_steps=3) == 0
     kept = len(compiled())
-    assert train(data, tmp_path, **REAL, train__log_every=2) == 0
+    assert train(data, tmp_path, train__log_every=2) == 0
     assert len(compiled()) <= kept  # what a run compiled is let go of: a process has room for few
-    shown = capsys.readouterr().out.rpartition("configuration tiny, the whole of it in ")[2]
-    changed = [line for line in shown.splitlines() if " (tiny: " in line]
-    assert shown.startswith(f"{tmp_path / 'config.json'}\n") and len(changed) == 8
-    assert "  train.log_every = 2 (tiny: 1)" in changed
+    shown = capsys.readouterr().out.rpartition("configuration smallest, the whole of it in ")[2]
+    changed = [line for line in shown.splitlines() if " (smallest: " in line]
+    assert shown.startswith(f"{tmp_path / 'config.json'}\n") and len(changed) == 5
+    assert "  train.log_every = 2 (smallest: 1)" in changed
     assert shown.endswith(f"Next:\n  sparseinst eval --workdir={tmp_path}\n")
-    assert losses(tmp_path) == losses(real)
-    assert_identical(weights(tmp_path, 4), weights(real, 4))
+    assert losses(tmp_path) == losses(uninterrupted)
+    assert_identical(weights(tmp_path, 4), weights(uninterrupted, 4))
+
+
+def test_the_real_network_goes_on_from_a_checkpoint_bit_for_bit(data, real, tmp_path, capsys):
+    shutil.copytree(real, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    assert train(data, tmp_path / "run", **REAL) == 0
+    assert "continuing after step 2 of 4" in capsys.readouterr().out
+    assert losses(tmp_path / "run") == losses(real)
+    assert_identical(weights(tmp_path / "run", 4), weights(real, 4))
 
 
 def test_steps_after_the_last_checkpoint_are_done_again_and_counted_once(
