@@ -30,8 +30,17 @@ K = 3  # classes
 KEYS = jax.random.split(jax.random.key(0), 1)  # of one image
 
 
+def test_a_rows_points_depend_on_its_image_and_use_alone():
+    keys = jax.random.split(jax.random.key(5), 3)
+    few = points.random_points(keys[1:2], Draw.CANDIDATES, 1, (2, 7))
+    many = points.random_points(keys, Draw.CANDIDATES, 1, (4, 7))
+    np.testing.assert_array_equal(few[0], many[1, :2])
+    for use, head in ((Draw.CANDIDATES_GUIDED, 1), (Draw.CANDIDATES, 2)):
+        assert not np.array_equal(points.random_points(keys, use, head, (4, 7)), many)
+
+
 @pytest.fixture(scope="module")
-def network():
+def network(quick_compilation):
     rng = np.random.default_rng(0)
     backbone = ResNet(stage_depths=(1, 1, 1, 1), width=4, norm="batch_norm", rng=rng)
     options = dict(channels=8, num_layers=2, num_queries=6, num_auxiliary=2, num_heads=2)
@@ -152,15 +161,6 @@ def test_three_quarters_of_the_points_are_where_a_mask_is_least_certain():
     certain = np.abs(points.sample_each(logits, candidates))
     kept = np.abs(points.sample_each(logits, chosen[:, :, :48]))
     np.testing.assert_allclose(np.sort(kept.ravel()), np.sort(certain.ravel())[:48])
-
-
-def test_a_rows_points_depend_on_its_image_and_use_alone():
-    keys = jax.random.split(jax.random.key(5), 3)
-    few = points.random_points(keys[1:2], Draw.CANDIDATES, 1, (2, 7))
-    many = points.random_points(keys, Draw.CANDIDATES, 1, (4, 7))
-    np.testing.assert_array_equal(few[0], many[1, :2])
-    for use, head in ((Draw.CANDIDATES_GUIDED, 1), (Draw.CANDIDATES, 2)):
-        assert not np.array_equal(points.random_points(keys, use, head, (4, 7)), many)
 
 
 def _case(masks, labels, is_target=None, num_queries=4):

@@ -12,6 +12,8 @@ from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.training.step import TrainStep
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LN2 = float(np.log(2))
 ONE = Counts(np.float32(1), np.float32(1))
 OBJECTIVE = SparseInstObjective(apply=None, num_masks=2)
