@@ -25,10 +25,6 @@ FUZZ_TESTS := tests/unit/test_fuzz.py tests/unit/test_weights_files.py::$(MUTATE
 # tests last, and one worker waits for the other.
 TEST_FLAGS ?= -n 2 --dist loadscope --no-loadscope-reorder --max-worker-restart=1 --durations=15
 
-# Two cores serve both workers well; jax wants more pool threads than cores (see CONTRIBUTING.md).
-export NPROC ?= 32
-export PJRT_NPROC ?= 32
-
 .PHONY: help install demo test web-test fuzz kill-test parity lint types docs notebooks clean
 .DEFAULT_GOAL := help
 

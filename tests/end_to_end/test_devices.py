@@ -1,8 +1,11 @@
 """Two virtual devices against one, in a process of its own: devices are fixed when jax starts."""
 
+import os
 import subprocess
 import sys
 
+# Collectives wait inside the thread pool (see CONTRIBUTING.md).
+THREADS = {"PJRT_NPROC": "32", "NPROC": "32"}
 PROGRAM = """
 import jax
 
@@ -61,6 +64,8 @@ print("equal", one_losses)
 
 
 def test_two_devices_train_as_one_with_batch_norm_and_uneven_objects():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    environment = os.environ | THREADS
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("equal")

@@ -62,6 +62,9 @@ CONFIG_OF_ORIGINALS = {
 }
 
 
+_WEIGHTS: dict[str, tuple[Any, Any]] = {}  # of the last case alone: hundreds of megabytes
+
+
 class Errors:
     """Collects the errors of one test, for the parity table, and fails once with all of them."""
 
@@ -126,12 +129,16 @@ class Case:
 
     def model(self) -> tuple[Any, Any, Any]:
         """The network as a pure function, with the case's weights: apply, params, statistics."""
-        apply, params, statistics = self._functional
-        shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
-        state_dict = golden_weights.make(shapes, seed)
-        names = self.family.weights
-        return apply, *original_to_ours(state_dict, params, statistics, names, source=self.name)
+        if self.name not in _WEIGHTS:
+            _WEIGHTS.clear()
+            _, params, statistics = self._functional
+            shapes, seed = self.manifest["state_dict"], self.manifest["weights_seed"]
+            state_dict, names = golden_weights.make(shapes, seed), self.family.weights
+            converted = original_to_ours(state_dict, params, statistics, names, source=self.name)
+            _WEIGHTS[self.name] = converted
+        return self.apply, *_WEIGHTS[self.name]
 
+    @functools.cached_property
     def batch(self) -> Batch:
         """The images with their objects, padded to the batch's largest size."""
         height, width = self.padded_size
@@ -195,7 +202,7 @@ def run(case: Case, train: bool = False) -> tuple[Any, dict[str, np.ndarray]]:
     Maps are NCHW.
     """
     apply, params, statistics = case.model()
-    batch = case.batch()
+    batch = case.batch
 
     @jax.jit
     def forward(params, statistics, images, valid_size):

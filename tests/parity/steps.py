@@ -80,7 +80,7 @@ def take(
     step = WatchedStep(objective, optimizer, devices=jax.devices()[:1])
     state = step.place(TrainState(np.int32(0), params, statistics, optimizer.init(params)))
     for number in range(NUM_STEPS + 1):
-        state, metrics = step(state, case.batch())
+        state, metrics = step(state, case.batch)
         metrics = {key: float(np.asarray(value).ravel()[0]) for key, value in metrics.items()}
         run.losses.append(metrics)
         run.gradient_norms.append(metrics["grad_norm"])

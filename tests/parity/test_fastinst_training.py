@@ -53,7 +53,7 @@ def test_every_recorded_tensor_of_both_passes_equals_the_originals(name, errors)
     case, (objective, run) = cases.load(name), _train(name)
     outputs, ours = cases.run(case, train=True)
     apply, params, statistics = case.model()
-    batch = case.batch()
+    batch = case.batch
 
     @jax.jit
     def guide(params, statistics, outputs, bits, query_index):

@@ -38,7 +38,7 @@ def runs():
     """Gradients in the original's names: float64, float32 with its decisions; those that differ."""
     case = cases.load(NAME)
     narrow, params, statistics = case.model()
-    batch = case.batch()
+    batch = case.batch
     query_index = np.full(batch.is_target.shape, -1, np.int32)
     for i, (queries, targets) in enumerate(case.manifest["steps_f32"][0]["pairs"]):
         query_index[i, targets] = queries

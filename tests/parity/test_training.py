@@ -137,7 +137,7 @@ def test_a_batch_without_objects_trains_the_class_loss_alone():
     name = "train_empty_r50_giam"
     case = cases.load(name)
     objective = build_objective(case.config, case.apply)
-    ours, batch = cases.forward(name), case.batch()
+    ours, batch = cases.forward(name), case.batch
     outputs = Outputs(
         ours["pred_logits"], ours["pred_masks"], np.ascontiguousarray(ours["pred_scores"][..., 0])
     )
