@@ -11,6 +11,7 @@ docs/faults.md.
 import argparse
 import difflib
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -144,6 +145,8 @@ def run(
             raise
         code = reported
     finally:
+        if is_process:
+            gc.freeze()  # or Python goes through all that JAX made, for half a second, to no end
         if is_process and code:
             # What libraries leave unfinished says the same once more, in tracebacks.
             sys.unraisablehook = lambda _: None

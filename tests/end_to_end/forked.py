@@ -8,6 +8,7 @@ its exit code. A process is forked from this one, in which everything is importe
 started: an import of jax takes most of a command that fails.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -33,6 +34,7 @@ def main(file: str) -> None:
     process.set_environment()
     from sparseinst_jax.cli import check_data, eval, import_data, predict, train  # noqa: F401
 
+    gc.freeze()  # or each would go through all of these when it ends
     for words, stem in json.loads(Path(file).read_text()):
         child = os.fork()
         if child == 0:

@@ -104,7 +104,8 @@ CASES = {
         ),
     ),
     "truncated JPEG in training": Case(
-        TRAIN_JSON + "jpg.json --config.data.train.images={w}/jpg "
+        TRAIN_JSON.replace("{tiny}", "tests/smallest.py")
+        + "jpg.json --config.data.train.images={w}/jpg "
         "--config.train.checkpoint_every=0",
         ("{w}/jpg/{last}.jpg cannot be read", "truncated", "replace the file", "check-data"),
         made=("run/checkpoints/2", "run/config.json", "run/metrics.csv"),

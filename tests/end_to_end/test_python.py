@@ -11,6 +11,7 @@ import sparseinst_jax
 from sparseinst_jax import cli
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.setup.config import load_config
+from tests import smallest
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def trained(tmp_path_factory):
     overrides |= {"train.num_steps": 2, "train.eval_every": 2, "data.generator": ""}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return sparseinst_jax.train("tiny", folder / "run", overrides), data, overrides
+        return sparseinst_jax.train(smallest.__file__, folder / "run", overrides), data, overrides
 
 
 def test_training_from_python_is_the_commands_run_and_goes_on(trained, capsys):
@@ -37,7 +38,7 @@ def test_training_from_python_is_the_commands_run_and_goes_on(trained, capsys):
     # Values that are given are meant as they are, as on a command line.
     stored = load_config(result.workdir / "config.json")
     assert (stored.train.num_steps, stored.data.generator) == (2, "")
-    again = sparseinst_jax.train(load_config("tiny", overrides), result.workdir)
+    again = sparseinst_jax.train(load_config(smallest.__file__, overrides), result.workdir)
     assert (again.step, again.exit_code) == (2, 0)
     assert "is finished: step 2 of 2" in capsys.readouterr().out
 
@@ -102,21 +103,20 @@ def test_a_run_that_is_none_cannot_be_continued_without_a_configuration(tmp_path
     assert f"{tmp_path}/config.json does not exist" in capsys.readouterr().err
 
 
-def test_a_weights_file_is_loaded_with_the_configuration_that_is_named(trained, tmp_path):
-    result, data, _ = trained
-    predictor = sparseinst_jax.load(result.workdir)
-    file = tmp_path / "weights.safetensors"
-    assert cli.main(["convert", str(result.workdir), "--to=original", f"--output={file}"]) == 0
-    same = sparseinst_jax.load(
-        file, config="tiny", overrides={"data.val.annotations": str(data / "val.json")}
-    )
-    image = data / "images" / "val" / "000001.png"
+def test_a_weights_file_is_loaded_with_the_configuration_that_is_named(stored_run, tmp_path):
+    predictor = sparseinst_jax.load(stored_run)
+    file, data = tmp_path / "weights.safetensors", stored_run.parent / "data"
+    assert cli.main(["convert", str(stored_run), "--to=original", f"--output={file}"]) == 0
+    overrides = {"model.backbone.width": 2, "data.val.annotations": str(data / "train.json")}
+    overrides |= {f"model.{part}_channels": 8 for part in ("encoder", "decoder")}
+    same = sparseinst_jax.load(file, config="tiny", overrides=overrides)
+    image = data / "images" / "train" / "000001.png"
     np.testing.assert_array_equal(same(image).scores, predictor(image).scores)
     assert same.class_names == predictor.class_names
     with pytest.raises(ValueError, match=r"is a weights file.*load\(.*config=\"giam_r50\"\)"):
         sparseinst_jax.load(file)
     with pytest.raises(ValueError, match="a run has its own configuration"):
-        sparseinst_jax.load(result.workdir, config="tiny")
+        sparseinst_jax.load(stored_run, config="tiny")
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         sparseinst_jax.load(tmp_path / "nothing.pth")
 

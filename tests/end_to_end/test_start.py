@@ -13,6 +13,7 @@ from sparseinst_jax.data.importers import detect
 from sparseinst_jax.runtime.files import write_json
 from sparseinst_jax.setup import published
 from sparseinst_jax.setup.config import load_config
+from tests import smallest
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,8 +145,9 @@ def test_a_run_is_trained_evaluated_and_continued(tmp_path, on_a_laptop, capsys)
     assert not (output / "plan.json").exists()
     plan = start.make_plan(folder, output, 20)
     data = {key: value for key, value in plan.overrides.items() if key.endswith(("ons", "images"))}
-    tiny = dataclasses.replace(plan, config="tiny", overrides=data | {"data.generator": ""})
-    write_json(output / "plan.json", dataclasses.asdict(tiny))
+    overrides = data | {"data.generator": ""}
+    small = dataclasses.replace(plan, config=smallest.__file__, overrides=overrides)
+    write_json(output / "plan.json", dataclasses.asdict(small))
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert f"continuing {output}" in printed
