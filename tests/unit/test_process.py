@@ -1,3 +1,4 @@
+import json
 import os
 import platform
 import subprocess
@@ -154,14 +155,44 @@ START_ERRORS = {
 }
 
 
-@pytest.mark.parametrize("variable", START_ERRORS)
-def test_a_device_that_is_asked_for_and_absent_is_one_line_with_a_cure(variable):
+# One process imports everything, which takes most of a start, and starts no device: its children do.
+STARTS = """
+import json, os, sys
+import jax
+from sparseinst_jax import cli
+from sparseinst_jax.cli import summary
+for name, value in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os.environ[name] = value
+        jax.config.update(name.lower(), value)
+        os.dup2(os.open(f"{name}={value}", os.O_WRONLY | os.O_CREAT, 0o644), 2)
+        sys.argv = ["sparseinst", "summary", "--config", "tiny"]
+        sys.exit(cli.main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """The exit code and the messages of the command with each variable, and no GPU."""
+    folder = tmp_path_factory.mktemp("starts")
+    path = os.pathsep.join([os.getcwd(), *sys.path])
     environment = {**os.environ, "JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
-    environment |= dict([variable])
-    command = [sys.executable, "-m", "sparseinst_jax", "summary", "--config", "tiny"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1
-    (line,) = run.stderr.splitlines()
+    command = [sys.executable, "-c", STARTS, json.dumps(list(START_ERRORS))]
+    run = subprocess.run(
+        command, cwd=folder, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    codes = [int(line) for line in run.stdout.splitlines()]
+    said = [(folder / "=".join(variable)).read_text() for variable in START_ERRORS]
+    return dict(zip(START_ERRORS, zip(codes, said, strict=True), strict=True))
+
+
+@pytest.mark.parametrize("variable", START_ERRORS)
+def test_a_device_that_is_asked_for_and_absent_is_one_line_with_a_cure(starts, variable):
+    code, said = starts[variable]
+    assert code == 1
+    (line,) = said.splitlines()
     assert line.startswith("error: JAX cannot start: ") and START_ERRORS[variable] in line
     assert "(docs: gpu-not-seen)" in line and "JAX_PLATFORMS=cpu to do without the GPU" in line
 
