@@ -164,30 +164,6 @@ def test_weights_are_held_once(weights, predictor):
         np.testing.assert_array_equal(held, given)
 
 
-def test_the_forms_for_an_accelerator_find_the_same(rng, monkeypatch):
-    """Run on a CPU: weights made for inference, masks packed to bits."""
-    network, *trees = functional(builders.build_model(load_config("tiny").model, 3, 0))
-    images = [draw_image(rng, 47, 75), draw_image(rng, 80, 61)]
-
-    def predict():
-        predictor = Predictor(
-            network, *trees, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, family=SPARSEINST
-        )
-        return predictor, predictor.predict_batch(images)
-
-    _, expected = predict()
-    monkeypatch.setattr("sparseinst_jax.inference.predictor._is_accelerator", lambda device: True)
-    monkeypatch.setattr(masks, "_accelerator", lambda masks: jax.devices()[0])
-    predictor, found = predict()
-    assert len(jax.tree.leaves(predictor._placed)) < len(jax.tree.leaves(predictor.weights))
-    assert jax.tree.structure(predictor.weights) == jax.tree.structure(tuple(trees))
-    for ours, theirs in zip(found, expected, strict=True):
-        assert len(ours) > 0
-        np.testing.assert_array_equal(ours.query_index, theirs.query_index)
-        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4)
-        assert (ours.masks == theirs.masks).mean() > 0.999
-
-
 def test_evaluation_and_prediction_find_the_same(rng, tmp_path, weights):
     images = {5: draw_image(rng, 50, 70), 3: draw_image(rng, 70, 50), 9: draw_image(rng, 33, 95)}
     content = {
@@ -452,3 +428,29 @@ def test_truth_that_cannot_be_scored_is_found_before_the_first_image_is_predicte
         ValueError, match=r"val\.json: 1 of 1 annotations.*\n +annotation 4 \(a\.png"
     ):
         evaluate_dataset(predictor, dataset)
+
+
+# Above, bits of one program are compared with those of another.
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_forms_for_an_accelerator_find_the_same(rng, monkeypatch):
+    """Run on a CPU: weights made for inference, masks packed to bits."""
+    network, *trees = functional(builders.build_model(load_config("tiny").model, 3, 0))
+    images = [draw_image(rng, 47, 75), draw_image(rng, 80, 61)]
+
+    def predict():
+        predictor = Predictor(
+            network, *trees, CLASS_NAMES, CATEGORY_IDS, EVAL_SIZE, family=SPARSEINST
+        )
+        return predictor, predictor.predict_batch(images)
+
+    _, expected = predict()
+    monkeypatch.setattr("sparseinst_jax.inference.predictor._is_accelerator", lambda device: True)
+    monkeypatch.setattr(masks, "_accelerator", lambda masks: jax.devices()[0])
+    predictor, found = predict()
+    assert len(jax.tree.leaves(predictor._placed)) < len(jax.tree.leaves(predictor.weights))
+    assert jax.tree.structure(predictor.weights) == jax.tree.structure(tuple(trees))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) > 0
+        np.testing.assert_array_equal(ours.query_index, theirs.query_index)
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4)
+        assert (ours.masks == theirs.masks).mean() > 0.999

@@ -155,7 +155,7 @@ START_ERRORS = {
 }
 
 
-# One process imports everything, which takes most of a start, and starts no device: its children do.
+# Importing takes most of a start: one process does it and starts no device, its children do.
 STARTS = """
 import json, os, sys
 import jax
