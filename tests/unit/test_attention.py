@@ -8,6 +8,8 @@ import pytest
 from sparseinst_jax.models import ops
 from sparseinst_jax.models.cpu import attention
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEADS = 4
 PIXELS, QUERIES = 36, 7  # four blocks of nine pixels
 

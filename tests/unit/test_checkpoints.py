@@ -256,7 +256,7 @@ def test_a_run_is_read_while_it_saves(tmp_path):
 
     def write():
         try:
-            save(tmp_path, *((step, None) for step in range(2, 40)))
+            save(tmp_path, *((step, None) for step in range(2, 20)))
         except BaseException as error:
             failed.append(error)
 

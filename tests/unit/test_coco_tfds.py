@@ -131,15 +131,15 @@ def test_training_batches_equal_those_of_the_folder(folder, built, num_workers):
     }
     options = {"augmentation": "flip_resize_crop", "copy_paste": 0.5, "crowd": "ignore"}
     batches = []
-    for dataset in (
-        _from_folder(folder, keep_empty=False, **selection),
-        _from_shards("coco_instances/train", built, keep_empty=False, **selection),
+    for dataset, workers in (  # of processes that read a folder: `test_loader`
+        (_from_folder(folder, keep_empty=False, **selection), 0),
+        (_from_shards("coco_instances/train", built, keep_empty=False, **selection), num_workers),
     ):
         plan = TrainPlan(
             dataset.image_sizes, dataset.num_targets, seed=1, batch_size=4, train_sizes=(64, 96),
             train_max_size=128, **options,
         )  # fmt: skip
-        batches.append(list(train_batches(dataset, plan, 3, 4, num_workers=num_workers)))
+        batches.append(list(train_batches(dataset, plan, 3, 4, num_workers=workers)))
     assert batches[0][0].is_target.any()
     for first, second in zip(*batches, strict=True):
         for a, b in zip(first, second, strict=True):

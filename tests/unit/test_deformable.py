@@ -10,6 +10,8 @@ import pytest
 from sparseinst_jax.models import layers
 from sparseinst_jax.models.backbones import deformable
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 HEIGHT, WIDTH, CHANNELS, OUT = 5, 7, 3, 4
 
 

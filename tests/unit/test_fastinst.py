@@ -27,10 +27,20 @@ from sparseinst_jax.weights.convert import original_shapes
 from tests.parity import cases
 
 K = 3  # classes
+KEYS = jax.random.split(jax.random.key(0), 1)  # of one image
+
+
+def test_a_rows_points_depend_on_its_image_and_use_alone():
+    keys = jax.random.split(jax.random.key(5), 3)
+    few = points.random_points(keys[1:2], Draw.CANDIDATES, 1, (2, 7))
+    many = points.random_points(keys, Draw.CANDIDATES, 1, (4, 7))
+    np.testing.assert_array_equal(few[0], many[1, :2])
+    for use, head in ((Draw.CANDIDATES_GUIDED, 1), (Draw.CANDIDATES, 2)):
+        assert not np.array_equal(points.random_points(keys, use, head, (4, 7)), many)
 
 
 @pytest.fixture(scope="module")
-def network():
+def network(quick_compilation):
     rng = np.random.default_rng(0)
     backbone = ResNet(stage_depths=(1, 1, 1, 1), width=4, norm="batch_norm", rng=rng)
     options = dict(channels=8, num_layers=2, num_queries=6, num_auxiliary=2, num_heads=2)
@@ -143,24 +153,14 @@ def test_masks_in_bits_are_sampled_as_maps_of_zeros_and_ones():
 
 def test_three_quarters_of_the_points_are_where_a_mask_is_least_certain():
     logits = jnp.asarray(np.linspace(-8, 8, 64, dtype=np.float32).reshape(1, 1, 8, 8))
-    keys = jax.random.split(jax.random.key(0), 1)
-    candidates = points.random_points(keys, Draw.CANDIDATES, 0, (1, 3 * 64))
-    anywhere = points.random_points(keys, Draw.ANYWHERE, 0, (1, 16))
-    chosen = points.least_certain(logits, candidates, anywhere)
+    candidates = points.random_points(KEYS, Draw.CANDIDATES, 0, (1, 3 * 64))
+    anywhere = points.random_points(KEYS, Draw.ANYWHERE, 0, (1, 16))
+    chosen = jax.jit(points.least_certain)(logits, candidates, anywhere)
     assert chosen.shape == (1, 1, 64, 2)
     np.testing.assert_array_equal(chosen[:, :, 48:], anywhere)
     certain = np.abs(points.sample_each(logits, candidates))
     kept = np.abs(points.sample_each(logits, chosen[:, :, :48]))
     np.testing.assert_allclose(np.sort(kept.ravel()), np.sort(certain.ravel())[:48])
-
-
-def test_a_rows_points_depend_on_its_image_and_use_alone():
-    keys = jax.random.split(jax.random.key(5), 3)
-    few = points.random_points(keys[1:2], Draw.CANDIDATES, 1, (2, 7))
-    many = points.random_points(keys, Draw.CANDIDATES, 1, (4, 7))
-    np.testing.assert_array_equal(few[0], many[1, :2])
-    for use, head in ((Draw.CANDIDATES_GUIDED, 1), (Draw.CANDIDATES, 2)):
-        assert not np.array_equal(points.random_points(keys, use, head, (4, 7)), many)
 
 
 def _case(masks, labels, is_target=None, num_queries=4):
@@ -187,7 +187,7 @@ def test_a_query_from_inside_an_object_is_cheaper_by_a_thousand():
     masks[0, 0, 31, 31] = True  # the last pixel, which the query at (1, 1) touches
     masks[0, 1, 5:20, 5:20] = True  # no corner
     objective, outputs, batch = _case(masks, [[0, 1]])
-    costs = objective.match_scores(outputs, batch, jax.random.split(jax.random.key(0), 1))
+    costs = jax.jit(objective.match_scores)(outputs, batch, KEYS)
     assert set(costs) == set(objective.minimised) == {"guided", "proposal", "head_0", "head_1"}
     inside = np.asarray(costs["head_1"])[0] < -900
     assert inside.T.tolist() == [[False, False, False, True], [False] * 4]
@@ -197,9 +197,7 @@ def test_any_pixel_of_a_cell_makes_it_a_place_of_the_object():
     masks = np.zeros((1, 1, 32, 32), bool)
     masks[0, 0, 15, 16] = True  # top right of four cells
     objective, outputs, batch = _case(masks, [[2]])
-    cost = np.asarray(
-        objective.match_scores(outputs, batch, jax.random.split(jax.random.key(0), 1))["proposal"]
-    )
+    cost = np.asarray(jax.jit(objective.match_scores)(outputs, batch, KEYS)["proposal"])
     assert (cost[0, :, 0] < -900).tolist() == [False, True, False, False]
 
 

@@ -42,11 +42,16 @@ def test_frozen_stages_keep_parameters_and_statistics_and_use_them_and_the_other
     paths = tuple(f"backbone/{name}" for name in frozen)
     optimizer = make_optimizer({"backbone": params}, 1e-3, 0.5, 0.0, ParameterRules(paths))
     state, trained = optimizer.init({"backbone": params}), params
-    gradient = jax.jit(jax.grad(loss_of(apply, statistics, images), has_aux=True))
-    for _ in range(2):
-        gradients, (moved, named) = gradient(trained)
+    gradient = jax.grad(loss_of(apply, statistics, images), has_aux=True)
+
+    @jax.jit
+    def step(trained, state):
+        gradients, of_loss = gradient(trained)
         updates, state = optimizer.update({"backbone": gradients}, state, {"backbone": trained})
-        trained = optax.apply_updates({"backbone": trained}, updates)["backbone"]
+        return optax.apply_updates({"backbone": trained}, updates)["backbone"], state, of_loss
+
+    for _ in range(2):
+        trained, state, (moved, named) = step(trained, state)
     for name in STAGES:
         before, after = jax.tree.leaves(params[name]), jax.tree.leaves(trained[name])
         pairs = list(zip(before, after, strict=True))

@@ -12,9 +12,12 @@ from sparseinst_jax.models.sparseinst.model import Outputs
 from sparseinst_jax.models.sparseinst.objective import Counts, SparseInstObjective
 from sparseinst_jax.training.step import TrainStep
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 LN2 = float(np.log(2))
 ONE = Counts(np.float32(1), np.float32(1))
 OBJECTIVE = SparseInstObjective(apply=None, num_masks=2)
+LOSS, SCORES = jax.jit(OBJECTIVE.loss), jax.jit(OBJECTIVE.match_scores)
 QUERY = {"masks": np.array([[0]], np.int32)}  # the first prediction makes the only target
 
 
@@ -38,7 +41,7 @@ def _sample(ignored=(0, 0, 1, 1), second=(-5.0, 0.0, 5.0, 5.0)):
 
 
 def _terms(outputs, batch):
-    _, terms = OBJECTIVE.loss(None, None, outputs, batch, QUERY, ONE)
+    _, terms = LOSS(None, None, outputs, batch, QUERY, ONE)
     return {k: float(v) for k, v in terms.items()}
 
 
@@ -54,7 +57,7 @@ def test_ignored_pixels_count_in_no_term_of_a_mask():
 
 
 def test_the_match_score_sees_only_the_pixels_that_count():
-    score = np.asarray(OBJECTIVE.match_scores(*_sample())["masks"])[0, :, 0]
+    score = np.asarray(SCORES(*_sample())["masks"])[0, :, 0]
     probability = 1 / (1 + np.exp(5.0))
     dice = np.array([2 * 0.5 / 1.5, 2 * probability / (probability**2 + 0.25 + 1)])
     np.testing.assert_allclose(score, dice**0.8 * 0.5**0.2, rtol=1e-4)
@@ -79,7 +82,7 @@ def test_without_the_map_the_same_pixels_count():
     ],
 )
 def test_an_unmatched_mask_mostly_in_ignored_pixels_is_not_taught_background(second, is_judged):
-    gradient = jax.grad(lambda o, batch: OBJECTIVE.loss(None, None, o, batch, QUERY, ONE)[0])(
+    gradient = jax.grad(lambda o, batch: LOSS(None, None, o, batch, QUERY, ONE)[0])(
         *_sample(second=second)
     )
     # Nothing moves the ignored pixels, of any prediction, and nothing the unmatched mask.
@@ -94,7 +97,7 @@ def test_the_ignored_part_of_a_target_is_not_wanted():
     outputs, batch = _sample()
     wider = batch._replace(masks=np.array([[[[4, 0, 4, 0]]]], np.uint8))
     assert _terms(outputs, wider) == _terms(outputs, batch)
-    scores = [np.asarray(OBJECTIVE.match_scores(outputs, b)["masks"]) for b in (wider, batch)]
+    scores = [np.asarray(SCORES(outputs, b)["masks"]) for b in (wider, batch)]
     np.testing.assert_array_equal(*scores)
 
 
@@ -106,7 +109,7 @@ def test_a_matched_prediction_is_judged_wherever_it_lies():
 def test_a_target_all_in_ignored_pixels_gives_finite_numbers():
     outputs, batch = _sample(ignored=(1, 1, 1, 1))
     (total, _), gradient = jax.value_and_grad(
-        lambda o: OBJECTIVE.loss(None, None, o, batch, QUERY, ONE), has_aux=True
+        lambda o: LOSS(None, None, o, batch, QUERY, ONE), has_aux=True
     )(outputs)
     assert np.isfinite(total) and all(np.isfinite(leaf).all() for leaf in gradient)
     assert not np.asarray(gradient.mask_logits).any()

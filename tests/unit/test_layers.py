@@ -14,6 +14,8 @@ from sparseinst_jax.models.backbones.resnet import ResNet
 from sparseinst_jax.models.sparseinst.model import InstanceBranch, SparseInst
 from sparseinst_jax.models.trees import functional
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def plain_conv(x, kernel, stride, groups):
     """Convolve NHWC by explicit loops over the taps."""

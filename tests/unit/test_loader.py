@@ -113,16 +113,6 @@ def test_an_object_that_a_crop_removed_stays_with_an_empty_mask_where_the_form_s
     assert kept.masks.shape == (1, 8, *form.shape((32, 32))) and not kept.masks.any()
 
 
-def test_worker_processes_send_full_masks_too(drawn):
-    form = FULL_BITS._replace(keeps_empty=True)
-    plan = _plan(drawn, targets=form, augmentation="flip_resize_crop", crowd="ignore")
-    in_threads = list(train_batches(drawn, plan, 2, 2))
-    in_workers = list(train_batches(drawn, plan, 2, 2, num_workers=1))
-    for first, second in zip(in_threads, in_workers, strict=True):
-        assert first.masks.any() and first.masks.shape[-1] == first.images.shape[2] // 8
-        _assert_equal(first, second)
-
-
 def test_batches_come_in_the_order_of_the_steps(drawn):
     plan = _plan(drawn)
     batches = list(train_batches(drawn, plan, 0, 9))
@@ -149,11 +139,14 @@ def test_hosts_read_the_parts_of_the_same_batch(drawn):
 
 
 def test_worker_processes_give_the_same_batches(drawn):
-    plan = _plan(drawn)
+    """Those of full masks; `test_index_cache` has the same of levels."""
+    form = FULL_BITS._replace(keeps_empty=True)
+    plan = _plan(drawn, targets=form, augmentation="flip_resize_crop", crowd="ignore")
     in_threads = list(train_batches(drawn, plan, 2, 3))
     in_workers = list(train_batches(drawn, plan, 2, 3, num_workers=2))
     assert len(in_workers) == 3
     for first, second in zip(in_threads, in_workers, strict=True):
+        assert first.masks.any() and first.masks.shape[-1] == first.images.shape[2] // 8
         _assert_equal(first, second)
 
 

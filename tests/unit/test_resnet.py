@@ -41,13 +41,15 @@ def shortcut_of(block, x):
 
 @pytest.mark.parametrize("height, width", [(4, 6), (5, 7), (1, 3)])
 def test_a_shrinking_shortcut_averages_in_variant_d_and_skips_pixels_in_b(height, width, rng):
-    x = jnp.asarray(rng.random((1, height, width, 32), np.float32))
+    x = rng.random((1, height, width, 32), np.float32)
     tops, lefts = range(0, height, 2), range(0, width, 2)
     means = [[x[0, i : i + 2, j : j + 2].mean((0, 1)) for j in lefts] for i in tops]
-    for variant, seen in (("d", np.array(means)), ("b", np.asarray(x[0, ::2, ::2]))):
+    for variant, seen in (("d", np.array(means)), ("b", x[0, ::2, ::2])):
         block = resnet(stage_depths=(1, 1, 1, 1), variant=variant).res3[0]
         expected = np.maximum(seen @ np.asarray(block.shortcut.kernel[...])[0, 0], 0)
-        np.testing.assert_allclose(shortcut_of(block, x)[0], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            shortcut_of(block, jnp.asarray(x))[0], expected, rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_shortcut_of_res2_is_not_pooled_in_variant_d(rng):

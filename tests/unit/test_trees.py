@@ -9,7 +9,7 @@ from flax import nnx
 from sparseinst_jax.data.batch import DEVICE_AXIS
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
-from sparseinst_jax.setup.config import load_config
+from tests import exporting
 
 
 class Noisy(nnx.Module):
@@ -98,15 +98,43 @@ def test_another_method_of_the_module_can_be_called(noisy):
     np.testing.assert_array_equal(doubled, 2 * IMAGES)
 
 
+def test_a_call_with_arrays_is_compiled_once_and_equal_to_the_traced_one():
+    calls = []
+
+    class Counting(nnx.Module):
+        def __init__(self):
+            self.scale = nnx.Param(np.ones((3,), np.float32))
+
+        def __call__(self, images, train=False, intermediates=None):
+            calls.append(train)
+            if intermediates is not None:
+                intermediates |= {"second": images, "first": 2 * images}
+            return self.scale[...] * images + train
+
+    apply, params, statistics = functional(Counting())
+    for _ in range(2):
+        plain, _ = apply(params, statistics, IMAGES)
+        trained, _ = apply(params, statistics, IMAGES, train=True)
+    assert calls == [False, True]
+    traced, _ = jax.jit(lambda p: apply(p, statistics, IMAGES, train=True))(params)
+    np.testing.assert_array_equal(trained, traced)
+    np.testing.assert_array_equal(trained, plain + 1)
+    named = {}
+    apply(params, statistics, IMAGES, intermediates=named)
+    assert list(named) == ["second", "first"]  # in the order of the network
+    np.testing.assert_array_equal(named["first"], 2 * IMAGES)
+
+
+# Compiling these takes the time; what is above compares bits.
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     ("config", "left"),
     [("giam_r50vd_dcn", 8), ("giam_cspdarknet53", 0), ("giam_pvt_b2_linear", 1)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_made_for_inference_a_network_finds_the_same_with_fewer_numbers(config, left, dtype, rng):
-    model = load_config(config, {"model.dtype": dtype}).model
-    with model.unlocked():
-        model.backbone.stage_depths = (1,) * len(model.backbone.stage_depths)
+    model = exporting.narrow(config).model
+    model.dtype = dtype
     network, params, statistics = functional(builders.build_model(model, 3, 0))
 
     def vary(x):
@@ -133,30 +161,3 @@ def test_made_for_inference_a_network_finds_the_same_with_fewer_numbers(config, 
     for name, theirs in expected.items():
         error = np.abs(np.float32(found[name]) - np.float32(theirs)).max()
         assert error <= tolerance * np.abs(theirs).max(), name
-
-
-def test_a_call_with_arrays_is_compiled_once_and_equal_to_the_traced_one():
-    calls = []
-
-    class Counting(nnx.Module):
-        def __init__(self):
-            self.scale = nnx.Param(np.ones((3,), np.float32))
-
-        def __call__(self, images, train=False, intermediates=None):
-            calls.append(train)
-            if intermediates is not None:
-                intermediates |= {"second": images, "first": 2 * images}
-            return self.scale[...] * images + train
-
-    apply, params, statistics = functional(Counting())
-    for _ in range(2):
-        plain, _ = apply(params, statistics, IMAGES)
-        trained, _ = apply(params, statistics, IMAGES, train=True)
-    assert calls == [False, True]
-    traced, _ = jax.jit(lambda p: apply(p, statistics, IMAGES, train=True))(params)
-    np.testing.assert_array_equal(trained, traced)
-    np.testing.assert_array_equal(trained, plain + 1)
-    named = {}
-    apply(params, statistics, IMAGES, intermediates=named)
-    assert list(named) == ["second", "first"]  # in the order of the network
-    np.testing.assert_array_equal(named["first"], 2 * IMAGES)
