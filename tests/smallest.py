@@ -22,15 +22,17 @@ from sparseinst_jax.models.sparseinst.model import Outputs
 
 
 class Patches(nnx.Module):
-    """One convolution of stride 8 and a norm, in the place of three feature maps."""
+    """One convolution of stride 8, with a norm or not; the coarser maps are some of its pixels."""
 
-    def __init__(self, *, width=256, dtype, rng):
+    def __init__(self, *, width=256, has_norm=True, dtype, rng):
         self.patch = layers.Conv(3, width, 7, stride=8, dtype=dtype, rng=rng)
-        self.norm = layers.BatchNorm(width)
+        self.norm = layers.BatchNorm(width) if has_norm else None
         self.out_channels = (width,) * 3
 
     def __call__(self, images, train=False, intermediates=None):
-        return (jax.nn.relu(self.norm(self.patch(images), train)),) * 3
+        x = self.patch(images)
+        x = jax.nn.relu(x if self.norm is None else self.norm(x, train))
+        return x, x[:, ::2, ::2], x[:, ::4, ::4]
 
 
 class Smallest(nnx.Module):

@@ -137,15 +137,16 @@ import numpy as np
 import optax
 from sparseinst_jax.checkpoints.state import TrainState
 from sparseinst_jax.data.batch import Batch
-from sparseinst_jax.models.families import FAMILIES
+from sparseinst_jax.models.families import BACKBONES, FAMILIES
 from sparseinst_jax.models.trees import functional
 from sparseinst_jax.setup import builders
 from sparseinst_jax.training.step import TrainStep
-from tests import outside_family, tiny_fastinst
+from tests import outside_family, smallest, tiny_fastinst
 
-FAMILIES["dots"] = outside_family.DOTS
+FAMILIES["dots"], BACKBONES["patches"] = outside_family.DOTS, smallest.Patches
 config = FAMILY.get_config()
-config.model.backbone.norm = "group_norm"
+with config.unlocked():
+    config.model.backbone = dict(name="patches", width=16, has_norm=False)
 rng = np.random.default_rng(1)  # no near tie: one that falls otherwise moves a gradient by 1 %
 batch = Batch(
     images=rng.integers(0, 256, (4, 64, 64, 3)).astype(np.uint8),
