@@ -34,21 +34,21 @@ def run(data, sets):
 
 
 @pytest.fixture(scope="module")
-def predictor(run):
-    return run.last
+def trained(stored_run):
+    return sparseinst_jax.load(stored_run)
 
 
-def test_a_run_is_returned_with_its_history_and_predictors(data, sets, run, predictor):
+def test_a_run_is_returned_with_its_history_and_predictors(data, sets, run):
     assert (run.workdir, run.step, run.exit_code) == (data.parent / "run", 4, 0)
     history = run.history
     assert history["step"].tolist() == [1, 2, 3, 4]
     assert history["loss/total"].tolist() == [row["loss/total"] for row in run.rows]
     assert np.isnan(history["AP"]).tolist() == [True, False, True, False]
     photo = data / "images/val/000001.png"
-    for each, step in ((run.best, "best"), (predictor, 4)):
+    for each, step in ((run.best, "best"), (run.last, 4)):
         from_disk = sparseinst_jax.load(run.workdir, step)
         np.testing.assert_array_equal(each(photo).scores, from_disk(photo).scores)
-    metrics = sparseinst_jax.evaluate(predictor, sets[1])
+    metrics = sparseinst_jax.evaluate(run.last, sets[1])
     assert metrics is not None and metrics["AP"] == pytest.approx(history["AP"][3], abs=1e-9)
 
 
@@ -115,10 +115,9 @@ def test_data_that_a_run_could_not_find_again_are_refused(data):
         sparseinst_jax.fit(SMALLEST, sparseinst_jax.load_coco(data / "train.json", None))
 
 
-def test_activations_are_those_of_the_instances_found(data, stored_model):
-    predictor, _ = stored_model
+def test_activations_are_those_of_the_instances_found(data, trained):
     photo = data / "images/val/000001.png"
-    found, inside = predictor.activations(photo), predictor.forward(photo)
+    found, inside = trained.activations(photo), trained.forward(photo)
     assert found.names == ("group 1", "group 2", "group 3", "group 4")
     assert found.maps.shape == (len(found.prediction), 4, 8, 8) and len(found) > 0
     # The network's own tensor: channels are (group, mask).
@@ -131,9 +130,8 @@ def test_activations_are_those_of_the_instances_found(data, stored_model):
     assert nothing.width < 240
 
 
-def test_a_padded_image_has_maps_of_the_image_alone(stored_model):
-    predictor, _ = stored_model
+def test_a_padded_image_has_maps_of_the_image_alone(trained):
     image = np.zeros((50, 90, 3), np.uint8)
-    height, width = predictor.forward(image).valid_size
-    maps = predictor.activations(image).maps
+    height, width = trained.forward(image).valid_size
+    maps = trained.activations(image).maps
     assert maps.shape[2:] == (round(height / 8), round(width / 8))
