@@ -172,7 +172,7 @@ def run(number):
 
 alone, state = run(1)
 assert alone[0]["loss/mask"] != alone[1]["loss/mask"]
-for number in NUMBERS:
+for number in (2, 4):
     losses, other = run(number)
     for a, b in zip(alone, losses):
         for name in a:
@@ -182,11 +182,9 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize(
-    ("family", "numbers"), [("outside_family", "2, 4"), ("tiny_fastinst", "2,")]
-)
-def test_what_it_draws_does_not_depend_on_the_number_of_devices(family, numbers):
-    program = _DEVICES.replace("FAMILY.", f"{family}.").replace("NUMBERS", numbers)
+@pytest.mark.parametrize("family", ["outside_family", "tiny_fastinst"])
+def test_what_it_draws_does_not_depend_on_the_number_of_devices(family):
+    program = _DEVICES.replace("FAMILY.", f"{family}.")
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
