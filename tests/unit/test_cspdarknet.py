@@ -24,7 +24,9 @@ def network(cross_stage=True, **options):
 def shaken(tree):
     """Weights that are neither 0 nor 1 anywhere, so that each of them matters."""
     rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + rng.uniform(0.2, 0.6, x.shape).astype(np.float32), tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x) + rng.uniform(0.2, 0.6, x.shape).astype(np.float32), tree
+    )
 
 
 def images(height=32, width=64):

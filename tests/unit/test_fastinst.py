@@ -136,9 +136,9 @@ SAMPLED = [0.250000, 1.500000, -1.500000, 1.568000, 1.548000, 1.113000]
 
 
 def test_points_sample_maps_as_pytorch_does():
-    each = points.sample_each(jnp.asarray(MAP[None]), jnp.asarray(POINTS[None]))
+    each = jax.jit(points.sample_each)(jnp.asarray(MAP[None]), jnp.asarray(POINTS[None]))
     np.testing.assert_allclose(each[0], SAMPLED, atol=2e-6)
-    all_ = points.sample_all(jnp.asarray(MAP[None, None]), jnp.asarray(POINTS[None]))
+    all_ = jax.jit(points.sample_all)(jnp.asarray(MAP[None, None]), jnp.asarray(POINTS[None]))
     np.testing.assert_allclose(all_[0, :, 0], SAMPLED, atol=2e-6)
 
 
@@ -146,8 +146,8 @@ def test_masks_in_bits_are_sampled_as_maps_of_zeros_and_ones():
     rng = np.random.default_rng(2)
     masks = rng.random((2, 3, 16, 24)) < 0.5
     spread = rng.random((2, 3, 40, 2), np.float32) * 1.2 - 0.1  # some beyond the border
-    got = points.sample_bits(jnp.asarray(pack_bits(masks)), jnp.asarray(spread))
-    want = points.sample_each(jnp.asarray(masks, jnp.float32), jnp.asarray(spread))
+    got = jax.jit(points.sample_bits)(jnp.asarray(pack_bits(masks)), jnp.asarray(spread))
+    want = jax.jit(points.sample_each)(jnp.asarray(masks, jnp.float32), jnp.asarray(spread))
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
@@ -155,11 +155,12 @@ def test_three_quarters_of_the_points_are_where_a_mask_is_least_certain():
     logits = jnp.asarray(np.linspace(-8, 8, 64, dtype=np.float32).reshape(1, 1, 8, 8))
     candidates = points.random_points(KEYS, Draw.CANDIDATES, 0, (1, 3 * 64))
     anywhere = points.random_points(KEYS, Draw.ANYWHERE, 0, (1, 16))
-    chosen = jax.jit(points.least_certain)(logits, candidates, anywhere)
+    chosen = np.asarray(jax.jit(points.least_certain)(logits, candidates, anywhere))
+    sample_each = jax.jit(points.sample_each)
     assert chosen.shape == (1, 1, 64, 2)
     np.testing.assert_array_equal(chosen[:, :, 48:], anywhere)
-    certain = np.abs(points.sample_each(logits, candidates))
-    kept = np.abs(points.sample_each(logits, chosen[:, :, :48]))
+    certain = np.abs(sample_each(logits, candidates))
+    kept = np.abs(sample_each(logits, chosen[:, :, :48]))
     np.testing.assert_allclose(np.sort(kept.ravel()), np.sort(certain.ravel())[:48])
 
 

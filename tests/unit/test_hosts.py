@@ -111,19 +111,18 @@ def test_alone_everything_is_said_to_oneself(capsys):
     hosts.leave("an error", 1)  # returns: this process goes on
 
 
-@pytest.mark.parametrize(
-    "arguments, index, message",
-    [
-        ("True", None, "--distributed: the other hosts cannot be found"),
-        ("None", "1", "host 1 of 2 (JAX_NUM_PROCESSES) could not join the job within 2 s: the"),
-        ("None", "0", "as the first it waited for the other 1, and not all came"),
-    ],
-    ids=["no address", "no coordinator", "no other host"],
-)
-def test_a_job_that_does_not_come_together_ends_with_a_message(arguments, index, message):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+JOBS = {
+    # What `join` is given, the process's number in the job, and the message.
+    "no address": ("True", None, "--distributed: the other hosts cannot be found"),
+    "no coordinator": (
+        *("None", "1"),
+        "host 1 of 2 (JAX_NUM_PROCESSES) could not join the job within 2 s: the",
+    ),
+    "no other host": ("None", "0", "as the first it waited for the other 1, and not all came"),
+}
+
+
+def _start(arguments, index, port):
     values = {"SPARSEINST_HOST_TIMEOUT": "2", "JAX_PLATFORMS": "cpu"}
     if index is not None:
         values |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
@@ -134,13 +133,33 @@ def test_a_job_that_does_not_come_together_ends_with_a_message(arguments, index,
         f"sys.exit(cli.run(lambda _: hosts.join({arguments}), []))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "JAX_"))}
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", program],
         env={**environment, **values},
-        capture_output=True,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
     )
-    assert done.returncode == (1 if index is None else 75), done.stderr
-    assert done.stderr.count("error: ") == 1 and message in done.stderr
-    assert "JAX_COORDINATOR_ADDRESS (host:port of the first host)" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    """Start all of them: each waits for others for seconds."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in JOBS]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    jobs = zip(JOBS.items(), ports, strict=True)
+    processes = {name: _start(*job[:2], port) for (name, job), port in jobs}
+    yield processes
+    for process in processes.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_that_does_not_come_together_ends_with_a_message(jobs, name):
+    _, index, message = JOBS[name]
+    _, said = jobs[name].communicate(timeout=60)
+    assert jobs[name].returncode == (1 if index is None else 75), said
+    assert said.count("error: ") == 1 and message in said
+    assert "JAX_COORDINATOR_ADDRESS (host:port of the first host)" in said

@@ -190,13 +190,15 @@ def test_branches_are_skipped_with_their_probability_and_have_the_expectation_on
 
 def test_an_image_that_skips_a_branch_keeps_its_values_and_another_gets_the_branch_scaled():
     block, x = build().block1[0], images(2, 8, 8)[..., :1].repeat(4, -1) * np.arange(1, 5)
-    x = jnp.asarray(x)
-    attended = block.attn(block.norm1(x))
-    both = x + 2 * attended
-    weight = jnp.asarray([[0.0, 0.0], [2.0, 3.0]])
-    y = block(x, weight)
+    x, weight = jnp.asarray(x), jnp.asarray([[0.0, 0.0], [2.0, 3.0]])
+
+    @jax.jit
+    def scaled(x):
+        both = x + 2 * block.attn(block.norm1(x))
+        return both + 3 * block.mlp(block.norm2(both))
+
+    y, expected = jax.jit(lambda x: block(x, weight))(x), scaled(x)
     np.testing.assert_array_equal(y[0], x[0])
-    expected = both + 3 * block.mlp(block.norm2(both))
     np.testing.assert_allclose(y[1], expected[1], rtol=1e-5, atol=1e-5)
 
 

@@ -39,14 +39,14 @@ def test_error_is_that_of_float32(rng):
 
 
 def ordinary_gradients(x, kernel, cotangent):
-    return forms.convolution(stride=1, groups=1).backward(cotangent, x, kernel)
+    return jax.jit(forms.convolution(stride=1, groups=1).backward)(cotangent, x, kernel)
 
 
 def test_gradients_are_those_of_a_convolution(rng):
     x = rng.standard_normal((2, 5, 6, 3), np.float32)
     kernel = rng.standard_normal((3, 3, 3, 4), np.float32)
     cotangent = rng.standard_normal((2, 5, 6, 4), np.float32)
-    ours = winograd.gradients(cotangent, x, kernel)
+    ours = jax.jit(winograd.gradients)(cotangent, x, kernel)
     for found, expected in zip(ours, ordinary_gradients(x, kernel, cotangent), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -56,7 +56,8 @@ def test_gradient_of_the_kernel_from_tiles(rng, size):
     x = rng.standard_normal((2, *size, 3), np.float32)
     cotangent = rng.standard_normal((2, *size, 5), np.float32)
     expected = ordinary_gradients(x, np.zeros((3, 3, 3, 5), np.float32), cotangent)[1]
-    np.testing.assert_allclose(winograd.kernel_gradient(x, cotangent), expected, atol=1e-4)
+    found = jax.jit(winograd.kernel_gradient)(x, cotangent)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_gradients_take_products_of_tiles_only():
