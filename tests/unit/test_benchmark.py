@@ -199,7 +199,8 @@ SMALL = ["--config", TINY, "--size", "64x96", "--train-size", "64x64", "--photo-
 SMALL += ["--warmup", "1", "--iterations", "2", "--objects", "2"]
 
 
-def test_the_benchmark_writes_what_it_measures(tmp_path, capsys):
+def test_the_benchmark_writes_what_it_measures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workloads, "NUM_PHOTOS", 5)
     output = tmp_path / "out.json"
     chosen = ["input/batches", "post", "scoring/predict", "scoring/encode"]
     assert command.main([*SMALL, "--only", *chosen, "--output", str(output)]) == 0
