@@ -76,7 +76,7 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
     "one rate": (LITE, {"train.backbone_rate": "1.0"}),
     "average": (LITE, {"train.ema_decay": "0.99"}),
     "jitter": (LITE, {"data.augmentation": "lsj", "data.lsj_range": "(0.5, 1.5)"}),
-    "copy-paste": (LITE, {"data.copy_paste": "0.5"}),
+    "nothing pasted": (LITE, {"data.copy_paste": "0.0"}),
     "1 group": (LITE, {"model.num_groups": "1"}),
     "20 masks": (LITE, {"model.num_masks": "20"}),
     "416 pixels": (
