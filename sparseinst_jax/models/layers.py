@@ -8,6 +8,7 @@ Layout: images NHWC, convolution kernels HWIO, linear kernels [in, out].
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndar
 
 NORM_EPSILON = 1e-5
 POOL_SIZES = (1, 2, 3, 6)
+MANY_ROWS = 4096  # of a linear layer's input: pixels of FastInst's maps, not a batch's masks
 
 
 class FrozenStatistic(nnx.Variable):
@@ -196,13 +198,15 @@ class Linear(nnx.Module):
 
 
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
-    """Map [..., in] to [..., out] as one product of two matrices.
+    """Map [..., in] to [..., out]; the pixels of a map as one product of two matrices.
 
     For the kernel's gradient of a product of more axes XLA:CPU turns x round, which takes up to
     twice as long as the product.
     """
-    rows = x.reshape(-1, x.shape[-1]) @ kernel + bias
-    return rows.reshape(*x.shape[:-1], -1)
+    rows = x.shape[:-1]
+    if all(isinstance(size, int) for size in rows) and math.prod(rows) >= MANY_ROWS:
+        return (x.reshape(-1, x.shape[-1]) @ kernel + bias).reshape(*rows, -1)
+    return x @ kernel + bias
 
 
 class FrozenBatchNorm(nnx.Module):
