@@ -41,6 +41,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,notebooks]"
 	@touch $@
 
+# How sums are rounded, and so the course of a run, depends on the number of threads: the curve in
+# docs/performance.md is that of 32.
+demo: export NPROC ?= 32
+demo: export PJRT_NPROC ?= 32
 demo: $(STAMP)
 	$(BIN)/python train.py --config $(DEMO_CONFIG) --workdir $(DEMO_RUN) $(DEMO_FLAGS)
 	$(BIN)/python eval.py --workdir $(DEMO_RUN)
