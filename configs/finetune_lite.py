@@ -18,5 +18,5 @@ def get_config():
     config.model = small.model
     config.train.update(dict(init_from="lite0+things", frozen_stages=2, backbone_rate=0.1))
     config.train.class_rate = 20.0  # the drawn decoder knows instances and no classes
-    config.data.copy_paste = 0.5  # their objects in other places, beside and over others
+    config.data.copy_paste = 0.5  # objects of one photo beside and over those of another
     return config

@@ -25,7 +25,7 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...], int, int], np.ndar
 
 NORM_EPSILON = 1e-5
 POOL_SIZES = (1, 2, 3, 6)
-MANY_ROWS = 4096  # of a linear layer's input: pixels of FastInst's maps, not a batch's masks
+MANY_ROWS = 4096  # of a linear layer's input: the pixels of a map, not the masks of a batch
 
 
 class FrozenStatistic(nnx.Variable):
@@ -201,7 +201,7 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
     """Map [..., in] to [..., out]; the pixels of a map as one product of two matrices.
 
     For the kernel's gradient of a product of more axes XLA:CPU turns x round, which takes up to
-    twice as long as the product.
+    twice as long as the product. Few rows are not worth another order of sums.
     """
     rows = x.shape[:-1]
     if all(isinstance(size, int) for size in rows) and math.prod(rows) >= MANY_ROWS:

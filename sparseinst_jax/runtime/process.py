@@ -70,7 +70,7 @@ def prepare_process(*, for_training: bool = False) -> None:
 
 
 def set_environment() -> None:
-    """Set what JAX reads when it starts, CPU threads, compilation cache, heaps; collect less often.
+    """Set CPU threads, compilation cache, heaps and how often garbage is collected.
 
     Values that the user has set in the environment stay (`PJRT_NPROC`, `NPROC`,
     `JAX_COMPILATION_CACHE_DIR`, `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS`,
