@@ -373,7 +373,7 @@ def stage(name: str) -> Workload:
     """
     number, tensor, way = name.split("/")
     batch, images = int(number), draw(int(number), *SIZES.image, 3, dtype=jnp.float32)
-    apply, params, statistics, *_ = bench(1).make_network()
+    apply, params, statistics, _ = bench(1).make_network()[0]
 
     def forward(params: Any, statistics: Any, images: jax.Array) -> jax.Array:
         named: dict[str, jax.Array] = {}

@@ -161,6 +161,10 @@ class Predictor(BasePredictor):
             )
             self._placed = copy(np.arange(len(self._devices)), self._weights)
 
+    def release_weights(self) -> None:
+        """Hold no weights until `set_weights` gives new ones; nothing is compiled again."""
+        self._weights = self._placed = ({}, {})
+
     def export(
         self,
         path: str | os.PathLike,

@@ -36,7 +36,7 @@ class Run(NamedTuple):
     step: TrainStep
     learning_rate: Callable[[int], Any]
     evaluate: Callable[[Tree, Tree], Mapping[str, float]]
-    first_state: TrainState
+    first_state: TrainState | None  # None once it is handed over
     meta: dict[str, Any]
 
 
@@ -245,6 +245,7 @@ def make_evaluation(
         config, apply, params, statistics, train_dataset.class_names, train_dataset.category_ids
     )
     predictor.use_devices(jax.local_devices())
+    predictor.release_weights()  # training holds its own
     truth = evaluator.truth_of(dataset)  # its faults are reported before the first step
 
     def evaluate(params: Tree, statistics: Tree) -> dict[str, float]:
@@ -260,6 +261,7 @@ def make_evaluation(
             skips=skips,
             truth=truth,
         )
+        predictor.release_weights()
         if skipped is not None:
             for text in skipped.add_evaluated(skips or (), len(dataset.records)):
                 print_line(text)

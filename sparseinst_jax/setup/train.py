@@ -165,19 +165,21 @@ def train(
                 print_line(f"  {key} = {now!r} ({name}: {before!r})")
         for line in lines:
             print_line(line)
-        state = run.first_state
+        state, run = run.first_state, run._replace(first_state=None)
         if stored is not None:
             state, _ = checkpoints.restore_state(state)
             print_line(f"continuing after step {int(state.step)} of {config.train.num_steps}")
         elif (workdir / _METRICS_FILE).exists():
             print_line(f"no checkpoint yet in {workdir}: starting at step 1")
         done = int(state.step)  # an unreadable checkpoint is passed over
+        handed_over = [state]  # three times the weights, which nothing holds once they are placed
+        del state
         try:
             with (
                 _open_trainer(config, workdir, run, done, checkpoints, writers) as trainer,
                 _read_batches(config, workdir, run, done, skipped) as batches,
             ):
-                exit_code = trainer.run(state, batches)
+                exit_code = trainer.run(handed_over.pop(), batches)
         finally:
             if skipped is not None:
                 print("\n".join(skipped.summary()), flush=True)

@@ -108,6 +108,7 @@ class Trainer:
         # on all: each sends its flag with its step, and reads those of the step before.
         before = agreed = 0
         placed = self._step.place(state)
+        del state
         with StopSignals() as stop, closing(self._progress):
             while done < self._intervals.num_steps:
                 started = time.monotonic()

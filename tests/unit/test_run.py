@@ -1,8 +1,10 @@
 """What a command line comes to, before the first step."""
 
 import contextlib
+import gc
 import re
 import types
+import weakref
 from pathlib import Path
 
 import jax
@@ -13,12 +15,13 @@ from sparseinst_jax.cli import train as train_command
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.setup import refusals, train
 from sparseinst_jax.setup.config import diff, load_config
-from sparseinst_jax.setup.run import resolve_schedule
+from sparseinst_jax.setup.run import make_run, resolve_schedule
 from sparseinst_jax.training.optimizer import ParameterRules, decay_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+TESTS = Path(__file__).parents[1]
+CONFIGS = TESTS.parent / "configs"
 
 
 def test_what_was_resolved_resolves_to_itself_and_says_what_it_is_written_for():
@@ -53,12 +56,12 @@ def data(tmp_path_factory) -> Path:
 
 def start(data: Path, workdir: Path, monkeypatch, *words: str):
     """The configuration, run and first state that a command line comes to, without training."""
-    seen = []
+    seen, states = [], []
 
     @contextlib.contextmanager
     def nothing(*arguments):
         seen.append(arguments)
-        yield types.SimpleNamespace(run=lambda *_: 0)
+        yield types.SimpleNamespace(run=lambda state, _: states.append(state) or 0)
 
     monkeypatch.setattr(train, "_open_trainer", nothing)
     train_command.main(
@@ -71,7 +74,7 @@ def start(data: Path, workdir: Path, monkeypatch, *words: str):
         ]
     )
     config, _, run, *_ = seen[-1]
-    return config, run
+    return config, run._replace(first_state=states[-1])
 
 
 def test_what_is_typed_is_meant_and_the_rest_is_translated(data, tmp_path, monkeypatch, capsys):
@@ -107,6 +110,31 @@ def test_another_rule_and_a_base_of_nothing_are_refused(data, tmp_path, monkeypa
         start(data, tmp_path, monkeypatch, *words)
     assert "train.base_batch_size must be at least 1, got 0" in str(caught.value)
     assert "train.lr_scaling must be one of linear, sqrt, none, got 'cubic'" in str(caught.value)
+
+
+def test_nothing_holds_the_first_weights_during_training(data, tmp_path, monkeypatch):
+    """Nor the optimizer's first state: with the weights 0.4 GiB of G-IAM R50."""
+    first, alive = [], []
+
+    def watched(*arguments):
+        run = make_run(*arguments)
+        arrays = [x for x in jax.tree.leaves(run.first_state) if np.ndim(x)]
+        first.extend(weakref.ref(x if x.base is None else x.base) for x in arrays)
+        return run
+
+    def count(row):
+        gc.collect()
+        alive.append(sum(array() is not None for array in first))
+
+    monkeypatch.setattr(train, "make_run", watched)
+    places = {
+        f"data.{part}.{key}": str(data / path)
+        for part in ("train", "val")
+        for key, path in {"images": f"images/{part}", "annotations": f"{part}.json"}.items()
+    }
+    given = {**places, "train.num_steps": 2, "train.log_every": 1, "train.eval_every": 1}
+    train.train(TESTS / "smallest.py", tmp_path / "run", given, writers=[count])
+    assert len(first) > 10 and alive and not any(alive)
 
 
 def test_averages_clipping_and_frozen_stages_reach_the_step(data, tmp_path, monkeypatch, capsys):

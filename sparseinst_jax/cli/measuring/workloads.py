@@ -63,13 +63,12 @@ def usual_photo(size: Size) -> Size:
 
 
 class Network(NamedTuple):
-    """A network as a pure function, see `models.trees.functional`; and its module."""
+    """A network as a pure function, see `models.trees.functional`."""
 
     apply: Any
     params: Tree
     statistics: Tree
     num_classes: int
-    module: Any
 
 
 class Bench:
@@ -126,8 +125,8 @@ class Bench:
         size = {"train.batch_size": self.arguments.train_batch}
         return dataset, make_plan(_changed(self.config, size), dataset)
 
-    def make_network(self) -> Network:
-        """Build the network.
+    def make_network(self) -> tuple[Network, Any]:
+        """Build the network; returns its module, too, whose first weights live as long as it.
 
         Each time: training has its own parameters, and these would be kept beside them.
         """
@@ -140,14 +139,16 @@ class Bench:
         apply, *random = functional(model)
         # One copy for all of inference; on a CPU "the device" is the same memory.
         params, statistics = jax.device_put(weights or tuple(random))
-        return Network(apply, params, statistics, number, model)
+        return Network(apply, params, statistics, number), model
 
-    _network = functools.cached_property(make_network)
+    @functools.cached_property
+    def _network(self) -> Network:
+        return self.make_network()[0]
 
     def predictor(self, batch: int) -> Any:
         """Make a predictor that sends so many images together."""
         valid_size(self.photo_size, self.size)  # raises where photos do not fill it
-        apply, params, statistics, number, _ = self._network
+        apply, params, statistics, number = self._network
         given = {"data.eval_size": sorted(self.size), "eval.batch_size": batch}
         names = [f"class {i + 1}" for i in range(number)]
         ids = list(range(1, number + 1))
@@ -244,7 +245,7 @@ class Bench:
         """Make a step on one device, its first state, and a batch."""
         given = self.arguments
         config = _changed(self.config, {"train.micro_batches": micro_batches})
-        apply, params, statistics, number, model = self.make_network()
+        (apply, params, statistics, number), model = self.make_network()
         step, _ = make_step(config, model, apply, params, jax.local_devices()[:1])
         form = FAMILIES[config.model.family].targets
         batch = random_batch(given.train_batch, given.train_size, given.objects, number, form)
