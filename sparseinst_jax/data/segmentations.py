@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -259,6 +259,25 @@ def read_runs(counts: str | bytes) -> np.ndarray | None:
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return None if values.min() < 0 or values.max() > MAX_RUN else values
+
+
+def decode_columns(rle: Mapping[str, Any]) -> tuple[int, np.ndarray]:
+    """Decode the columns of a valid compressed RLE from the first to the last that have pixels.
+
+    Returns:
+      The place of the first, and bool [columns, height]: masks are small parts of photos.
+    """
+    height, runs = rle["size"][0], read_runs(rle["counts"])
+    assert runs is not None
+    ends = runs.cumsum()  # those of the mask's pixels are every second
+    inside = np.flatnonzero(runs[1::2])
+    if not inside.size:
+        return 0, np.zeros((0, height), bool)
+    first, last = ends[2 * inside[0]], ends[2 * inside[-1] + 1]
+    left, right = int(first // height), int(-(-last // height))
+    ends = np.clip(ends - left * height, 0, (right - left) * height)
+    is_inside = np.arange(len(ends)) % 2 == 1
+    return left, np.repeat(is_inside, np.diff(ends, prepend=0)).reshape(right - left, height)
 
 
 def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sparseinst_jax.data.segmentations import read_runs
+from sparseinst_jax.data.segmentations import decode_columns
 
 
 class Crop(NamedTuple):
@@ -40,16 +40,6 @@ def crop(mask: np.ndarray) -> Crop:
 
 def decode_crop(rle: Mapping[str, Any]) -> Crop:
     """Decode the pixels of a valid compressed RLE, and no more: masks are small parts of photos."""
-    height, runs = rle["size"][0], read_runs(rle["counts"])
-    assert runs is not None
-    ends = runs.cumsum()  # those of the mask's pixels are every second
-    inside = np.flatnonzero(runs[1::2])
-    if not inside.size:
-        return _EMPTY
-    first, last = ends[2 * inside[0]], ends[2 * inside[-1] + 1]
-    left, right = int(first // height), int(-(-last // height))
-    ends = np.clip(ends - left * height, 0, (right - left) * height)
-    is_inside = np.arange(len(ends)) % 2 == 1
-    columns = np.repeat(is_inside, np.diff(ends, prepend=0)).reshape(right - left, height)
+    left, columns = decode_columns(rle)
     found = crop(columns.T)
     return found._replace(left=left, pixels=np.ascontiguousarray(found.pixels))

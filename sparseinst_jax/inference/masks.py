@@ -138,7 +138,7 @@ def upsample_masks(
     device = _accelerator(masks)
     if device is None:
         operators = [upsampling_operator(*key) for key in keys]
-        chunk = chunk_length(bucket, len(query_index))
+        bounds, least = (MAX_CHUNK, MAX_CHUNK_PIXELS), 1
 
         def upsample(chosen: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
             rows = _upsample_rows(masks, np.int32(image_index), chosen, operators[0])
@@ -147,15 +147,19 @@ def upsample_masks(
 
     else:
         operators = [_operator_on(device, *key) for key in keys]
-        most = max(len(query_index), MIN_PACKED)
-        chunk = chunk_length(bucket, most, MAX_PACKED, MAX_PACKED_PIXELS)
+        bounds, least = (MAX_PACKED, MAX_PACKED_PIXELS), MIN_PACKED
 
         def upsample(chosen: np.ndarray) -> tuple[jax.Array, jax.Array | None]:
             index = np.stack([np.full_like(chosen, image_index), chosen])
             return _upsample_and_pack(masks, index, *operators, measured, cut)
 
+    def length(chosen: np.ndarray) -> int:
+        return chunk_length(bucket, max(len(chosen), least), *bounds)
+
+    chunk = length(query_index)
     chunks = [query_index[start : start + chunk] for start in range(0, len(query_index), chunk)]
-    made = (upsample(_filled(chosen, chunk)) for chosen in chunks)
+    # The last one is not filled up to the length of the others, which would take as long.
+    made = (upsample(_filled(chosen, length(chosen))) for chosen in chunks)
     # The device works on a chunk while the host handles the one before; an accelerator, whose
     # results are small, begins with all of them now.
     ahead = _one_ahead(made) if device is None else iter(list(map(_send, made)))
@@ -234,5 +238,4 @@ def _fetch(
     masks, scores = np.asarray(made[0])[:count, :width], made[1]
     if is_packed:
         masks = np.unpackbits(masks, axis=-1, count=height)
-    masks = np.ascontiguousarray(masks[:, :, :height])
-    return masks, None if scores is None else np.asarray(scores)[:count]
+    return masks[:, :, :height], None if scores is None else np.asarray(scores)[:count]

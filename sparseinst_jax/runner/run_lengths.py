@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from sparseinst_jax.data.segmentations import decode_columns
+
 # Changes along a mask from which on pycocotools' own loop over all pixels is faster: noise.
 _MOST_CHANGES = 3500
 
@@ -34,13 +36,13 @@ def _encode(mask: np.ndarray, before: int = 0, size: tuple[int, int] | None = No
 
     It may be a piece of a mask of `size` (height, width), with `before` pixels before it.
     """
-    whole, flat = size or mask.shape[::-1], mask.reshape(-1)
-    raw, total = flat.tobytes(), whole[0] * whole[1]
+    whole, raw = size or mask.shape[::-1], mask.tobytes()
+    flat, total = np.frombuffer(raw, np.uint8), whole[0] * whole[1]
     first, end = raw.find(1), raw.rfind(1) + 1
     part = flat[first:end]
     is_changed = part[1:] != part[:-1]
     if size is None and np.count_nonzero(is_changed) > _MOST_CHANGES:
-        rle: Any = coco_mask.encode(mask.T)
+        rle: Any = coco_mask.encode(flat.reshape(mask.shape).T)
     else:
         ends = np.array([-before, total - before])
         if end:
@@ -59,11 +61,13 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 def decode_masks(rles: Sequence[Any], size: tuple[int, int]) -> np.ndarray:
     """Decode compressed RLEs to bool [D, height, width]; `size` is needed when there are none."""
-    masks = np.empty((len(rles), *size), bool)
-    # One by one, so that a mask is still in the processor's cache when it is turned round: half
-    # the time. It comes as uint8 [height, width], down the columns, zeros and ones.
-    for mask, rle in zip(masks.view(np.uint8), rles, strict=True):
-        mask[...] = coco_mask.decode(rle)
+    masks = np.zeros((len(rles), *size), bool)
+    for mask, rle in zip(masks, rles, strict=True):
+        if len(rle["counts"]) > 2 * _MOST_CHANGES:  # about two characters each
+            mask[...] = coco_mask.decode(rle)
+        else:  # of an object's columns alone: three to six times as fast
+            left, columns = decode_columns(rle)
+            mask[:, left : left + len(columns)] = columns.T
     return masks
 
 
