@@ -95,6 +95,7 @@ CONVOLUTIONS = {
     "colours, same": ((2, 6, 8, 3), (3, 3, 3, 8), {"stride": 2, "same": True}),
     "colours, same, odd size": ((2, 7, 5, 3), (3, 3, 3, 8), {"stride": 2, "same": True}),
     "wide": ((1, 24, 24, 128), (3, 3, 128, 130), {}),
+    "few pixels": ((1, 32, 33, 64), (3, 3, 64, 72), {}),
     "wide, stride 2, odd size": ((2, 7, 9, 128), (3, 3, 128, 130), {"stride": 2}),
     "uneven channels": ((2, 6, 7, 18), (3, 3, 18, 5), {}),
     "uneven channels, stride 2": ((2, 7, 9, 10), (3, 3, 10, 8), {"stride": 2}),

@@ -26,7 +26,7 @@ def form(
     if groups == x.shape[-1] == kernel.shape[-1] and groups > 1:
         return depthwise.form(stride, same)
     if same and groups == 1 and kernel.shape[2] < FEW_CHANNELS:
-        return _of_patches(stride)
+        return _of_few_channels(stride)
     if groups > 1:
         return _in_groups(stride, groups)
     if kernel.shape[:2] == (1, 1):
@@ -96,18 +96,30 @@ def _products(stride: int) -> Form:
 
 
 @functools.cache
-def _of_patches(stride: int) -> Form:
-    """A convolution of few channels, padded as "same", as one product of its patches.
+def _of_few_channels(stride: int) -> Form:
+    """A convolution of few channels, padded as "same", as a sum of images times vectors.
 
-    XLA:CPU's gradient of such a kernel is slow, and a product's is one more product.
+    It compiles to one pass over memory, of which a norm becomes part: a fourth of the time that a
+    product of patches takes, 1.2 ms in place of 5.2 of 320 x 448 pixels. XLA:CPU's gradient of such
+    a kernel is slow, and that of a product of patches is one more product.
     """
 
-    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def forward(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        read = _read_by_taps(x.astype(jnp.float32), len(kernel), stride, same=True)
+        taps = kernel.astype(jnp.float32).reshape(-1, *kernel.shape[2:])
+        terms = [
+            image[..., channel, None] * vector
+            for image, vectors in zip(read, taps, strict=True)
+            for channel, vector in enumerate(vectors)
+        ]
+        return functools.reduce(jnp.add, terms).astype(x.dtype)
+
+    def convolve_patches(x: jax.Array, kernel: jax.Array) -> jax.Array:
         patches = jnp.concatenate(_read_by_taps(x, len(kernel), stride, same=True), axis=-1)
         y = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
         return y.reshape(*patches.shape[:-1], -1)
 
-    return forms.bilinear(convolve)
+    return Form(forward, forms.bilinear(convolve_patches).backward)
 
 
 @functools.cache

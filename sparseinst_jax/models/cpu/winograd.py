@@ -32,8 +32,10 @@ from sparseinst_jax.models import forms
 from sparseinst_jax.models.cpu.products import product
 from sparseinst_jax.models.forms import Form
 
-# Below it the transforms of the images take about what the products save.
-LEAST_CHANNELS = 128
+# Below it the transforms of the images take about what the products save; but XLA:CPU leaves the
+# convolution of an image of few pixels to one core, and shares products among all.
+LEAST_CHANNELS, LEAST_CHANNELS_OF_FEW = 128, 64
+FEW_PIXELS = 1024, 4096
 
 
 def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: int) -> bool:
@@ -42,10 +44,12 @@ def is_faster(x: jax.Array | jax.ShapeDtypeStruct, kernel: jax.Array, stride: in
     With fewer tiles than channels the transform of the kernel takes what the products save.
     """
     *inner, channels = x.shape
+    is_of_few = FEW_PIXELS[0] <= math.prod(inner[-2:]) <= FEW_PIXELS[1]
+    least_channels = LEAST_CHANNELS_OF_FEW if is_of_few else LEAST_CHANNELS
     return (
         kernel.shape[:2] == (3, 3)
         and stride == 1
-        and min(kernel.shape[2:]) >= LEAST_CHANNELS
+        and min(kernel.shape[2:]) >= least_channels
         and math.prod(inner) // 4 >= channels
         and x.dtype == kernel.dtype
         and x.dtype in (jnp.float32, jnp.bfloat16)
