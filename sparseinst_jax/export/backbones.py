@@ -11,6 +11,9 @@ from sparseinst_jax.export.blocks import (
     affine,
     array,
     as_map,
+    column,
+    conv_relu,
+    conv_relu6,
     convolution,
     factors,
     gelu,
@@ -19,8 +22,8 @@ from sparseinst_jax.export.blocks import (
     linear,
     pooled,
     relu,
-    relu6,
     tokens,
+    within,
 )
 from sparseinst_jax.export.graph import Graph
 from sparseinst_jax.models import layers
@@ -32,38 +35,30 @@ Maps = tuple[str, str, str]
 def write_resnet(g: Graph, module: resnet.ResNet, x: str) -> Maps:
     """`models.backbones.resnet`."""
     with g.scope("stem"):
-        stem = module.stem
-        for name in (
-            ("conv1", "conv2", "conv3") if isinstance(stem, resnet.DeepStem) else ("conv1",)
-        ):
-            with g.scope(name):
-                x = relu(g, convolution(g, getattr(stem, name), x))
+        is_deep = isinstance(module.stem, resnet.DeepStem)
+        for name in ("conv1", "conv2", "conv3") if is_deep else ("conv1",):
+            x = within(g, conv_relu, module.stem, name, x)
         x = g.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     maps = []
     for stage, name in enumerate(resnet.STAGES[1:]):
-        for i, block in enumerate(getattr(module, name)):
-            with g.scope(name, str(i)):
-                x = _bottleneck(g, block, x, stride=4 * 2**stage)
+        for i in range(len(getattr(module, name))):
+            x = within(g, _bottleneck, module, f"{name}/{i}", x, 4 * 2**stage)
         maps.append(x)
     return maps[1], maps[2], maps[3]
 
 
 def _bottleneck(g: Graph, block: resnet.Bottleneck, x: str, stride: int) -> str:
-    def conv(name: str, x: str) -> str:
-        with g.scope(name):
-            return convolution(g, getattr(block, name), x)
-
-    y = relu(g, conv("conv1", x))
+    y = relu(g, within(g, convolution, block, "conv1", x))
     if isinstance(block.conv2, deformable.DeformableConv):
-        places = conv("conv2_offset", y)
-        with g.scope("conv2"):
-            y = _deformable(g, block.conv2, y, places, block.conv2_offset, stride)
+        places = within(g, convolution, block, "conv2_offset", y)
+        y = within(g, _deformable, block, "conv2", y, places, block.conv2_offset, stride)
     else:
-        y = conv("conv2", y)
-    y = conv("conv3", relu(g, y))
+        y = within(g, convolution, block, "conv2", y)
+    y = within(g, convolution, block, "conv3", relu(g, y))
     if block.is_pooled:
         x = g.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
-    return relu(g, g.add("Add", y, conv("shortcut", x) if block.has_shortcut else x))
+    x = within(g, convolution, block, "shortcut", x) if block.has_shortcut else x
+    return relu(g, g.add("Add", y, x))
 
 
 def _deformable(
@@ -121,12 +116,9 @@ def _deformable(
 
 def write_cspdarknet(g: Graph, module: cspdarknet.CSPDarkNet, x: str) -> Maps:
     """`models.backbones.cspdarknet`."""
-    with g.scope("stem", "conv1"):
-        x = _conv_norm(g, module.stem.conv1, x)
-    maps = []
-    for i, stage in enumerate(module.stages):
-        with g.scope("stages", str(i)):
-            x = _dark_stage(g, stage, x)
+    x, maps = within(g, _conv_norm, module, "stem/conv1", x), []
+    for i in range(len(module.stages)):
+        x = within(g, _dark_stage, module, f"stages/{i}", x)
         maps.append(x)
     return maps[2], maps[3], maps[4]
 
@@ -137,22 +129,20 @@ def _conv_norm(g: Graph, module: cspdarknet.ConvNorm, x: str) -> str:
 
 
 def _dark_stage(g: Graph, stage: Any, x: str) -> str:
-    def conv(module: Any, name: str, x: str) -> str:
-        with g.scope(name):
-            return _conv_norm(g, getattr(module, name), x)
-
-    x = conv(stage, "conv_down", x)
+    x = within(g, _conv_norm, stage, "conv_down", x)
     is_crossed, bypass = isinstance(stage, cspdarknet.CrossStage), ""
     if is_crossed:
-        x = conv(stage, "conv_exp", x)
+        x = within(g, _conv_norm, stage, "conv_exp", x)
         part = array(stage.conv_transition_b.conv.kernel).shape[-2]
         bypass, x = g.add_several("Split", x, np.array([part, part]), number=2, axis=1)
     for i, block in enumerate(stage.blocks):
-        with g.scope("blocks", str(i)):
-            x = g.add("Add", x, conv(block, "conv2", conv(block, "conv1", x)))
+        with g.scope(f"blocks/{i}"):
+            y = within(g, _conv_norm, block, "conv1", x)
+            x = g.add("Add", x, within(g, _conv_norm, block, "conv2", y))
     if is_crossed:
-        x = conv(stage, "conv_transition_b", x)
-        x = conv(stage, "conv_transition", g.add("Concat", bypass, x, axis=1))
+        x = within(g, _conv_norm, stage, "conv_transition_b", x)
+        joined = g.add("Concat", bypass, x, axis=1)
+        x = within(g, _conv_norm, stage, "conv_transition", joined)
     return x
 
 
@@ -167,9 +157,8 @@ def write_pvt(g: Graph, module: pvt.PyramidVisionTransformer, x: str) -> Maps:
             with g.scope("proj"):
                 x = tokens(g, convolution(g, embed.proj, x), channels)
             x = layer_norm(g, embed.norm, x)
-        for i, block in enumerate(getattr(module, f"block{stage}")):
-            with g.scope(f"block{stage}", str(i)):
-                x = _pvt_block(g, block, x, channels, stride)
+        for i in range(len(getattr(module, f"block{stage}"))):
+            x = within(g, _pvt_block, module, f"block{stage}/{i}", x, channels, stride)
         with g.scope(f"norm{stage}"):
             x = as_map(g, layer_norm(g, norm, x), channels, stride)
         maps.append(x)
@@ -225,21 +214,14 @@ def _pvt_attention(g: Graph, module: pvt.Attention, x: str, channels: int, strid
 def write_efficientnet_lite(g: Graph, module: efficientnet_lite.EfficientNetLite, x: str) -> Maps:
     """`models.backbones.efficientnet_lite`."""
     scale, shift = efficientnet_lite.own_units()
-    x = g.add("Add", g.add("Mul", x, _as_column(scale)), _as_column(shift))
-    with g.scope("conv_stem"):
-        x = relu6(g, convolution(g, module.conv_stem, x))
-    maps = []
+    x = g.add("Add", g.add("Mul", x, column(scale)), column(shift))
+    x, maps = within(g, conv_relu6, module, "conv_stem", x), []
     for stage, blocks in enumerate(module.blocks):
-        for i, block in enumerate(blocks):
-            with g.scope("blocks", str(stage), str(i)):
-                x = _lite_block(g, block, x)
+        for i in range(len(blocks)):
+            x = within(g, _lite_block, module, f"blocks/{stage}/{i}", x)
         maps.append(x)
     first, second, third = (maps[stage] for stage in efficientnet_lite.MAPS)
     return first, second, third
-
-
-def _as_column(values: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, 1, 1)
 
 
 def _lite_block(g: Graph, block: Any, x: str) -> str:
@@ -247,10 +229,8 @@ def _lite_block(g: Graph, block: Any, x: str) -> str:
     names, last = (("conv_pw", "conv_dw"), "conv_pwl") if is_widened else (("conv_dw",), "conv_pw")
     y = x
     for name in names:
-        with g.scope(name):
-            y = relu6(g, convolution(g, getattr(block, name), y))
-    with g.scope(last):
-        y = convolution(g, getattr(block, last), y)
+        y = within(g, conv_relu6, block, name, y)
+    y = within(g, convolution, block, last, y)
     return g.add("Add", x, y) if block.is_added else y
 
 

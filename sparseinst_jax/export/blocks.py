@@ -22,10 +22,24 @@ def array(variable: Any) -> np.ndarray:
     return np.asarray(variable[...], np.float32)
 
 
+def column(values: np.ndarray) -> np.ndarray:
+    """Numbers of the channels, [C], for maps [B, C, h, w]."""
+    return values.reshape(-1, 1, 1)
+
+
+def within(g: Graph, write: Write, module: Any, path: str, *inputs: Any) -> Any:
+    """Write a part of a module, its nodes named after its path there: "fc", "laterals/0"."""
+    part = module
+    for step in path.split("/"):
+        part = part[int(step)] if step.isdecimal() else getattr(part, step)
+    with g.scope(path):
+        return write(g, part, *inputs)
+
+
 def normalized_images(g: Graph) -> str:
     """`ops.normalize_images`: uint8 [B, H, W, 3] to float32 [B, 3, H, W], 0 in the padding."""
     x = g.transpose(g.add("Cast", "images", to=FLOAT), 0, 3, 1, 2)
-    x = g.add("Div", g.add("Sub", x, _column(PIXEL_MEAN)), _column(PIXEL_STD))
+    x = g.add("Div", g.add("Sub", x, column(PIXEL_MEAN)), column(PIXEL_STD))
     valid = g.add("Cast", "valid_size", to=FLOAT)  # [B, 2]
     inside = []
     for axis in (0, 1):
@@ -35,10 +49,6 @@ def normalized_images(g: Graph) -> str:
         g.add("Unsqueeze", mask, axes) for mask, axes in zip(inside, ([1, 3], [1, 2]), strict=True)
     )
     return g.add("Where", g.add("And", rows, columns), x, 0.0)
-
-
-def _column(values: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, 1, 1)
 
 
 def relu(g: Graph, x: str) -> str:
@@ -143,6 +153,16 @@ def convolution(g: Graph, module: layers.Conv, x: str, norm: Any = None) -> str:
     return y
 
 
+def conv_relu(g: Graph, module: layers.Conv, x: str) -> str:
+    """A convolution, its norm, and the positive part."""
+    return relu(g, convolution(g, module, x))
+
+
+def conv_relu6(g: Graph, module: layers.Conv, x: str) -> str:
+    """The same, and at most 6."""
+    return relu6(g, convolution(g, module, x))
+
+
 def factors(norm: layers.FrozenBatchNorm | layers.BatchNorm) -> tuple[np.ndarray, np.ndarray]:
     """What evaluation multiplies by and adds then, float32 [C]; see `factors` of the norms."""
     root = np.sqrt(array(norm.var) + np.float32(norm.epsilon))
@@ -157,7 +177,7 @@ def group_norm(g: Graph, module: layers.GroupNorm, x: str) -> str:
     y = g.reshape(x, 0, module.groups, -1)
     y = g.add("InstanceNormalization", y, ones, zeros, epsilon=module.epsilon)
     y = g.add("Reshape", y, shape)
-    return g.add("Add", g.add("Mul", y, _column(array(module.scale))), _column(array(module.bias)))
+    return g.add("Add", g.add("Mul", y, column(array(module.scale))), column(array(module.bias)))
 
 
 def layer_norm(g: Graph, module: layers.LayerNorm, x: str) -> str:
@@ -180,9 +200,8 @@ def pyramid_pooling(g: Graph, module: layers.PyramidPooling, x: str, stride: int
     """Means over four grids of windows, projected, enlarged and joined with the input."""
     parts = []
     for i, (stage, size) in enumerate(zip(module.stages, layers.POOL_SIZES, strict=True)):
-        with g.scope("stages", str(i)):
-            y = relu(g, convolution(g, stage, pooled(g, x, stride, size)))
-            parts.append(resized(g, y, array(stage.kernel).shape[-1], stride))
+        with g.scope(f"stages/{i}"):
+            y = conv_relu(g, stage, pooled(g, x, stride, size))
+            parts.append(resized(g, y, stage.kernel.shape[-1], stride))
     with g.scope("bottleneck"):
-        joined = g.add("Concat", *parts, x, axis=1)
-        return relu(g, convolution(g, module.bottleneck, joined))
+        return conv_relu(g, module.bottleneck, g.add("Concat", *parts, x, axis=1))

@@ -11,6 +11,7 @@ from sparseinst_jax.export.blocks import (
     FLOAT,
     affine,
     array,
+    conv_relu,
     convolution,
     enlarged,
     layer_norm,
@@ -19,6 +20,7 @@ from sparseinst_jax.export.blocks import (
     relu,
     resized,
     tokens,
+    within,
 )
 from sparseinst_jax.export.graph import Graph
 from sparseinst_jax.models.fastinst import model
@@ -46,36 +48,29 @@ def write(
     Returns:
       Names of the outputs to names of results.
     """
-    with g.scope("pixel_decoder"):
-        y3, y4 = _pixel_decoder(g, module.pixel_decoder, *maps)
-    with g.scope("decoder"):
-        class_logits, mask_logits = _decoder(g, module.decoder, y3, y4)
+    y3, y4 = within(g, _pixel_decoder, module, "pixel_decoder", *maps)
+    class_logits, mask_logits = within(g, _decoder, module, "decoder", y3, y4)
     with g.scope("scores"):
         found = _select(g, module.decoder, class_logits, options)
     return {**found, "mask_logits": mask_logits}
 
 
 def _pixel_decoder(g: Graph, module: Any, res3: str, res4: str, res5: str) -> tuple[str, str]:
-    def conv(name: str, i: int, x: str) -> str:
-        with g.scope(name, str(i)):
-            return convolution(g, getattr(module, name)[i], x)
+    def conv(path: str, x: str) -> str:
+        return within(g, convolution, module, path, x)
 
-    lateral = conv("laterals", 2, res5)
-    with g.scope("ppm"):
-        pooled = pyramid_pooling(g, module.ppm, lateral, model.STRIDE)
-    y5 = relu(g, conv("outputs", 2, pooled))
-    y4 = g.add("Add", conv("laterals", 1, res4), enlarged(g, y5, 2))
-    y4 = relu(g, conv("outputs", 1, y4))
-    y3 = g.add("Add", conv("laterals", 0, res3), enlarged(g, y4, 2))
-    return relu(g, conv("outputs", 0, y3)), y4
+    y5 = within(g, pyramid_pooling, module, "ppm", conv("laterals/2", res5), model.STRIDE)
+    y5 = relu(g, conv("outputs/2", y5))
+    y4 = g.add("Add", conv("laterals/1", res4), enlarged(g, y5, 2))
+    y4 = relu(g, conv("outputs/1", y4))
+    y3 = g.add("Add", conv("laterals/0", res3), enlarged(g, y4, 2))
+    return relu(g, conv("outputs/0", y3)), y4
 
 
 def _proposal_scores(g: Graph, module: Any, y4: str) -> str:
     """`model.proposal_scores` of the map of stride 16: [B, h * w]."""
-    with g.scope("conv"):
-        x = relu(g, convolution(g, module.conv, y4))
-    with g.scope("classify"):
-        logits = convolution(g, module.classify, x)
+    x = within(g, conv_relu, module, "conv", y4)
+    logits = within(g, convolution, module, "classify", x)
     number = module.classify.kernel.shape[-1] - 1
     probs = g.add("Slice", g.add("Softmax", logits, axis=1), [0], [number], [1])
     largest = g.add("ReduceMax", probs, [1], keepdims=1)  # [B, 1, h, w]
@@ -133,15 +128,9 @@ def _decoder(g: Graph, module: Any, y3: str, y4: str) -> tuple[str, str]:
     for i in range(len(module.layers) + 1):
         if i > 0:
             is_seen = _seen_pixels(g, mask_logits, number)
-            with g.scope("layers", str(i - 1)):
-                queries, pixels = _layer(
-                    g,
-                    module.layers[i - 1],
-                    (queries, query_positions),
-                    (pixels, pixel_positions),
-                    is_seen,
-                )
-        with g.scope("heads", str(i)):
+            paths = (queries, query_positions), (pixels, pixel_positions)
+            queries, pixels = within(g, _layer, module, f"layers/{i - 1}", *paths, is_seen)
+        with g.scope(f"heads/{i}"):
             is_last = i == len(module.layers)
             predicting = g.add("Slice", queries, [0], [-number], [1])
             class_logits, mask_logits = _head(g, module.heads[i], predicting, pixels, is_last)
@@ -167,20 +156,17 @@ def _layer(
     """Update both paths; each comes with its positions."""
 
     def attend(name: str, x: str, *others: Any) -> str:
-        with g.scope(name):
-            return _attention(g, getattr(module, name), x, *others)
+        return within(g, _attention, module, name, x, *others)
 
     (query, query_place), (pixel, pixel_place) = queries, pixels
     placed = g.add("Add", query, query_place)
     pixel = attend("pixel_cross", pixel, g.add("Add", pixel, pixel_place), placed, query)
-    with g.scope("pixel_ffn"):
-        pixel = _feed_forward(g, module.pixel_ffn, pixel)
+    pixel = within(g, _feed_forward, module, "pixel_ffn", pixel)
     pixel_key = g.add("Add", pixel, pixel_place)
     query = attend("query_cross", query, placed, pixel_key, pixel, is_seen)
     placed = g.add("Add", query, query_place)
     query = attend("query_self", query, placed, placed, query)
-    with g.scope("query_ffn"):
-        return _feed_forward(g, module.query_ffn, query), pixel
+    return within(g, _feed_forward, module, "query_ffn", query), pixel
 
 
 def _attention(
@@ -200,8 +186,7 @@ def _attention(
     logits = logits if is_seen is None else g.add("Where", is_seen, logits, UNSEEN)
     mixed = g.add("MatMul", g.add("Softmax", logits, axis=-1), v)
     mixed = g.reshape(g.transpose(mixed, 0, 2, 1, 3), 0, -1, channels)
-    with g.scope("out_proj"):
-        mixed = linear(g, module.out_proj, mixed)
+    mixed = within(g, linear, module, "out_proj", mixed)
     return layer_norm(g, module.norm, g.add("Add", x, mixed))
 
 

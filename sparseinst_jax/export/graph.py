@@ -35,11 +35,11 @@ class Graph:
         self._known: dict[Any, str] = {}
 
     @contextlib.contextmanager
-    def scope(self, *names: str) -> Iterator[None]:
+    def scope(self, path: str) -> Iterator[None]:
         """Name the nodes that are added within after a module."""
-        self._path += names
+        self._path.append(path)
         yield
-        del self._path[len(self._path) - len(names) :]
+        self._path.pop()
 
     def _name(self, word: str) -> str:
         name = "/".join([*self._path, word])
@@ -86,8 +86,6 @@ class Graph:
 
     def reshape(self, x: str, *shape: int | str) -> str:
         """Reshape; 0 keeps a side, -1 is what is left, a name is a side that the graph computes."""
-        if all(isinstance(side, int) for side in shape):
-            return self.add("Reshape", x, np.array(shape, np.int64))
         return self.add("Reshape", x, self.vector(*shape))
 
     def vector(self, *sides: int | str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from sparseinst_jax.export.blocks import (
     FLOAT,
     array,
+    conv_relu,
     convolution,
     coordinates,
     enlarged,
@@ -16,6 +17,7 @@ from sparseinst_jax.export.blocks import (
     relu,
     sigmoid,
     tokens,
+    within,
 )
 from sparseinst_jax.export.graph import Graph
 from sparseinst_jax.models.sparseinst import inference, model
@@ -40,8 +42,7 @@ def write(g: Graph, module: model.SparseInst, maps: Any, options: dict[str, Any]
     Returns:
       Names of the outputs to names of results.
     """
-    with g.scope("encoder"):
-        encoded = _encoder(g, module.encoder, *maps)
+    encoded = within(g, _encoder, module, "encoder", *maps)
     with g.scope("decoder"):
         seen = None
         if module.class_from_backbone:
@@ -52,17 +53,14 @@ def write(g: Graph, module: model.SparseInst, maps: Any, options: dict[str, Any]
 
 
 def _encoder(g: Graph, module: Any, res3: str, res4: str, res5: str) -> str:
-    def conv(name: str, i: int, x: str) -> str:
-        with g.scope(name, str(i)):
-            return convolution(g, getattr(module, name)[i], x)
+    def conv(path: str, x: str) -> str:
+        return within(g, convolution, module, path, x)
 
-    lateral = conv("fpn_laterals", 0, res5)
-    with g.scope("ppm"):
-        p5 = pyramid_pooling(g, module.ppm, lateral, model.STRIDE)
-    p4 = g.add("Add", conv("fpn_laterals", 1, res4), enlarged_nearest(g, p5))
-    p3 = g.add("Add", conv("fpn_laterals", 2, res3), enlarged_nearest(g, p4))
+    p5 = within(g, pyramid_pooling, module, "ppm", conv("fpn_laterals/0", res5), model.STRIDE)
+    p4 = g.add("Add", conv("fpn_laterals/1", res4), enlarged_nearest(g, p5))
+    p3 = g.add("Add", conv("fpn_laterals/2", res3), enlarged_nearest(g, p4))
     levels = [
-        enlarged(g, conv("fpn_outputs", i, level), factor)
+        enlarged(g, conv(f"fpn_outputs/{i}", level), factor)
         for i, (level, factor) in enumerate(((p5, 4), (p4, 2), (p3, 1)))
     ]
     with g.scope("fusion"):
@@ -71,13 +69,11 @@ def _encoder(g: Graph, module: Any, res3: str, res4: str, res5: str) -> str:
 
 def _decoder(g: Graph, module: Any, encoded: str, seen: str | None) -> tuple[str, str, str]:
     placed = g.add("Concat", coordinates(g, STRIDE), encoded, axis=1)
-    with g.scope("inst_branch"):
-        class_logits, kernels, objectness = _instances(g, module.inst_branch, placed)
+    class_logits, kernels, objectness = within(g, _instances, module, "inst_branch", placed)
     with g.scope("mask_branch"):
         branch = module.mask_branch
-        features = _stack(g, "mask_convs", branch.mask_convs, placed)
-        with g.scope("projection"):
-            features = convolution(g, branch.projection, features)
+        features = within(g, _stack, branch, "mask_convs", placed)
+        features = within(g, convolution, branch, "projection", features)
         features = g.reshape(features, 0, branch.projection.kernel.shape[-1], -1)  # [B, D, h * w]
     masks = g.add("MatMul", kernels, features)
     if seen is not None:
@@ -99,17 +95,15 @@ def _under_masks(g: Graph, features: str, channels: int, mask_logits: str) -> st
     return g.add("Div", means, g.add("Sqrt", g.add("Add", square, float(model.EPSILON))))
 
 
-def _stack(g: Graph, name: str, convs: Any, x: str) -> str:
-    for i, conv in enumerate(convs):
-        with g.scope(name, str(i)):
-            x = relu(g, convolution(g, conv, x))
+def _stack(g: Graph, convs: Any, x: str) -> str:
+    for i in range(len(convs)):
+        x = within(g, conv_relu, convs, str(i), x)
     return x
 
 
 def _instances(g: Graph, module: Any, placed: str) -> tuple[str, str, str]:
-    features = _stack(g, "inst_convs", module.inst_convs, placed)
-    with g.scope("iam_conv"):
-        logits = convolution(g, module.iam_conv, features)
+    features = within(g, _stack, module, "inst_convs", placed)
+    logits = within(g, convolution, module, "iam_conv", features)
     groups, number = module.num_groups, module.num_masks
     channels = module.iam_conv.kernel.shape[2] * groups
     logits = g.reshape(logits, 0, groups * number, -1)  # [B, G * N, h * w]
@@ -126,11 +120,11 @@ def _instances(g: Graph, module: Any, placed: str) -> tuple[str, str, str]:
         pooled = g.reshape(pooled, 0, number, groups * channels)
         with g.scope("fc"):
             pooled = relu(g, linear(g, module.fc, pooled))
-    found = []
-    for name in ("cls_score", "mask_kernel", "objectness"):
-        with g.scope(name):
-            found.append(linear(g, getattr(module, name), pooled))
-    return found[0], found[1], found[2]
+    scores, kernels, objectness = (
+        within(g, linear, module, name, pooled)
+        for name in ("cls_score", "mask_kernel", "objectness")
+    )
+    return scores, kernels, objectness
 
 
 def _select(
