@@ -142,12 +142,9 @@ def _seen_pixels(g: Graph, mask_logits: str, num_auxiliary: int) -> str:
     is_seen = g.add("Cast", g.add("GreaterOrEqual", mask_logits, 0.0), to=FLOAT)
     is_blind = g.add("Equal", g.add("ReduceMax", is_seen, [2], keepdims=1), 0.0)
     is_seen = g.add("Or", g.add("Greater", is_seen, 0.0), is_blind)
-    all_seen = g.add("Expand", np.ones((1, 1, 1), bool), _auxiliary_shape(g, num_auxiliary))
+    shape = g.vector(g.batch, num_auxiliary, g.pixels(STRIDE))
+    all_seen = g.add("Expand", np.ones((1, 1, 1), bool), shape)
     return g.add("Unsqueeze", g.add("Concat", is_seen, all_seen, axis=1), [1])
-
-
-def _auxiliary_shape(g: Graph, num_auxiliary: int) -> str:
-    return g.vector(g.batch, num_auxiliary, g.pixels(STRIDE))
 
 
 def _layer(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,13 @@ class Exportable:
     size: Size | None
 
     def metadata(self) -> Metadata:
-        """What the file says of itself, before it is compared."""
-        from sparseinst_jax.export.writer import num_masks, weights_sha256
+        """What the file says of itself, before it is compared.
+
+        Raises:
+          ValueError: the network has no writer, or the package `onnx` is not installed.
+        """
+        with _needs_packages():
+            from sparseinst_jax.export.writer import num_masks, weights_sha256
 
         shortest, longest = self.model.eval_size
         return Metadata(
@@ -103,7 +109,10 @@ def export_onnx(
         not find what the model finds.
     """
     check_output(path, SUFFIX)
-    model, metadata = _written(source), source.metadata()
+    metadata = source.metadata()
+    from sparseinst_jax.export.writer import write_onnx  # `metadata` has seen that it is there
+
+    model = write_onnx(source.module, source.options, metadata, source.size)
     exported = FilePredictor(model.SerializeToString(), RUNTIME)
     if calibration:
         from sparseinst_jax.export.quantize import quantized
@@ -133,11 +142,9 @@ def export_stablehlo(
 
     check_output(path, stablehlo.SUFFIX)
     assert source.size is not None  # the caller chooses one
-    try:
-        metadata = source.metadata()
+    metadata = source.metadata()
+    with _needs_packages():
         content = stablehlo.artefact(source.module, source.select, source.size)
-    except ImportError as error:
-        raise ValueError(_missing(error)) from error
     agreement = None
     if photos is not None:
         exported = stablehlo.predictor(content, metadata)
@@ -164,20 +171,16 @@ def _record(agreement: Agreement, runtime: str) -> dict[str, Any]:
     return {"passed": not agreement.faults(), "runtime": runtime, **agreement._asdict()}
 
 
-def _missing(error: ImportError) -> str:
-    return (
-        f"export needs a package that is not installed ({error}): pip install"
-        " 'sparseinst_jax[export]'"
-    )
-
-
-def _written(source: Exportable) -> onnx.ModelProto:
-    """Write the network as an ONNX model."""
+@contextlib.contextmanager
+def _needs_packages() -> Iterator[None]:
+    """Say how to install what an import within does not find."""
     try:
-        from sparseinst_jax.export.writer import write_onnx
+        yield
     except ImportError as error:
-        raise ValueError(_missing(error)) from error
-    return write_onnx(source.module, source.options, source.metadata(), source.size)
+        raise ValueError(
+            f"export needs a package that is not installed ({error}): pip install"
+            " 'sparseinst_jax[export]'"
+        ) from error
 
 
 def _set_metadata(model: onnx.ModelProto, metadata: Metadata) -> None:

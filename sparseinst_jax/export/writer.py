@@ -7,9 +7,10 @@ have the names of modules, so that a message of a runtime can be understood.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 import numpy as np
 import onnx
 
@@ -21,24 +22,8 @@ from sparseinst_jax.models.fastinst.model import FastInst
 from sparseinst_jax.models.sparseinst.model import SparseInst
 from sparseinst_jax.runner.metadata import KEY, Metadata
 
-
-class FamilyWriter(NamedTuple):
-    """How a family is written.
-
-    Attributes:
-      write: everything after the backbone: (graph, module, maps, options of `select`) to names of
-        outputs to names of results.
-      num_masks: of a module.
-    """
-
-    write: Callable[..., dict[str, str]]
-    num_masks: Callable[[Any], int]
-
-
-FAMILY_WRITERS: dict[type, FamilyWriter] = {
-    SparseInst: FamilyWriter(sparseinst.write, sparseinst.num_masks),
-    FastInst: FamilyWriter(fastinst.write, fastinst.num_masks),
-}
+# A family's `write` makes everything after the backbone, its `num_masks` is N of a network.
+FAMILY_WRITERS: dict[type, Any] = {SparseInst: sparseinst, FastInst: fastinst}
 
 
 def num_masks(module: Any) -> int:
@@ -111,16 +96,8 @@ def rename(g: Graph, results: Mapping[str, str]) -> None:
 def weights_sha256(*trees: Any) -> str:
     """Hash nested dicts of arrays: names, types, shapes and numbers, in the order of names."""
     digest = hashlib.sha256()
-
-    def visit(path: str, node: Any) -> None:
-        if isinstance(node, Mapping):
-            for key in sorted(node):
-                visit(f"{path}/{key}", node[key])
-        else:
-            array = np.asarray(node)
-            digest.update(f"{path} {array.dtype.str} {array.shape}\n".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
-
-    for tree in trees:
-        visit("", tree)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        name, array = jax.tree_util.keystr(path[1:], simple=True, separator="/"), np.asarray(leaf)
+        digest.update(f"/{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.tobytes())
     return digest.hexdigest()
