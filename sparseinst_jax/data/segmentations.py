@@ -239,26 +239,41 @@ def compressed_length(counts: str | bytes) -> int | None:
 def read_runs(counts: str | bytes) -> np.ndarray | None:
     """Read compressed run lengths, int64 [runs]; None if the text is not valid.
 
-    Source: `rleFrString` of cocoapi's maskApi: five bits a character from "0" on, the lowest first,
-    the sixth bit is set where more follow; from the fourth on each run is stored as the difference
-    to the one two before.
+    Source: `rleFrString` of cocoapi's maskApi: from the fourth on each run is stored as the
+    difference to the one two before.
     """
-    raw = counts.encode("utf-8", "replace") if isinstance(counts, str) else counts
-    letters = np.frombuffer(raw, np.uint8) - np.uint8(48)  # what is below "0" becomes large
-    if not len(letters) or letters.max() > 63 or letters[-1] & 32:
+    read = read_numbers(counts.encode("utf-8", "replace") if isinstance(counts, str) else counts)
+    if read is None:
         return None
-    ends = np.flatnonzero(letters < 32)
-    starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
-    num_letters = ends - starts + 1
-    if num_letters.max() > MAX_LETTERS + 1:
-        return None
-    place = np.arange(len(letters)) - starts.repeat(num_letters)
-    values = np.add.reduceat((letters & 31).astype(np.int64) << 5 * place, starts)
-    values -= ((letters[ends] & 16) != 0).astype(np.int64) << 5 * num_letters
+    values, _ = read
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return None if values.min() < 0 or values.max() > MAX_RUN else values
+
+
+def read_numbers(text: bytes) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read the numbers of compressed run lengths, and where each ends: int64 [numbers] both.
+
+    None if the text is not valid. It may be several texts, if each ends with a number's end.
+
+    Source: `rleFrString`: five bits a character from "0" on, the lowest first; the sixth bit is set
+    where more follow; the fifth of the last is the sign.
+    """
+    letters = np.frombuffer(text, np.uint8) - np.uint8(48)  # what is below "0" becomes large
+    if not len(letters) or letters.max() > 63 or letters[-1] & 32:
+        return None
+    (ends,) = (letters < 32).nonzero()
+    num_letters = ends + 1
+    num_letters[1:] -= ends[:-1] + 1
+    most = int(num_letters.max())
+    if most > MAX_LETTERS + 1:
+        return None
+    values = letters[ends].astype(np.int64)
+    values -= (values & 16) << 1
+    for number in range(1, most):  # most have one; the others take those before it, from the right
+        (longer,) = (num_letters > number).nonzero()
+        values[longer] = values[longer] << 5 | letters[ends[longer] - number] & 31
+    return values, ends
 
 
 def decode_columns(rle: Mapping[str, Any]) -> tuple[int, np.ndarray]:

@@ -20,12 +20,12 @@ from pycocotools import mask as coco_mask
 
 from sparseinst_jax.data.coco import encode_segmentation
 from sparseinst_jax.data.segmentations import (
-    MAX_LETTERS,
     MAX_RUN,
     MAX_TEXT,
     SHARES,
     are_shares,
     other_form,
+    read_numbers,
 )
 from sparseinst_jax.evaluation.average_precision import Columns
 from sparseinst_jax.runtime.messages import brief, printable
@@ -39,8 +39,6 @@ _KEYS = {"image_id", "category_id", "score", "segmentation"}
 INVALID = -1
 # Characters that are read together: few calls, and what they make stays in the processor's cache.
 CHARACTERS_TOGETHER = 1 << 17
-# The lowest five bits of a character count, this one says that more follow, this one is the sign.
-MORE, SIGN = 32, 16
 Size = tuple[int, int]
 
 
@@ -277,45 +275,19 @@ def _measure(texts: Sequence[bytes], lengths: np.ndarray, areas: np.ndarray) -> 
 
 def _read(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray] | None:
     """Lengths and areas of a few texts; None where one of them is wrong."""
-    if not all(texts):
+    # No number may go on into the next text.
+    are_closed = all(b"0" <= text[-1:] < b"P" for text in texts)
+    read = read_numbers(b"".join(texts)) if are_closed else None
+    if read is None:
         return None
+    values, ends = read
     text_ends = np.cumsum([len(text) for text in texts])
-    # What is below "0" becomes large.
-    characters = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    if characters.max() >= 2 * MORE or (characters[text_ends - 1] >= MORE).any():
-        return None
-    ends = np.flatnonzero(characters < MORE)
-    values = _run_values(characters, ends)
-    if values is None:
-        return None
     num_runs = np.diff(np.searchsorted(ends, text_ends), prepend=0)
     runs, starts = _undo_differences(values, num_runs)
     if runs.min() < 0 or runs.max() > MAX_RUN:
         return None
     background, areas = np.add.reduceat(runs, starts, axis=0).T
     return background + areas, areas
-
-
-def _run_values(characters: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
-    """The number that ends at each place: int64 [R]; None where one has too many characters.
-
-    Source: `rleFrString` of cocoapi's maskApi: five bits a character, the lowest first; the sign is
-    the fifth bit of the last.
-    """
-    starts = np.zeros_like(ends)
-    starts[1:] = ends[:-1] + 1
-    if (ends - starts).max() > MAX_LETTERS:
-        return None
-    values = characters[ends].astype(np.int64)
-    values -= (values & SIGN) << 1
-    # Most have one character. The others take those before their last, from the right.
-    which = np.flatnonzero(ends > starts)
-    places = ends[which] - 1
-    while len(which):
-        values[which] = values[which] << 5 | characters[places] & (MORE - 1)
-        goes_on = places > starts[which]
-        which, places = which[goes_on], places[goes_on] - 1
-    return values
 
 
 def _undo_differences(values: np.ndarray, num_runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

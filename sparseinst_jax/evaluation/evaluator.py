@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,7 +29,7 @@ from sparseinst_jax.data.rules import EvalProtocol
 from sparseinst_jax.data.transforms import padded_size, resized_size
 from sparseinst_jax.evaluation.coco_metrics import CocoMetrics, Truth, read_truth, score
 from sparseinst_jax.runner.prediction import coco_results
-from sparseinst_jax.runner.predictor import BasePredictor
+from sparseinst_jax.runner.predictor import BasePredictor, Pending
 from sparseinst_jax.runtime import hosts
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
@@ -148,26 +148,7 @@ def _predict_batches(
             return record.image_id, skip_of(record, error)
         return record.image_id, predictor.prepare(image)
 
-    def pack(image_ids: Sequence[int], pending: Any) -> list[list[dict[str, Any]]]:
-        packed = []
-        for image_id, kept in zip(image_ids, predictor.finish(pending), strict=True):
-            rles, scores = kept.encode()
-            packed.append(coco_results(image_id, rles, scores, kept.labels, category_ids))
-        return packed
-
-    def collect(image_ids: Sequence[int], packed: Future[list[list[dict[str, Any]]]]) -> None:
-        found.update(zip(image_ids, packed.result(), strict=True))
-        line.advance(len(image_ids))
-        hosts.report(f"evaluating, image {line.done} of {total}")
-
-    ahead = 2 * (num_workers + predictor.num_together)
-    with (
-        ImageProgress(total, progress, what) as line,
-        ThreadPoolExecutor(max(1, num_workers)) as readers,
-        ThreadPoolExecutor(1) as packer,
-    ):
-        prepared = map_ahead(readers, prepare, itertools.chain.from_iterable(batches), ahead)
-        waiting: collections.deque[tuple[list[int], Future]] = collections.deque()
+    def start() -> Iterator[tuple[list[int], list[Pending]]]:
         for batch in batches:
             items = list(itertools.islice(prepared, len(batch)))
             unusable = [item for _, item in items if isinstance(item, Skip)]
@@ -178,12 +159,26 @@ def _predict_batches(
             usable = [pair for pair in items if not isinstance(pair[1], Skip)]
             if usable:
                 image_ids = [image_id for image_id, _ in usable]
-                pending = predictor.start([item for _, item in usable])
-                waiting.append((image_ids, packer.submit(pack, image_ids, pending)))
-            if len(waiting) > 1:
-                collect(*waiting.popleft())
-        while waiting:
-            collect(*waiting.popleft())
+                yield image_ids, predictor.start([item for _, item in usable])
+
+    def pack(batch: tuple[list[int], list[Pending]]) -> dict[int, list[dict[str, Any]]]:
+        packed = {}
+        for image_id, kept in zip(batch[0], predictor.finish(batch[1]), strict=True):
+            rles, scores = kept.encode()
+            packed[image_id] = coco_results(image_id, rles, scores, kept.labels, category_ids)
+        return packed
+
+    ahead = 2 * (num_workers + predictor.num_together)
+    with (
+        ImageProgress(total, progress, what) as line,
+        ThreadPoolExecutor(max(1, num_workers)) as readers,
+        ThreadPoolExecutor(1) as packer,
+    ):
+        prepared = map_ahead(readers, prepare, itertools.chain.from_iterable(batches), ahead)
+        for packed in map_ahead(packer, pack, start(), ahead=2):
+            found |= packed
+            line.advance(len(packed))
+            hosts.report(f"evaluating, image {line.done} of {total}")
     return found
 
 
