@@ -7,7 +7,6 @@ them: neither gdown's nor pooch's own transfer keeps redirects to https or bound
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shutil
@@ -15,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from sparseinst_jax.runtime.files import write_json
@@ -51,14 +50,7 @@ class _Cut(Exception):
     """The connection or the server failed in a way that another attempt may mend."""
 
 
-class Received(NamedTuple):
-    """A file that has arrived: its sha256 in hexadecimal digits, its bytes."""
-
-    sha256: str
-    size: int
-
-
-def fetch(address: str, target: Path, most_bytes: int = MOST_BYTES) -> Received:
+def fetch(address: str, target: Path, most_bytes: int = MOST_BYTES) -> None:
     """Fetch a file; what arrives lies in `<target>.part` until it is whole, and is continued.
 
     Args:
@@ -90,12 +82,8 @@ def fetch(address: str, target: Path, most_bytes: int = MOST_BYTES) -> Received:
             fault = f"no connection to {urlsplit(address).hostname} ({_reason(error)})"
     else:
         raise DownloadFault(fault)
-    with part.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = part.stat().st_size
     part.replace(target)
     _facts_of(part).unlink(missing_ok=True)
-    return Received(sha256, size)
 
 
 def _receive(session: requests.Session, address: str, part: Path, most_bytes: int) -> None:
