@@ -4,7 +4,6 @@ Everything here reads the index, no image: seconds for a hundred thousand images
 images themselves is in `check_report`.
 """
 
-import hashlib
 import os
 import stat
 from collections import Counter
@@ -19,6 +18,7 @@ from sparseinst_jax.data.doubtful_labels import warn_of_crowd, warn_of_empty, wa
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
 from sparseinst_jax.data.target_masks import MASK_STRIDE
 from sparseinst_jax.data.transforms import Transform, mask_levels, resized_size
+from sparseinst_jax.runtime.files import sha256_of
 from sparseinst_jax.runtime.messages import listed, percent
 
 COCO_DETECTIONS = 100  # detections of an image that COCO's AP counts
@@ -328,8 +328,7 @@ def _is_same(first: _ListedImage, second: _ListedImage, hashes: dict[str, str]) 
         return True
     for path in paths:
         if path not in hashes:
-            with open(path, "rb") as file:
-                hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+            hashes[path] = sha256_of(path)
     return hashes[paths[0]] == hashes[paths[1]]
 
 

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -17,6 +16,7 @@ from sparseinst_jax.data._index.columns import Columns, read_box
 from sparseinst_jax.data.classes import Classes
 from sparseinst_jax.data.images import refuse_outside
 from sparseinst_jax.data.segmentations import BoxXYXY, Segmentation
+from sparseinst_jax.runtime.files import sha256_of
 
 
 class Annotation(NamedTuple):
@@ -421,13 +421,12 @@ def fingerprint(dataset: CocoDataset) -> dict[str, str | int]:
     Returns:
         `sha256` and `images`.
     """
-    path = Path(dataset.annotations_path)
-    if path.is_file():
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+    if os.path.isfile(dataset.annotations_path):
+        sha256 = sha256_of(dataset.annotations_path)
     else:
         digest = hashlib.sha256()
         columns = dataset.image_ids, dataset.image_sizes, dataset.num_targets
         for column in (*columns, dataset.records.target_labels):
             digest.update(np.ascontiguousarray(column).tobytes())
-    return {"sha256": digest.hexdigest(), "images": len(dataset.records)}
+        sha256 = digest.hexdigest()
+    return {"sha256": sha256, "images": len(dataset.records)}

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -153,6 +154,12 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(number)
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:

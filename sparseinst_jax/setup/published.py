@@ -10,7 +10,6 @@ import contextlib
 import difflib
 import errno
 import fcntl
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparseinst_jax.runtime.files import cache_folder, make_folder, sync, write_json
+from sparseinst_jax.runtime.files import cache_folder, make_folder, sha256_of, sync, write_json
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.runtime.pages import page
 from sparseinst_jax.weights import zoo
@@ -172,7 +171,7 @@ def download(name: str, given: str | os.PathLike | None = None) -> Path:
             fault = f"could not be written: the disk of {folder} is full. Free some space, or set "
             fault += f"{VARIABLE} to a folder on another disk"
             raise ValueError(_by_hand(source, fault, raw)) from error
-        digest = _sha256(raw)
+        digest = sha256_of(raw)
         _say(f"{name}: sha256 {digest}")
         _refuse_another(source, digest, record, raw, folder)
         facts = {"name": name, "address": source.address, "sha256": digest}
@@ -182,7 +181,7 @@ def download(name: str, given: str | os.PathLike | None = None) -> Path:
         else:
             _convert(source, raw, target)
             raw.unlink()
-        facts |= {"file": target.name, "sha256_of_file": _sha256(target)}
+        facts |= {"file": target.name, "sha256_of_file": sha256_of(target)}
         write_json(folder / f"{name}.json", facts, indent=2)
     return target
 
@@ -247,7 +246,7 @@ def _refuse_another(
 
 
 def _refuse_changed(target: Path, record: dict[str, Any], name: str) -> None:
-    digest = _sha256(target)
+    digest = sha256_of(target)
     if digest != record.get("sha256_of_file"):
         raise ValueError(
             f"{target} has changed since it was downloaded (sha256 {digest[:12]}, remembered "
@@ -263,11 +262,6 @@ def _by_hand(source: Published, fault: str, raw: Path) -> str:
         f"{source.name} {fault}.\nOpen {source.address} in a browser, and give the file that it "
         f"saves to\n  sparseinst download {source.name} --file FILE{kept} {page('cannot-download')}"
     )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ is whole and on the disk; one that is not byte for byte what was written is buil
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from sparseinst_jax.data._index.columns import FORMAT, CocoIndex, open_index
 from sparseinst_jax.data._index.reader import build_index
-from sparseinst_jax.runtime.files import cache_folder, sync
+from sparseinst_jax.runtime.files import cache_folder, sha256_of, sync
 
 # Raise it when another index comes of the same json: a rule, a fault, a message. A test reminds.
 RULES = 2
@@ -77,9 +76,7 @@ def _root() -> Path | None:
 
 def _key(path: Path) -> str:
     """Name the folder of an index by the bytes of its json, the format and the rules."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return f"{digest[:32]}-{FORMAT:04x}{RULES:04x}"
+    return f"{sha256_of(path)[:32]}-{FORMAT:04x}{RULES:04x}"
 
 
 def _open(folder: Path) -> CocoIndex | None:

@@ -7,7 +7,6 @@ allocated, so what is refused is refused at once.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import struct
 import zlib
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from sparseinst_jax.runtime.files import sha256_of
 from sparseinst_jax.runtime.messages import listed
 from sparseinst_jax.weights.reading.pickles import Unpickler
 from sparseinst_jax.weights.reading.plain_files import (
@@ -108,12 +108,10 @@ def read_weights_file(path: str | Path, prefer_ema: bool = False) -> WeightsFile
             raise WeightsFileError(f"{path} cannot be read as weights: {error}") from error
         except (struct.error, zlib.error, UnicodeError, EOFError) as error:
             raise WeightsFileError(f"{path} is damaged: {error}; download it again") from error
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     notes = [*weights.notes, *_warnings(weights.arrays, arrays)]
     if path.suffix == LAST_OF_PADDLE:
         notes.append(f"a {LAST_OF_PADDLE}, {_LAST_OF_PADDLE_IS}")
-    return WeightsFile(arrays, kind, notes, sha256, weights.classes)
+    return WeightsFile(arrays, kind, notes, sha256_of(path), weights.classes)
 
 
 def _open(file: BinaryIO, size: int) -> tuple[str, Any]:
