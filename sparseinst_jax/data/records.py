@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import io
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, overload
 import numpy as np
 
 from sparseinst_jax.data._index import columns as stored
-from sparseinst_jax.data._index.columns import Columns, read_box
+from sparseinst_jax.data._index.columns import Columns, read_box, read_segmentation
 from sparseinst_jax.data.classes import Classes
 from sparseinst_jax.data.images import refuse_outside
 from sparseinst_jax.data.segmentations import BoxXYXY, Segmentation
@@ -181,25 +180,12 @@ class IndexedRecords(Sequence[ImageRecord]):
             area = float(columns["areas"][row])
             yield Annotation(
                 label,
-                self._segmentation(row, place),
+                read_segmentation(columns, row, place),
                 bool(columns["is_crowd"][row]),
                 area if area == area else 0.0,
                 int(columns["annotation_ids"][row]),
                 read_box(columns, row, place) if self._has_boxes else None,
             )
-
-    def _segmentation(self, row: int, place: int) -> Segmentation:
-        columns = self._columns
-        kind, first = columns["kinds"][row], int(columns["first_parts"][row])
-        end = first + int(columns["num_parts"][row])
-        if kind == stored.POLYGONS:
-            ends = columns["polygon_ends"][first : end + 1].tolist()
-            coordinates = columns["coordinates"]
-            return [coordinates[a:b].tolist() for a, b in itertools.pairwise(ends)]
-        size = [int(columns["heights"][place]), int(columns["widths"][place])]
-        if kind == stored.RUNS:
-            return {"size": size, "counts": columns["runs"][first:end].tolist()}
-        return {"size": size, "counts": columns["letters"][first:end].tobytes().decode()}
 
     def entries(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """The annotations as a json has them, without boxes; an area only where there was one."""

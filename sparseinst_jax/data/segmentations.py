@@ -182,23 +182,6 @@ def _lists_pixels(numbers: Sequence[float]) -> bool:
     return False
 
 
-def refuse_broken_runs(size: Any, counts: Any, height: int, width: int) -> None:
-    """Refuse (ValueError) run lengths that are not those of a mask of height x width.
-
-    pycocotools does not ask: it would read and write past the end of its memory.
-    """
-    if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise ValueError(
-            f"run lengths of size {brief(size)} for an image of {[height, width]}; "
-            "they must be equal"
-        )
-    total, wrong = sum_runs(counts)
-    if wrong is not None:
-        raise ValueError(wrong)
-    if total != height * width:
-        raise ValueError(f"run lengths sum to {brief(total)}, not to {height} x {width}")
-
-
 def _left_out(polygons: list, is_usable: bool) -> Fault:
     """The fault of polygons that are skipped, as in the original."""
     odd = sum(len(polygon) % 2 for polygon in polygons)
@@ -309,8 +292,18 @@ def encode_segmentation(segmentation: Segmentation, height: int, width: int) -> 
         if (wrong := other_form(segmentation)) is not None:
             raise ValueError(wrong)
         return rle.merge(rle.frPyObjects(segmentation, height, width))
-    counts = segmentation.get("counts")
-    refuse_broken_runs(segmentation.get("size"), counts, height, width)
+    # Of other run lengths pycocotools would read and write past the end of its memory.
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise ValueError(
+            f"run lengths of size {brief(size)} for an image of {[height, width]}; "
+            "they must be equal"
+        )
+    total, wrong = sum_runs(counts)
+    if wrong is not None:
+        raise ValueError(wrong)
+    if total != height * width:
+        raise ValueError(f"run lengths sum to {brief(total)}, not to {height} x {width}")
     if isinstance(counts, list):
         return rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {

@@ -5,6 +5,7 @@ that opens them shares one copy in memory. A file holds the bytes of one column 
 there is nothing in it that could be run.
 """
 
+import itertools
 import json
 import os
 import zlib
@@ -17,7 +18,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from sparseinst_jax.data.faults import Fault
-from sparseinst_jax.data.segmentations import BoxXYXY, refuse_broken_runs
+from sparseinst_jax.data.segmentations import BoxXYXY, Segmentation, encode_segmentation
 
 FORMAT = 1  # changes with every change of what is stored
 DESCRIPTION = "index.json"
@@ -115,25 +116,34 @@ def file_name(columns: Columns, place: int) -> str:
     return columns["names"][first:end].tobytes().decode("utf-8", "surrogatepass")
 
 
+def read_segmentation(columns: Columns, row: int, image: int) -> Segmentation:
+    """Mask of the annotation in a row, as a json has it."""
+    kind, first = columns["kinds"][row], int(columns["first_parts"][row])
+    end = first + int(columns["num_parts"][row])
+    if kind == POLYGONS:
+        ends = columns["polygon_ends"][first : end + 1].tolist()
+        coordinates = columns["coordinates"]
+        return [coordinates[a:b].tolist() for a, b in itertools.pairwise(ends)]
+    size = [int(columns["heights"][image]), int(columns["widths"][image])]
+    if kind == RUNS:
+        return {"size": size, "counts": columns["runs"][first:end].tolist()}
+    return {"size": size, "counts": columns["letters"][first:end].tobytes().decode()}
+
+
 def read_box(columns: Columns, row: int, image: int) -> BoxXYXY:
     """Box of the annotation in a row, (x0, y0, x1, y1) in pixels; its mask's if it has none."""
     x, y, width, height = columns["boxes"][4 * row : 4 * row + 4].tolist()
     if x == x:
         return x, y, x + width, y + height
-    first = int(columns["first_parts"][row])
-    end = first + int(columns["num_parts"][row])
     if columns["kinds"][row] == POLYGONS:
-        start, stop = columns["polygon_ends"][[first, end]].tolist()
+        first = columns["first_parts"][row]
+        start, stop = columns["polygon_ends"][[first, first + columns["num_parts"][row]]].tolist()
         points = columns["coordinates"][start:stop].reshape(-1, 2)
         (x0, y0), (x1, y1) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
         return x0, y0, x1, y1
-    size = [int(columns["heights"][image]), int(columns["widths"][image])]
-    is_text = columns["kinds"][row] == LETTERS
-    found = columns["letters" if is_text else "runs"][first:end]
-    counts = found.tobytes() if is_text else found.tolist()
-    refuse_broken_runs(size, counts, *size)  # those of a TFDS data set were not checked before
-    runs: Any = {"size": size, "counts": counts}
-    x, y, width, height = rle.toBbox(runs if is_text else rle.frPyObjects(runs, *size)).tolist()
+    mask: Any = read_segmentation(columns, row, image)
+    # Run lengths of a TFDS data set were not checked before: they are now.
+    x, y, width, height = rle.toBbox(encode_segmentation(mask, *mask["size"])).tolist()
     return x, y, x + width, y + height
 
 
