@@ -7,6 +7,8 @@ from pathlib import Path
 
 import jax
 
+from sparseinst_jax.runtime.files import unreadable_name
+
 
 def locate(path: str | Path) -> tuple[Path, int | None]:
     """Find the checkpoints below a run folder, a `checkpoints` folder or one step's folder.
@@ -60,11 +62,6 @@ def set_aside(folders: Sequence[Path]) -> None:
             " rename them: remove them, then start again."
         )
     for folder in folders:
-        target = _free_name(folder)
+        target = unreadable_name(folder)
         folder.rename(target)
         print(f"{folder} cannot be read and is now {target.name}", file=sys.stderr)
-
-
-def _free_name(folder: Path) -> Path:
-    names = [folder.with_name(f"{folder.name}.unreadable{end}") for end in ("", *range(1, 1000))]
-    return next(name for name in names if not name.exists())

@@ -183,9 +183,8 @@ class Checkpoints:
         step = int(state.step)
         if metrics is not None:  # JSON has no NaN; an AP that is not defined must not win
             metrics = {k: float(v) if np.isfinite(v) else -1.0 for k, v in metrics.items()}
-        items = {name: _storable(tree) for name, tree in _weights(state).items()}
-        if state.opt_state is not None:
-            items["optimizer"] = _leaves(state.opt_state)
+        # Copies in NumPy: a background save must not see later changes, nor touch devices.
+        items = jax.tree.map(lambda leaf: np.array(leaf), _items(state))
         self.wait()
         self._saving = step
         with _quiet(), self._save_errors():
@@ -242,7 +241,7 @@ class Checkpoints:
                 " from it with --init-from, in another --workdir."
             )
         restored, step = self._first_readable(
-            candidates, lambda step: self._restore(step, _target_of(abstract))
+            candidates, lambda step: self._restore(step, jax.tree.map(_empty, _items(abstract)))
         )
         # A complete checkpoint of another network is not damaged: it is refused and left alone.
         _check_like(restored, abstract, self.directory)
@@ -257,7 +256,10 @@ class Checkpoints:
         state = abstract._replace(
             step=np.int32(step),
             **trained,
-            opt_state=_unleaves(restored["optimizer"], abstract.opt_state),
+            opt_state=jax.tree.unflatten(
+                jax.tree.structure(abstract.opt_state),
+                [np.asarray(leaf) for _, leaf in sorted(restored["optimizer"].items())],
+            ),
         )
         if abstract.average is not None:
             model = weights["model"]
@@ -389,12 +391,8 @@ def _silence_failed_saves() -> None:
     writes ends in an exception on a thread of C++, which goes to `sys.unraisablehook`, and what
     waited for them is never awaited or looked at.
     """
-    for logger, keep in (
-        (absl.logging.get_absl_logger(), _is_not_of_orbax),
-        (logging.getLogger("asyncio"), _is_not_of_orbax),
-    ):
-        if keep not in logger.filters:
-            logger.addFilter(keep)
+    for logger in (absl.logging.get_absl_logger(), logging.getLogger("asyncio")):
+        logger.addFilter(_is_not_of_orbax)  # once, however often
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     if not isinstance(sys.unraisablehook, _WithoutClosedLoops):
         sys.unraisablehook = _WithoutClosedLoops(sys.unraisablehook)
@@ -461,21 +459,6 @@ def _remove(folder: Path) -> None:
         time.sleep(0.05)
 
 
-def _storable(tree: Any) -> Any:
-    """Copy to NumPy: a background save must not see later changes, nor touch devices."""
-    return jax.tree.map(lambda leaf: np.array(leaf), tree)
-
-
-def _leaves(tree: Any) -> dict[str, np.ndarray]:
-    """Optimizer state by position of the leaf: Optax's classes change between versions."""
-    return {f"{i:05d}": np.array(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-
-
-def _unleaves(stored: Mapping[str, np.ndarray], like: Any) -> Any:
-    leaves = [np.asarray(stored[key]) for key in sorted(stored)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
 def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
     """The items that hold weights: `model`, and `trained` where the model holds averages."""
     names = ("params", "statistics")
@@ -485,9 +468,16 @@ def _weights(state: TrainState) -> dict[str, dict[str, Any]]:
     return items
 
 
-def _target_of(abstract: TrainState) -> dict[str, Any]:
-    optimizer = {f"{i:05d}": x for i, x in enumerate(jax.tree.leaves(abstract.opt_state))}
-    return jax.tree.map(_empty, {**_weights(abstract), "optimizer": optimizer})
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """All items: those of `_weights`, and `optimizer` where there is a state of it.
+
+    That has its leaves by their position: Optax's classes change between versions.
+    """
+    items = _weights(state)
+    if state.opt_state is not None:
+        leaves = jax.tree.leaves(state.opt_state)
+        items["optimizer"] = {f"{i:05d}": leaf for i, leaf in enumerate(leaves)}
+    return items
 
 
 def _empty(leaf: Any) -> np.ndarray:
@@ -496,9 +486,9 @@ def _empty(leaf: Any) -> np.ndarray:
 
 
 def _check_like(restored: Mapping[str, Any], abstract: TrainState, directory: Path) -> None:
-    want = jax.tree_util.tree_leaves_with_path(_target_of(abstract))
-    items = {name: restored[name] for name in _target_of(abstract)}
-    have = jax.tree_util.tree_leaves_with_path(items)
+    items = _items(abstract)
+    want = jax.tree_util.tree_leaves_with_path(items)
+    have = jax.tree_util.tree_leaves_with_path({name: restored[name] for name in items})
     wrong = [
         f"{jax.tree_util.keystr(path)}: stored {np.shape(b)}, network {a.shape}"
         for (path, a), (_, b) in zip(want, have, strict=True)

@@ -40,11 +40,6 @@ class DatasetFaults:
         """Those that training would fail on."""
         return [fault for fault in self.found if fault.is_fatal]
 
-    @property
-    def harmless(self) -> list[Fault]:
-        """Those that training gets over."""
-        return [fault for fault in self.found if not fault.is_fatal]
-
     def raise_if_fatal(self) -> None:
         """Raise a ValueError with the fatal ones, if any, the first of them word for word."""
         fatal = self.fatal

@@ -133,8 +133,7 @@ def _written_unnamed(path: Path, content: bytes) -> bool:
 
 def keep_beside(path: Path, faults: Sequence[str]) -> None:
     """Copy a file that holds what cannot be read, before it is written anew, and say why."""
-    names = [path.with_name(f"{path.name}.unreadable{end}") for end in ("", *range(1, 1000))]
-    copy = next(name for name in names if not name.exists())
+    copy = unreadable_name(path)
     shutil.copy2(path, copy)
     print(
         f"WARNING: {path}: {listed(faults, 3, '; ')}. The other rows are kept; the file as it was"
@@ -142,6 +141,12 @@ def keep_beside(path: Path, faults: Sequence[str]) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def unreadable_name(path: Path) -> Path:
+    """A free name beside a file or folder that cannot be read, to keep it under."""
+    names = (path.with_name(f"{path.name}.unreadable{end}") for end in ("", *range(1, 1000)))
+    return next(name for name in names if not name.exists())
 
 
 def sync(path: Path) -> None:
