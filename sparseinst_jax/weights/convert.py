@@ -97,7 +97,7 @@ def original_to_ours(
       ValueError: if names are left over on either side or shapes differ (counts them all), or if
         numbers are not floating-point or too large.
     """
-    expected = {**_flat(params), **_flat(statistics)}
+    expected = _flat(params) | _flat(statistics)
     places = {place.name: place for place in _places(expected, names)}
     ignored = (*names.ignored, *ecosystems.IGNORED)
     given = {name: x for name, x in state_dict.items() if not reason_to_ignore(ignored, name)}
@@ -158,7 +158,7 @@ def ours_to_original(params: Tree, statistics: Tree, names: WeightNames) -> dict
     Returns:
       Original name -> array in PyTorch layout (no `num_batches_tracked`, no pixel constants).
     """
-    leaves = {**_flat(params), **_flat(statistics)}
+    leaves = _flat(params) | _flat(statistics)
     return {
         place.name: np.ascontiguousarray(np.asarray(leaves[place.path]).transpose(place.axes))
         for place in _places(leaves, names)
@@ -167,7 +167,7 @@ def ours_to_original(params: Tree, statistics: Tree, names: WeightNames) -> dict
 
 def original_shapes(params: Tree, statistics: Tree, names: WeightNames) -> Shapes:
     """The original's names and shapes of trees of arrays, or of anything with shapes."""
-    leaves = {**_flat(params), **_flat(statistics)}
+    leaves = _flat(params) | _flat(statistics)
     return {place.name: place.shape for place in _places(leaves, names)}
 
 

@@ -88,6 +88,8 @@ def fetch(address: str, target: Path, most_bytes: int = MOST_BYTES) -> None:
 
 def _receive(session: requests.Session, address: str, part: Path, most_bytes: int) -> None:
     """Fetch what is missing of a part; ends when it is whole."""
+    import requests
+
     have, headers = 0, {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         facts = json.loads(_facts_of(part).read_text())
@@ -119,22 +121,16 @@ def _receive(session: requests.Session, address: str, part: Path, most_bytes: in
             ImageProgress(total, sys.stderr, "downloaded", "B", "") as line,
         ):
             line.advance(start)
-            for chunk in _chunks(answer, host):
-                _refuse_size(file.tell() + len(chunk), most_bytes)
-                file.write(chunk)
-                line.advance(len(chunk))
+            try:
+                for chunk in answer.iter_content(_CHUNK):
+                    _refuse_size(file.tell() + len(chunk), most_bytes)
+                    file.write(chunk)
+                    line.advance(len(chunk))
+            except requests.RequestException as error:
+                raise _Cut(f"the connection to {host} was cut ({_reason(error)})") from error
             have = file.tell()
     if total is not None and have != total:
         raise _Cut(f"the connection to {host} was cut after {have} of {total} bytes")
-
-
-def _chunks(answer: requests.Response, host: str | None) -> Iterator[bytes]:
-    import requests
-
-    try:
-        yield from answer.iter_content(_CHUNK)
-    except requests.RequestException as error:
-        raise _Cut(f"the connection to {host} was cut ({_reason(error)})") from error
 
 
 @contextlib.contextmanager

@@ -212,14 +212,14 @@ def _encode(text: Any, encoding: Any = "utf-8") -> object:
     return text.encode("latin-1")
 
 
-def _plain(kind: str, make: Callable[[], object]) -> Callable[..., object]:
+def _plain(kind: type) -> Callable[..., object]:
     """A container that is empty, or as it was given: Paddle writes `tuple((name, array))`."""
 
     def meaning(*arguments: Any) -> object:
         if not arguments:
-            return make()
-        is_same = len(arguments) == 1 and type(arguments[0]) is type(make())
-        return arguments[0] if is_same else Foreign(kind)
+            return kind()
+        is_same = len(arguments) == 1 and type(arguments[0]) is kind
+        return arguments[0] if is_same else Foreign(f"builtins.{kind.__name__}")
 
     return meaning
 
@@ -239,10 +239,7 @@ MEANINGS: dict[str, Callable[..., object]] = {
     "torch.Size": lambda sizes=(): sizes,
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": lambda *arguments: {},
-    "builtins.dict": _plain("builtins.dict", dict),
-    "builtins.list": _plain("builtins.list", list),
-    "builtins.tuple": _plain("builtins.tuple", tuple),
-    "builtins.bytes": _plain("builtins.bytes", bytes),
+    **{f"builtins.{kind.__name__}": _plain(kind) for kind in (dict, list, tuple, bytes)},
     "_codecs.encode": _encode,
     "numpy.dtype": _dtype,
     "numpy._core.multiarray._reconstruct": lambda *arguments: PickledArray(),

@@ -6,9 +6,11 @@ file cannot ask for more memory than it has bytes.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -142,18 +144,14 @@ class StoredArray(NamedTuple):
         return np.asarray(array, stored, order="C")
 
 
-def c_strides(shape: Iterable[int]) -> tuple[int, ...]:
+def c_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides, in elements, of an array whose last axis moves fastest."""
-    strides, step = [], 1
-    for size in reversed(tuple(shape)):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
+    return f_strides(shape[::-1])[::-1]
 
 
-def f_strides(shape: Iterable[int]) -> tuple[int, ...]:
+def f_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides, in elements, of an array whose first axis moves fastest."""
-    return tuple(reversed(c_strides(reversed(tuple(shape)))))
+    return (1, *itertools.accumulate(shape[:-1], operator.mul)) if shape else ()
 
 
 def short(name: object) -> str:

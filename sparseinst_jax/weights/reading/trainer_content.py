@@ -226,9 +226,8 @@ def _has_arrays(value: Any) -> bool:
 
 def _array(value: Any) -> PickledTensor | PickledArray | None:
     """The array of a value; Paddle has some as (internal name, array)."""
-    is_array = isinstance(value, PickledTensor | PickledArray)
-    if not is_array and type(value) in (tuple, list) and len(value) == 2:
-        value = value[1] if isinstance(value[0], str) else None
+    if type(value) in (tuple, list) and len(value) == 2 and isinstance(value[0], str):
+        value = value[1]
     return value if isinstance(value, PickledTensor | PickledArray) else None
 
 
