@@ -101,7 +101,8 @@ class SkippedImages:
         self._step, self._num_images = last_step, num_images
         self._rows = [row for row in _read(path) if int(row[0]) <= last_step]
         if path.exists():
-            self._rewrite()
+            with written_whole(path) as temporary, temporary.open("w", newline="") as file:
+                _writer(file).writerows([self._COLUMNS, *self._rows])
         self._lately = [int(row[0]) for row in self._rows if row[1] == "train"]
 
     def add(self, step: int, skips: Sequence[Skip]) -> None:
@@ -160,10 +161,6 @@ class SkippedImages:
         with self.path.open("a", newline="") as file:
             _writer(file).writerows([self._COLUMNS, *rows] if is_new else rows)
         self._rows += rows
-
-    def _rewrite(self) -> None:
-        with written_whole(self.path) as temporary, temporary.open("w", newline="") as file:
-            _writer(file).writerows([self._COLUMNS, *self._rows])
 
 
 def _writer(file):

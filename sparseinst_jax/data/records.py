@@ -116,7 +116,7 @@ class IndexedRecords(Sequence[ImageRecord]):
             has_boxes: whether annotations have boxes.
         """
         self._columns, self._folder, self._images = columns, folder, images
-        self._label_of, self._is_kept, self._has_boxes = label_of, is_kept, has_boxes
+        self._label_of, self._is_kept, self.has_boxes = label_of, is_kept, has_boxes
         self._places = np.arange(len(columns["image_ids"]))  # of the images that are there
 
     def choose(self, is_chosen: np.ndarray) -> None:
@@ -184,7 +184,7 @@ class IndexedRecords(Sequence[ImageRecord]):
                 bool(columns["is_crowd"][row]),
                 area if area == area else 0.0,
                 int(columns["annotation_ids"][row]),
-                read_box(columns, row, place) if self._has_boxes else None,
+                read_box(columns, row, place) if self.has_boxes else None,
             )
 
     def entries(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -259,11 +259,6 @@ class IndexedRecords(Sequence[ImageRecord]):
     def target_labels(self) -> np.ndarray:
         """Label of every object, without crowd, in the order of the images."""
         return self._labels(self._is_target)
-
-    @property
-    def target_boxes(self) -> Sequence[np.ndarray] | None:
-        """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
-        return _TargetBoxes(self) if self._has_boxes else None
 
     @property
     def crowd_labels(self) -> np.ndarray:
@@ -390,7 +385,7 @@ class CocoDataset:
     @property
     def boxes_xyxy(self) -> Sequence[np.ndarray] | None:
         """Boxes of the objects of each image, float32 [objects, 4]; None where none were read."""
-        return self.records.target_boxes
+        return _TargetBoxes(self.records) if self.records.has_boxes else None
 
     @property
     def files(self) -> list[tuple[str, str | None]]:

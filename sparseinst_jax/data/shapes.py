@@ -68,18 +68,17 @@ def draw_if_missing(
     folder = train.parent
     if val.parent != folder or (train.name, val.name) != ("train.json", "val.json"):
         return
-    if had_data and folder.is_dir() and not any(folder.iterdir()):
+    is_empty = folder.is_dir() and not any(folder.iterdir())
+    if had_data and is_empty:
         raise ValueError(
             f"{folder} is empty, where the run had its data: is a disk not mounted? Mount it; or "
             "remove the folder, and the same command draws the shapes again"
         )
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if is_empty or not folder.exists():
         print(f"drawing the shapes data set in {folder}", flush=True)
         draw_shapes_dataset(folder)
         return
-    found = _stored_settings(folder)
-    if found is not None:
-        _check_version(folder, found)
+    _stored_settings(folder)  # refuses what another version drew
 
 
 def draw_shapes_dataset(
@@ -140,8 +139,6 @@ def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
     if not directory.exists() or not any(directory.iterdir()):
         return False
     found = _stored_settings(directory)
-    if found is not None:
-        _check_version(directory, found)
     if found != settings:
         content = "other files" if found is None else f"shapes drawn with {found}"
         raise ValueError(
@@ -152,23 +149,25 @@ def _is_drawn(directory: Path, settings: dict[str, Any]) -> bool:
 
 
 def _stored_settings(directory: Path) -> dict[str, Any] | None:
-    """The settings that a folder was drawn with; None if this module did not draw it."""
+    """The settings that a folder was drawn with; None if this module did not draw it.
+
+    Raises a ValueError if another version did.
+    """
     try:
         content = json.loads((directory / "val.json").read_bytes())
         settings = content["info"]["settings"]
-        return settings if settings["generator"] == "shapes" else None
+        if settings["generator"] != "shapes":
+            return None
     except (OSError, ValueError, LookupError, TypeError):
         return None  # no such file, no json, or one of another origin
-
-
-def _check_version(directory: Path, found: dict[str, Any]) -> None:
-    version = found.get("version")
+    version = settings.get("version")
     if version != DRAWING_VERSION:
         drawn_by = "an earlier version" if version is None else f"version {version}"
         raise ValueError(
             f"{directory} holds shapes as {drawn_by} of the drawing made them, expected version "
             f"{DRAWING_VERSION}: remove the folder, and the same command draws it again"
         )
+    return settings
 
 
 def _draw_split(

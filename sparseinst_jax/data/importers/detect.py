@@ -86,10 +86,7 @@ def read(labels: Labels, excluded: Iterable[Path] = ()) -> Imported:
 
 def _kind(path: Path) -> str:
     if path.suffix.lower() == ".txt":
-        with path.open("rb") as file:
-            words = file.readline(1 << 16).split()
-        is_label = len(words) >= _SEGMENTATION_WORDS and all(map(_is_number, words))
-        return "yolo" if is_label else ""
+        return "yolo" if yolo.count_numbers(path) >= _SEGMENTATION_WORDS else ""
     if not path.stat().st_size:
         return ""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -97,14 +94,6 @@ def _kind(path: Path) -> str:
             if any(all(content.find(word) >= 0 for word in row) for row in rows):
                 return kind
     return ""
-
-
-def _is_number(word: bytes) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
 
 
 def folder_of_images(content: dict[str, Any], folder: Path, source: Path) -> Path:

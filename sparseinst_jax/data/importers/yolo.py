@@ -5,6 +5,7 @@ image's width and height.
 Source: the format of Ultralytics' segmentation data sets, docs.ultralytics.com/datasets/segment.
 """
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -223,8 +224,16 @@ def _look_like_keypoints(images: Sequence[LabelledImage]) -> bool:
 
 
 def _looks_like_labels(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return count_numbers(path) >= 5
+    return False
+
+
+def count_numbers(path: Path) -> int:
+    """How many numbers the first line of a text holds; 0 where it holds anything else."""
+    with path.open("rb") as file:
+        words = file.readline(1 << 16).split()
     try:
-        words = path.read_text(errors="replace").split("\n", 1)[0].split()
-        return len([float(word) for word in words]) >= 5
-    except (OSError, ValueError):
-        return False
+        return len([float(word) for word in words])
+    except ValueError:
+        return 0
