@@ -304,12 +304,12 @@ RULES = {
     segmentations: {
         *("MIN_POLYGON", "MAX_COORDINATE", "MAX_BORDER", "MAX_CORNERS", "MAX_LETTERS", "MAX_RUN"),
         *("MAX_TEXT", "usable_polygons", "_border", "_vast", "_left_out", "sum_runs"),
-        *("compressed_length", "read_runs", "other_form", "_lists_pixels", "are_shares"),
-        *("MIN_LISTED_PIXELS", "SHARES"),
+        *("compressed_length", "read_runs", "read_numbers", "other_form", "_lists_pixels"),
+        *("MIN_LISTED_PIXELS", "SHARES", "are_shares"),
     },
     messages: {"_ACTS", "_ACTING", "_brief", "acting_character", "brief", "listed", "printable"},
 }
-KNOWN_RULES = 2, "139b3119e3ae5c8b"
+KNOWN_RULES = 2, "231087c8a13d6d3b"
 
 
 def _names(node):
