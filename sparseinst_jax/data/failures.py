@@ -3,7 +3,6 @@
 An image that cannot be used is left out and listed; processes that died or hang are started again.
 """
 
-import contextlib
 import csv
 import errno
 import multiprocessing
@@ -13,7 +12,6 @@ import re
 import shutil
 import signal
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +24,7 @@ from sparseinst_jax.data.target_masks import TargetForm
 from sparseinst_jax.data.train_image import TrainImage, load_train_image
 from sparseinst_jax.runtime.files import keep_beside, written_whole
 from sparseinst_jax.runtime.messages import brief, listed
+from sparseinst_jax.runtime.progress import Ahead
 
 ON_ERROR = ("stop", "skip")
 MAX_SHARE = 0.05  # of the images seen lately that may be skipped
@@ -277,72 +276,54 @@ class _Reader:
 
     def __init__(self, start: Callable[[int], Any], first: int):
         self._before = set(multiprocessing.active_children())
-        self._items: queue.Queue[tuple[str, Any]] = queue.Queue(1)
-        self._is_over, self._is_lost = threading.Event(), False
+        self._is_lost = False
         self._processes: set[Any] = set()
-        self._thread = threading.Thread(target=self._run, args=(start, first), daemon=True)
-        self._thread.start()
+        self._items = Ahead(_read_from(start, first), 1)
 
     def get(self) -> Any:
         try:
-            kind, value = self._items.get(timeout=STUCK_SECONDS)
+            item = self._items.take(STUCK_SECONDS)
         except queue.Empty:
             self._is_lost = True
             raise _LostError(f"no batch for {STUCK_SECONDS:g} s, the readers hang") from None
-        if kind == "item":
-            if not self._processes:
-                self._look()
-            return value
-        # Grain's own words; the fault of an image is no RuntimeError.
-        if isinstance(value, RuntimeError) and "terminated unexpectedly" in str(value):
+        except RuntimeError as error:
+            # Grain's own words; the fault of an image is no RuntimeError.
+            if "terminated unexpectedly" not in str(error):
+                raise
             self._is_lost = True
-            found = re.search(r"exit code (-?\d+)", str(value))
+            found = re.search(r"exit code (-?\d+)", str(error))
             if found and int(found[1]) == -signal.SIGBUS:
-                raise _FullError(f"{_shared_memory()} for a process that reads images")
+                raise _FullError(f"{_shared_memory()} for a process that reads images") from error
             number = f" ({found[0]})" if found else ""
-            raise _LostError(f"a process that reads images has died{number}")
-        if isinstance(value, OSError) and value.errno == errno.ENOSPC:  # images are only read
-            raise _FullError(f"{_shared_memory()} for processes that read images")
-        raise value
+            raise _LostError(f"a process that reads images has died{number}") from error
+        except OSError as error:
+            if error.errno != errno.ENOSPC:  # images are only read
+                raise
+            raise _FullError(f"{_shared_memory()} for processes that read images") from error
+        if not self._processes:
+            self._look()
+        return item
 
     def close(self) -> None:
         """End the thread; processes of a lost reader are killed."""
-        self._is_over.set()
         if self._is_lost:
             self._look()
             for process in self._processes:
                 process.kill()
-        self._thread.join(_CLOSE_SECONDS)
+        self._items.close(_CLOSE_SECONDS)
 
     def _look(self) -> None:
         """Note the processes that were started."""
         self._processes |= set(multiprocessing.active_children()) - self._before
 
-    def _run(self, start: Callable[[int], Any], first: int) -> None:
-        # Processes inherit what is blocked: a terminal's Ctrl-C must not end them halfway.
-        with contextlib.suppress(AttributeError):  # no such thing on Windows
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        _share_numbers_in_files()
-        try:
-            items = start(first)
-            try:
-                for item in items:
-                    if not self._put(("item", item)):
-                        return
-                self._put(("error", RuntimeError("the reader ended before the last batch")))
-            finally:
-                close = getattr(items, "close", None)
-                if close is not None:
-                    close()
-        except Exception as error:
-            self._put(("error", error))
 
-    def _put(self, item: tuple[str, Any]) -> bool:
-        while not self._is_over.is_set():
-            with contextlib.suppress(queue.Full):
-                self._items.put(item, timeout=0.1)
-                return True
-        return False
+def _read_from(start: Callable[[int], Iterator[Item]], first: int) -> Iterator[Item]:
+    """Start a reader and hand on its items, all in the thread that asks for the first one."""
+    # Processes inherit what is blocked: a terminal's Ctrl-C must not end them halfway.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _share_numbers_in_files()
+    yield from start(first)
+    raise RuntimeError("the reader ended before the last batch")
 
 
 def _print(line: str) -> None:

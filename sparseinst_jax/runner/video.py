@@ -5,17 +5,15 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import queue
 import stat
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +23,7 @@ from sparseinst_jax.runner.predictor import BasePredictor, Pending, Ready
 from sparseinst_jax.runner.run_lengths import areas_of
 from sparseinst_jax.runtime.files import written_whole
 from sparseinst_jax.runtime.pages import page
-from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
+from sparseinst_jax.runtime.progress import Ahead, ImageProgress, map_ahead
 
 # What is written: suffix -> format and codec of FFmpeg, and the codec's options.
 _FAST = {"preset": "veryfast", "crf": "20"}
@@ -42,7 +40,6 @@ WRITTEN = tuple(_CODECS)
 READ = (*WRITTEN, ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".vob")
 _DEFAULT_RATE = Fraction(30)
 _CAMERAS = {"linux": "v4l2", "darwin": "avfoundation"}
-Item = TypeVar("Item")
 
 
 class Frame(NamedTuple):
@@ -240,7 +237,7 @@ def predict_video(
         ImageProgress(video.total, stream, "predicted", "frame") as line,
         written_whole(output) as temporary,
         VideoWriter(temporary, *codec, video.rate) as writer,
-        closing(_Ahead(video, 2 * predictor.num_together, video.is_live)) as frames,
+        closing(Ahead(video, 2 * predictor.num_together, video.is_live)) as frames,
         closing(
             draw_frames(predictor, frames, score_threshold, num_processes, video.is_live)
         ) as drawn,
@@ -284,7 +281,7 @@ def draw_frames(
 
     with ThreadPoolExecutor(min(cores, 4)) as preparers:
         prepared = map_ahead(preparers, prepare, frames, 1 if is_live else 2 * together)
-        found = _Ahead(_found(predictor, prepared, score_threshold, is_live), 1 if is_live else 2)
+        found = Ahead(_found(predictor, prepared, score_threshold, is_live), 1 if is_live else 2)
         waiting: list[Any] = []
         most = 1 if is_live else 2 * (num_processes or min(cores, 4))
         try:
@@ -330,57 +327,3 @@ def _found(
         before = now
     if before is not None:
         yield from finish(*before)
-
-
-class _Ahead(Iterator[Item]):
-    """Run an iterator in a thread, a few items ahead; of a live one only the newest item waits.
-
-    Attributes:
-        dropped: items of a live one that were not taken in time.
-    """
-
-    def __init__(self, items: Iterable[Item], most: int, is_live: bool = False):
-        self._items, self._is_live, self.dropped = items, is_live, 0
-        self._queue: queue.Queue[Any] = queue.Queue(1 if is_live else most)
-        self._end: BaseException | None = None
-        self._is_closed = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        items, error = iter(self._items), None
-        try:
-            for item in items:
-                self._put((item, None), replaces=self._is_live)
-                if self._is_closed.is_set():
-                    break
-        except BaseException as fault:  # it is raised where the items are used
-            error = fault
-        if hasattr(items, "close"):
-            items.close()  # type: ignore[attr-defined]
-        self._put((None, error or StopIteration()))
-
-    def _put(self, entry: Any, replaces: bool = False) -> None:
-        while not self._is_closed.is_set():
-            try:
-                return self._queue.put(entry, timeout=0.0 if replaces else 0.1)
-            except queue.Full:
-                if replaces:
-                    try:
-                        self._queue.get_nowait()
-                        self.dropped += 1
-                    except queue.Empty:
-                        pass
-
-    def __next__(self) -> Item:
-        if self._end is None:
-            item, self._end = self._queue.get()
-            if self._end is None:
-                return item
-        raise self._end
-
-    def close(self) -> None:
-        """Let the thread end, and wait for it."""
-        self._is_closed.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()

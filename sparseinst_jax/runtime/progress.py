@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -29,6 +31,64 @@ def map_ahead(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+class Ahead(Iterator[Item]):
+    """Run an iterator in a thread, a few items ahead; of a live one only the newest item waits.
+
+    Attributes:
+        dropped: items of a live one that were not taken in time.
+    """
+
+    def __init__(self, items: Iterable[Item], most: int, is_live: bool = False):
+        self._items, self._is_live, self.dropped = items, is_live, 0
+        self._queue: queue.Queue[Any] = queue.Queue(1 if is_live else most)
+        self._end: BaseException | None = None
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        items, error = iter(self._items), None
+        try:
+            for item in items:
+                self._put((item, None), replaces=self._is_live)
+                if self._is_closed.is_set():
+                    break
+        except BaseException as fault:  # it is raised where the items are used
+            error = fault
+        if hasattr(items, "close"):
+            items.close()  # type: ignore[attr-defined]
+        self._put((None, error or StopIteration()))
+
+    def _put(self, entry: Any, replaces: bool = False) -> None:
+        while not self._is_closed.is_set():
+            try:
+                return self._queue.put(entry, timeout=0.0 if replaces else 0.1)
+            except queue.Full:
+                if replaces:
+                    try:
+                        self._queue.get_nowait()
+                        self.dropped += 1
+                    except queue.Empty:
+                        pass
+
+    def __next__(self) -> Item:
+        return self.take()
+
+    def take(self, timeout: float | None = None) -> Item:
+        """The next item, or what the iterator raised; `queue.Empty` after `timeout` seconds."""
+        if self._end is None:
+            item, self._end = self._queue.get(timeout=timeout)
+            if self._end is None:
+                return item
+        raise self._end
+
+    def close(self, timeout: float | None = None) -> None:
+        """Let the thread end, and wait for it, at most `timeout` seconds."""
+        self._is_closed.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
 
 
 class ImageProgress:

@@ -18,6 +18,7 @@ from sparseinst_jax.cli import predict
 from sparseinst_jax.drawing.frames import SteadyColours, draw_frame
 from sparseinst_jax.drawing.pictures import instance_colour
 from sparseinst_jax.runner import run_lengths, video
+from sparseinst_jax.runtime.progress import Ahead
 from tests.unit.test_predictor import CLASS_NAMES, draw_image, predictor, weights  # noqa: F401
 
 av = pytest.importorskip("av")
@@ -123,7 +124,7 @@ def test_a_camera_drops_frames_instead_of_lagging(predictor, rng):  # noqa: F811
             yield video.Frame(image, Fraction(given))
             time.sleep(0.02)
 
-    lags, frames = [], video._Ahead(camera(), 1, is_live=True)
+    lags, frames = [], Ahead(camera(), 1, is_live=True)
     for _, second in video.draw_frames(predictor, frames, 0.4, is_live=True):
         time.sleep(0.2)  # long beside the network, on a busy machine too
         lags.append(given - second)
