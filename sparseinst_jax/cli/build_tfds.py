@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.next_command import train_command
 from sparseinst_jax.runtime.files import check_writable
-from sparseinst_jax.runtime.progress import ImageProgress
 
 DESCRIPTION = """\
 Turn COCO jsons and their image folders into a TFDS data set, coco_instances: ArrayRecord files of
@@ -49,15 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.val_json:
         images = arguments.val_images or arguments.images
         sources["val"] = tfds.SplitSource(arguments.val_json, images)
-    folder = tfds.build(arguments.output, sources, start=_progress)
+    folder = tfds.build(arguments.output, sources, progress=sys.stderr)
     print("\n".join(_summary(folder, list(sources), arguments.output)))
     return 0
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    with ImageProgress(total, sys.stderr, "written") as line:
-        yield line.advance
 
 
 def _summary(folder: Path, splits: Sequence[str], output: str) -> list[str]:

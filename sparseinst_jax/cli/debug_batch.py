@@ -13,11 +13,11 @@ from sparseinst_jax.cli.arguments import (
     parse_command_line,
     words_of_overrides,
 )
+from sparseinst_jax.data import loader
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
-from sparseinst_jax.data.failures import Skip, load_or_skip
-from sparseinst_jax.data.loader import pad_batch
+from sparseinst_jax.data.failures import Skip
 from sparseinst_jax.data.plan import ImagePlan, StepPlan
-from sparseinst_jax.data.train_image import TrainImage, load_train_image
+from sparseinst_jax.data.train_image import TrainImage
 from sparseinst_jax.data.transforms import Transform
 from sparseinst_jax.drawing import batches, pictures
 from sparseinst_jax.runtime.messages import columns, listed, next_commands
@@ -88,16 +88,11 @@ def debug_batch(config: ConfigDict, step: int, folder: Path) -> None:
     datasets.draw_missing_data(config)
     dataset = datasets.load_train(config)
     plan = make_plan(config, dataset).batch(step)
-    options = plan.flip_labels, plan.ignores_crowd, plan.targets
-    skips: list[Skip] = []
-    if config.data.on_error == "skip":
-        loaded = [load_or_skip(dataset.records, image, *options, skips) for image in plan.images]
-    else:
-        loaded = [load_train_image(dataset.records, image, *options) for image in plan.images]
-    for skip in skips:
+    skips: list[Skip] | None = [] if config.data.on_error == "skip" else None
+    loaded = list(loader.load_images(dataset.records, plan, skips))
+    for skip in skips or ():
         print(f"WARNING: left out, as in training: {skip.reason}")
-    ids = [dataset.records[image.position].image_id for image in plan.images]
-    batch = pad_batch(plan, ids, loaded)
+    batch = loader.pad_batch(plan, loader.image_ids(dataset.records, plan), loaded)
     print("\n".join(describe_batch(plan, loaded, dataset)))
     picture = batches.draw_batch(
         batch, plan, dataset.records, dataset.class_names, len(plan.images)

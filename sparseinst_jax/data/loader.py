@@ -112,8 +112,8 @@ class _Steps:
         step = self.step(int(index))
         skips: list[Skip] | None = [] if self.skips_errors else None
         if self.is_packed:
-            images = _load(self.records, step, skips)
-            return pack(_image_ids(self.records, step), images), tuple(skips or ())
+            images = load_images(self.records, step, skips)
+            return pack(image_ids(self.records, step), images), tuple(skips or ())
         return make_batch(self.records, step, skips), tuple(skips or ())
 
     def step(self, index: int) -> StepPlan:
@@ -252,10 +252,10 @@ def make_batch(
 
     Images that cannot be used are added to ``skips``; without it the first of them raises.
     """
-    return pad_batch(plan, _image_ids(records, plan), _load(records, plan, skips))
+    return pad_batch(plan, image_ids(records, plan), load_images(records, plan, skips))
 
 
-def _load(
+def load_images(
     records: Sequence[ImageRecord], plan: StepPlan, skips: list[Skip] | None
 ) -> Iterator[TrainImage]:
     """Read the images of a step one after the other, so that each can be freed at once."""
@@ -268,7 +268,8 @@ def _load(
     )
 
 
-def _image_ids(records: Sequence[ImageRecord], plan: StepPlan) -> list[int]:
+def image_ids(records: Sequence[ImageRecord], plan: StepPlan) -> list[int]:
+    """The ids of the images of a step."""
     return [records[image.position].image_id for image in plan.images]
 
 

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,7 +32,7 @@ from sparseinst_jax.data._index.reader import refuse_missing_files
 from sparseinst_jax.data.coco import DatasetSelection, make_dataset, note_missing, read_record
 from sparseinst_jax.data.faults import DatasetFaults
 from sparseinst_jax.data.records import Annotation, CocoDataset, ImageRecord
-from sparseinst_jax.runtime.progress import map_ahead
+from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
 
 NAME, VERSION = "coco_instances", "1.0.0"
 SHARD_SIZE = 128 << 20  # bytes of images in a shard, which is in memory while it is written
@@ -163,15 +163,14 @@ def build(
     data_dir: str | os.PathLike,
     sources: Mapping[str, SplitSource],
     *,
-    start: Callable[[int], contextlib.AbstractContextManager[Callable[[int], None]]] | None = None,
+    progress: TextIO | None = None,
 ) -> Path:
     """Write a TFDS data set below ``data_dir``: whole, or nothing.
 
     Args:
         data_dir: TFDS folder; the data set goes to ``coco_instances/1.0.0`` in it.
         sources: what the splits are made of, by their names; of the same categories.
-        start: takes the number of images when all jsons are read, and gives a context in which a
-            function takes the number of further images that are written.
+        progress: where progress is written.
 
     Returns:
         the folder of the data set.
@@ -187,10 +186,12 @@ def build(
     splits = {name: _read(source) for name, source in sources.items()}
     _check_same_classes({name: split.dataset for name, split in splits.items()})
     number = sum(len(split.dataset.records) for split in splits.values())
-    start = start or (lambda _: contextlib.nullcontext(lambda _: None))
-    with start(number) as report_done, contextlib.redirect_stdout(io.StringIO()):
+    with (
+        ImageProgress(number, progress, "written") as line,
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         builder = CocoInstances(
-            splits=splits, report_done=report_done, data_dir=os.fspath(data_dir)
+            splits=splits, report_done=line.advance, data_dir=os.fspath(data_dir)
         )
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(

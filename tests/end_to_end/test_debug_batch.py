@@ -10,7 +10,7 @@ from PIL import Image
 from sparseinst_jax import cli
 from sparseinst_jax.cli import debug_batch
 from sparseinst_jax.data.coco import Annotation, CocoDataset, ImageRecord
-from sparseinst_jax.data.loader import make_batch
+from sparseinst_jax.data.loader import load_images, make_batch
 from sparseinst_jax.data.plan import ImagePlan, Paste, StepPlan
 from sparseinst_jax.data.target_masks import FULL_BITS, QUARTER_LEVELS
 from sparseinst_jax.data.transforms import Transform
@@ -142,9 +142,7 @@ def planned(tmp_path):
 
 def test_the_table_says_transform_size_objects_and_what_was_lost(planned):
     dataset, plan = planned
-    loaded = [
-        debug_batch.load_train_image(dataset.records, image, (), True) for image in plan.images
-    ]
+    loaded = list(load_images(dataset.records, plan, None))
     lines = debug_batch.describe_batch(plan, loaded, dataset)
     assert lines[0] == (
         "step 5, epoch 2: 2 images, padded to 32x32 (height x width), room for 8 objects each"
