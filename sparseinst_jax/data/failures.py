@@ -67,14 +67,10 @@ def load_or_skip(
     except ERRORS as error:
         fault = error
     if plan.paste is not None:
-        try:
-            alone = plan._replace(paste=None)
-            loaded = load_train_image(records, alone, flip_labels, ignores_crowd, form)
-        except ERRORS as error:
-            fault = error
-        else:
-            skips.append(skip_of(records[plan.paste.position], fault))
-            return loaded
+        alone, own = plan._replace(paste=None), list[Skip]()
+        loaded = load_or_skip(records, alone, flip_labels, ignores_crowd, form, own)
+        skips += own or [skip_of(records[plan.paste.position], fault)]
+        return loaded
     skips.append(skip_of(records[plan.position], fault))
     height, width = plan.transform.size
     region = -(-height // form.stride), -(-width // form.stride)

@@ -12,6 +12,7 @@ differs by one (a build without that library rounds weights to 11 bits: 5 % diff
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,16 +39,8 @@ def resize_bilinear(image: np.ndarray, size: Size) -> np.ndarray:
     columns = _linear_taps(image.shape[1], size[1], True)
     rows = _linear_taps(image.shape[0], size[0], False)
     # Columns first; the shift leaves numbers of 15 bits, and is part of the rounding.
-    lines = (_resize_columns(image, columns) >> 4).reshape(image.shape[0], -1)
-    result = np.empty((size[0], lines.shape[1]), np.uint8)
-    for first in range(0, size[0], CHUNK_ROWS):
-        chunk = slice(first, first + CHUNK_ROWS)
-        upper, lower = (
-            lines[index[chunk]] * weight[chunk, None]
-            for index, weight in zip(rows.index, rows.weight, strict=True)
-        )
-        result[chunk] = ((upper >> 16) + (lower >> 16) + 2) >> 2
-    return result.reshape(*size, -1)
+    lines = _resize_columns(image, columns) >> 4
+    return _resize_rows(lines, rows, lambda upper, lower: ((upper >> 16) + (lower >> 16) + 2) >> 2)
 
 
 def resize_bicubic_by_factor(image: np.ndarray, factor: float) -> np.ndarray:
@@ -61,15 +54,8 @@ def resize_bicubic_by_factor(image: np.ndarray, factor: float) -> np.ndarray:
         return image
     rows = _cubic_taps(image.shape[0], size[0], 1.0 / factor)
     columns = _cubic_taps(image.shape[1], size[1], 1.0 / factor)
-    lines = _resize_columns(image, columns).reshape(image.shape[0], -1)
-    result = np.empty((size[0], lines.shape[1]), np.uint8)
-    for first in range(0, size[0], CHUNK_ROWS):
-        chunk = slice(first, first + CHUNK_ROWS)
-        total = np.float32(0)
-        for index, weight in zip(rows.index, rows.weight, strict=True):
-            total = total + lines[index[chunk]] * weight[chunk, None]
-        result[chunk] = np.clip(np.rint(total), 0, 255)
-    return result.reshape(*size, -1)
+    lines = _resize_columns(image, columns)
+    return _resize_rows(lines, rows, lambda *parts: np.clip(np.rint(sum(parts)), 0, 255))
 
 
 def size_by_factor(size: Size, factor: float) -> Size:
@@ -99,6 +85,17 @@ def _resize_columns(image: np.ndarray, taps: _Taps) -> np.ndarray:
     for index, weight in zip(taps.index, taps.weight, strict=True):
         result += image[:, index] * weight[:, None]
     return result
+
+
+def _resize_rows(lines: np.ndarray, taps: _Taps, add: Callable[..., np.ndarray]) -> np.ndarray:
+    """Weighted rows of [h, length, 3], which `add` makes one: uint8 [length of taps, length, 3]."""
+    flat = lines.reshape(len(lines), -1)
+    result = np.empty((taps.index.shape[1], flat.shape[1]), np.uint8)
+    for first in range(0, len(result), CHUNK_ROWS):
+        chunk = slice(first, first + CHUNK_ROWS)
+        pairs = zip(taps.index[:, chunk], taps.weight[:, chunk, None], strict=True)
+        result[chunk] = add(*(flat[index] * weight for index, weight in pairs))
+    return result.reshape(-1, *lines.shape[1:])
 
 
 @functools.lru_cache(maxsize=256)
