@@ -4,10 +4,11 @@ Everything here reads the index, no image: seconds for a hundred thousand images
 images themselves is in `check_report`.
 """
 
+import functools
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -255,11 +256,11 @@ def find_overlap(
     by_key: dict[object, list[_ListedImage]] = {}
     for entry in _entries(first):
         by_key.setdefault(_key(entry, every_file), []).append(entry)
-    hashes: dict[str, str] = {}
+    hash_of = functools.cache(sha256_of)
     found = []
     for entry in _entries(second):
         for other in by_key.get(_key(entry, every_file), []):
-            if _is_same(other, entry, hashes):
+            if _is_same(other, entry, hash_of):
                 found.append(Overlap(other.name, entry.name))
                 break
     return found
@@ -304,16 +305,16 @@ def _key(entry: _ListedImage, every_file: bool) -> object:
     return os.path.basename(entry.name)
 
 
-def _bytes_of(path: str | None) -> int:
+def _bytes_of(path: str) -> int:
     try:
-        found = None if path is None else os.stat(path)
+        found = os.stat(path)
         # Reading a device or a pipe might never end.
-        return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
     except (OSError, ValueError):  # not there, or a name that no file can have
         return -1
 
 
-def _is_same(first: _ListedImage, second: _ListedImage, hashes: dict[str, str]) -> bool:
+def _is_same(first: _ListedImage, second: _ListedImage, hash_of: Callable[[str], str]) -> bool:
     if first.path is None or second.path is None:
         contents = _content(first), _content(second)
         if None in contents:
@@ -324,12 +325,7 @@ def _is_same(first: _ListedImage, second: _ListedImage, hashes: dict[str, str]) 
         return True
     if _bytes_of(paths[0]) != _bytes_of(paths[1]) or _bytes_of(paths[0]) < 0:
         return False
-    if os.path.samefile(*paths):
-        return True
-    for path in paths:
-        if path not in hashes:
-            hashes[path] = sha256_of(path)
-    return hashes[paths[0]] == hashes[paths[1]]
+    return os.path.samefile(*paths) or hash_of(paths[0]) == hash_of(paths[1])
 
 
 def _content(entry: _ListedImage) -> bytes | None:

@@ -55,9 +55,9 @@ class FileSearch:
         found = list(self._below(str(folder), suffixes, seen, links))
         for link in links:  # grows while it is walked through
             target = os.path.realpath(link)
-            if target in seen or _is_below(target, root):
+            if target in seen or Path(target).is_relative_to(root):
                 continue  # its files are found where they are
-            if self._follows_links and not _is_below(root, target):
+            if self._follows_links and not Path(root).is_relative_to(target):
                 seen.add(target)
                 found += self._below(link, suffixes, seen, links)
             else:
@@ -69,7 +69,7 @@ class FileSearch:
     ) -> Iterator[Path]:
         """Walk through a folder; links to others are added to ``links``."""
         for parent, folders, files in os.walk(start, onerror=self._note_unreadable):
-            if self._excluded is not None and _is_below(os.path.realpath(parent), self._excluded):
+            if self._excluded and Path(os.path.realpath(parent)).is_relative_to(self._excluded):
                 folders.clear()
                 continue
             visible = []
@@ -118,10 +118,6 @@ class FileSearch:
             shown = listed(paths, MAX_NAMES)
             lines.append(f"{warning}left out, {why}: {len(paths)}: {shown}{cure}")
         return lines
-
-
-def _is_below(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(os.path.join(folder, ""))
 
 
 def _is_hidden(name: str) -> bool:

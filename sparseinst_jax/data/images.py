@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -64,7 +64,7 @@ def refuse_outside(folder: str, path: str) -> None:
     The folder itself may be reached by links. A file that does not exist passes.
     """
     root, target = os.path.realpath(folder), os.path.realpath(path)
-    if target != root and not target.startswith(os.path.join(root, "")):
+    if not Path(target).is_relative_to(root):
         raise PathError(
             f"image {path} leads by a symbolic link to {target}, out of the image folder {folder}; "
             "copy the file into the folder, or give as image folder the one that holds it"

@@ -189,24 +189,20 @@ class IndexedRecords(Sequence[ImageRecord]):
 
     def entries(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """The annotations as a json has them, without boxes; an area only where there was one."""
-        entries = []
-        for place, record in zip(self._places.tolist(), self, strict=True):
-            first, end = self._columns["annotation_ends"][place : place + 2].tolist()
-            ids = self._columns["annotation_ids"][first:end].tolist()
-            areas = dict(zip(ids, self._columns["areas"][first:end].tolist(), strict=True))
-            for annotation in record.annotations:
-                area = areas[annotation.id]
-                entries.append(
-                    {
-                        "id": annotation.id,
-                        "image_id": record.image_id,
-                        "category_id": category_ids[annotation.label],
-                        "segmentation": annotation.segmentation,
-                        "iscrowd": int(annotation.iscrowd),
-                    }
-                    | ({"area": area} if area == area else {})
-                )
-        return entries
+        found = ((record.image_id, each) for record in self for each in record.annotations)
+        return [
+            {
+                "id": annotation.id,
+                "image_id": image_id,
+                "category_id": category_ids[annotation.label],
+                "segmentation": annotation.segmentation,
+                "iscrowd": int(annotation.iscrowd),
+            }
+            | ({"area": area} if area == area else {})
+            for (image_id, annotation), area in zip(
+                found, self.column("areas").tolist(), strict=True
+            )
+        ]
 
     # What follows looks at whole columns and opens no record.
 
@@ -239,7 +235,7 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def num_annotations(self) -> np.ndarray:
         """Number of annotations, with crowd and those that do not count, int64 [images]."""
-        return self._per_image(self._label_of[self._columns["categories"]] >= 0)
+        return self._per_image(self._is_labelled)
 
     def num_passing(self, keeps: Callable[[Columns], np.ndarray]) -> np.ndarray:
         """Number of objects without crowd that a filter keeps, int64 [images]."""
@@ -252,8 +248,7 @@ class IndexedRecords(Sequence[ImageRecord]):
     @property
     def num_filtered(self) -> int:
         """Number of annotations of chosen classes that do not count."""
-        is_labelled = self._label_of[self._columns["categories"]] >= 0
-        return 0 if self._is_kept is None else int((is_labelled & ~self._is_kept).sum())
+        return int((self._is_labelled & ~self._is_there).sum())
 
     @property
     def target_labels(self) -> np.ndarray:
@@ -283,8 +278,11 @@ class IndexedRecords(Sequence[ImageRecord]):
 
     @property
     def _is_there(self) -> np.ndarray:
-        is_there = self._label_of[self._columns["categories"]] >= 0
-        return is_there if self._is_kept is None else is_there & self._is_kept
+        return self._is_labelled if self._is_kept is None else self._is_labelled & self._is_kept
+
+    @property
+    def _is_labelled(self) -> np.ndarray:
+        return self._label_of[self._columns["categories"]] >= 0
 
     @property
     def _is_target(self) -> np.ndarray:
