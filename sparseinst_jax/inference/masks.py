@@ -128,12 +128,9 @@ def upsample_masks(
         mean probability inside each mask, sum(p [p > t]) / (sum [p > t] + 1e-6), float32 [D'], or
         None where it is not asked for.
     """
-    grid = masks.shape[2:]
     bucket = bucket_length(original_size[0]), bucket_length(original_size[1])
-    keys = [
-        (grid[axis], cut.stride, valid_size[axis], original_size[axis], bucket[axis])
-        for axis in (0, 1)
-    ]
+    sides = zip(masks.shape[2:], valid_size, original_size, bucket, strict=True)
+    keys = [(grid, cut.stride, *lengths) for grid, *lengths in sides]
     measured = np.array(original_size, np.int32) if cut.measures else None
     device = _accelerator(masks)
     if device is None:
