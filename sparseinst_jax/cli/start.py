@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sparseinst_jax.cli import check_data
+from sparseinst_jax.cli import check_data, command_parser
 from sparseinst_jax.cli import eval as evaluation
 from sparseinst_jax.cli.next_command import may_have_accelerator
 from sparseinst_jax.data.importers import coco_content, detect
@@ -69,12 +68,7 @@ class Plan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="sparseinst start",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("start", _DESCRIPTION)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="with photos and their labels")
     parser.add_argument("--output", metavar="DIR", help="default: runs/<name of the folder>")
     parser.add_argument(

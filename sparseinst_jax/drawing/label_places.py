@@ -91,10 +91,7 @@ def _middle(mask: np.ndarray, across: int, first: int, area: int) -> float:
 
 def _sums(values: np.ndarray) -> np.ndarray:
     """Add up all that lies above and left of each corner: [h + 1, w + 1]."""
-    sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
-    np.cumsum(values, axis=0, out=sums[1:, 1:])
-    np.cumsum(sums[1:, 1:], axis=1, out=sums[1:, 1:])
-    return sums
+    return np.pad(values.cumsum(0, float).cumsum(1), ((1, 0), (1, 0)))
 
 
 def _windows(sums: np.ndarray, height: int, width: int) -> np.ndarray:

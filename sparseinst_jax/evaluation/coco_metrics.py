@@ -211,22 +211,15 @@ def _read(
     found: Curves, categories: Sequence[tuple[int, str]], instances: Sequence[int]
 ) -> CocoMetrics:
     """Take the numbers out of curves; the classes are in the order of their ids."""
-    precision = found.precision  # [IoU thresholds, recalls, classes, sizes]
-    recall = found.recall[:, :, 0, -1]
-    sizes = range(1, precision.shape[-1])
+    precision, recall = found  # [IoU thresholds, recalls, K, sizes], [IoU thresholds, K, sizes, 3]
     means = [
-        precision[..., 0],
-        precision[IOU_50, ..., 0],
-        precision[IOU_75, ..., 0],
-        *(precision[..., size] for size in sizes),
-        *(found.recall[:, :, 0, most] for most in range(found.recall.shape[-1])),
-        *(found.recall[:, :, size, -1] for size in sizes),
+        *_at_thresholds_and_sizes(precision),
+        *(recall[:, :, 0, most] for most in range(recall.shape[-1])),
+        *(recall[:, :, size, -1] for size in range(1, recall.shape[2])),
     ]
     per_class = {}
     for column, (category_id, name) in enumerate(categories):
-        every = precision[:, :, column, 0]
-        own = [every, every[IOU_50], every[IOU_75]]
-        own += [precision[:, :, column, size] for size in sizes] + [recall[:, column]]
+        own = [*_at_thresholds_and_sizes(precision[:, :, column]), recall[:, column, 0, -1]]
         per_class[name] = {
             "category_id": int(category_id),
             "instances": instances[column],
@@ -234,6 +227,13 @@ def _read(
         }
     values = dict(zip(METRIC_NAMES, map(_mean_defined, means), strict=True))
     return CocoMetrics(values, per_class, precision[..., 0])
+
+
+def _at_thresholds_and_sizes(precision: np.ndarray) -> list[np.ndarray]:
+    """What AP, AP50, AP75, APs, APm and APl are means of."""
+    every = precision[..., 0]
+    sizes = range(1, precision.shape[-1])
+    return [every, every[IOU_50], every[IOU_75], *(precision[..., size] for size in sizes)]
 
 
 def _mean_defined(numbers: np.ndarray) -> float:

@@ -60,15 +60,10 @@ class Graph:
     def add_several(self, kind: str, *inputs: Any, number: int, **attributes: Any) -> list[str]:
         """Add a node with several results; see `add`."""
         name = self._name(kind)
-        names = [self._input(value) for value in inputs]
+        names = [self.constant(x) if not isinstance(x, str | None) else x or "" for x in inputs]
         results = [name] if number == 1 else [f"{name}.{i}" for i in range(number)]
         self.nodes.append(helper.make_node(kind, names, results, name=name, **attributes))
         return results
-
-    def _input(self, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        return "" if value is None else self.constant(value)
 
     def constant(self, value: Any, word: str = "constant") -> str:
         """Add a constant: floats as float32, whole numbers as int64; small ones only once."""

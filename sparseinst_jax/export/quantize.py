@@ -21,6 +21,7 @@ from onnx import helper, numpy_helper
 
 from sparseinst_jax.export.blocks import COORDINATES
 from sparseinst_jax.export.verify import counted_images
+from sparseinst_jax.runner.file_predictor import stacked
 from sparseinst_jax.runner.predictor import BasePredictor
 
 FLOAT_PARTS = (
@@ -121,7 +122,5 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _inputs(exported: BasePredictor, photos: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     for photo in counted_images(photos, sys.stderr, "calibrated"):
         item = exported.prepare_whole(photo)
-        height, width = item.image.shape[:2]
-        images = np.zeros((1, *exported.padded_size(item), 3), np.uint8)
-        images[0, :height, :width] = item.image
-        yield {"images": images, "valid_size": np.array([[height, width]], np.int64)}
+        images, valid_size = stacked([item], exported.padded_size(item))
+        yield {"images": images, "valid_size": valid_size}

@@ -19,6 +19,17 @@ from sparseinst_jax.runner.sessions import Run, open_session
 DEFAULT_RUNTIME = "onnxruntime"
 
 
+def stacked(items: Sequence[Prepared], size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """What a graph is given: images uint8 [B, *size, 3], padded, and valid_size int64 [B, 2]."""
+    images = np.zeros((len(items), *size, 3), np.uint8)
+    valid_size = np.zeros((len(items), 2), np.int64)
+    for row, item in enumerate(items):
+        height, width = item.image.shape[:2]
+        images[row, :height, :width] = item.image
+        valid_size[row] = height, width
+    return images, valid_size
+
+
 class GraphPredictor(BasePredictor):
     """Find instances with a graph that something computes.
 
@@ -73,13 +84,7 @@ class GraphPredictor(BasePredictor):
 
     def select(self, items: Sequence[Prepared], size: Size) -> dict[str, np.ndarray]:
         """Compute the graph for images padded to one size."""
-        images = np.zeros((len(items), *size, 3), np.uint8)
-        valid_size = np.zeros((len(items), 2), np.int64)
-        for row, item in enumerate(items):
-            height, width = item.image.shape[:2]
-            images[row, :height, :width] = item.image
-            valid_size[row] = height, width
-        return self.run_graph(images, valid_size)
+        return self.run_graph(*stacked(items, size))
 
     def run_graph(self, images: np.ndarray, valid_size: np.ndarray) -> dict[str, np.ndarray]:
         """Compute the graph itself, see `runner.metadata`.

@@ -174,8 +174,11 @@ def _is_id(value: Any) -> bool:
     return value is None or _is_int(value, -(2**63), 2**63 - 1)
 
 
+def _whole(most: int) -> tuple[str, Any]:
+    return f"a whole number of 1 to {most}", lambda value: _is_int(value, 1, most)
+
+
 _TEXT = ("a text", _is_text)
-_SIDE = (f"a whole number of 1 to {MAX_SIDE}", lambda value: _is_int(value, 1, MAX_SIDE))
 _FRACTION = ("a number of 0 to 1", _is_fraction)
 _TRUTH = ("true or false", lambda value: isinstance(value, bool))
 _RULES: dict[str, tuple[str, Any]] = {
@@ -184,28 +187,19 @@ _RULES: dict[str, tuple[str, Any]] = {
     "precision": _TEXT,
     "class_names": ("a list of texts", lambda value: _is_list(value, _is_text)),
     "category_ids": ("a list of whole numbers and nulls", lambda value: _is_list(value, _is_id)),
-    "shortest_side": _SIDE,
-    "longest_side": _SIDE,
+    "shortest_side": _whole(MAX_SIDE),
+    "longest_side": _whole(MAX_SIDE),
     "resize": _TEXT,
     "protocol": _TEXT,
     "size_multiple": (f"{SIZE_MULTIPLE}", lambda value: value == SIZE_MULTIPLE),
     "fixed_size": (f"null or two multiples of {SIZE_MULTIPLE}", _is_size),
-    "num_masks": (
-        f"a whole number of 1 to {MAX_MASKS}",
-        lambda value: _is_int(value, 1, MAX_MASKS),
-    ),
-    "mask_stride": (
-        f"a whole number of 1 to {SIZE_MULTIPLE}",
-        lambda value: _is_int(value, 1, SIZE_MULTIPLE),
-    ),
+    "num_masks": _whole(MAX_MASKS),
+    "mask_stride": _whole(SIZE_MULTIPLE),
     "score_threshold": _FRACTION,
     "mask_threshold": _FRACTION,
     "masks_are_logits": _TRUTH,
     "scores_at_original_size": _TRUTH,
     "config": ("an object", lambda value: isinstance(value, dict)),
-    "weights_sha256": ("a text", _is_text),
-    "verification": (
-        "an object or null",
-        lambda value: value is None or isinstance(value, dict),
-    ),
+    "weights_sha256": _TEXT,
+    "verification": ("an object or null", lambda value: isinstance(value, dict | None)),
 }

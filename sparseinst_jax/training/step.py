@@ -222,7 +222,7 @@ class TrainStep:
 
     def fetch(self, state: TrainState) -> TrainState:
         """Return the state as NumPy arrays, from the first local device."""
-        return jax.tree.map(_first_device, state)
+        return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), state)
 
     def split(self, batch: Batch) -> list[Batch]:
         """Cut this host's batch [B, ...] into micro-batches [devices, B / micro / devices, ...].
@@ -256,11 +256,11 @@ class TrainStep:
         def count(part: Batch) -> Any:
             return np.float32(np.asarray(part.is_target).sum()), self.objective.count(part)
 
-        per_device = [
-            sum_trees([count(jax.tree.map(lambda x, d=d: x[d], part)) for part in parts])
-            for d in range(len(self.devices))
-        ]
-        return jax.tree.map(lambda *n: np.stack(n), *per_device)
+        def total(device: int) -> Any:
+            counted = [count(jax.tree.map(lambda x: x[device], part)) for part in parts]
+            return jax.tree.map(lambda *n: np.sum(n, axis=0), *counted)
+
+        return jax.tree.map(lambda *n: np.stack(n), *map(total, range(len(self.devices))))
 
     def match(self, scores: Mapping[str, jax.Array], part: Batch) -> dict[str, np.ndarray]:
         """Solve the assignments of a micro-batch: int32 [devices, B, M] for each matching."""
@@ -359,12 +359,3 @@ def _choose(is_finite: jax.Array, new: TrainState, old: TrainState) -> TrainStat
         return isinstance(node, optax.ScaleByScheduleState)
 
     return jax.tree.map(choose, new, old, is_leaf=is_schedule)._replace(step=new.step)
-
-
-def sum_trees(trees: Sequence[Any]) -> Any:
-    """Return the leafwise sum of equal-shaped trees."""
-    return jax.tree.map(lambda *leaves: np.sum(leaves, axis=0), *trees)
-
-
-def _first_device(leaf: jax.Array) -> np.ndarray:
-    return np.asarray(leaf.addressable_data(0))

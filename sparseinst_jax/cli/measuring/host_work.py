@@ -19,6 +19,7 @@ from sparseinst_jax.data.plan import StepPlan, TrainPlan
 from sparseinst_jax.data.shapes import draw_shapes_dataset
 from sparseinst_jax.evaluation.coco_metrics import evaluate
 from sparseinst_jax.runner import run_lengths
+from sparseinst_jax.runner.prediction import coco_results
 
 NO_END = 1_000_000_000  # steps; what is not taken is never read
 ROUNDS = 40  # batches, timed alternately
@@ -147,7 +148,7 @@ def drawn_results(
         chosen = rng.integers(0, num_objects, DETECTIONS)
         found = run_lengths.encode_masks(np.roll(shapes[chosen], 3, axis=2))
         drawn.append((run_lengths.encode_masks(shapes), found, chosen))
-    annotations, detections = [], []
+    annotations, detections, ids = [], [], range(1, NUM_CLASSES + 1)
     for image_id in range(1, num_images + 1):
         objects, found, chosen = drawn[(image_id - 1) % NUM_DRAWN]
         rng = np.random.default_rng([0, image_id, 1])
@@ -159,14 +160,12 @@ def drawn_results(
             | {"area": int(coco_mask.area(rle)), "id": len(annotations) + number}
             for number, (rle, label) in enumerate(zip(objects, labels.tolist(), strict=True), 1)
         ]
-        values = zip(found, given.tolist(), rng.random(DETECTIONS).tolist(), strict=True)
-        detections += [
-            {"image_id": image_id, "category_id": label, "segmentation": rle, "score": score}
-            for rle, label, score in values
-        ]
-    ids, (height, width) = range(1, num_images + 1), size
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": height, "width": width} for i in ids]
-    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(NUM_CLASSES)]
+        detections += coco_results(image_id, found, rng.random(DETECTIONS), given - 1, ids)
+    images = [
+        {"id": i, "file_name": f"{i}.jpg", "height": size[0], "width": size[1]}
+        for i in range(1, num_images + 1)
+    ]
+    categories = [{"id": i, "name": f"class {i}"} for i in ids]
     return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
