@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sparseinst_jax.cli import command_parser
 from sparseinst_jax.cli.next_command import GENERAL, train_command
@@ -200,29 +201,18 @@ def _exclude(imported: Imported, excluded: Sequence[str]) -> None:
 def _read(arguments: argparse.Namespace, outputs: list[Path]) -> Imported:
     source = Path(arguments.source)
     images_dir = None if arguments.images is None else Path(arguments.images)
-    names = arguments.names
-    if arguments.format == "yolo":
-        return yolo.read_yolo(source, images_dir, names)
-    if arguments.format == "labelme":
-        return labelme.read_labelme(source, images_dir, names, excluded=outputs)
-    if arguments.format == "via":
-        return via.read_via(
-            source,
-            images_dir,
-            names,
-            attribute=arguments.attribute,
-            class_name=arguments.class_name,
-        )
     if arguments.format in cityscapes_ade20k.LAYOUTS:
         return cityscapes_ade20k.read_published(arguments.format, source, images_dir)
-    return mask_images.read_masks(
-        source,
-        images_dir,
-        names,
-        layout=arguments.layout,
-        class_name=arguments.class_name,
-        ignored=arguments.ignore_value or (),
-    )
+    named = {"class_name": arguments.class_name}
+    of_maps = {"layout": arguments.layout, "ignored": arguments.ignore_value or ()}
+    readers: dict[str, tuple[Any, dict[str, Any]]] = {
+        "yolo": (yolo.read_yolo, {}),
+        "labelme": (labelme.read_labelme, {"excluded": outputs}),
+        "via": (via.read_via, {"attribute": arguments.attribute, **named}),
+        "masks": (mask_images.read_masks, {**of_maps, **named}),
+    }
+    read, options = readers[arguments.format]
+    return read(source, images_dir, arguments.names, **options)
 
 
 def _report_faults(imported: Imported, source: str, skip_faulty: bool) -> None:

@@ -142,8 +142,7 @@ def describe(model: nnx.Module, size: tuple[int, int], batch: int) -> dict[str, 
     given = params, statistics, images
     forward = jax.jit(lambda p, s, x: apply(p, s, x, train=False)[0])
     executable = forward.lower(*given).compile()
-    cost = executable.cost_analysis()
-    flops = ((cost[0] if isinstance(cost, list) else cost) or {}).get("flops")
+    flops = (executable.cost_analysis() or {}).get("flops")
     counted = {"gflops": None if flops is None else flops / 1e9}
     listed = parts(model, size)
     return {

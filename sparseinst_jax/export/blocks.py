@@ -202,6 +202,6 @@ def pyramid_pooling(g: Graph, module: layers.PyramidPooling, x: str, stride: int
     for i, (stage, size) in enumerate(zip(module.stages, layers.POOL_SIZES, strict=True)):
         with g.scope(f"stages/{i}"):
             y = conv_relu(g, stage, pooled(g, x, stride, size))
-            parts.append(resized(g, y, stage.kernel.shape[-1], stride))
+            parts.append(resized(g, y, array(stage.kernel).shape[-1], stride))
     with g.scope("bottleneck"):
         return conv_relu(g, module.bottleneck, g.add("Concat", *parts, x, axis=1))

@@ -112,9 +112,9 @@ class Agreement(NamedTuple):
         )
 
 
-def drawn_photos(first: int = 1) -> list[np.ndarray]:
+def drawn_photos() -> list[np.ndarray]:
     """Draw two scenes, a wide and a high one, which are resized to different padded sizes."""
-    wide, high = (shapes.draw_image(0, index, PHOTO_SIZE)[0] for index in (first, first + 1))
+    wide, high = (shapes.draw_image(0, index, PHOTO_SIZE)[0] for index in (1, 2))
     turned = [wide if wide.shape[0] < wide.shape[1] else wide.swapaxes(0, 1)]
     turned.append(high if high.shape[0] > high.shape[1] else high.swapaxes(0, 1))
     return [np.ascontiguousarray(photo) for photo in turned]

@@ -245,8 +245,7 @@ def _note_fork() -> None:
         _forked.append(True)
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_note_fork)
+os.register_at_fork(after_in_child=_note_fork)
 
 
 def _set_malloc(option: int, value: int, variable: str, tunable: str) -> None:
