@@ -146,12 +146,12 @@ class PickledTensor(NamedTuple):
         )
 
 
-def storage_of(kind: object, name: object, size: object) -> Storage:
+def storage_of(kind: object, name: str, size: object) -> Storage:
     """The storage that a PyTorch pickle refers to; `kind` is the `Name` of its class.
 
     Its size is in numbers; of untyped storages in bytes.
     """
-    if not isinstance(kind, Name) or not isinstance(name, str):
+    if not isinstance(kind, Name):
         raise ValueError("a storage without class or name")
     if type(size) is not int or size < 0:
         raise WeightsFileError(f"the storage {short(name)} has the size {short(size)}")

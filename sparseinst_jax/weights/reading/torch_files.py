@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from sparseinst_jax.weights.reading.pickled_values import Storage, storage_of
 from sparseinst_jax.weights.reading.pickles import Unpickler
@@ -52,16 +52,16 @@ def read_torch_zip(entries: ZipEntries) -> Any:
     storages: dict[str, Storage] = {}
 
     def storage(identity: Any) -> Storage:
-        found = _identified(identity)
-        if found.name not in storages:
-            name = f"{folder}data/{found.name}"
-            if name not in entries:
-                raise WeightsFileError(f"the zip has no entry {short(name)}, which a tensor needs")
-            new = storage_of(found.kind, found.name, found.size)
-            new.piece, new.is_big_endian = entries.piece(name), is_big_endian
+        kind, name, size, _ = _identified(identity)
+        if name not in storages:
+            entry = f"{folder}data/{name}"
+            if entry not in entries:
+                raise WeightsFileError(f"the zip has no entry {short(entry)}, which a tensor needs")
+            new = storage_of(kind, name, size)
+            new.piece, new.is_big_endian = entries.piece(entry), is_big_endian
             _check_size(new, new.piece.size)
-            storages[found.name] = new
-        return storages[found.name]
+            storages[name] = new
+        return storages[name]
 
     piece = entries.piece(pickles[0])
     file, start = piece.file, piece.start
@@ -80,16 +80,8 @@ def _byte_order(entries: ZipEntries, name: str) -> bytes:
     return order
 
 
-class _Identity(NamedTuple):
+def _identified(identity: Any) -> tuple[Any, str, Any, Any]:
     """What a persistent id says of a storage: class, name, size in numbers, part of another."""
-
-    kind: Any
-    name: str
-    size: Any
-    view: Any
-
-
-def _identified(identity: Any) -> _Identity:
     if type(identity) is not tuple or len(identity) not in (5, 6) or identity[0] != "storage":
         raise WeightsFileError(
             f"the pickle refers to something that is no storage ({type(identity).__name__})"
@@ -97,7 +89,7 @@ def _identified(identity: Any) -> _Identity:
     _, kind, name, _, size, *view = identity
     if not isinstance(name, str):
         raise WeightsFileError("the pickle refers to a storage without a name")
-    return _Identity(kind, name, size, view[0] if view else None)
+    return kind, name, size, view[0] if view else None
 
 
 def _check_size(storage: Storage, num_bytes: int) -> None:
@@ -114,18 +106,18 @@ def read_torch_legacy(file: BinaryIO, size: int) -> Any:
     def storage(identity: Any) -> object:
         if type(identity) is tuple and len(identity) > 1 and identity[0] == "module":
             return identity[1]  # a class with its source, of which only the name is of use
-        found = _identified(identity)
-        if found.name not in storages:
-            storages[found.name] = storage_of(found.kind, found.name, found.size)
-        root = storages[found.name]
-        if found.view is None:
+        kind, name, num_numbers, part = _identified(identity)
+        if name not in storages:
+            storages[name] = storage_of(kind, name, num_numbers)
+        root = storages[name]
+        if part is None:
             return root
-        _, start, length = found.view
+        _, start, length = part
         if type(start) is not int or type(length) is not int or min(start, length) < 0:
             raise WeightsFileError(f"a view of the storage {short(root.name)} has no whole place")
         item = ITEM_SIZES.get(root.dtype or "", 1)
         view = Storage(root.name, root.dtype, length * item)
-        return views.setdefault((found.name, start, length), view)
+        return views.setdefault((name, start, length), view)
 
     unpickler = Unpickler(file, size, storage)
     if unpickler.load() != LEGACY_MAGIC or unpickler.load() != _LEGACY_PROTOCOL:
