@@ -264,6 +264,10 @@ def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFinding
     A missing file finds nothing: the rules of the json name it.
     """
     faults: list[Fault] = []
+
+    def note(what: str, text: object, is_fatal: bool = True) -> None:
+        faults.append(Fault(what, f"image {record.image_id}: {text}", is_fatal))
+
     kind, header = "", ImageHeader("", (0, 0), 1, False)
     try:
         header = read_header(record.open(), record.source)
@@ -271,28 +275,24 @@ def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFinding
     except FileNotFoundError:
         pass
     except ValueError as error:
-        faults.append(Fault("image that cannot be read", f"image {record.image_id}: {error}"))
+        note("image that cannot be read", error)
     else:
         kind = header.kind + ", animated" * header.is_animated
         if image.shape[:2] != (record.height, record.width):
-            message = size_fault(record, image.shape[0], image.shape[1])
-            faults.append(
-                Fault(
-                    "image of another size than the json's", f"image {record.image_id}: {message}"
-                )
-            )
+            text = size_fault(record, image.shape[0], image.shape[1])
+            note("image of another size than the json's", text)
         if header.has_damaged_metadata:
-            faults.append(
-                Fault(
-                    "image with damaged metadata",
-                    f"image {record.image_id}: {record.source}: its EXIF data or texts cannot be "
-                    "read; its pixels are used as they are stored, not turned",
-                    is_fatal=False,
-                )
-            )
+            text = f"{record.source}: its EXIF data or texts cannot be read; its pixels are used "
+            text += "as they are stored, not turned"
+            note("image with damaged metadata", text, is_fatal=False)
         levels = int(np.ptp(image)) + 1 if image.size else 0
         if levels < MIN_LEVELS:
-            faults.append(_few_levels(record, kind, levels))
+            text = (
+                f"{record.source} ({kind}) has only {levels} of 256 levels when read as 8 bits: of "
+                "16 bits the upper eight are used. If its values use fewer, stretch them to the "
+                "whole range and save the image again"
+            )
+            note("image of few levels", text, is_fatal=False)
     measured, found = measure(record, class_names)
     if not kind:
         return ImageFindings(kind, faults + found, measured)
@@ -300,14 +300,4 @@ def check_image(record: ImageRecord, class_names: Sequence[str]) -> ImageFinding
     is_unclear = header.orientation in (2, 3, 4) or (header.orientation > 4 and height == width)
     return ImageFindings(
         kind, faults + found, measured, header.orientation, is_unclear, header.is_animated
-    )
-
-
-def _few_levels(record: ImageRecord, kind: str, levels: int) -> Fault:
-    return Fault(
-        "image of few levels",
-        f"image {record.image_id}: {record.source} ({kind}) has only {levels} of 256 levels when "
-        "read as 8 bits: of 16 bits the upper eight are used. If its values use fewer, stretch "
-        "them to the whole range and save the image again",
-        is_fatal=False,
     )
