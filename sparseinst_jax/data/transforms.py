@@ -142,15 +142,20 @@ def draw_transform(
     if recipe.augmentation == "flip_resize" or draws[2] < 0.5:
         return Transform(flip, None, None, resized_size(original_size, shortest, recipe.max_size))
     first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
+    crop = draw_window(draws[4:], first)
+    return Transform(flip, first, crop, resized_size(crop[2:], shortest, recipe.max_size))
+
+
+def draw_window(draws: np.ndarray, size: Size, later: int = 0) -> tuple[int, int, int, int]:
+    """Draw (y, x, height, width) of a crop; both ranges end `later` pixels after the original's."""
     smallest, largest = CROP_RANGE
-    sides = []
-    for side, draw in zip(first, draws[4:6], strict=True):
-        low, high = min(side, smallest), min(side, largest)
-        sides.append(low + int(draw * (high - low + 1)))
-    y = int(draws[6] * (first[0] - sides[0] + 1))
-    x = int(draws[7] * (first[1] - sides[1] + 1))
-    size = resized_size((sides[0], sides[1]), shortest, recipe.max_size)
-    return Transform(flip, first, (y, x, sides[0], sides[1]), size)
+    height, width = (
+        min(side, smallest) + int(draw * (min(side, largest) + later - min(side, smallest) + 1))
+        for side, draw in zip(size, draws[:2], strict=True)
+    )
+    y = int(draws[2] * (size[0] - height + later + 1))
+    x = int(draws[3] * (size[1] - width + later + 1))
+    return y, x, height, width
 
 
 def _draw_jitter(draws: np.ndarray, flip: bool, original_size: Size, recipe: Recipe) -> Transform:

@@ -23,13 +23,13 @@ from sparseinst_jax.data._index.columns import Columns, has_area, read_boxes
 from sparseinst_jax.data.ecosystems import opencv_resize
 from sparseinst_jax.data.rules import AnnotationFilter, EvalProtocol, ResizeRule
 from sparseinst_jax.data.transforms import (
-    CROP_RANGE,
     CROP_RESIZE_SIZES,
     PixelRule,
     Recipe,
     Size,
     Transform,
     boxes_in_crop,
+    draw_window,
 )
 
 AUGMENTATIONS = ("flip_resize", "flip_resize_crop")
@@ -82,9 +82,10 @@ def draw_transform(
         size = resized_size(original_size, shortest, recipe.max_size)
         return Transform(flip, None, None, size, PIXELS, rasterizes_first=has_crop)
     first = resized_size(original_size, CROP_RESIZE_SIZES[int(draws[3] * 3)])
-    window = _draw_window(draws[4:8], first)
+    y, x, height, width = draw_window(draws[4:], first, later=1)
+    if (height, width) == first:
+        y = x = 0
     # All that the window holds of the image: it may hang over by one row and one column.
-    y, x, height, width = window
     crop = y, x, min(height, first[0] - y), min(width, first[1] - x)
     size = resized_size(crop[2:], shortest, recipe.max_size)
     transform = Transform(flip, first, crop, size, PIXELS, rasterizes_first=True)
@@ -93,22 +94,6 @@ def draw_transform(
         return transform
     size = resized_size(first, shortest, recipe.max_size)
     return transform._replace(crop=(0, 0, *first), size=size)
-
-
-def _draw_window(draws: np.ndarray, size: Size) -> tuple[int, int, int, int]:
-    """Draw (y, x, height, width) of a crop; both ranges end one later than detectron2's."""
-    smallest, largest = CROP_RANGE
-    sides = []
-    for side, draw in zip(size, draws[:2], strict=True):
-        low, high = min(side, smallest), min(side, largest) + 1
-        sides.append(low + int(draw * (high - low + 1)))
-    if tuple(sides) == size:
-        return 0, 0, sides[0], sides[1]
-    y, x = (
-        int(draw * (side - length + 2))
-        for side, length, draw in zip(size, sides, draws[2:], strict=True)
-    )
-    return y, x, sides[0], sides[1]
 
 
 def _resize_for_test(image: np.ndarray, eval_size: Size) -> tuple[np.ndarray, Size]:
