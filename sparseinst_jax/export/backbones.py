@@ -90,7 +90,7 @@ def _deformable(
         place = g.add("Add", move, start)
         # Pixel p of n is at (2 p + 1) / n - 1 where the corners of the map are at -1 and 1.
         side = g.side(axis, stride // module.stride)
-        side = np.array([side], np.float32) if isinstance(side, int) else g.add("Cast", side, to=1)
+        side = np.array([side], np.float32) if isinstance(side, int) else g.as_float(side)
         place = g.add("Div", g.add("Add", g.add("Mul", place, 2.0), 1.0), side)
         grids.append(g.add("Unsqueeze", g.add("Sub", place, 1.0), [4]))
     grid = g.add("Concat", *grids[::-1], axis=4)  # x, y

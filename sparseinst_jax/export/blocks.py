@@ -6,14 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 
 from sparseinst_jax.export.graph import Graph
 from sparseinst_jax.models import forms, layers
 from sparseinst_jax.models.ops import PIXEL_MEAN, PIXEL_STD
 
 Write = Callable[..., Any]
-FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 COORDINATES = "coordinates"  # in the name of what makes them, which int8 leaves alone
 
 
@@ -38,9 +36,9 @@ def within(g: Graph, write: Write, module: Any, path: str, *inputs: Any) -> Any:
 
 def normalized_images(g: Graph) -> str:
     """`ops.normalize_images`: uint8 [B, H, W, 3] to float32 [B, 3, H, W], 0 in the padding."""
-    x = g.transpose(g.add("Cast", "images", to=FLOAT), 0, 3, 1, 2)
+    x = g.transpose(g.as_float("images"), 0, 3, 1, 2)
     x = g.add("Div", g.add("Sub", x, column(PIXEL_MEAN)), column(PIXEL_STD))
-    valid = g.add("Cast", "valid_size", to=FLOAT)  # [B, 2]
+    valid = g.as_float("valid_size")  # [B, 2]
     inside = []
     for axis in (0, 1):
         side = g.add("Slice", valid, [axis], [axis + 1], [1])  # [B, 1]

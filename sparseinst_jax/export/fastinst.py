@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sparseinst_jax.export.blocks import (
-    FLOAT,
     affine,
     array,
     conv_relu,
@@ -84,7 +83,7 @@ def _proposal_scores(g: Graph, module: Any, y4: str) -> str:
         g.add("GreaterOrEqual", largest, around),
         g.add("GreaterOrEqual", largest, float(model.PEAK_FLOOR)),
     )
-    return g.reshape(g.add("Add", largest, g.add("Cast", is_peak, to=FLOAT)), 0, -1)
+    return g.reshape(g.add("Add", largest, g.as_float(is_peak)), 0, -1)
 
 
 def _propose(g: Graph, module: Any, y4: str, channels: int) -> tuple[str, str]:
@@ -139,7 +138,7 @@ def _decoder(g: Graph, module: Any, y3: str, y4: str) -> tuple[str, str]:
 
 def _seen_pixels(g: Graph, mask_logits: str, num_auxiliary: int) -> str:
     """`model.seen_pixels` of logits [B, N, P]: bool [B, 1, N+A, P]."""
-    is_seen = g.add("Cast", g.add("GreaterOrEqual", mask_logits, 0.0), to=FLOAT)
+    is_seen = g.as_float(g.add("GreaterOrEqual", mask_logits, 0.0))
     is_blind = g.add("Equal", g.add("ReduceMax", is_seen, [2], keepdims=1), 0.0)
     is_seen = g.add("Or", g.add("Greater", is_seen, 0.0), is_blind)
     shape = g.vector(g.batch, num_auxiliary, g.pixels(STRIDE))

@@ -16,6 +16,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 OPSET, IR_VERSION = 18, 10
+FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 Size = tuple[int, int]
 
 
@@ -94,6 +95,10 @@ class Graph:
         """Move the axes."""
         return self.add("Transpose", x, perm=order)
 
+    def as_float(self, x: str) -> str:
+        """Numbers, or truth values as 0 and 1, as float32."""
+        return self.add("Cast", x, to=FLOAT)
+
     def _once(self, key: Any, make: Any) -> str:
         """Add what does not depend on the images' content once, and name it after no module."""
         if key not in self._known:
@@ -117,10 +122,8 @@ class Graph:
         return 1 if self.size is not None else self._shape_of_images(0)
 
     def _shape_of_images(self, axis: int) -> str:
-        def make() -> str:
-            return self.add("Shape", "images", start=axis, end=axis + 1)
-
-        return self._once(("images", axis), make)
+        bounds = {"start": axis, "end": axis + 1}
+        return self._once(("images", axis), lambda: self.add("Shape", "images", **bounds))
 
     def sides(self, stride: int) -> tuple[int | str, int | str]:
         """Rows and columns of the map of a stride."""
@@ -141,9 +144,7 @@ class Graph:
 
         def make() -> str:
             last = self.add("Reshape", side, np.zeros(0, np.int64))
-            return self.add(
-                "Cast", self.add("Range", np.int64(0), last, np.int64(1)), to=onnx.TensorProto.FLOAT
-            )
+            return self.as_float(self.add("Range", np.int64(0), last, np.int64(1)))
 
         return self._once(("places", axis, stride), make)
 
@@ -152,10 +153,8 @@ class Graph:
         side = self.side(axis, stride)
         if isinstance(side, int):
             return np.array([side - 1], np.float32)
-        return self._once(
-            ("last", axis, stride),
-            lambda: self.add("Sub", self.add("Cast", side, to=onnx.TensorProto.FLOAT), [1.0]),
-        )
+        key = "last", axis, stride
+        return self._once(key, lambda: self.add("Sub", self.as_float(side), [1.0]))
 
     def pooling_matrix(self, axis: int, stride: int, target: int) -> str:
         """Windows floor(i s / t) ... ceil((i + 1) s / t) of adaptive pooling: float32 [t, s]."""
@@ -170,14 +169,13 @@ class Graph:
         def make() -> str:
             # Whole numbers below 2^24 are exact in float32: i s <= t p means that p has begun.
             places = self.add("Mul", self.places(axis, stride), [float(target)])
-            whole = self.add("Cast", side, to=onnx.TensorProto.FLOAT)
+            whole = self.as_float(side)
             first = self.add("Mul", starts.astype(np.float32), whole)
             after = self.add("Mul", (starts + 1).astype(np.float32), whole)
             # p >= floor(i s / t) is t p > i s - t, and p < ceil((i + 1) s / t) is t p < (i + 1) s.
             begun = self.add("Greater", places, self.add("Sub", first, [float(target)]))
             open_ = self.add("Less", places, after)
-            inside = self.add("And", begun, open_)
-            inside = self.add("Cast", inside, to=onnx.TensorProto.FLOAT)
+            inside = self.as_float(self.add("And", begun, open_))
             return self.add("Div", inside, self.add("ReduceSum", inside, [1], keepdims=1))
 
         return self._once(("pooling", axis, stride, target), make)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sparseinst_jax.export.blocks import (
-    FLOAT,
     array,
     conv_relu,
     convolution,
@@ -138,7 +137,7 @@ def _select(
     scores = g.add("ReduceMax", best, [2], keepdims=0)
     mask_probs = g.add("Sigmoid", mask_logits)
     inside = g.add("Greater", mask_probs, float(options["mask_threshold"]))
-    area = g.add("ReduceSum", g.add("Cast", inside, to=FLOAT), [2, 3], keepdims=0)
+    area = g.add("ReduceSum", g.as_float(inside), [2, 3], keepdims=0)
     total = g.add("ReduceSum", g.add("Where", inside, mask_probs, 0.0), [2, 3], keepdims=0)
     maskness = g.add("Div", total, g.add("Add", area, inference.MASKNESS_EPSILON))
     return {

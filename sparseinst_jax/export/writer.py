@@ -16,8 +16,8 @@ import onnx
 
 from sparseinst_jax.export import fastinst, sparseinst
 from sparseinst_jax.export.backbones import BACKBONE_WRITERS
-from sparseinst_jax.export.blocks import FLOAT, INT64, normalized_images
-from sparseinst_jax.export.graph import Graph, Size
+from sparseinst_jax.export.blocks import normalized_images
+from sparseinst_jax.export.graph import FLOAT, INT64, Graph, Size
 from sparseinst_jax.models.fastinst.model import FastInst
 from sparseinst_jax.models.sparseinst.model import SparseInst
 from sparseinst_jax.runner.metadata import KEY, Metadata
