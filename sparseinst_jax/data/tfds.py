@@ -46,9 +46,7 @@ class SplitSource(NamedTuple):
     images: str | os.PathLike
 
 
-class _IndexedSplit(NamedTuple):
-    index: CocoIndex
-    dataset: CocoDataset
+_IndexedSplit = tuple[CocoIndex, CocoDataset]
 
 
 def index_folder(directory: str | os.PathLike, split: str) -> Path:
@@ -78,7 +76,7 @@ with registered.skip_registration():
             super().__init__(file_format="array_record", **options)
 
         def _info(self) -> tfds.core.DatasetInfo:
-            first = next(iter(self._splits.values())).dataset
+            _, first = next(iter(self._splits.values()))
             objects = {
                 "id": np.int64,
                 "label": tfds.features.ClassLabel(names=list(first.class_names)),
@@ -107,16 +105,16 @@ with registered.skip_registration():
         ) -> dict[str, list[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
             del dl_manager  # nothing is downloaded
             shards = {}
-            for name, split in self._splits.items():
+            for name, (index, dataset) in self._splits.items():
                 folder = index_folder(self.data_dir, name)
                 folder.mkdir()
-                save_index(split.index, folder)
-                number = len(split.dataset.records)
-                sizes = [os.path.getsize(path) for _, path in split.dataset.files if path]
+                save_index(index, folder)
+                number = len(dataset.records)
+                sizes = [os.path.getsize(path) for _, path in dataset.files if path]
                 count = max(1, min(number, math.ceil(sum(sizes) / SHARD_SIZE)))
                 ends = [number * place // count for place in range(count + 1)]
                 shards[name] = [
-                    functools.partial(self._examples, split.dataset, range(first, end))
+                    functools.partial(self._examples, dataset, range(first, end))
                     for first, end in itertools.pairwise(ends)
                 ]
             return shards
@@ -184,8 +182,8 @@ def build(
     if folder.exists():
         raise ValueError(f"{folder} exists already: give another folder by --output, or remove it")
     splits = {name: _read(source) for name, source in sources.items()}
-    _check_same_classes({name: split.dataset for name, split in splits.items()})
-    number = sum(len(split.dataset.records) for split in splits.values())
+    _check_same_classes({name: dataset for name, (_, dataset) in splits.items()})
+    number = sum(len(dataset.records) for _, dataset in splits.values())
     with (
         ImageProgress(number, progress, "written") as line,
         contextlib.redirect_stdout(io.StringIO()),
@@ -208,7 +206,7 @@ def _read(source: SplitSource) -> _IndexedSplit:
     dataset, faults = make_dataset(index, str(path), os.fspath(source.images), DatasetSelection())
     note_missing(dataset, Path(source.images), faults)
     faults.raise_if_fatal()
-    return _IndexedSplit(index, dataset)
+    return index, dataset
 
 
 def _check_same_classes(splits: Mapping[str, CocoDataset]) -> None:

@@ -97,8 +97,7 @@ def original_to_ours(
       ValueError: if names are left over on either side or shapes differ (counts them all), or if
         numbers are not floating-point or too large.
     """
-    expected = _flat(params) | _flat(statistics)
-    places = {place.name: place for place in _places(expected, names)}
+    places = {place.name: place for place in _places(params, statistics, names)}
     ignored = (*names.ignored, *ecosystems.IGNORED)
     given = {name: x for name, x in state_dict.items() if not reason_to_ignore(ignored, name)}
     found: dict[str, np.ndarray] = {}
@@ -106,7 +105,7 @@ def original_to_ours(
     for name, place in places.items():
         if name not in given:
             continue
-        array, dtype = np.asarray(given[name]), expected[place.path].dtype
+        array, dtype = np.asarray(given[name]), place.ours.dtype
         if array.shape != place.shape:
             misshapen.append(f"{name} {array.shape} instead of {place.shape}")
         elif fault := _cast_fault(array, dtype):
@@ -158,30 +157,30 @@ def ours_to_original(params: Tree, statistics: Tree, names: WeightNames) -> dict
     Returns:
       Original name -> array in PyTorch layout (no `num_batches_tracked`, no pixel constants).
     """
-    leaves = _flat(params) | _flat(statistics)
     return {
-        place.name: np.ascontiguousarray(np.asarray(leaves[place.path]).transpose(place.axes))
-        for place in _places(leaves, names)
+        place.name: np.ascontiguousarray(np.asarray(place.ours).transpose(place.axes))
+        for place in _places(params, statistics, names)
     }
 
 
 def original_shapes(params: Tree, statistics: Tree, names: WeightNames) -> Shapes:
     """The original's names and shapes of trees of arrays, or of anything with shapes."""
-    leaves = _flat(params) | _flat(statistics)
-    return {place.name: place.shape for place in _places(leaves, names)}
+    return {place.name: place.shape for place in _places(params, statistics, names)}
 
 
 class _Place(NamedTuple):
     """Where an array of ours lies in the original: axes are those that make the original's."""
 
     path: str
+    ours: Any  # the array, or what has its shape
     name: str
     shape: tuple[int, ...]
     axes: tuple[int, ...]
 
 
-def _places(leaves: Mapping[str, Any], names: WeightNames) -> Iterator[_Place]:
+def _places(params: Tree, statistics: Tree, names: WeightNames) -> Iterator[_Place]:
     """The place of each array, in the original's names; what is ours alone has none."""
+    leaves: dict[str, Any] = flatten_dict(params, sep="/") | flatten_dict(statistics, sep="/")
     renames = names.renames
     for clue, rules in ecosystems.BACKBONES_OF_OTHER_NAMES.items():
         renames += rules if clue in leaves else ()
@@ -197,11 +196,7 @@ def _places(leaves: Mapping[str, Any], names: WeightNames) -> Iterator[_Place]:
             raise ValueError(f"no rule for {path} of shape {shape}; known: {', '.join(known)}")
         theirs = rename_module(renames, module) or module.replace("/", ".")
         name = f"{theirs}.{leaf.ours}".lstrip(".")
-        yield _Place(path, name, tuple(shape[axis] for axis in leaf.axes), leaf.axes)
-
-
-def _flat(tree: Tree) -> dict[str, Any]:
-    return flatten_dict(tree, sep="/")
+        yield _Place(path, array, name, tuple(shape[axis] for axis in leaf.axes), leaf.axes)
 
 
 def _filled(tree: Tree, found: Mapping[str, np.ndarray]) -> Tree:
