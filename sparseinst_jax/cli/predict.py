@@ -35,7 +35,7 @@ from sparseinst_jax.runner.predictor import BasePredictor
 from sparseinst_jax.runner.video import WRITTEN, is_camera, is_video, predict_video
 from sparseinst_jax.runtime.files import check_writable, unique_names, write_json
 from sparseinst_jax.runtime.messages import counted, listed, next_commands, printable, rounded
-from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
+from sparseinst_jax.runtime.progress import map_ahead, with_progress
 from sparseinst_jax.runtime.stop_signals import EXIT_CODES, StopSignals
 
 BATCH_SIZE = 8  # images that an accelerator gets together
@@ -152,12 +152,10 @@ def predict_files(
         entries = [{**entry, "file_name": str(path)} for entry in found.to_coco(image_id)]
         return PredictedFile(path, entries, max((entry["score"] for entry in entries), default=0.0))
 
-    names, done = unique_names(paths), []
-    with ImageProgress(len(paths), sys.stderr, "predicted") as line, ThreadPoolExecutor(2) as pool:
-        for file in map_ahead(pool, draw, predict(), ahead=2):
-            done.append(file)
-            line.advance(1)
-    return done
+    names = unique_names(paths)
+    with ThreadPoolExecutor(2) as pool:
+        drawn = map_ahead(pool, draw, predict(), ahead=2)
+        return list(with_progress(drawn, len(paths), sys.stderr, "predicted"))
 
 
 def describe(files: Sequence[PredictedFile], output: Path, score_threshold: float) -> list[str]:

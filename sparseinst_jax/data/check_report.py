@@ -19,7 +19,7 @@ from sparseinst_jax.data.faults import Fault
 from sparseinst_jax.data.file_search import FileNames
 from sparseinst_jax.data.images import ImageHeader, image_suffixes, read_header, read_image
 from sparseinst_jax.runtime.messages import listed, percent
-from sparseinst_jax.runtime.progress import ImageProgress, map_ahead
+from sparseinst_jax.runtime.progress import map_ahead, with_progress
 
 # Objects that are rasterised to count the lost ones: minutes at most, exact for most data sets.
 MAX_OBJECTS = 20_000
@@ -124,18 +124,11 @@ def _open_images(
     dataset: CocoDataset, num_workers: int, progress: TextIO | None
 ) -> list[ImageFindings]:
     """Look at every image, several at a time."""
-    findings = []
-    workers = max(1, num_workers)
-    records = dataset.records
-    with (
-        ImageProgress(len(records), progress, "checked") as line,
-        ThreadPoolExecutor(workers) as pool,
-    ):
+    workers, records = max(1, num_workers), dataset.records
+    with ThreadPoolExecutor(workers) as pool:
         check = functools.partial(check_image, class_names=dataset.class_names)
-        for found in map_ahead(pool, check, records, ahead=4 * workers):
-            findings.append(found)
-            line.advance(1)
-    return findings
+        findings = map_ahead(pool, check, records, ahead=4 * workers)
+        return list(with_progress(findings, len(records), progress, "checked"))
 
 
 def _warn_of_files(findings: Sequence[ImageFindings]) -> list[str]:

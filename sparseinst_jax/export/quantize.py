@@ -20,9 +20,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sparseinst_jax.export.blocks import COORDINATES
-from sparseinst_jax.export.verify import counted_images
 from sparseinst_jax.runner.file_predictor import stacked
 from sparseinst_jax.runner.predictor import BasePredictor
+from sparseinst_jax.runtime.progress import with_progress
 
 FLOAT_PARTS = (
     *("backbone/conv_stem/", "backbone/blocks/0/", "backbone/blocks/1/"),
@@ -120,7 +120,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def _inputs(exported: BasePredictor, photos: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
-    for photo in counted_images(photos, sys.stderr, "calibrated"):
+    for photo in with_progress(photos, len(photos), sys.stderr, "calibrated"):
         item = exported.prepare_whole(photo)
         images, valid_size = stacked([item], exported.padded_size(item))
         yield {"images": images, "valid_size": valid_size}

@@ -11,7 +11,7 @@ agree with the model as it rounds otherwise.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
@@ -20,7 +20,7 @@ from sparseinst_jax.data import shapes
 from sparseinst_jax.runner import run_lengths
 from sparseinst_jax.runner.masks import MaskCut
 from sparseinst_jax.runner.predictor import BasePredictor, Pending, Prepared, Size
-from sparseinst_jax.runtime.progress import ImageProgress
+from sparseinst_jax.runtime.progress import with_progress
 
 PHOTO_SIZE = (384, 512)
 ROUNDINGS = 12  # ways to round that are tried; one tie falls either way in half of them
@@ -126,16 +126,6 @@ def photos_of_two_sizes(exported: BasePredictor, photos: Sequence[np.ndarray]) -
     return [*photos, *drawn_photos()] if len(sizes) < 2 else list(photos)
 
 
-def counted_images(
-    photos: Sequence[np.ndarray], progress: TextIO | None, what: str
-) -> Iterator[np.ndarray]:
-    """Hand on one photo after the other and show how many are done."""
-    with ImageProgress(len(photos), progress, what) as line:
-        for photo in photos:
-            yield photo
-            line.advance(1)
-
-
 class _Found(NamedTuple):
     """What one of the two finds in a photo.
 
@@ -182,7 +172,7 @@ def compare(
     """
     start = time.monotonic()
     sizes, counts, ties = [], [], 0
-    for photo in counted_images(photos, progress, "compared"):
+    for photo in with_progress(photos, len(photos), progress, "compared"):
         item = exported.prepare_whole(photo)
         size = exported.padded_size(item)
         ours, theirs = (_find(each, item, size) for each in (model, exported))

@@ -171,3 +171,13 @@ class ImageProgress:
             return state
         left = round((self.total - self.done) / max(speed, 1e-9))
         return f"{state}, ETA {left // 3600:d}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+
+def with_progress(
+    items: Iterable[Item], total: int, stream: TextIO | None, what: str
+) -> Iterator[Item]:
+    """Hand on one item after the other and show how many are done, see `ImageProgress`."""
+    with ImageProgress(total, stream, what) as line:
+        for item in items:
+            yield item
+            line.advance(1)
