@@ -134,8 +134,7 @@ def _predict_batches(
     which has a batch waiting while it computes another, and one more thread fetches what is found
     and packs the masks of the batch before. One is enough: pycocotools packs one mask at a time.
     """
-    found: dict[int, list[dict[str, Any]]] = {}
-    total = sum(map(len, batches))
+    found, total = {}, sum(map(len, batches))
     what = "evaluated" if jax.process_count() == 1 else "first host evaluated"
 
     def prepare(place: int) -> tuple[int, Any]:
@@ -148,7 +147,7 @@ def _predict_batches(
             return record.image_id, skip_of(record, error)
         return record.image_id, predictor.prepare(image)
 
-    def start() -> Iterator[tuple[list[int], list[Pending]]]:
+    def start() -> Iterator[tuple[Sequence[int], list[Pending]]]:
         for batch in batches:
             items = list(itertools.islice(prepared, len(batch)))
             unusable = [item for _, item in items if isinstance(item, Skip)]
@@ -158,10 +157,10 @@ def _predict_batches(
             line.advance(len(unusable))
             usable = [pair for pair in items if not isinstance(pair[1], Skip)]
             if usable:
-                image_ids = [image_id for image_id, _ in usable]
-                yield image_ids, predictor.start([item for _, item in usable])
+                image_ids, ready = zip(*usable, strict=True)
+                yield image_ids, predictor.start(list(ready))
 
-    def pack(batch: tuple[list[int], list[Pending]]) -> dict[int, list[dict[str, Any]]]:
+    def pack(batch: tuple[Sequence[int], list[Pending]]) -> dict[int, list[dict[str, Any]]]:
         packed = {}
         for image_id, kept in zip(batch[0], predictor.finish(batch[1]), strict=True):
             rles, scores = kept.encode()

@@ -20,7 +20,6 @@ LONG: dict[str, str] = {
     "sparseinst_jax/models/fastinst/model.py": "the network, to be read beside the paper",
     "sparseinst_jax/models/sparseinst/model.py": "the same",
     "sparseinst_jax/data/plan.py": "one function of seed and step, its draws in their order",
-    "sparseinst_jax/evaluation/evaluator.py:_predict_batches": "threads, and what passes between",
     "sparseinst_jax/data/importers/yolo.py:read_yolo": "a set in the order of reading",
     "sparseinst_jax/data/importers/labelme.py:read_labelme": "read, then what is said of it",
     "sparseinst_jax/setup/train.py:train": "a run in order: what is refused, said, made and left",
