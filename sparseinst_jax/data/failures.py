@@ -316,7 +316,8 @@ class _Reader:
 def _read_from(start: Callable[[int], Iterator[Item]], first: int) -> Iterator[Item]:
     """Start a reader and hand on its items, all in the thread that asks for the first one."""
     # Processes inherit what is blocked: a terminal's Ctrl-C must not end them halfway.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with contextlib.suppress(AttributeError):  # no such thing on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _share_numbers_in_files()
     yield from start(first)
     raise RuntimeError("the reader ended before the last batch")
