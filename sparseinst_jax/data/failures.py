@@ -3,6 +3,7 @@
 An image that cannot be used is left out and listed; processes that died or hang are started again.
 """
 
+import contextlib
 import csv
 import errno
 import multiprocessing
