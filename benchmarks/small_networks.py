@@ -57,6 +57,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "4 convolutions": ("giam_lite0", {"decoder_convs": 4}),
     "1 group": ("giam_lite0", {"num_groups": 1}),
     "100 masks": ("giam_lite0", {"num_masks": 100}),
+    "kernels of 16": ("giam_lite0", {"kernel_dim": 16}),
     "giam_lite0_large": ("giam_lite0_large", {}),
     "fastinst_lite0": ("fastinst_lite0", {}),
     "finetune_small": ("finetune_small", {}),
@@ -88,6 +89,14 @@ RECIPES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "fastinst": ("fastinst_lite0", {"train.lr_scaling": "none", "train.init_from": "lite0"}),
+    **{
+        f"{name}, lite0 alone": (
+            LITE,
+            {"train.init_from": "lite0"} | {f"model.{key}": str(x) for key, x in options.items()},
+        )
+        for name, (base, options) in VARIANTS.items()
+        if base == "giam_lite0"
+    },
 }
 
 

@@ -36,7 +36,7 @@ class Run(NamedTuple):
     step: TrainStep
     learning_rate: Callable[[int], Any]
     evaluate: Callable[[Tree, Tree], Mapping[str, float]]
-    first_state: TrainState | None  # None once it is handed over
+    first_state: TrainState  # taken out by `train` when it is handed over: three times the weights
     meta: dict[str, Any]
 
 

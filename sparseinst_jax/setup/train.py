@@ -172,7 +172,7 @@ def train(
         elif (workdir / _METRICS_FILE).exists():
             print_line(f"no checkpoint yet in {workdir}: starting at step 1")
         done = int(state.step)  # an unreadable checkpoint is passed over
-        handed_over = [state]  # three times the weights, which nothing holds once they are placed
+        handed_over = [state]  # nothing holds it once it is placed
         del state
         try:
             with (
